@@ -1,0 +1,78 @@
+# Everything that a machine needs beyond python3 and make is installed by these targets.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/distserve
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+
+export UV_LINK_MODE := hardlink
+# One OMP thread per process: several of them share few cores.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(UV):
+	@command -v $(PYTHON) >/dev/null || { echo "python3 (3.11 or newer) is needed: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 2; }
+	@$(PYTHON) -m venv $(CACHE)/uv-$(UV_VERSION) || { echo "python3-venv is needed: apt-get install python3-venv"; exit 2; }
+	@$(CACHE)/uv-$(UV_VERSION)/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(STAMP): requirements.lock pyproject.toml | $(UV)
+	@echo "installing the locked packages into $(VENV) (5 GB, torch is most of it)"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	@$(UV) pip sync --quiet --require-hashes --python $(RUN)/python requirements.lock
+	@$(UV) pip install --quiet --no-deps --python $(RUN)/python --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## install everything, exact versions from requirements.lock
+
+.PHONY: demo
+demo: $(STAMP) ## serve the tiny model, prefill and decode apart; ONCE=1 exits after the table
+	@$(RUN)/distserve demo $(if $(ONCE),--once)
+
+.PHONY: check
+check: $(STAMP) ## format, lint, types, layers, generated files
+	@$(RUN)/ruff format --check --quiet .
+	@$(RUN)/ruff check --quiet .
+	@$(RUN)/lint-imports --no-cache > $(VENV)/layers.txt || { cat $(VENV)/layers.txt; exit 1; }
+	@$(RUN)/mypy operator/distserve runtime/distserve
+	@$(RUN)/distserve crd --check
+
+.PHONY: test
+test: check ## check, then every test in its short form
+	@$(RUN)/pytest -q -m "not soak"
+
+.PHONY: soak
+soak: $(STAMP) ## the long forms
+	@$(RUN)/pytest -q -m soak
+
+.PHONY: format
+format: $(STAMP) ## format and fix what ruff can
+	@$(RUN)/ruff format --quiet .
+	@$(RUN)/ruff check --quiet --fix .
+
+.PHONY: crds
+crds: $(STAMP) ## write the CRD from the types in distserve.api
+	@$(RUN)/distserve crd --write
+
+.PHONY: lock
+lock: $(UV) ## resolve the dependencies anew
+	@$(UV) pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --constraint <(echo 'torch==2.13.0') --output-file requirements.lock
+
+.PHONY: bench
+bench: $(STAMP) ## the serving benchmark, against transformers' generate in the same run
+	@$(RUN)/python benchmarks/serve_local.py
