@@ -1,0 +1,1 @@
+"""The types of the resource: the CRD, defaults and reference pages are generated from them."""

@@ -1,0 +1,1 @@
+"""Deployment and plan to Kubernetes objects: pure functions from dataclasses to dicts."""

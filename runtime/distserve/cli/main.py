@@ -1,0 +1,51 @@
+"""Entry point of `distserve`: finds the verb's module and imports nothing else.
+
+Each verb is a module in this package with `add_arguments(parser)` and `run(args) -> exit code`.
+Start-up time is part of the interface (`simulate` takes tenths of a second), so a verb's module
+imports what is heavy inside `run`.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "up": "run a deployment's pods as local processes",
+    "demo": "serve the tiny model, prefill and decode apart, and show what happened",
+    "render": "print the Kubernetes objects of a deployment",
+    "crd": "print, write or check the generated CRD",
+    "simulate": "simulate placements and search for the best one",
+    "engine": "process: one instance of the model",
+    "migrator": "process: the KV-migration sidecar",
+    "gateway": "process: the OpenAI gateway",
+    "drain": "preStop of an engine: wait until it is empty",
+}
+
+
+class UsageError(Exception):
+    """A user's mistake: printed as one line, exit code 2. The message says how to mend it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="distserve", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    asked = next((a for a in arguments if not a.startswith("-")), None)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        if name == asked:
+            module = importlib.import_module(f"distserve.cli.{name}")
+            module.add_arguments(verb)
+    args = parser.parse_args(arguments)
+    try:
+        return int(module.run(args))
+    except UsageError as error:
+        print(f"distserve {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The OpenAI gateway: admission, routes, streams and their measurement. No torch."""

@@ -1,0 +1,1 @@
+"""Runs the rendered pods as local processes, without Kubernetes."""
