@@ -1,0 +1,318 @@
+"""DistServeDeployment: the resource that users write. CRD and reference are generated from here."""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from distserve.api.base import Model, Rule
+from distserve.api.durations import Duration
+from distserve.api.gateway import GatewaySpec
+from distserve.api.model import ModelSpec
+from distserve.api.quantities import ByteQuantity
+from distserve.api.roles import RoleSpec
+from distserve.api.status import Status
+from distserve.api.strategies import STRATEGIES, Role, StrategyKind, StrategyName, StrategySpec
+
+MAX_NAME = 30
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+DEFAULT_KV_CACHE = "512Mi"
+DEFAULT_MEMORY_UTILIZATION = "0.9"
+DEFAULT_RESOURCE_NAME = "nvidia.com/gpu"
+
+
+class AcceleratorType(StrEnum):
+    GPU = "GPU"
+    CPU = "CPU"
+
+
+class Accelerator(Model):
+    """What a rank runs on."""
+
+    rules = (
+        Rule(
+            "self.type == 'CPU' || (!has(self.cpusPerRank) && !has(self.kvCache))",
+            "cpusPerRank and kvCache belong to type CPU: remove them, or set type: CPU",
+            lambda self: self.type == "CPU" or (self.cpus_per_rank, self.kv_cache) == (None, None),
+        ),
+        Rule(
+            "self.type == 'GPU' || !has(self.resourceName)",
+            "resourceName belongs to type GPU: remove it, or set type: GPU",
+            lambda self: self.type == "GPU" or self.resource_name is None,
+        ),
+    )
+
+    type: AcceleratorType = Field(
+        default=AcceleratorType.GPU,
+        description="GPU, or CPU for small models and tests. Default: GPU.",
+    )
+    resource_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Extended resource that a rank asks for; only with type GPU. "
+        f"Default: {DEFAULT_RESOURCE_NAME}.",
+    )
+    cpus_per_rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPUs that a rank asks for, and its threads; only with type CPU. Unit: CPUs. "
+        "Default: 1.",
+    )
+    kv_cache: ByteQuantity | None = Field(
+        default=None,
+        description="Memory of a rank's KV cache; only with type CPU. Unit: bytes, as a quantity "
+        f"such as 64Mi. Default: {DEFAULT_KV_CACHE}.",
+    )
+
+
+class Slo(Model):
+    """What clients are promised. The gateway counts which requests got it."""
+
+    ttft: Duration = Field(
+        description="Longest time from a request's arrival to its first token. Unit: a duration "
+        "such as 250ms. Required in slo."
+    )
+    tpot: Duration = Field(
+        description="Longest mean time between the tokens after it. Unit: a duration such as "
+        "100ms. Required in slo."
+    )
+    attainment_percent: int = Field(
+        default=90,
+        ge=1,
+        le=100,
+        description="Share of requests that should meet both. Unit: percent. Default: 90.",
+    )
+
+
+class PlanningMode(StrEnum):
+    MANUAL = "Manual"
+    """The numbers of the spec as they are."""
+
+
+class Planning(Model):
+    """Who decides the numbers."""
+
+    mode: PlanningMode = Field(
+        default=PlanningMode.MANUAL,
+        description="Manual: the spec's numbers as they are. Default: Manual.",
+    )
+
+
+class Transport(StrEnum):
+    AUTO = "Auto"
+    SHARED_MEMORY = "SharedMemory"
+    TCP = "TCP"
+
+
+class MigratorPlacement(StrEnum):
+    AUTO = "Auto"
+    SIDECAR = "Sidecar"
+
+
+class KvTransfer(Model):
+    """How KV cache moves between instances."""
+
+    transport: Transport = Field(
+        default=Transport.AUTO,
+        description="Auto takes the fastest one that a pair of instances proves to have. "
+        "SharedMemory works between processes of one machine (`distserve up`), TCP everywhere. "
+        "Default: Auto.",
+    )
+    block_tokens: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="Tokens in a block of KV cache. Unit: tokens. Default: 16.",
+    )
+    lease: Duration = Field(
+        default="30s",
+        description="How long a prefill instance keeps KV for a decode instance that is not "
+        "heard of. Unit: a duration. Default: 30s.",
+    )
+    migrator_placement: MigratorPlacement = Field(
+        default=MigratorPlacement.AUTO,
+        description="Where the migrator runs. Sidecar: a container of its own beside the engine. "
+        "Auto: Sidecar. Default: Auto.",
+    )
+
+
+class Images(Model):
+    """Container images. Default of each: the one that the renderer was set up with."""
+
+    engine: str | None = Field(
+        default=None, min_length=1, max_length=1024, description="Image of the engines."
+    )
+    migrator: str | None = Field(
+        default=None, min_length=1, max_length=1024, description="Image of the KV migrators."
+    )
+    gateway: str | None = Field(
+        default=None, min_length=1, max_length=1024, description="Image of the gateways."
+    )
+
+
+class NetworkPolicySpec(Model):
+    """Who may connect to whom."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether NetworkPolicies are made: engines are reached by the gateways, the "
+        "operator and one another only. Default: true.",
+    )
+
+
+class Disruption(Model):
+    """What voluntary disruptions, such as draining a node, may take."""
+
+    min_available_units: int = Field(
+        default=1,
+        ge=0,
+        le=10000,
+        description="Units that evictions leave whole. With units not above it no pod can be "
+        "evicted. Unit: units. Default: 1.",
+    )
+
+
+class Rollout(Model):
+    """How instances are replaced."""
+
+    drain_deadline: Duration = Field(
+        default="60s",
+        description="How long an instance that has to end may take to finish its requests. Unit: "
+        "a duration. Default: 60s.",
+    )
+
+
+def _section_rules() -> tuple[Rule, ...]:
+    def rule(name: StrategyName, kind: StrategyKind) -> Rule:
+        used = [role.value for role in kind.roles]
+        unused = [role.value for role in Role if role not in kind.roles]
+        have = " && ".join([f"has(self.{r})" for r in used] + [f"!has(self.{r})" for r in unused])
+        return Rule(
+            f"self.strategy.name != '{name}' || ({have})",
+            f"strategy {name} uses exactly the sections {' and '.join(used)}: add what is missing "
+            f"(`{used[0]}: {{}}` is enough) and remove {' and '.join(unused)}",
+            lambda spec: spec.strategy.name != name or spec.sections == set(kind.roles),
+        )
+
+    return tuple(rule(name, kind) for name, kind in STRATEGIES.items())
+
+
+def _without_gpu_settings(spec: "Spec") -> bool:
+    return spec.accelerator.type == "GPU" or all(
+        section.accelerator_memory_utilization is None for section in spec.roles.values()
+    )
+
+
+class Spec(Model):
+    """What is wanted."""
+
+    rules = (
+        *_section_rules(),
+        Rule(
+            "self.accelerator.type == 'GPU' || !(" + " || ".join(
+                f"(has(self.{r}) && has(self.{r}.acceleratorMemoryUtilization))" for r in Role
+            ) + ")",
+            "acceleratorMemoryUtilization belongs to accelerator.type GPU: with type CPU set "
+            "accelerator.kvCache instead",
+            _without_gpu_settings,
+        ),
+    )  # fmt: skip
+
+    model: ModelSpec = Field(description="What is served. Required.")
+    accelerator: Accelerator = Field(
+        default_factory=Accelerator, description="What a rank runs on."
+    )
+    strategy: StrategySpec = Field(
+        default_factory=StrategySpec, description="How requests are scheduled over instances."
+    )
+    slo: Slo | None = Field(
+        default=None, description="What clients are promised. Default: nothing is counted."
+    )
+    planning: Planning = Field(default_factory=Planning, description="Who decides the numbers.")
+    units: int = Field(
+        default=1,
+        ge=0,
+        le=10000,
+        description="Copies of (all instancesPerUnit of all roles together). The number that "
+        "/scale changes. Unit: units. Default: 1.",
+    )
+    prefill: RoleSpec | None = Field(
+        default=None, description="Prefill instances; required by Disaggregated."
+    )
+    decode: RoleSpec | None = Field(
+        default=None, description="Decode instances; required by Disaggregated."
+    )
+    hybrid: RoleSpec | None = Field(
+        default=None,
+        description="Instances that do both; required by Colocated and ChunkedPrefill.",
+    )
+    kv_transfer: KvTransfer = Field(
+        default_factory=KvTransfer, description="How KV cache moves between instances."
+    )
+    gateway: GatewaySpec = Field(default_factory=GatewaySpec, description="The OpenAI endpoint.")
+    rollout: Rollout = Field(default_factory=Rollout, description="How instances are replaced.")
+    disruption: Disruption = Field(
+        default_factory=Disruption, description="What voluntary disruptions may take."
+    )
+    network_policy: NetworkPolicySpec = Field(
+        default_factory=NetworkPolicySpec, description="Who may connect to whom."
+    )
+    images: Images = Field(default_factory=Images, description="Container images.")
+
+    @property
+    def roles(self) -> dict[Role, RoleSpec]:
+        """The sections that are there, in the order prefill, decode, hybrid."""
+        found = {role: getattr(self, role.value) for role in Role}
+        return {role: section for role, section in found.items() if section is not None}
+
+    @property
+    def sections(self) -> set[Role]:
+        return set(self.roles)
+
+
+class Metadata(Model):
+    """The part of ObjectMeta that rendering uses; the rest is the API server's."""
+
+    name: str = Field(
+        max_length=MAX_NAME,
+        pattern=NAME_PATTERN,
+        description="DNS label that starts with a letter, at most 30 characters.",
+    )
+    namespace: str = Field(default="default", max_length=63, description="Default: default.")
+    labels: dict[str, str] = Field(default_factory=dict, description="The user's own.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="The user's own.")
+    uid: str = Field(default="", description="Set by the API server.")
+
+
+class DistServeDeployment(Model):
+    """An LLM service: instances of a model, their scheduling, and an OpenAI gateway."""
+
+    api_version: Literal["distserve.io/v1alpha1"] = Field(
+        default="distserve.io/v1alpha1", description="distserve.io/v1alpha1"
+    )
+    kind: Literal["DistServeDeployment"] = Field(
+        default="DistServeDeployment", description="DistServeDeployment"
+    )
+    metadata: Metadata = Field(description="Name, namespace, labels and annotations.")
+    spec: Spec = Field(description="What is wanted.")
+    status: Status | None = Field(default=None, description="What is. Written by the operator.")
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        return self.metadata.namespace
+
+
+def from_document(document: dict[str, Any]) -> DistServeDeployment:
+    """What the API server serves, whose metadata has more than rendering needs.
+
+    Raises pydantic.ValidationError.
+    """
+    metadata = document.get("metadata") or {}
+    known = {k: v for k, v in metadata.items() if k in Metadata.model_fields}
+    return DistServeDeployment.model_validate({**document, "metadata": known})

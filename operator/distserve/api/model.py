@@ -1,0 +1,132 @@
+"""`spec.model`: what is served, under which name, and where its files are."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from distserve.api.base import Model, Rule
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+PATH_PATTERN = r"^/[^:,\n]*$"
+OWNED_PATHS = ("/run/distserve", "/etc/distserve", "/tmp")
+"""Folders of the engine's container that our own volumes cover."""
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Builtin(StrEnum):
+    TINY = "tiny"
+
+
+class ClaimSource(Model):
+    """A model on a PersistentVolumeClaim."""
+
+    rules = (
+        Rule(
+            "!has(self.path) || !('..' in self.path.split('/'))",
+            "path may not contain `..`: name a folder inside the claim",
+            lambda self: ".." not in self.path.split("/"),
+        ),
+    )
+
+    claim_name: str = Field(
+        min_length=1,
+        max_length=253,
+        description="Name of a PersistentVolumeClaim in the deployment's namespace. It is mounted "
+        "read-only by every engine pod, so it must be attachable to all their nodes.",
+    )
+    path: str = Field(
+        default="",
+        max_length=1024,
+        pattern=r"^([^/:][^:]*)?$",
+        description="The model's folder inside the claim, relative. Default: the claim's root.",
+    )
+
+
+def _given(source: "ModelSource") -> list[str]:
+    return [name for name in type(source).model_fields if getattr(source, name) is not None]
+
+
+def _owned(path: str) -> bool:
+    return any(path == owned or path.startswith(f"{owned}/") for owned in OWNED_PATHS)
+
+
+class ModelSource(Model):
+    """Where the model's files are. Exactly one of the fields."""
+
+    rules = (
+        Rule(
+            "[has(self.builtin), has(self.imagePath), has(self.hostPath),"
+            " has(self.persistentVolumeClaim)].filter(given, given).size() == 1",
+            "exactly one source is needed: builtin, imagePath, hostPath or persistentVolumeClaim",
+            lambda self: len(_given(self)) == 1,
+        ),
+        Rule(
+            "!has(self.imagePath) || !(self.imagePath + '/').matches("
+            "'^(" + "|".join(OWNED_PATHS) + ")/')",
+            "imagePath lies under a folder that a volume of the pod covers "
+            f"({', '.join(OWNED_PATHS)}): put the model elsewhere in the image",
+            lambda self: self.image_path is None or not _owned(self.image_path),
+        ),
+    )
+
+    builtin: Builtin | None = Field(
+        default=None, description="A model that ships with the engine. `tiny` is for samples."
+    )
+    image_path: str | None = Field(
+        default=None,
+        min_length=2,
+        max_length=1024,
+        pattern=PATH_PATTERN,
+        description="Folder inside the engine's own image (`images.engine`), absolute.",
+    )
+    host_path: str | None = Field(
+        default=None,
+        min_length=2,
+        max_length=1024,
+        pattern=PATH_PATTERN,
+        description="Folder of the node, absolute. For `distserve up` and for namespaces whose "
+        "pod security allows hostPath volumes.",
+    )
+    persistent_volume_claim: ClaimSource | None = Field(
+        default=None, description="A claim that holds the model's files."
+    )
+
+
+class ModelSpec(Model):
+    """What is served."""
+
+    id: str = Field(
+        min_length=1,
+        max_length=128,
+        pattern=NAME_PATTERN,
+        description="The name that clients use in `model`. Immutable.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self == oldSelf",
+                    "message": "model.id is immutable, since clients use it: create a second "
+                    "deployment for the other model, move the clients, delete this one",
+                }
+            ]
+        },
+    )
+    source: ModelSource = Field(description="Where the model's files are.")
+    dtype: Dtype = Field(
+        default=Dtype.AUTO,
+        description="Type of weights, activations and KV cache. `auto` takes the one that the "
+        "model's files have; float64 is for comparisons. Default: auto.",
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        le=16777216,
+        description="Longest prompt and output of one request together. Unit: tokens. "
+        "Default: what the model was trained for.",
+    )
