@@ -1,0 +1,130 @@
+"""Arguments that several verbs share, and what they are turned into."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from distserve.planner.errors import InvalidRequest
+from distserve.planner.models import ModelShape
+from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
+from distserve.workload import RequestSet, read_requests
+
+
+def number_in(low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: a number above `low` and at most `high`."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low < value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not above {low:g} and at most {high:g}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def integer_from(low: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `low`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        return value
+
+    parse.__name__ = "integer"
+    return parse
+
+
+def number_list(text: str) -> list[float]:
+    """An argparse type: `[1, 2]` or `1,2`."""
+    try:
+        value = ast.literal_eval(text.strip() or "[]")
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(value, (int, float)):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(item, (int, float)) for item in value
+    ):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers such as [1, 2]")
+    return list(value)
+
+
+def integer_list(text: str) -> list[int]:
+    """An argparse type: a list of whole numbers."""
+    values = number_list(text)
+    if any(value != int(value) or value < 0 for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers")
+    return [int(value) for value in values]
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Where requests and step times come from."""
+    parser.add_argument(
+        "--workload", default="sharegpt", help="name of a .ds file in $DATASET (%(default)s)"
+    )
+    parser.add_argument(
+        "--requests", type=Path, help="request set: csv (plain or gzipped), .ds, .json or .jsonl"
+    )
+    parser.add_argument(
+        "--seed", type=integer_from(0), default=0, help="draws requests and gaps (%(default)s)"
+    )
+    parser.add_argument(
+        "--compat",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the reference's semantics, or joint attainment, memory and migration (on)",
+    )
+    add_hardware(parser)
+
+
+def add_hardware(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hardware-profile",
+        default=DEFAULT_PROFILE,
+        metavar="NAME|FILE",
+        help="measured step times (%(default)s)",
+    )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="compute step times from the accelerator's data sheet where none were measured",
+    )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("distserve", "vllm"),
+        default="distserve",
+        help="prefill and decode apart, or both on the same accelerators (%(default)s)",
+    )
+
+
+def load_requests(args: argparse.Namespace) -> RequestSet:
+    """`--requests`, else the workload as a file, else `$DATASET/{workload}.ds`."""
+    if args.requests is not None:
+        return read_requests(args.requests)
+    if Path(args.workload).is_file():
+        return read_requests(args.workload)
+    folder = os.environ.get("DATASET")
+    if not folder:
+        raise InvalidRequest(
+            "no requests: give --requests FILE (csv with prompt_len,output_len) or set DATASET to "
+            f"the folder that holds {args.workload}.ds"
+        )
+    return read_requests(Path(folder) / f"{args.workload}.ds")
+
+
+def load_hardware(args: argparse.Namespace, model: ModelShape, engine: str) -> HardwareProfile:
+    """The named profile; with `--estimate`, estimated where it does not know the model."""
+    if args.estimate:
+        from distserve.planner.roofline import with_estimates
+
+        return with_estimates(args.hardware_profile, engine, model)
+    return load_profile(args.hardware_profile, engine)

@@ -1,0 +1,283 @@
+"""`distserve simulate run`: one simulation of one configuration at one rate."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distserve.planner.commands import EXIT_OK
+from distserve.planner.commands.arguments import (
+    add_backend,
+    add_source,
+    integer_from,
+    load_hardware,
+    load_requests,
+    number_in,
+    number_list,
+)
+from distserve.planner.compat.search import Configuration, Search
+from distserve.planner.errors import InvalidRequest
+from distserve.planner.models import find_model
+from distserve.planner.result import RunResult, Slo
+from distserve.workload import ARRIVALS, ArrivalProcess, RequestSet
+
+SUMMARY_COLUMNS = (
+    "backend",
+    "model_type",
+    "pd",
+    "rate",
+    "target",
+    "attainment",
+    "tp_prefill",
+    "pp_prefill",
+    "tp_decode",
+    "pp_decode",
+)
+
+REQUEST_COLUMNS = (
+    "req_id",
+    "prompt_len",
+    "output_len",
+    "arrival_ms",
+    "ttft_ms",
+    "tpot_ms",
+    "finish_ms",
+)
+LATENCY_COLUMNS = (
+    "first_token_latency",
+    "decoding_latency",
+    "total_latency",
+    "tpot",
+    "inv_tpot_ms",
+    "inv_tpot_s",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_backend(parser)
+    parser.add_argument("--model", default="facebook/opt-13b", help="(%(default)s)")
+    parser.add_argument(
+        "--rate", type=number_in(0), default=float("inf"), help="requests per second (%(default)s)"
+    )
+    parser.add_argument("--N", type=integer_from(1), default=64, help="requests (%(default)d)")
+    for role in ("prefill", "decode"):
+        parser.add_argument(f"--tp-{role}", type=integer_from(0), default=1)
+        parser.add_argument(f"--pp-{role}", type=integer_from(0), default=1)
+    parser.add_argument("--name", help="printed with the result")
+    for role in ("prefill", "decode"):
+        parser.add_argument(
+            f"--{role}-containment",
+            type=number_in(0, 100),
+            help="say whether this percentile is below the target",
+        )
+    parser.add_argument("--output", choices=("table", "json"), default="table")
+    files = parser.add_argument_group("csv files")
+    files.add_argument("--output-summary", type=Path, help="attainments and targets")
+    files.add_argument("--output-requests", type=Path, help="times of every request")
+    files.add_argument("--output-request-info", type=Path, help="lengths of every request")
+    files.add_argument("--output-request-event", type=Path, help="events of every request")
+    files.add_argument("--output-request-latency", type=Path, help="latencies of every request")
+    files.add_argument("--output-worker", type=Path, help="steps of every worker")
+    parser.add_argument("--verbose", action="store_true", help="print the summary rows")
+    add_load(parser)
+    add_source(parser)
+
+
+def add_load(parser: argparse.ArgumentParser) -> None:
+    """Arrivals and the targets that results are judged by."""
+    parser.add_argument(
+        "--arrival",
+        choices=(*ARRIVALS, "custom", "uniform"),
+        default="poisson",
+        help="recorded (custom) takes the file's own order and times; uniform is fixed",
+    )
+    parser.add_argument(
+        "--cv", type=number_in(0), default=1.0, help="coefficient of variation of the gaps"
+    )
+    parser.add_argument(
+        "--burst-size", type=integer_from(1), default=10, help="requests of one burst"
+    )
+    parser.add_argument("--prefill-target", type=number_in(0), default=200.0, help="TTFT in ms")
+    parser.add_argument("--decode-target", type=number_in(0), default=100.0, help="TPOT in ms")
+    parser.add_argument(
+        "--slas", type=number_list, default=[85, 90, 95, 98, 99], help="percentiles to report"
+    )
+    parser.add_argument(
+        "--slo-scales",
+        type=number_list,
+        default=[1.0, 0.4, 0.6, 0.8, 1.2],
+        help="factors of the targets whose attainment is reported",
+    )
+
+
+def configuration_of(args: argparse.Namespace) -> Configuration:
+    if args.backend == "vllm":
+        return Configuration(1, args.tp_prefill, args.pp_prefill, 0, 0)
+    if not args.tp_decode or not args.pp_decode:
+        raise InvalidRequest("--tp-decode and --pp-decode must be at least 1 for distserve")
+    return Configuration(1, args.tp_prefill, args.pp_prefill, args.tp_decode, args.pp_decode)
+
+
+def arrivals_of(args: argparse.Namespace) -> ArrivalProcess:
+    return ArrivalProcess(args.arrival, args.cv, args.seed, args.burst_size)
+
+
+def requests_of(args: argparse.Namespace, arrivals: ArrivalProcess, count: int) -> RequestSet:
+    requests = load_requests(args)
+    return requests if arrivals.kind == "recorded" else requests.sample(count, args.seed)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.compat:
+        from distserve.planner.commands.default_run import run as run_default
+
+        return run_default(args)
+    model = find_model(args.model)
+    profile = load_hardware(args, model, args.backend)
+    arrivals = arrivals_of(args)
+    slo = Slo(args.prefill_target, args.decode_target)
+    search = Search(model, profile, requests_of(args, arrivals, args.N), arrivals, slo)
+    configuration = configuration_of(args)
+    if args.output_request_event or args.output_worker:
+        result = _with_logs(args, search, configuration)
+    else:
+        result = search.run(configuration, args.rate)
+    write_results(args, model.name, configuration, result, profile.estimated)
+    return EXIT_OK
+
+
+def _with_logs(args: argparse.Namespace, search: Search, configuration: Configuration) -> RunResult:
+    from distserve.planner.commands.logs import write_request_events, write_worker_events
+    from distserve.planner.compat.steps import StepSimulation
+
+    simulation = StepSimulation(search.trace(args.rate), *search.chains(configuration))
+    result = simulation.run()
+    if args.output_request_event:
+        write_request_events(args.output_request_event, simulation.request_events)
+    if args.output_worker:
+        write_worker_events(args.output_worker, simulation.worker_events)
+    return result
+
+
+def write_results(
+    args: argparse.Namespace,
+    model_name: str,
+    configuration: Configuration,
+    result: RunResult,
+    estimated: bool,
+) -> None:
+    """Files that were asked for, then the summary on stdout."""
+    trace = result.trace
+    if args.output_requests:
+        write_csv(
+            args.output_requests,
+            REQUEST_COLUMNS,
+            zip(
+                range(len(trace)),
+                trace.prompt_tokens,
+                trace.output_tokens,
+                trace.arrival_ms,
+                result.ttft_ms,
+                result.tpot_ms,
+                result.finish_ms,
+                strict=True,
+            ),
+        )
+    if args.output_request_info:
+        write_csv(
+            args.output_request_info,
+            ["req_id", "prefill_lens", "output_lens"],
+            zip(range(len(trace)), trace.prompt_tokens, trace.output_tokens, strict=True),
+        )
+    if args.output_request_latency:
+        write_csv(
+            args.output_request_latency,
+            LATENCY_COLUMNS,
+            latency_rows(result),
+        )
+    rows = summary_rows(args, model_name, configuration, args.rate, result)
+    if args.output_summary:
+        write_csv(args.output_summary, SUMMARY_COLUMNS, rows)
+    document = summary(args, result) | ({"estimated": True} if estimated else {})
+    if args.output == "json":
+        print(json.dumps(document, indent=1))
+        return
+    for key, value in document.items():
+        print(f"{key}: {value:.3f}" if isinstance(value, float) else f"{key}: {value}")
+    if args.verbose:
+        print("\t".join(SUMMARY_COLUMNS))
+        for row in rows:
+            print("\t".join(str(item) for item in row))
+
+
+def latency_rows(result: RunResult) -> Iterable[tuple[float, ...]]:
+    columns = zip(
+        result.trace.arrival_ms,
+        result.first_token_ms,
+        result.finish_ms,
+        result.tpot_ms,
+        strict=True,
+    )
+    for arrival, first, finish, tpot in columns:
+        yield first - arrival, finish - first, finish - arrival, tpot, 1 / tpot, 1000 / tpot
+
+
+def summary(args: argparse.Namespace, result: RunResult) -> dict[str, Any]:
+    """The figures of one run; a containment is judged strictly, as the reference does."""
+    document: dict[str, Any] = {"name": args.name} if args.name else {}
+    document["requests"] = len(result.trace)
+    for percent in (50, 90, 99):
+        document[f"p{percent}_ttft_ms"] = result.ttft_quantile_ms(percent)
+        document[f"p{percent}_tpot_ms"] = result.tpot_quantile_ms(percent)
+    slo = Slo(args.prefill_target, args.decode_target)
+    document["attainment_percent"] = result.attainment_percent(slo)
+    if args.prefill_containment:
+        found = result.ttft_quantile_ms(args.prefill_containment)
+        document["prefill_contained"] = found < args.prefill_target
+    if args.decode_containment:
+        found = result.tpot_quantile_ms(args.decode_containment)
+        document["decode_contained"] = found < args.decode_target
+    document["last_finish_ms"] = max(result.finish_ms)
+    return document
+
+
+def summary_rows(
+    args: argparse.Namespace,
+    model_name: str,
+    configuration: Configuration,
+    rate: float,
+    result: RunResult,
+) -> list[tuple[Any, ...]]:
+    """Attainment at each scale of the targets, then the target met at each percentile."""
+    label = model_name.rsplit("/", 1)[-1].upper()
+    degrees = configuration[1:]
+    count = len(result.trace)
+    ttft, tpot = result.ttft_ms, result.tpot_ms
+    rows: list[tuple[Any, ...]] = []
+
+    def add(phase: str, target: Any, attainment: float) -> None:
+        rows.append((args.backend, label, phase, rate, target, attainment, *degrees))
+
+    for scale in args.slo_scales:
+        slo = Slo(args.prefill_target, args.decode_target).scaled(scale)
+        add("prefill", slo.ttft_ms, 100 * sum(t <= slo.ttft_ms for t in ttft) / count)
+        add("decode", slo.tpot_ms, 100 * sum(t <= slo.tpot_ms for t in tpot) / count)
+        add("both", (slo.ttft_ms, slo.tpot_ms), result.attainment_percent(slo))
+    for percent in args.slas:
+        add("prefill", result.ttft_quantile_ms(percent), percent)
+        add("decode", result.tpot_quantile_ms(percent), percent)
+    return rows
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    try:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,166 @@
+"""`distserve simulate search`: the best parallelism for one workload on one machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from distserve.planner.commands import EXIT_INFEASIBLE, EXIT_OK, EXIT_WRONG_INPUT
+from distserve.planner.commands.arguments import (
+    add_backend,
+    add_source,
+    integer_from,
+    load_hardware,
+    load_requests,
+    number_in,
+)
+from distserve.planner.commands.progress import Progress
+from distserve.planner.compat.search import (
+    Configuration,
+    Search,
+    Verdict,
+    colocated_configurations,
+    disaggregated_configurations,
+    nearest_miss,
+    winner,
+)
+from distserve.planner.models import find_model
+from distserve.planner.result import Slo
+from distserve.workload import ArrivalProcess
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ngpu-per-node", type=integer_from(1), default=4)
+    parser.add_argument("--num-node", type=integer_from(1), default=1)
+    parser.add_argument(
+        "--is-high-affinity",
+        action="store_true",
+        help="nodes are joined by a fast network: an instance may span them anyhow",
+    )
+    add_backend(parser)
+    parser.add_argument(
+        "--prefill-target", type=number_in(0), default=200.0, help="TTFT in ms (%(default)g)"
+    )
+    parser.add_argument(
+        "--decode-target", type=number_in(0), default=100.0, help="TPOT in ms (%(default)g)"
+    )
+    parser.add_argument(
+        "--prefill-percentage",
+        type=number_in(0, 100),
+        default=90.0,
+        help="share of requests that must meet the TTFT target (%(default)g)",
+    )
+    parser.add_argument(
+        "--decode-percentage",
+        type=number_in(0, 100),
+        default=90.0,
+        help="share of requests that must meet the TPOT target (%(default)g)",
+    )
+    parser.add_argument(
+        "--max-per-gpu-rate", type=number_in(0), default=5.0, help="upper bound (%(default)g)"
+    )
+    parser.add_argument(
+        "--esp",
+        type=number_in(0),
+        default=0.25,
+        help="stop when the bracket is this narrow (%(default)g)",
+    )
+    parser.add_argument(
+        "--N", type=integer_from(1), default=300, help="requests simulated (%(default)d)"
+    )
+    parser.add_argument("--model-type", default="facebook/opt-13b", help="(%(default)s)")
+    parser.add_argument("--output", choices=("table", "json"), default="table")
+    add_source(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.compat:
+        from distserve.planner.commands.default_search import run as run_default
+
+        return run_default(args)
+    model = find_model(args.model_type)
+    profile = load_hardware(args, model, args.backend)
+    search = Search(
+        model,
+        profile,
+        load_requests(args).sample(args.N, args.seed),
+        ArrivalProcess(seed=args.seed),
+        Slo(
+            args.prefill_target,
+            args.decode_target,
+            args.prefill_percentage,
+            args.decode_percentage,
+        ),
+    )
+    if args.backend == "vllm":
+        tried = list(colocated_configurations(model, args.num_node * args.ngpu_per_node))
+    else:
+        tried = list(
+            disaggregated_configurations(
+                model, args.num_node, args.ngpu_per_node, args.is_high_affinity
+            )
+        )
+    progress = Progress("configurations", len(tried))
+    verdicts = []
+    for configuration in tried:
+        verdicts.append(search.best_rate(configuration, args.max_per_gpu_rate, args.esp))
+        progress.advance()
+    progress.close()
+    return report(verdicts, args.output, profile.estimated)
+
+
+def report(verdicts: list[Verdict], output: str, estimated: bool) -> int:
+    """Print the outcome; exit code 2 when nothing could run, 3 when nothing passed."""
+    best = winner(verdicts)
+    if best is None:
+        reasons = {verdict.reason for verdict in verdicts}
+        reason = min(reasons, key=len) if reasons else "the machine holds no configuration"  # type: ignore[arg-type]
+        print(f"distserve simulate: {reason}", file=sys.stderr)
+        if output == "json":
+            print(json.dumps({"best": None, "configs": [_as_json(v) for v in verdicts]}))
+        return EXIT_WRONG_INPUT
+    feasible = bool(best.per_gpu_rate)
+    if output == "json":
+        document: dict[str, Any] = {
+            "best": _as_json(best) | {"feasible": feasible},
+            "configs": [_as_json(verdict) for verdict in verdicts],
+        }
+        if estimated:
+            document["estimated"] = True
+        print(json.dumps(document, indent=1))
+    else:
+        print(f"Best per GPU rate: {best.per_gpu_rate:.2f}")
+        print(f"Best config: {_in_words(best.configuration)}")
+        if estimated:
+            print("Step times are estimates from data sheets, not measurements.")
+    if feasible:
+        return EXIT_OK
+    miss = nearest_miss(verdicts)
+    assert miss is not None, "a winner at rate 0 is a miss"
+    print(
+        "no configuration meets the SLO at any probed rate; nearest: "
+        f"{_in_words(miss.configuration).strip()}: {miss.reason}",
+        file=sys.stderr,
+    )
+    return EXIT_INFEASIBLE
+
+
+def _in_words(configuration: Configuration) -> str:
+    if configuration.colocated:
+        # The reference prints two spaces here.
+        return f" tp={configuration.tp_prefill}, pp={configuration.pp_prefill}"
+    return ", ".join(f"{name}={value}" for name, value in configuration._asdict().items())
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    configuration = verdict.configuration
+    described: dict[str, Any] = configuration._asdict()
+    if configuration.colocated:
+        described |= {"tp": configuration.tp_prefill, "pp": configuration.pp_prefill}
+    return described | {
+        "gpus": configuration.accelerators,
+        "per_gpu_rate": verdict.per_gpu_rate,
+        "reason": verdict.reason,
+    }

@@ -1,0 +1,133 @@
+"""`distserve simulate sweep`: a grid of simulations, and the ablation figure of the paper."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from distserve.planner.commands import EXIT_OK
+from distserve.planner.commands.arguments import (
+    add_backend,
+    add_source,
+    integer_from,
+    integer_list,
+    load_hardware,
+    number_list,
+)
+from distserve.planner.commands.progress import Progress
+from distserve.planner.commands.run import (
+    SUMMARY_COLUMNS,
+    add_load,
+    arrivals_of,
+    requests_of,
+    summary_rows,
+    write_csv,
+)
+from distserve.planner.compat.search import Configuration, Search
+from distserve.planner.errors import NoProfile
+from distserve.planner.models import ModelShape, find_model
+from distserve.planner.result import Slo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_backend(parser)
+    parser.add_argument("--model", default="facebook/opt-13b", help="(%(default)s)")
+    parser.add_argument(
+        "--per-gpu-rate", type=number_list, default=[1, 2, 3, 4, 5], help="requests/s per GPU"
+    )
+    parser.add_argument(
+        "--base-N", type=integer_list, default=[25], help="requests per GPU (%(default)s)"
+    )
+    for role in ("prefill", "decode"):
+        parser.add_argument(f"--tp-{role}", type=integer_list, default=[1])
+        parser.add_argument(f"--pp-{role}", type=integer_list, default=[1])
+    parser.add_argument("--total-gpu", type=integer_from(1), default=32)
+    parser.add_argument("--output", choices=("table", "json"), default="table")
+    parser.add_argument("--output-summary", type=Path, help="csv of all rows")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        help="draw attainment over rate and over SLO scale for four systems: both backends, "
+        "each over the whole grid and restricted (distserve to segments that fit a node, vllm to "
+        "tensor parallelism)",
+    )
+    parser.add_argument(
+        "--figure-rate", type=float, default=0.375, help="per-GPU rate of the SLO panel"
+    )
+    parser.add_argument("--ngpu-per-node", type=integer_from(1), default=8)
+    parser.add_argument("--num-node", type=integer_from(1), default=4)
+    add_load(parser)
+    add_source(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.compat:
+        from distserve.planner.errors import InvalidRequest
+
+        raise InvalidRequest(
+            "sweep reproduces the reference's grids and knows only --compat; "
+            "use run or search for the default mode"
+        )
+    model = find_model(args.model)
+    backends = ("distserve", "vllm") if args.figure else (args.backend,)
+    rows = []
+    for backend in backends:
+        args.backend = backend
+        rows += list(_grid(args, model))
+    if args.figure:
+        from distserve.planner.commands.figure import draw_ablation
+
+        draw_ablation(args, rows)
+    if args.output_summary:
+        write_csv(args.output_summary, SUMMARY_COLUMNS, rows)
+    if args.output == "json":
+        print(json.dumps([dict(zip(SUMMARY_COLUMNS, row, strict=True)) for row in rows]))
+    elif not args.output_summary:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(SUMMARY_COLUMNS)
+        writer.writerows(rows)
+    return EXIT_OK
+
+
+def _configurations(args: argparse.Namespace) -> Iterator[Configuration]:
+    decode = [(0, 0)] if args.backend == "vllm" else product(args.tp_decode, args.pp_decode)
+    for prefill, (tp, pp) in product(product(args.tp_prefill, args.pp_prefill), list(decode)):
+        configuration = Configuration(1, *prefill, tp, pp)
+        if 0 < configuration.accelerators <= args.total_gpu:
+            yield configuration
+
+
+def _grid(args: argparse.Namespace, model: ModelShape) -> Iterator[tuple[Any, ...]]:
+    """Summary rows of every point; requests in number grow with the accelerators.
+
+    A configuration without times or memory is left out with a line on stderr.
+    """
+    profile = load_hardware(args, model, args.backend)
+    arrivals = arrivals_of(args)
+    slo = Slo(args.prefill_target, args.decode_target)
+    configurations = list(_configurations(args))
+    progress = Progress(f"{args.backend} configurations", len(configurations))
+    searches: dict[int, Search] = {}
+    for configuration in configurations:
+        for base in args.base_N:
+            count = base * configuration.accelerators
+            if count not in searches:
+                requests = requests_of(args, arrivals, count)
+                searches[count] = Search(model, profile, requests, arrivals, slo)
+            try:
+                searches[count].chains(configuration)
+            except NoProfile as error:
+                print(f"left out: {error}", file=sys.stderr)
+                break
+            for per_gpu_rate in args.per_gpu_rate:
+                rate = per_gpu_rate * configuration.accelerators
+                result = searches[count].run(configuration, rate)
+                yield from summary_rows(args, model.name, configuration, rate, result)
+        progress.advance()
+    progress.close()

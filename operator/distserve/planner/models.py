@@ -1,0 +1,158 @@
+"""The shape of a transformer: what memory, links and estimates are computed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distserve.planner.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one decoder-only transformer."""
+
+    name: str
+    layers: int
+    heads: int
+    hidden: int
+    vocabulary: int
+    max_positions: int
+    ffn: int
+    kv_heads: int
+    head_dim: int
+    ffn_matrices: int = 2
+    """2 for a plain feed-forward network, 3 for a gated one."""
+    learned_positions: bool = False
+    tied_embeddings: bool = True
+    dtype_bytes: int = 2
+
+    @property
+    def attention_parameters(self) -> int:
+        """Of one layer: queries, keys, values and the output projection."""
+        return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+
+    @property
+    def ffn_parameters(self) -> int:
+        """Of one layer."""
+        return self.ffn_matrices * self.hidden * self.ffn
+
+    @property
+    def embedding_parameters(self) -> int:
+        tables = 1 if self.tied_embeddings else 2
+        positions = self.max_positions if self.learned_positions else 0
+        return (tables * self.vocabulary + positions) * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        layer = self.attention_parameters + self.ffn_parameters + 5 * self.hidden
+        return self.embedding_parameters + self.layers * layer
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
+
+    def tensor_degrees(self, at_most: int) -> list[int]:
+        """Tensor parallel degrees that divide the attention heads."""
+        return [n for n in range(1, at_most + 1) if self.heads % n == 0]
+
+    def pipeline_degrees(self, at_most: int) -> list[int]:
+        """Pipeline parallel degrees that divide the layers."""
+        return [n for n in range(1, at_most + 1) if self.layers % n == 0]
+
+
+def _opt(name: str, layers: int, heads: int, hidden: int) -> ModelShape:
+    return ModelShape(
+        name=name,
+        layers=layers,
+        heads=heads,
+        hidden=hidden,
+        vocabulary=50272,
+        max_positions=2048,
+        ffn=4 * hidden,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        learned_positions=True,
+    )
+
+
+KNOWN_MODELS = {
+    shape.name: shape
+    for shape in (
+        _opt("facebook/opt-13b", 40, 40, 5120),
+        _opt("facebook/opt-66b", 64, 72, 9216),
+        _opt("facebook/opt-175b", 96, 96, 12288),
+    )
+}
+
+_ALIASES = {
+    alias: f"facebook/opt-{size}"
+    for size in ("13b", "66b", "175b")
+    for alias in (size, f"opt_{size}", f"opt-{size}", f"OPT-{size.upper()}")
+}
+
+
+def canonical_name(name: str) -> str:
+    """The full name behind an alias such as `opt_13b` or `13b`; other names stay as they are."""
+    return _ALIASES.get(name, name)
+
+
+def find_model(name: str) -> ModelShape:
+    """A known model by name or alias, or any model by the path of its transformers config.json.
+
+    Raises InvalidRequest when it is neither.
+    """
+    known = KNOWN_MODELS.get(canonical_name(name))
+    if known:
+        return known
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.is_file():
+        try:
+            return from_config(json.loads(path.read_text()), name=path.parent.name or path.stem)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest(f"{path} is not a transformers config: {error}") from error
+    raise InvalidRequest(
+        f"unknown model {name}; give one of {', '.join(KNOWN_MODELS)} "
+        "or the path of a transformers config.json"
+    )
+
+
+def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShape:
+    """The shape that a transformers `config.json` describes (decoder-only, dense)."""
+    config = config.get("text_config", config)
+    if config.get("num_local_experts", 0) or config.get("num_experts", 0):
+        raise InvalidRequest(
+            "mixture-of-experts models cannot be estimated; give a measured --hardware-profile"
+        )
+
+    def value(*keys: str) -> int:
+        for key in keys:
+            if config.get(key) is not None:
+                return int(config[key])
+        raise InvalidRequest(f"the model's config lacks {' / '.join(keys)}")
+
+    hidden = value("hidden_size", "n_embd")
+    heads = value("num_attention_heads", "n_head")
+    kind = str(config.get("model_type", ""))
+    plain_ffn = kind in ("opt", "gpt2", "gpt_neox", "bloom", "falcon", "phi")
+    return ModelShape(
+        name=name or str(config.get("_name_or_path", kind)),
+        layers=value("num_hidden_layers", "n_layer"),
+        heads=heads,
+        hidden=hidden,
+        vocabulary=value("vocab_size"),
+        max_positions=value("max_position_embeddings", "n_positions"),
+        ffn=int(config.get("ffn_dim") or config.get("intermediate_size") or 4 * hidden),
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        ffn_matrices=2 if plain_ffn else 3,
+        learned_positions=kind in ("opt", "gpt2"),
+        tied_embeddings=bool(config.get("tie_word_embeddings", kind in ("opt", "gpt2"))),
+        dtype_bytes=4 if str(config.get("torch_dtype", config.get("dtype"))) == "float32" else 2,
+    )

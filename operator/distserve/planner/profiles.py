@@ -1,0 +1,123 @@
+"""Hardware profiles: measured step times of models on a device, and the memory of that device.
+
+A profile is a JSON file. Its entries are the ones simdistserve publishes; `accelerator` is ours:
+
+    {"accelerator": {"kv_budget_bytes": 79890000000},
+     "MODEL": {"TP": {"prefill": [a, b, c], "decoding_smallbs": [a, b, c],
+                      "decoding_largebs": [a, b, c], "decoding_large_small_bs_threshold": 95}}}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from distserve.planner.errors import InvalidProfile, NoProfile
+from distserve.planner.memory import GIB, kv_tokens
+from distserve.planner.models import ModelShape, canonical_name
+from distserve.strategies.time_model import Coefficients, TimeModel
+
+DEFAULT_PROFILE = "a100-80g"
+A100_80G_KV_BUDGET_BYTES = 74.40446 * GIB
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """Step times by (model, TP) and the memory for weights and KV of one accelerator."""
+
+    name: str
+    entries: Mapping[tuple[str, int], TimeModel]
+    kv_budget_bytes: float = A100_80G_KV_BUDGET_BYTES
+    estimated: bool = False
+    """True when the times were computed from data sheets and not measured."""
+    max_tokens: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
+    """KV tokens by (model, TP, PP) where a table was measured; the formula holds elsewhere."""
+
+    def knows(self, model: ModelShape, tp: int) -> bool:
+        return (model.name, tp) in self.entries
+
+    def times(self, model: ModelShape, tp: int) -> TimeModel:
+        try:
+            return self.entries[model.name, tp]
+        except KeyError:
+            raise NoProfile(f"no profile for {self._gap(model, tp)}") from None
+
+    def _gap(self, model: ModelShape, tp: int) -> str:
+        degrees = sorted(degree for name, degree in self.entries if name == model.name)
+        known = f" (known: TP {', '.join(map(str, degrees))})" if degrees else ""
+        where = f"{model.name} at TP {tp}{known} in {self.name}" if degrees else model.name
+        return f"{where}, give --hardware-profile or --estimate"
+
+    def kv_tokens(self, model: ModelShape, tp: int, pp: int) -> int:
+        """KV tokens that fit one instance; 0 where the model does not fit."""
+        measured = self.max_tokens.get((model.name, tp, pp))
+        return measured or kv_tokens(model, tp, pp, self.kv_budget_bytes)
+
+
+def load_profile(name: str = DEFAULT_PROFILE, engine: str = "distserve") -> HardwareProfile:
+    """A shipped profile by name, or the user's own by the path of its file.
+
+    `engine` chooses between the engines that a shipped profile was measured on.
+    """
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return _read(path.name, _text(path), max_tokens={})
+    shipped = files("distserve.planner") / "data" / "profiles"
+    source = shipped / f"profiler-{name}.{engine}.json"
+    if not source.is_file():
+        raise InvalidProfile(
+            f"unknown hardware profile {name}; give {DEFAULT_PROFILE} or the path of a profile file"
+        )
+    table = (shipped / "max_num_tokens.csv").read_text().splitlines()
+    return _read(
+        name,
+        source.read_text(),
+        max_tokens={
+            (row["model"], int(row["tp"]), int(row["pp"])): int(row["max_num_tokens"])
+            for row in csv.DictReader(table)
+        },
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InvalidProfile(f"cannot read the profile {path}: {error.strerror}") from error
+
+
+def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) -> HardwareProfile:
+    try:
+        content = json.loads(text)
+        accelerator = content.pop("accelerator", {})
+        budget = float(accelerator.get("kv_budget_bytes", A100_80G_KV_BUDGET_BYTES))
+        entries = {
+            (canonical_name(model), int(tp)): _time_model(entry)
+            for model, by_tp in content.items()
+            for tp, entry in by_tp.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidProfile(
+            f"{name} is not a hardware profile: {error!r}; see docs/planner.md"
+        ) from error
+    return HardwareProfile(
+        name,
+        entries,
+        budget,
+        estimated=bool(accelerator.get("estimated", False)),
+        max_tokens=max_tokens,
+    )
+
+
+def _time_model(entry: Mapping[str, Any]) -> TimeModel:
+    return TimeModel(
+        prefill=Coefficients(*map(float, entry["prefill"])),
+        decode_small=Coefficients(*map(float, entry["decoding_smallbs"])),
+        decode_large=Coefficients(*map(float, entry["decoding_largebs"])),
+        large_batch=int(entry.get("decoding_large_small_bs_threshold", 95)),
+    )

@@ -1,0 +1,11 @@
+"""Request sets and arrival processes: what is asked of a service, and when.
+
+The planner simulates them and the measuring client replays them, so that a simulated and a
+measured run can be given the same requests at the same instants.
+"""
+
+from distserve.workload.arrivals import ARRIVALS, ArrivalProcess
+from distserve.workload.readers import read_requests
+from distserve.workload.requests import RequestSet, Trace, WorkloadError
+
+__all__ = ["ARRIVALS", "ArrivalProcess", "RequestSet", "Trace", "WorkloadError", "read_requests"]

@@ -1,0 +1,119 @@
+"""Reads request sets from files: csv (plain or gzipped), `.ds`, JSON and JSON lines.
+
+| file | fields |
+|---|---|
+| csv | prompt_len,output_len[,arrival_ms], or num_prefill_tokens,num_decode_tokens[,arrived_at] |
+| .ds | the datasets of DistServe (`reqs`) and LoongServe (`data`): Python marshal |
+| .json | a list of {prompt_len, output_len[, start_time]}, start_time in seconds |
+| .jsonl | one {input_length, output_length[, timestamp]} a line, timestamp in milliseconds |
+
+Any of them may be gzipped. A `.ds` file is decoded by `marshal`, which is not safe against a
+hostile file: read only your own.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import marshal
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distserve.workload.requests import RequestSet, WorkloadError
+
+# (prompt, output, arrival, factor that makes the arrival milliseconds)
+_COLUMNS = (
+    ("prompt_len", "output_len", "arrival_ms", 1.0),
+    ("num_prefill_tokens", "num_decode_tokens", "arrived_at", 1000.0),
+    ("input_length", "output_length", "timestamp", 1.0),
+    ("prompt_len", "output_len", "start_time", 1000.0),
+)
+
+
+def read_requests(path: Path | str) -> RequestSet:
+    """Read a request set; raises `WorkloadError` with the cure when the file does not hold one."""
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkloadError(f"cannot read the requests in {path}: {reason}") from error
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    kind = suffixes[-1] if suffixes else ".csv"
+    try:
+        if kind == ".ds":
+            return _from_ds(raw, path)
+        text = raw.decode()
+        if kind == ".json":
+            return _from_mappings(json.loads(text), path)
+        if kind == ".jsonl":
+            return _from_mappings(map(json.loads, text.splitlines()), path)
+        return _from_csv(text, path)
+    except WorkloadError:
+        raise
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise WorkloadError(
+            f"{path} does not hold a request set: {error}; give a csv with the columns "
+            "prompt_len,output_len"
+        ) from error
+
+
+def _from_csv(text: str, path: Path) -> RequestSet:
+    rows = csv.reader(text.splitlines())
+    header = [name.strip() for name in next(rows, [])]
+    prompt, output, arrival, factor = _columns(header, path)
+    at_prompt, at_output = header.index(prompt), header.index(output)
+    at_arrival = header.index(arrival) if arrival in header else None
+    prompts, outputs, times = [], [], []
+    for line, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        try:
+            prompts.append(int(row[at_prompt]))
+            outputs.append(int(row[at_output]))
+            if at_arrival is not None:
+                times.append(float(row[at_arrival]) * factor)
+        except (ValueError, IndexError) as error:
+            raise WorkloadError(f"{path}, line {line}: {error}; correct or drop it") from error
+    return RequestSet(prompts, outputs, times if at_arrival is not None else None, path.name)
+
+
+def _from_mappings(rows: Iterable[Mapping[str, Any]], path: Path) -> RequestSet:
+    listed = list(rows)
+    if not listed:
+        raise WorkloadError(f"{path} holds no requests; give a file with at least one row")
+    prompt, output, arrival, factor = _columns(listed[0].keys(), path)
+    timed = all(arrival in row for row in listed)
+    return RequestSet(
+        [int(row[prompt]) for row in listed],
+        [int(row[output]) for row in listed],
+        [float(row[arrival]) * factor for row in listed] if timed else None,
+        path.name,
+    )
+
+
+def _from_ds(raw: bytes, path: Path) -> RequestSet:
+    dataset = marshal.loads(raw)
+    requests = dataset.get("reqs", dataset.get("data"))
+    if requests is None:
+        raise WorkloadError(f"{path} has neither the key reqs nor data; build it anew")
+    return RequestSet(
+        [prompt for _, prompt, _ in requests],
+        [output for _, _, output in requests],
+        name=path.name,
+    )
+
+
+def _columns(present: Iterable[str], path: Path) -> tuple[str, str, str, float]:
+    names = set(present)
+    fitting = [columns for columns in _COLUMNS if {columns[0], columns[1]} <= names]
+    if not fitting:
+        raise WorkloadError(
+            f"{path} lacks the columns prompt_len,output_len (found: {', '.join(names) or 'none'})"
+        )
+    # Two layouts share their length columns; the one whose arrival column is there decides.
+    return next((columns for columns in fitting if columns[2] in names), fitting[0])

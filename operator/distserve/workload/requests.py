@@ -1,0 +1,102 @@
+"""The nouns of a workload: a set of request lengths, and a trace of requests with arrival times.
+
+Lengths are tokens, times are milliseconds from the start of the run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class WorkloadError(ValueError):
+    """A request set or an arrival process that cannot be used; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class RequestSet:
+    """Lengths to draw requests from; `arrival_ms` is kept where the source recorded it."""
+
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    arrival_ms: Sequence[float] | None = None
+    name: str = "requests"
+
+    def __post_init__(self) -> None:
+        if not self.prompt_tokens:
+            raise WorkloadError(f"{self.name} holds no requests; give a file with at least one row")
+        for row, (prompt, output) in enumerate(
+            zip(self.prompt_tokens, self.output_tokens, strict=True)
+        ):
+            if prompt < 1 or output < 1:
+                raise WorkloadError(
+                    f"{self.name}, request {row}: lengths must be at least 1 token, "
+                    f"got prompt {prompt} and output {output}; drop or correct that row"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)
+
+    def sample(self, count: int, seed: int) -> RequestSet:
+        """Draw `count` requests without replacement, in the order of drawing.
+
+        The draw is `random.sample` of a generator seeded with `seed`, as simdistserve does it, so
+        the same file and seed give the same requests in both.
+        """
+        if count < 1:
+            raise WorkloadError(f"cannot draw {count} requests; ask for at least 1")
+        if count > len(self):
+            raise WorkloadError(
+                f"cannot draw {count} requests from the {len(self)} of {self.name}; "
+                f"ask for at most {len(self)} or give a larger file"
+            )
+        rows = random.Random(seed).sample(range(len(self)), count)
+        return RequestSet(
+            [self.prompt_tokens[row] for row in rows],
+            [self.output_tokens[row] for row in rows],
+            name=self.name,
+        )
+
+    def resample(self, count: int, seed: int) -> RequestSet:
+        """Draw `count` requests with replacement: any number from any set."""
+        rows = random.Random(seed).choices(range(len(self)), k=count)
+        return RequestSet(
+            [self.prompt_tokens[row] for row in rows],
+            [self.output_tokens[row] for row in rows],
+            name=self.name,
+        )
+
+    def recorded(self) -> Trace:
+        """The set in its own order at its own arrival times, the first request at 0."""
+        if self.arrival_ms is None:
+            raise WorkloadError(
+                f"{self.name} records no arrival times; add a column arrival_ms or choose "
+                "another arrival process"
+            )
+        first = self.arrival_ms[0]
+        return Trace(
+            self.prompt_tokens, self.output_tokens, [time - first for time in self.arrival_ms]
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests in order of arrival, each with its instant."""
+
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    arrival_ms: Sequence[float]
+
+    def __post_init__(self) -> None:
+        previous = 0.0
+        for row, time in enumerate(self.arrival_ms):
+            if not time >= previous:
+                raise WorkloadError(
+                    f"request {row} arrives at {time} ms, before the request ahead of it "
+                    f"({previous} ms); sort the trace by arrival time"
+                )
+            previous = time
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)

@@ -1,0 +1,42 @@
+"""Reference data and shared inputs of the planner's tests."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distserve.workload import RequestSet, read_requests
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def readme_requests() -> RequestSet:
+    return read_requests(DATA / "requests_readme_set.csv.gz")
+
+
+@pytest.fixture(scope="session")
+def readme_file() -> Path:
+    return DATA / "requests_readme_set.csv.gz"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """reference("runs.json") -> the parsed file."""
+    return lambda name: json.loads((DATA / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def reference_rows() -> Any:
+    """reference_rows("run.csv") -> list of dicts of floats."""
+
+    def read(name: str) -> list[dict[str, float]]:
+        path = DATA / name
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else None
+        lines = (text or path.read_text()).splitlines()
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+
+    return read
