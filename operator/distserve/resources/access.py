@@ -1,0 +1,58 @@
+"""Who may do what: service accounts, the gateway's role, the deployment's key, discovery."""
+
+import base64
+
+from distserve.api import labels
+from distserve.api.deployment import DistServeDeployment
+from distserve.resources import naming
+from distserve.resources.objects import Object, new_object
+from distserve.resources.processes import DISCOVERY_FILE
+from distserve.resources.settings import RenderSettings
+
+RBAC = "rbac.authorization.k8s.io"
+
+
+def access_objects(deployment: DistServeDeployment, settings: RenderSettings) -> list[Object]:
+    return [
+        _service_account(deployment, naming.engine_name(deployment)),
+        _service_account(deployment, naming.gateway_name(deployment)),
+        _role_binding(deployment, settings.gateway_cluster_role),
+        _key(deployment, settings.key),
+        _discovery(deployment),
+    ]
+
+
+def _service_account(deployment: DistServeDeployment, name: str) -> Object:
+    """Pods that need its token ask for it themselves."""
+    found = new_object(deployment, "v1", "ServiceAccount", name)
+    return found | {"automountServiceAccountToken": False}
+
+
+def _role_binding(deployment: DistServeDeployment, cluster_role: str) -> Object:
+    name = naming.gateway_name(deployment)
+    return new_object(deployment, f"{RBAC}/v1", "RoleBinding", name) | {
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": cluster_role},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": deployment.namespace}],
+    }
+
+
+def _key(deployment: DistServeDeployment, key: str | None) -> Object:
+    """The key that engines, migrators and gateways know each other by; made once, never changed.
+
+    Without a value the Secret has no `key`, so that pods wait instead of running with a key that
+    anybody could know.
+    """
+    found = new_object(deployment, "v1", "Secret", naming.key_secret_name(deployment))
+    found["type"] = "Opaque"
+    if key is None:
+        found["metadata"]["annotations"] = {
+            f"{labels.GROUP}/placeholder": "data.key is made when the deployment is applied"
+        }
+        return found
+    return found | {"immutable": True, "data": {"key": base64.b64encode(key.encode()).decode()}}
+
+
+def _discovery(deployment: DistServeDeployment) -> Object:
+    """Begins empty; kept by whoever watches the instances."""
+    found = new_object(deployment, "v1", "ConfigMap", naming.discovery_name(deployment))
+    return found | {"data": {DISCOVERY_FILE: '{"endpoints": []}'}}

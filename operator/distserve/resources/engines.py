@@ -1,0 +1,160 @@
+"""The pod of an instance: the engine's container and the KV migrator beside it."""
+
+import math
+from typing import Final
+
+from distserve.api.deployment import (
+    DEFAULT_KV_CACHE,
+    DEFAULT_RESOURCE_NAME,
+    DistServeDeployment,
+)
+from distserve.api.durations import parse_duration
+from distserve.api.quantities import format_bytes, parse_bytes
+from distserve.resources import naming, parts, processes
+from distserve.resources.naming import Instance
+from distserve.resources.objects import Object
+from distserve.resources.settings import RenderSettings
+
+ENGINE: Final = "engine"
+MIGRATOR: Final = "kv-migrator"
+
+LOADING_SECONDS: Final = 3600
+"""An engine that is not up by then is restarted: big models load for long from slow disks."""
+END_SECONDS: Final = 15
+"""Left to the processes to end after the drain."""
+ENGINE_MEMORY: Final = 1 << 30
+"""Asked for besides the KV cache. Weights are not known here: podTemplate asks for more."""
+MIGRATOR_MEMORY: Final = 128 << 20
+
+
+def engine_pod(
+    deployment: DistServeDeployment, instance: Instance, revision: str, settings: RenderSettings
+) -> Object:
+    """Pod template of one instance, before the user's podTemplate."""
+    drain_seconds = math.ceil(parse_duration(deployment.spec.rollout.drain_deadline))
+    spec: Object = {
+        "serviceAccountName": naming.engine_name(deployment),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": drain_seconds + END_SECONDS,
+        "securityContext": parts.pod_security(),
+        "containers": [_engine(deployment, instance, revision, settings)],
+        "volumes": _volumes(deployment, instance),
+    }
+    if processes.migrates(instance):
+        spec["initContainers"] = [_migrator(deployment, settings)]
+    return {
+        "metadata": {
+            "labels": naming.instance_labels(deployment, instance, revision),
+            "annotations": {"kubectl.kubernetes.io/default-container": ENGINE},
+        },
+        "spec": spec,
+    }
+
+
+def _engine(
+    deployment: DistServeDeployment, instance: Instance, revision: str, settings: RenderSettings
+) -> Object:
+    threads = str(deployment.spec.accelerator.cpus_per_rank or 1)
+    mounts = [parts.key_mount(), parts.scratch_mount()]
+    if processes.migrates(instance):
+        mounts.append(_run_mount())
+    if (model := _model_mount(deployment)) is not None:
+        mounts.append(model)
+    return {
+        "name": ENGINE,
+        "image": deployment.spec.images.engine or settings.images.engine,
+        "command": ["distserve", "engine"],
+        "args": processes.engine_arguments(deployment, instance, revision),
+        "env": parts.environment(OMP_NUM_THREADS=threads),
+        "ports": [parts.container_port("engine", processes.ENGINE_PORT)],
+        "resources": _engine_resources(deployment, instance),
+        "startupProbe": parts.http_probe(
+            "/healthz", "engine", period_seconds=1, failures=LOADING_SECONDS
+        ),
+        "readinessProbe": parts.http_probe("/readyz", "engine", period_seconds=1, failures=3),
+        "livenessProbe": parts.http_probe(
+            "/healthz", "engine", period_seconds=10, failures=6, timeout_seconds=5
+        ),
+        "lifecycle": {"preStop": {"exec": {"command": processes.drain_command(deployment)}}},
+        "securityContext": parts.container_security(),
+        "volumeMounts": mounts,
+    }
+
+
+def _migrator(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
+    """A native sidecar: it starts before the engine and ends after it, so it needs no preStop.
+
+    Its startup probe asks for the process alone: waiting for the engine would wait forever.
+    """
+    cache = deployment.spec.accelerator.kv_cache or DEFAULT_KV_CACHE
+    pool = parse_bytes(cache) if deployment.spec.accelerator.type == "CPU" else 0
+    return {
+        "name": MIGRATOR,
+        "image": deployment.spec.images.migrator or settings.images.migrator,
+        "restartPolicy": "Always",
+        "command": ["distserve", "migrator"],
+        "args": processes.migrator_arguments(deployment),
+        "env": parts.environment(),
+        "ports": [
+            parts.container_port("migrator", processes.MIGRATOR_PORT),
+            parts.container_port("metrics", processes.MIGRATOR_METRICS_PORT),
+        ],
+        "resources": {
+            "requests": {"cpu": "100m", "memory": format_bytes(MIGRATOR_MEMORY)},
+            # The engine allocates the pool, yet its pages are the migrator's once that restarts.
+            "limits": {"memory": format_bytes(4 * MIGRATOR_MEMORY + pool)},
+        },
+        "startupProbe": parts.http_probe("/healthz", "metrics", period_seconds=1, failures=120),
+        "readinessProbe": parts.http_probe("/readyz", "metrics", period_seconds=1, failures=3),
+        "livenessProbe": parts.http_probe(
+            "/healthz", "metrics", period_seconds=10, failures=6, timeout_seconds=5
+        ),
+        "securityContext": parts.container_security(),
+        "volumeMounts": [parts.key_mount(), parts.scratch_mount(), _run_mount()],
+    }
+
+
+def _engine_resources(deployment: DistServeDeployment, instance: Instance) -> Object:
+    accelerator, ranks = deployment.spec.accelerator, instance.section.parallelism.ranks
+    if accelerator.type == "CPU":
+        pools = parse_bytes(accelerator.kv_cache or DEFAULT_KV_CACHE) * ranks
+        cpus = str((accelerator.cpus_per_rank or 1) * ranks)
+        return {"requests": {"cpu": cpus, "memory": format_bytes(ENGINE_MEMORY + pools)}}
+    accelerators = {accelerator.resource_name or DEFAULT_RESOURCE_NAME: str(ranks)}
+    return {
+        "requests": {"cpu": str(ranks), "memory": format_bytes(ENGINE_MEMORY)} | accelerators,
+        "limits": accelerators,
+    }
+
+
+def _volumes(deployment: DistServeDeployment, instance: Instance) -> list[Object]:
+    volumes = [parts.key_volume(deployment), parts.scratch_volume()]
+    if processes.migrates(instance):
+        volumes.append({"name": "run", "emptyDir": {}})
+    source = deployment.spec.model.source
+    if source.host_path is not None:
+        volumes.append(
+            {"name": "model", "hostPath": {"path": source.host_path, "type": "Directory"}}
+        )
+    if (claim := source.persistent_volume_claim) is not None:
+        volumes.append(
+            {
+                "name": "model",
+                "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True},
+            }
+        )
+    return volumes
+
+
+def _run_mount() -> Object:
+    return {"name": "run", "mountPath": processes.RUN_FOLDER}
+
+
+def _model_mount(deployment: DistServeDeployment) -> Object | None:
+    source = deployment.spec.model.source
+    if source.host_path is None and source.persistent_volume_claim is None:
+        return None
+    mount = {"name": "model", "mountPath": processes.MODEL_FOLDER, "readOnly": True}
+    claim = source.persistent_volume_claim
+    return mount | ({"subPath": claim.path} if claim is not None and claim.path else {})

@@ -1,0 +1,132 @@
+"""Command lines, ports and paths of the processes: the rendering side of docs/processes.md."""
+
+import json
+from typing import Final
+
+from distserve.api.deployment import (
+    DEFAULT_KV_CACHE,
+    DEFAULT_MEMORY_UTILIZATION,
+    DistServeDeployment,
+)
+from distserve.api.strategies import Role
+from distserve.resources.naming import Instance
+
+ENGINE_PORT: Final = 8100
+MIGRATOR_PORT: Final = 8101
+MIGRATOR_METRICS_PORT: Final = 8102
+GATEWAY_PORT: Final = 8000
+
+RUN_FOLDER: Final = "/run/distserve"
+KEY_FOLDER: Final = "/etc/distserve/key"
+DISCOVERY_FOLDER: Final = "/etc/distserve/discovery"
+MODEL_FOLDER: Final = "/var/lib/distserve/model"
+KEY_FILE: Final = f"{KEY_FOLDER}/key"
+DISCOVERY_FILE: Final = "endpoints.json"
+MIGRATOR_SOCKET: Final = f"{RUN_FOLDER}/migrator.sock"
+PEER_SOCKET: Final = f"{RUN_FOLDER}/peer.sock"
+
+
+def migrates(instance: Instance) -> bool:
+    """Whether an instance exchanges KV with others, and so has a migrator."""
+    return instance.role is not Role.HYBRID
+
+
+def model_argument(deployment: DistServeDeployment) -> str:
+    source = deployment.spec.model.source
+    if source.builtin is not None:
+        return f"builtin:{source.builtin}"
+    return source.image_path or MODEL_FOLDER
+
+
+def engine_arguments(
+    deployment: DistServeDeployment, instance: Instance, revision: str
+) -> list[str]:
+    spec, section = deployment.spec, instance.section
+    flags = {
+        "model": model_argument(deployment),
+        "served-name": spec.model.id,
+        "role": instance.role.value,
+        "strategy": spec.strategy.name.value,
+        "strategy-options": json.dumps(spec.strategy.options, sort_keys=True),
+        "instance": "$(POD_NAME)",
+        "revision": revision,
+        "host": "$(POD_IP)",
+        "port": str(ENGINE_PORT),
+        "dtype": spec.model.dtype.value,
+        "block-tokens": str(spec.kv_transfer.block_tokens),
+        "max-num-seqs": str(section.scheduling.max_num_seqs),
+        "max-num-batched-tokens": str(section.scheduling.max_num_batched_tokens),
+        "lease": spec.kv_transfer.lease,
+        "key-file": KEY_FILE,
+    }
+    if spec.model.max_model_len is not None:
+        flags["max-model-len"] = str(spec.model.max_model_len)
+    if migrates(instance):
+        flags["migrator-socket"] = MIGRATOR_SOCKET
+    if spec.accelerator.type == "CPU":
+        flags["kv-cache"] = spec.accelerator.kv_cache or DEFAULT_KV_CACHE
+    else:
+        flags["accelerator-memory-utilization"] = (
+            section.accelerator_memory_utilization or DEFAULT_MEMORY_UTILIZATION
+        )
+    if section.parallelism.ranks > 1:
+        flags["tensor"] = str(section.parallelism.tensor)
+        flags["pipeline"] = str(section.parallelism.pipeline)
+    return _arguments(flags)
+
+
+def migrator_arguments(deployment: DistServeDeployment) -> list[str]:
+    return _arguments(
+        {
+            "instance": "$(POD_NAME)",
+            "host": "$(POD_IP)",
+            "port": str(MIGRATOR_PORT),
+            "metrics-port": str(MIGRATOR_METRICS_PORT),
+            "socket": MIGRATOR_SOCKET,
+            "peer-socket": PEER_SOCKET,
+            "transport": deployment.spec.kv_transfer.transport.value,
+            "key-file": KEY_FILE,
+        }
+    )
+
+
+def gateway_arguments(deployment: DistServeDeployment) -> list[str]:
+    spec, gateway = deployment.spec, deployment.spec.gateway
+    flags = {
+        "host": "$(POD_IP)",
+        "port": str(GATEWAY_PORT),
+        "model": spec.model.id,
+        "strategy": spec.strategy.name.value,
+        "discovery": f"file:{DISCOVERY_FOLDER}/{DISCOVERY_FILE}",
+        "key-file": KEY_FILE,
+        "routing-policy": gateway.routing.policy.value,
+        "min-remote-prefill-tokens": str(gateway.routing.min_remote_prefill_tokens),
+        "max-waiting-requests": str(share_of_waiting(deployment)),
+        "request-timeout": gateway.request_timeout,
+    }
+    if spec.slo is not None:
+        flags["slo-ttft"] = spec.slo.ttft
+        flags["slo-tpot"] = spec.slo.tpot
+        flags["attainment-percent"] = str(spec.slo.attainment_percent)
+    return _arguments(flags)
+
+
+def share_of_waiting(deployment: DistServeDeployment) -> int:
+    """One gateway's part of the bound on what may wait, rounded up."""
+    gateway = deployment.spec.gateway
+    return -(-gateway.max_waiting_requests // gateway.replicas)
+
+
+def drain_command(deployment: DistServeDeployment) -> list[str]:
+    """Of a preStop hook, where the kubelet expands no `$(POD_IP)`: hence the shell."""
+    deadline = deployment.spec.rollout.drain_deadline
+    return [
+        "sh",
+        "-c",
+        f'exec distserve drain --url "http://$POD_IP:{ENGINE_PORT}" --key-file {KEY_FILE}'
+        f" --drain-deadline {deadline}",
+    ]
+
+
+def _arguments(flags: dict[str, str]) -> list[str]:
+    return [word for name, value in flags.items() for word in (f"--{name}", value)]

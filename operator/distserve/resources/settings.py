@@ -1,0 +1,30 @@
+"""What rendering needs besides the deployment: decided by whoever installs the operator."""
+
+from dataclasses import dataclass
+from importlib import metadata
+
+
+@dataclass(frozen=True)
+class DefaultImages:
+    """Used where `spec.images` names none."""
+
+    engine: str
+    migrator: str
+    gateway: str
+
+
+def released_images() -> DefaultImages:
+    """The images of this version, as `make images` tags them."""
+    version = metadata.version("distserve")
+    return DefaultImages(
+        *(f"distserve/{name}:{version}" for name in ("engine", "migrator", "gateway"))
+    )
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    images: DefaultImages
+    key: str | None = None
+    """The deployment's key. None: the Secret is rendered empty and no pod starts with it."""
+    gateway_cluster_role: str = "distserve-gateway"
+    """ClusterRole that lets a gateway read EndpointSlices; the chart makes it."""
