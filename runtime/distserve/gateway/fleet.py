@@ -1,0 +1,181 @@
+"""The instances as the gateway sees them: what they report, and what was sent since.
+
+Engines are the authority on their load. Between two reports this gateway's own dispatches are
+added, so that a burst does not land on the one instance that looked best.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from distserve.gateway.discovery import Endpoint
+from distserve.wire.dialect import InstanceInfo, InstanceState, Phases
+
+EVICT_AFTER_FAILURES = 3
+EVICT_SECONDS = 2.0
+MAX_EVICT_SECONDS = 30.0
+
+WAITING_PHASES = frozenset({"waiting", "prefill"})
+UNRESERVED_PHASES = frozenset({"waiting", "expected"})
+
+
+@dataclass(eq=False)
+class Flight:
+    """A leg from its dispatch to its end: counted until the instance reports it itself."""
+
+    leg: str
+    member: "Member"
+    phases: Phases
+    prompt_tokens: int
+    output_tokens: int
+    break_off: Callable[[], None] = lambda: None
+    """Set while the leg is open: ends it as if the connection had failed."""
+
+    def land(self) -> None:
+        self.member.land(self)
+
+
+@dataclass(eq=False)
+class Member:
+    """One instance of the fleet."""
+
+    endpoint: Endpoint
+    info: InstanceInfo | None = None
+    """None until it has answered."""
+    state: InstanceState | None = None
+    """None while its reports do not come in."""
+    flights: dict[str, Flight] = field(default_factory=dict)
+    failures: int = 0
+    """Legs that failed, one after the other."""
+    evicted_until: float = 0.0
+    _reported: frozenset[str] = frozenset()
+    _landed: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.name
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.url
+
+    @property
+    def role(self) -> str:
+        return self.endpoint.role
+
+    @property
+    def fingerprint(self) -> str:
+        return self.info.fingerprint if self.info else ""
+
+    # ---- load -------------------------------------------------------------------------------
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompt tokens that are still to be prefilled here."""
+        reported = sum(
+            r.context_tokens
+            for r in (self.state.requests if self.state else ())
+            if r.phase in WAITING_PHASES and r.leg not in self._landed
+        )
+        return reported + sum(
+            f.prompt_tokens for f in self._unreported() if f.phases is not Phases.DECODE
+        )
+
+    @property
+    def spare_blocks(self) -> int:
+        """Blocks left when every known request gets all that it may grow to. Can be negative."""
+        if self.state is None or self.info is None:
+            return 0
+        size = self.info.block_tokens
+        spare = self.state.free_blocks
+        for r in self.state.requests:
+            if r.leg not in self._landed:
+                held = 0 if r.phase in UNRESERVED_PHASES else r.context_tokens
+                spare -= _blocks(r.context_tokens + r.tokens_left, size) - _blocks(held, size)
+        for f in self._unreported():
+            output = 0 if f.phases is Phases.PREFILL else f.output_tokens
+            spare -= _blocks(f.prompt_tokens + output, size)
+        return spare
+
+    @property
+    def legs(self) -> int:
+        """Legs that wait or run here, from whichever gateway."""
+        reported = sum(
+            r.leg not in self._landed for r in (self.state.requests if self.state else ())
+        )
+        return reported + sum(1 for _ in self._unreported())
+
+    def _unreported(self) -> Iterable[Flight]:
+        return (f for f in self.flights.values() if f.leg not in self._reported)
+
+    def take_off(self, flight: Flight) -> None:
+        self.flights[flight.leg] = flight
+
+    def land(self, flight: Flight) -> None:
+        if self.flights.pop(flight.leg, None) and flight.leg in self._reported:
+            self._landed.add(flight.leg)
+
+    def observe(self, state: InstanceState) -> None:
+        self.state = state
+        self._reported = frozenset(r.leg for r in state.requests)
+        self._landed &= self._reported
+
+    # ---- health -----------------------------------------------------------------------------
+
+    def takes_work(self, now: float) -> bool:
+        return (
+            self.endpoint.ready
+            and not self.endpoint.terminating
+            and self.info is not None
+            and self.state is not None
+            and not self.state.draining
+            and now >= self.evicted_until
+        )
+
+    def succeeded(self) -> None:
+        self.failures = 0
+
+    def failed(self, now: float) -> None:
+        """After some failures in a row the instance is left alone, longer each time; then one
+        more failure evicts it again."""
+        self.failures += 1
+        excess = self.failures - EVICT_AFTER_FAILURES
+        if excess >= 0:
+            self.evicted_until = now + min(EVICT_SECONDS * 2 ** min(excess, 8), MAX_EVICT_SECONDS)
+
+    def lost(self) -> None:
+        """It does not answer any more: whatever is open there fails now, not at its timeout."""
+        self.forget()
+        for flight in list(self.flights.values()):
+            flight.break_off()
+
+    def forget(self) -> None:
+        """What it reported is no longer known to be so."""
+        self.state = None
+        self._reported = frozenset()
+        self._landed.clear()
+
+
+def _blocks(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens)
+
+
+class Fleet:
+    """All members, and a way to be told when anything about them changes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.members: dict[str, Member] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def ready(self) -> list[Member]:
+        """Members that take work, by name."""
+        now = self.clock()
+        return sorted((m for m in self.members.values() if m.takes_work(now)), key=lambda m: m.name)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def notify(self) -> None:
+        for listener in self._listeners:
+            listener()

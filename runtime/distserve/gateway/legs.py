@@ -1,0 +1,139 @@
+"""Runs one leg on one instance, to its end or to its abort."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+
+from distserve.gateway.client import ENGINE_ERRORS, EngineClient
+from distserve.gateway.fleet import Fleet, Flight, Member
+from distserve.gateway.janitor import Janitor
+from distserve.wire.dialect import (
+    Declined,
+    End,
+    Finish,
+    Handoff,
+    InstanceState,
+    Leg,
+    LegError,
+    Phases,
+    PromptScores,
+    Token,
+)
+
+Progressing = Handoff | Token | Finish | PromptScores
+
+
+class LegFailed(Exception):
+    """The leg is over without its end."""
+
+    def __init__(
+        self, member: Member, message: str, *, retryable: bool, status: int, answered: bool
+    ) -> None:
+        super().__init__(f"{member.name}: {message}")
+        self.member = member
+        self.message = message
+        self.retryable = retryable
+        self.status = status
+        self.answered = answered
+        """The instance said so itself; otherwise the connection failed."""
+        self.suspects = frozenset({member.name})
+        """Instances that another attempt should rather not use."""
+
+
+class LegDeclined(Exception):
+    """The leg's condition did not hold there."""
+
+    def __init__(self, member: Member, state: InstanceState) -> None:
+        super().__init__(f"{member.name} declined")
+        self.member = member
+        self.state = state
+
+
+@dataclass(frozen=True)
+class LegRunner:
+    client: EngineClient
+    fleet: Fleet
+    janitor: Janitor
+
+    async def run(
+        self,
+        flight: Flight,
+        leg: Leg,
+        headers: Mapping[str, str],
+        on_event: Callable[[Progressing], None],
+    ) -> End:
+        """Hands each event on as it comes. Raises LegFailed or LegDeclined. However this is left,
+        an instance that has not ended the leg itself is told to abort it."""
+        member = flight.member
+        ended = False
+        try:
+            async with (
+                _breakable(flight),
+                contextlib.aclosing(self.client.leg(member.url, leg, headers)) as events,
+            ):
+                async for event in events:
+                    match event:
+                        case End():
+                            ended = True
+                            member.succeeded()
+                            return event
+                        case LegError():
+                            ended = True
+                            raise LegFailed(
+                                member,
+                                event.message,
+                                retryable=event.retryable,
+                                status=event.status,
+                                answered=True,
+                            )
+                        case Declined():
+                            ended = True
+                            raise LegDeclined(member, event.state)
+                        case _:
+                            on_event(event)
+            raise _broken(member, "the stream broke off")
+        except ENGINE_ERRORS as error:
+            failure = _broken(member, str(error) or type(error).__name__)
+            self._count(flight, failure)
+            raise failure from error
+        except LegFailed as failure:
+            self._count(flight, failure)
+            raise
+        finally:
+            flight.land()
+            if not ended:
+                self.janitor.abort(member, leg.id)
+
+    def _count(self, flight: Flight, failure: LegFailed) -> None:
+        """A decode that reports a failure is often the messenger: its source may have died."""
+        messenger = failure.answered and flight.phases is Phases.DECODE
+        if failure.retryable and not messenger:
+            flight.member.failed(self.fleet.clock())
+
+
+def _broken(member: Member, message: str) -> LegFailed:
+    return LegFailed(member, message, retryable=True, status=502, answered=False)
+
+
+@contextlib.asynccontextmanager
+async def _breakable(flight: Flight) -> AsyncIterator[None]:
+    """While inside, `flight.break_off()` ends the body with a LegFailed."""
+    task = asyncio.current_task()
+    assert task is not None
+    broken = False
+
+    def break_off() -> None:
+        nonlocal broken
+        broken = True
+        task.cancel()
+
+    flight.break_off = break_off
+    try:
+        yield
+    except asyncio.CancelledError:
+        if broken and task.uncancel() == 0:
+            raise _broken(flight.member, "the instance does not answer any more") from None
+        raise
+    finally:
+        flight.break_off = lambda: None

@@ -1,0 +1,97 @@
+"""What a router is: `choose(generation, fleet) -> Route | Wait`, and what the routers share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from distserve.gateway.fleet import Fleet, Member
+from distserve.gateway.generation import Generation
+from distserve.wire.dialect import Condition, Phases
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A place on a route: which instance does what."""
+
+    member: Member
+    phases: Phases
+    only_if: Condition | None = None
+    """The engine tests it against its own state before it takes the leg."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a generation runs: [both], or [prefill, decode]."""
+
+    stops: tuple[Stop, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """No route now. Asked again when the fleet changes, and when `again_seconds` are over."""
+
+    reason: str
+    again_seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A generation that has no route yet."""
+
+    generation: Generation
+    since: float
+    avoid: frozenset[str] = frozenset()
+    """Instances on which it failed: taken only where there is no other."""
+
+
+class Policy(Protocol):
+    """Chooses among equals. `members` is never empty and sorted by name."""
+
+    def pick(self, members: Sequence[Member], waiting: Generation, phases: Phases) -> Member: ...
+
+    def cached_tokens(self, member: Member, waiting: Generation) -> int:
+        """Prompt tokens that the instance is known to have cached."""
+        ...
+
+
+class Router(Protocol):
+    """A strategy's routing. Pure but for the policy's own turn and draw."""
+
+    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait: ...
+
+    def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
+        """Who is asked first. Asked on every change of the fleet."""
+        ...
+
+    def complete(self, fleet: Fleet) -> bool:
+        """Whether there is any route: the gateway's readiness."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    min_remote_prefill_tokens: int = 0
+
+
+MakeRouter = Callable[[Policy, RoutingOptions], Router]
+
+
+def first_come(waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
+    return sorted(waiting, key=lambda w: w.since)
+
+
+def fitting(members: Iterable[Member], generation: Generation) -> list[Member]:
+    """Members that read the generation's token ids as they were meant."""
+    return [m for m in members if m.info and tokenizer_key(m) == generation.tokenizer]
+
+
+def tokenizer_key(member: Member) -> str:
+    """Equal where the same text gives the same ids."""
+    if member.info is None:
+        return ""
+    return "\n".join(f"{n} {d}" for n, d in sorted(member.info.files.items()))
+
+
+def preferring(members: list[Member], avoid: frozenset[str]) -> list[Member]:
+    """Without those to avoid, unless nobody else is there."""
+    return [m for m in members if m.name not in avoid] or members

@@ -1,0 +1,68 @@
+"""Where a request's time went: five stages, from what the legs report about themselves.
+
+    prefill leg  issued ......... begin ======== end
+    decode leg          issued ............. migration begin === end ... decoding begin ====== end
+                 | prefill_queue | prefill | (a) | kv_transfer | (b)                | decode  |
+
+decode_queue is (a) + (b): waiting for room before the transfer, for a step after it. The pull of
+early chunks overlaps the prefill; only what lies after it counts as kv_transfer, so that the
+stages add up to the time between the request's dispatch and its end. The legs' own clocks are put
+on this process's by when each leg was issued.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distserve.wire.dialect import End
+
+STAGES = ("prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
+
+
+@dataclass(frozen=True)
+class LegReport:
+    issued: float
+    """Seconds, monotonic."""
+    end: End
+
+
+@dataclass(frozen=True)
+class StageRecorder:
+    observe_stage: Callable[[str, float], None]
+    """(stage, seconds)"""
+    observe_transfer: Callable[[str, int], None]
+    """(transport, bytes)"""
+
+    def record(self, reports: Sequence[LegReport]) -> None:
+        for stage, seconds in stage_seconds(reports).items():
+            self.observe_stage(stage, seconds)
+        for report in reports:
+            if report.end.transport:
+                self.observe_transfer(report.end.transport, report.end.transfer_bytes)
+
+
+def stage_seconds(reports: Sequence[LegReport]) -> dict[str, float]:
+    """Stages of which both ends are known. `reports`: [both] or [prefill, decode]."""
+    at: dict[str, float] = {}
+    for report in reports:
+        life = report.end.lifecycle
+        for name in life.__struct_fields__:
+            ms = getattr(life, name)
+            if ms is not None:
+                at.setdefault(name.removesuffix("_ms"), report.issued + ms / 1000)
+    if not reports:
+        return {}
+    found: dict[str, float] = {}
+    if "context_begin" in at:
+        found["prefill_queue"] = at["context_begin"] - reports[0].issued
+    if {"context_begin", "context_end"} <= at.keys():
+        found["prefill"] = at["context_end"] - at["context_begin"]
+    if {"context_end", "decoding_begin"} <= at.keys():
+        queue = at["decoding_begin"] - at["context_end"]
+        if {"migration_begin", "migration_end"} <= at.keys():
+            begin = max(at["migration_begin"], at["context_end"])
+            found["kv_transfer"] = max(at["migration_end"] - begin, 0.0)
+            queue -= found["kv_transfer"]
+        found["decode_queue"] = max(queue, 0.0)
+    if {"decoding_begin", "decoding_end"} <= at.keys():
+        found["decode"] = at["decoding_end"] - at["decoding_begin"]
+    return {stage: max(seconds, 0.0) for stage, seconds in found.items()}

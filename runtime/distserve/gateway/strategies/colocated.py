@@ -1,0 +1,43 @@
+"""Colocated: one instance does both phases, and the policy says which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distserve.gateway.fleet import Fleet
+from distserve.gateway.routing import (
+    Policy,
+    Route,
+    RoutingOptions,
+    Stop,
+    Wait,
+    Waiting,
+    first_come,
+    fitting,
+    preferring,
+)
+from distserve.wire.dialect import Phases
+
+
+@dataclass(frozen=True)
+class SingleInstanceRouter:
+    """The whole request runs where it is sent; the options speak of transfers and have no use."""
+
+    policy: Policy
+    options: RoutingOptions
+
+    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
+        generation = waiting.generation
+        hybrids = [m for m in fitting(fleet.ready(), generation) if m.role == "hybrid"]
+        if not hybrids:
+            return Wait("no hybrid instance is ready")
+        members = preferring(hybrids, waiting.avoid)
+        return Route((Stop(self.policy.pick(members, generation, Phases.BOTH), Phases.BOTH),))
+
+    def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
+        return first_come(waiting, fleet)
+
+    def complete(self, fleet: Fleet) -> bool:
+        return any(m.role == "hybrid" for m in fleet.ready())
+
+
+make_router = SingleInstanceRouter

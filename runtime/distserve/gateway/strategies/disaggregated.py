@@ -1,0 +1,115 @@
+"""Disaggregated: a prefill instance and a decode instance that can take over its KV."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distserve.gateway.fleet import Fleet, Member
+from distserve.gateway.generation import Generation
+from distserve.gateway.routing import (
+    Policy,
+    Route,
+    RoutingOptions,
+    Stop,
+    Wait,
+    Waiting,
+    first_come,
+    fitting,
+    preferring,
+)
+from distserve.wire.dialect import Phases
+
+PREFILLS = frozenset({"prefill", "hybrid"})
+DECODES = frozenset({"decode", "hybrid"})
+
+
+def exchange(prefill: Member, decode: Member) -> bool:
+    """Whether KV of one means the same to the other."""
+    return prefill.fingerprint == decode.fingerprint != ""
+
+
+_NEARNESS: tuple[Callable[[Member], str], ...] = (
+    lambda m: m.endpoint.revision,
+    lambda m: m.endpoint.unit,
+    lambda m: m.endpoint.domain,
+)
+"""What two instances should share, most wanted first."""
+
+
+def nearest(prefill: Member, decodes: list[Member]) -> list[Member]:
+    """Of these, those that share most with the prefill instance."""
+    for of in _NEARNESS:
+        decodes = [d for d in decodes if of(d) == of(prefill)] or decodes
+    return decodes
+
+
+@dataclass(frozen=True)
+class DisaggregatedRouter:
+    policy: Policy
+    options: RoutingOptions
+
+    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
+        generation, avoid = waiting.generation, waiting.avoid
+        ready = fitting(fleet.ready(), generation)
+        pairs = _pairs(ready)
+        if not pairs:
+            return Wait(_missing(ready))
+        if local := self._without_transfer(generation, preferring(ready, avoid)):
+            return local
+        prefills = preferring(_with_kin(pairs), avoid)
+        prefill = self.policy.pick(prefills, generation, Phases.PREFILL)
+        if generation.sampling.max_tokens <= 1:
+            return Route((Stop(prefill, Phases.BOTH),))
+        decodes = nearest(prefill, preferring(pairs[prefill], avoid))
+        decode = self.policy.pick(decodes, generation, Phases.DECODE)
+        if decode is prefill:
+            return Route((Stop(prefill, Phases.BOTH),))
+        return Route((Stop(prefill, Phases.PREFILL), Stop(decode, Phases.DECODE)))
+
+    def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
+        return first_come(waiting, fleet)
+
+    def complete(self, fleet: Fleet) -> bool:
+        return bool(_pairs(fleet.ready()))
+
+    def _without_transfer(self, generation: Generation, ready: list[Member]) -> Route | None:
+        """A short uncached prompt costs a decode instance less than a transfer does."""
+        least = self.options.min_remote_prefill_tokens
+        if least <= 0:
+            return None
+        decodes = [m for m in ready if m.role in DECODES]
+        fits = [
+            d
+            for d in decodes
+            if generation.prompt_tokens - self.policy.cached_tokens(d, generation) < least
+        ]
+        if not fits:
+            return None
+        return Route((Stop(self.policy.pick(fits, generation, Phases.DECODE), Phases.BOTH),))
+
+
+def _pairs(ready: list[Member]) -> dict[Member, list[Member]]:
+    """Prefill instances, each with the decode instances that can take over from it."""
+    decodes = [m for m in ready if m.role in DECODES]
+    found = {p: [d for d in decodes if exchange(p, d)] for p in ready if p.role in PREFILLS}
+    return {p: partners for p, partners in found.items() if partners}
+
+
+def _with_kin(pairs: dict[Member, list[Member]]) -> list[Member]:
+    """Prefill instances with a decode instance of their own revision, else all: while a rollout
+    runs, a revision that is still incomplete does not draw requests."""
+    kin = [
+        p
+        for p, decodes in pairs.items()
+        if any(d.endpoint.revision == p.endpoint.revision for d in decodes)
+    ]
+    return kin or list(pairs)
+
+
+def _missing(ready: list[Member]) -> str:
+    for roles, phase in ((PREFILLS, "prefill"), (DECODES, "decode")):
+        if not any(m.role in roles for m in ready):
+            return f"no {phase} instance is ready"
+    return "no prefill and decode instance with equal fingerprints are ready"
+
+
+make_router = DisaggregatedRouter

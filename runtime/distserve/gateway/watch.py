@@ -1,0 +1,127 @@
+"""Keeps the fleet up to date: one task per endpoint follows what the instance says of itself."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from distserve.gateway.client import ENGINE_ERRORS, EngineClient
+from distserve.gateway.discovery import Discovery, Endpoint
+from distserve.gateway.fleet import Fleet, Member
+from distserve.gateway.prefix import EventGap, PrefixIndex
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 2.0
+LOST_AFTER = 3
+"""Connections in a row that fail before what is open at the instance is given up."""
+
+
+class Mismatch(Exception):
+    """The instance is not one of this deployment."""
+
+
+@dataclass(eq=False)
+class FleetWatcher:
+    fleet: Fleet
+    client: EngineClient
+    discovery: Discovery
+    model: str
+    strategy: str
+    index: PrefixIndex | None = None
+    on_instance: Callable[[Member], Awaitable[None]] | None = None
+    """Called before a member takes work: whoever needs something of it gets it here."""
+    _tasks: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            async for endpoints in self.discovery.watch():
+                self._reconcile(endpoints)
+        finally:
+            for name in list(self._tasks):
+                self._drop(name)
+
+    def _reconcile(self, endpoints: list[Endpoint]) -> None:
+        wanted = {endpoint.name: endpoint for endpoint in endpoints}
+        for name in [n for n in self.fleet.members if n not in wanted]:
+            log.info("instance %s is gone", name)
+            self._drop(name)
+            del self.fleet.members[name]
+        for name, endpoint in wanted.items():
+            member = self.fleet.members.get(name)
+            if member is not None and member.url != endpoint.url:
+                # A pod that came back elsewhere: what is open at its old place fails there.
+                self._drop(name)
+                member = None
+            if member is None:
+                self._add(endpoint)
+            else:
+                member.endpoint = endpoint
+        self.fleet.notify()
+
+    def _add(self, endpoint: Endpoint) -> None:
+        log.info("instance %s at %s", endpoint.name, endpoint.url)
+        member = self.fleet.members[endpoint.name] = Member(endpoint)
+        tasks = [asyncio.create_task(self._follow_state(member))]
+        if self.index is not None:
+            tasks.append(asyncio.create_task(self._follow_cache(member, self.index)))
+        self._tasks[endpoint.name] = tasks
+
+    def _drop(self, name: str) -> None:
+        for task in self._tasks.pop(name, []):
+            task.cancel()
+        if self.index is not None:
+            self.index.forget(name)
+
+    async def _follow_state(self, member: Member) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._introduce(member)
+                async for state in self.client.states(member.url):
+                    failures = 0
+                    member.observe(state)
+                    self.fleet.notify()
+                log.info("instance %s ended its state stream", member.name)
+            except Mismatch as error:
+                log.error("instance %s is not used: %s", member.name, error)
+            except ENGINE_ERRORS as error:
+                level = logging.INFO if failures < LOST_AFTER else logging.DEBUG
+                log.log(level, "instance %s does not answer: %r", member.name, error)
+            failures += 1
+            member.forget()
+            if failures == LOST_AFTER:
+                member.lost()
+            self.fleet.notify()
+            await asyncio.sleep(_pause_seconds(failures))
+
+    async def _introduce(self, member: Member) -> None:
+        info = await self.client.instance(member.url)
+        if info.model != self.model:
+            raise Mismatch(f"it serves {info.model!r}, not {self.model!r}")
+        if info.strategy != self.strategy:
+            raise Mismatch(f"its strategy is {info.strategy}, not {self.strategy}")
+        member.info = info
+        if self.on_instance is not None:
+            await self.on_instance(member)
+
+    async def _follow_cache(self, member: Member, index: PrefixIndex) -> None:
+        failures = 0
+        while True:
+            try:
+                async for event in self.client.kv_events(member.url):
+                    failures = 0
+                    index.apply(member.name, event)
+            except EventGap as gap:
+                log.info("cache events: %s", gap)
+            except (*ENGINE_ERRORS, ValueError) as error:
+                log.debug("cache events of %s: %r", member.name, error)
+            index.forget(member.name)
+            failures += 1
+            await asyncio.sleep(_pause_seconds(failures))
+
+
+def _pause_seconds(failures: int) -> float:
+    return min(FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 8), MAX_PAUSE_SECONDS)
