@@ -111,7 +111,8 @@ def _inline_strategy_options(schema: Schema) -> None:
     }
     schema["x-kubernetes-validations"] = [
         {
-            "rule": f"!has(self.options.{option}) || self.name in {[str(n) for n in names]}",
+            "rule": f"!has(self.options) || !has(self.options.{option})"
+            f" || self.name in {[str(n) for n in names]}",
             "message": f"options.{option} belongs to strategy {' or '.join(names)}: remove it",
         }
         for option, names in owners.items()

@@ -46,7 +46,7 @@ def generated_files() -> dict[Path, str]:
 
 
 def _checkout() -> Path:
-    from distserve.cli.main import UsageError
+    from distserve.cli.usage import UsageError
 
     here = Path.cwd()
     for folder in (here, *here.parents):

@@ -10,6 +10,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from distserve.cli.usage import UsageError as UsageError
+
 VERBS = {
     "up": "run a deployment's pods as local processes",
     "demo": "serve the tiny model, prefill and decode apart, and show what happened",
@@ -21,10 +23,6 @@ VERBS = {
     "gateway": "process: the OpenAI gateway",
     "drain": "preStop of an engine: wait until it is empty",
 }
-
-
-class UsageError(Exception):
-    """A user's mistake: printed as one line, exit code 2. The message says how to mend it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

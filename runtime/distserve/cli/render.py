@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from distserve.api.loading import ManifestError, load_deployments
-    from distserve.cli.main import UsageError
+    from distserve.cli.usage import UsageError
     from distserve.resources.errors import RenderError
     from distserve.resources.render import render
     from distserve.resources.settings import RenderSettings, released_images
