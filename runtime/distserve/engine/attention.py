@@ -1,0 +1,219 @@
+"""Paged attention over the KV pool, called by transformers' model bodies in every layer.
+
+All that the layers of one step have in common is prepared once, in `AttentionStep`, and travels
+through the body's keyword arguments; nothing is kept between steps and nothing is global.
+Rows of a step: first one for each sequence that decodes, then the prefill spans one by one::
+
+    rows     0 .. decodes | span 0 ............ | span 1 ....
+    reads    whole context| prefix   + itself   | prefix + itself
+                            (pool)     (causal)
+
+A prefill span attends to its prefix without any mask and to itself causally; the two are merged by
+their log-sum-exp. So causality comes from positions, and no mask of span x context is ever made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distserve.engine.kernels import attend, attend_batch, merge
+from distserve.engine.pool import KvPool
+
+ATTENTION_NAME = "distserve_paged"
+_GATHER_BYTES = 8 << 20
+"""Decoding rows are batched by one gather while keys and values of a layer stay under this: above
+it the copies fall out of the CPU's cache, and a loop over the sequences is faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a sequence's KV is: `tokens` of them from the start of its blocks."""
+
+    tokens: int
+    blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSpan:
+    """New tokens of one sequence: `start` of them are in the pool already."""
+
+    start: int
+    tokens: int
+    blocks: Sequence[int]
+    ancestors: torch.Tensor | None = None
+    """[tokens, tokens] bool: who sees whom among the new tokens (a draft tree), instead of
+    causality. Positions are the caller's."""
+
+
+class AttentionStep:
+    """One step's index tensors over `pool`, used by every layer.
+
+    `decodes`: contexts of the decoding rows, the new token included. `spans`: the rest.
+    """
+
+    def __init__(
+        self, pool: KvPool, decodes: Sequence[Context], spans: Sequence[NewSpan], dtype: torch.dtype
+    ) -> None:
+        layout = pool.layout
+        self._pool = pool
+        self._block_tokens = layout.block_tokens
+        self._decodes = len(decodes)
+        self.slots = torch.tensor(_slots(decodes, spans, layout.block_tokens))
+        self._reads: list[_Read] = []
+        self._batch: _Batch | None = None
+        longest = max((c.tokens for c in decodes), default=0)
+        gathered = 2 * len(decodes) * longest * layout.token_bytes
+        if len(decodes) > 1 and gathered <= _GATHER_BYTES:
+            self._batch = _Batch.of(decodes, layout.block_tokens, dtype)
+        else:
+            self._reads = [_Read.of(c.blocks, c.tokens, layout.block_tokens) for c in decodes]
+        self._spans: list[tuple[int, int, _Read | None, torch.Tensor | None]] = []
+        row = len(decodes)
+        for span in spans:
+            prefix = None
+            if span.start:
+                prefix = _Read.of(span.blocks, span.start, layout.block_tokens)
+            self._spans.append((row, row + span.tokens, prefix, span.ancestors))
+            row += span.tokens
+
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Write k, v [rows, kv heads, dim] into the pool, then attend with q [rows, heads, dim].
+
+        Returns [rows, heads, dim].
+        """
+        keys, values = self._pool.keys(layer), self._pool.values(layer)
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k)
+        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v)
+        if self._decodes == q.shape[0]:
+            return self._decode(q, keys, values, scale)
+        out = torch.empty_like(q)
+        if self._decodes:
+            rows = q[: self._decodes]
+            out[: self._decodes] = self._decode(rows, keys, values, scale)
+        for start, stop, prefix, ancestors in self._spans:
+            out[start:stop] = self._span(
+                q[start:stop], k[start:stop], v[start:stop], keys, values, prefix, ancestors, scale
+            )
+        return out
+
+    def _decode(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        if self._batch is not None:
+            return self._batch.attend(q, keys, values, scale)
+        out = torch.empty_like(q)
+        for row, read in enumerate(self._reads):
+            out[row : row + 1] = attend(q[row : row + 1], read(keys), read(values), scale).out
+        return out
+
+    def _span(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        prefix: "_Read | None",
+        ancestors: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        own = attend(q, k, v, scale, causal=ancestors is None, mask=ancestors)
+        if prefix is None:
+            return own.out
+        before = attend(q, prefix(keys), prefix(values), scale)
+        return merge(before, own).out
+
+
+class _Read:
+    """The first `tokens` tokens of a list of blocks: a view where the blocks are adjacent."""
+
+    def __init__(self, first: int | None, blocks: torch.Tensor | None, tokens: int) -> None:
+        self._first = first
+        self._blocks = blocks
+        self._tokens = tokens
+
+    @classmethod
+    def of(cls, blocks: Sequence[int], tokens: int, block_tokens: int) -> "_Read":
+        used = list(blocks[: -(-tokens // block_tokens)])
+        if used == list(range(used[0], used[0] + len(used))):
+            return cls(used[0] * block_tokens, None, tokens)
+        return cls(None, torch.tensor(used), tokens)
+
+    def __call__(self, paged: torch.Tensor) -> torch.Tensor:
+        """[block, token, kv head, dim] -> [tokens, kv head, dim]"""
+        if self._first is not None:
+            flat = paged.view(-1, *paged.shape[2:])
+            return flat[self._first : self._first + self._tokens]
+        assert self._blocks is not None
+        taken = paged.index_select(0, self._blocks)
+        return taken.view(-1, *paged.shape[2:])[: self._tokens]
+
+
+class _Batch:
+    """Contexts gathered block by block into one padded batch."""
+
+    def __init__(self, table: torch.Tensor, bias: torch.Tensor, batch: int) -> None:
+        self._table = table
+        self._bias = bias
+        self._batch = batch
+
+    @classmethod
+    def of(cls, contexts: Sequence[Context], block_tokens: int, dtype: torch.dtype) -> "_Batch":
+        tokens = torch.tensor([context.tokens for context in contexts])
+        width = -(-int(tokens.max()) // block_tokens)
+        table: list[int] = []
+        for context in contexts:
+            used = list(context.blocks[: -(-context.tokens // block_tokens)])
+            table += used + used[-1:] * (width - len(used))  # padding must hold finite numbers
+        hidden = torch.arange(width * block_tokens)[None] >= tokens[:, None]
+        bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        return cls(torch.tensor(table), bias[:, None, None, :], len(contexts))
+
+    def attend(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        shape = (self._batch, -1, *keys.shape[2:])
+        k = keys.index_select(0, self._table).view(shape)
+        v = values.index_select(0, self._table).view(shape)
+        return attend_batch(q, k, v, self._bias, scale)
+
+
+def _slots(decodes: Sequence[Context], spans: Sequence[NewSpan], block_tokens: int) -> list[int]:
+    """Where the new rows' keys and values go: block * block_tokens + place in the block."""
+    slots = []
+    for context in decodes:
+        block, place = divmod(context.tokens - 1, block_tokens)
+        slots.append(context.blocks[block] * block_tokens + place)
+    for span in spans:
+        for position in range(span.start, span.start + span.tokens):
+            block, place = divmod(position, block_tokens)
+            slots.append(span.blocks[block] * block_tokens + place)
+    return slots
+
+
+def _paged_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    kv_step: AttentionStep,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls: [1, heads, rows, dim] in, [1, rows, heads, dim] out."""
+    assert attention_mask is None, "a mask was built for an attention that makes its own"
+    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return kv_step.forward(module.layer_idx, *rows, scale=scaling)[None], None
+
+
+def register_attention() -> None:
+    """Make `ATTENTION_NAME` known to transformers; idempotent, the function has no state."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, _paged_attention)

@@ -1,0 +1,165 @@
+"""The memory of the KV cache: created by the engine's rank, mapped by its migrator through the fd.
+
+It is anonymous shared memory (memfd), so nothing is left behind when both processes are gone.
+Whoever owns a block, the scheduler decides; here are only bytes and their view as a tensor.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distserve.engine.errors import PoolMemoryError
+from distserve.engine.rank import Rank
+from distserve.wire.pool import NONCE_BYTES, PoolLayout
+
+TORCH_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {f"{unit}i": 1 << 10 * power for power, unit in enumerate("KMGT", 1)}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)")
+_RESERVE_BYTES = 64 << 20
+"""Stays free beside the pool: the step's activations need memory too."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one token of the whole model leaves in a KV cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+def parse_bytes(quantity: str) -> int:
+    """A Kubernetes quantity ("64Mi", "2G", "1048576") in bytes. Raises ValueError."""
+    match = _QUANTITY.fullmatch(quantity.strip())
+    if match is None:
+        raise ValueError(f"{quantity!r} is no amount of memory: write it like 64Mi or 2Gi")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def layout_for(
+    kv: KvShape, rank: Rank, *, dtype: str, block_tokens: int, budget_bytes: int
+) -> PoolLayout:
+    """The layout of `rank`'s pool with as many blocks as `budget_bytes` hold.
+
+    Raises PoolMemoryError when not even one block fits, ParallelismError as Rank's ranges do.
+    """
+    layers, heads = rank.layers(kv.layers), rank.kv_heads(kv.kv_heads)
+
+    def layout(blocks: int) -> PoolLayout:
+        return PoolLayout(
+            layer_start=layers.start,
+            layers=layers.size,
+            head_start=heads.start,
+            kv_heads=heads.size,
+            head_dim=kv.head_dim,
+            block_tokens=block_tokens,
+            blocks=blocks,
+            dtype=dtype,
+        )
+
+    block_bytes = layout(0).block_bytes
+    blocks = (budget_bytes - NONCE_BYTES) // block_bytes
+    if blocks < 1:
+        raise PoolMemoryError(
+            f"the KV cache of {budget_bytes} bytes holds no block of {block_bytes} bytes: "
+            "raise kvCache or lower blockTokens"
+        )
+    return layout(blocks)
+
+
+class KvPool:
+    """One rank's pool. `tensor` has the layout's shape; it is zero until it is written."""
+
+    def __init__(self, layout: PoolLayout, fd: int, memory: mmap.mmap, tensor: torch.Tensor):
+        self.layout = layout
+        self.fd = fd
+        self.tensor = tensor
+        self._memory = memory
+
+    @classmethod
+    def create(cls, layout: PoolLayout, device: str = "cpu") -> "KvPool":
+        """Allocate all pages now: too little memory must show at start-up and not as SIGBUS.
+
+        Raises PoolMemoryError.
+        """
+        if device != "cpu":
+            raise PoolMemoryError(f"no KV pool on device {device!r}: only cpu is supported")
+        _require_memory(layout.pool_bytes, available_bytes())
+        fd = os.memfd_create("distserve-kv-pool", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, layout.pool_bytes)
+            memory = mmap.mmap(fd, layout.pool_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise PoolMemoryError(
+                f"a KV cache of {_mebibytes(layout.pool_bytes)} cannot be allocated "
+                f"({error.strerror}): lower kvCache or give the engine more memory"
+            ) from error
+        flat = torch.frombuffer(memory, dtype=TORCH_DTYPES[layout.dtype], offset=NONCE_BYTES)
+        return cls(layout, fd, memory, flat.view(layout.shape))
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """[block, token, kv head, head dim] of the model's layer `layer`; a view."""
+        return self.tensor[layer - self.layout.layer_start, 0]
+
+    def values(self, layer: int) -> torch.Tensor:
+        """As `keys`."""
+        return self.tensor[layer - self.layout.layer_start, 1]
+
+    def close(self) -> None:
+        """Let go of fd and mapping; the memory is free when the migrator has let go, too.
+        Tensors taken from the pool stay valid: the mapping ends with the last of them."""
+        if self.fd < 0:
+            return
+        os.close(self.fd)
+        self.fd = -1
+        self.tensor = torch.empty(0)
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+
+
+def available_bytes() -> int:
+    """What can still be allocated: the machine's available memory, or the cgroup's if less."""
+    found = [_meminfo_bytes()]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such cgroup version, or "max"
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return min(found)
+
+
+def _meminfo_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    raise PoolMemoryError("the kernel does not say how much memory is available (/proc/meminfo)")
+
+
+def _require_memory(needed_bytes: int, free_bytes: int) -> None:
+    if needed_bytes + _RESERVE_BYTES > free_bytes:
+        raise PoolMemoryError(
+            f"a KV cache of {_mebibytes(needed_bytes)} does not fit into the "
+            f"{_mebibytes(free_bytes)} of available memory: lower kvCache to "
+            f"{max(0, free_bytes - _RESERVE_BYTES) >> 20}Mi or less"
+        )
+
+
+def _mebibytes(amount_bytes: int) -> str:
+    return f"{amount_bytes / (1 << 20):.0f} MiB"

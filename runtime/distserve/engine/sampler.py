@@ -1,0 +1,158 @@
+"""Chooses tokens from logits, for all rows of a step at once; the runner calls it once a step.
+
+Order of what is applied (vLLM's): penalties, logit bias, banned end tokens | temperature, min-p,
+top-k, top-p | one uniform number picks from the cumulated probabilities in the order of token ids.
+The last keeps a draw the same when logits differ in their last bits, as they do between a chunked
+and a whole prefill; sorting by probability would not.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distserve.engine.batch import Draw, Sampled
+from distserve.engine.ending import banned_tokens
+from distserve.engine.noise import uniform
+from distserve.wire.dialect import SamplingParams
+from distserve.wire.messages import TokenLogprobs
+
+_BATCH_VALUES = 4 << 20
+"""Rows are sampled in groups of so many logits: float64 copies of them take 32 MiB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    eos_token_ids: Collection[int]
+
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+        """One token for each row of `logits` [draws, vocabulary]; `logits` is not changed.
+
+        Log-probabilities are those of the model, before anything is applied.
+        """
+        scores = self._adjusted(logits, draws)
+        tokens = scores.argmax(dim=-1)
+        random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
+        group = max(1, _BATCH_VALUES // logits.shape[-1])
+        for first in range(0, len(random), group):
+            rows = random[first : first + group]
+            picked = [draws[row] for row in rows]
+            tokens[rows] = _pick(_filtered(scores[rows].double(), picked), picked)
+        chosen: list[int] = tokens.tolist()
+        return _with_logprobs(logits, draws, chosen)
+
+    def _adjusted(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+        scores = logits
+        for row, draw in enumerate(draws):
+            params, banned = draw.params, self._banned(draw)
+            penalised = _is_penalised(params)
+            if not (penalised or params.logit_bias or banned):
+                continue
+            if scores is logits:
+                scores = logits.clone()
+            if penalised:
+                _penalise(scores[row], draw)
+            if params.logit_bias:
+                ids = torch.tensor(list(params.logit_bias))
+                bias = torch.tensor(list(params.logit_bias.values()), dtype=scores.dtype)
+                scores[row, ids] += bias
+            if banned:
+                scores[row, list(banned)] = float("-inf")
+        return scores
+
+    def _banned(self, draw: Draw) -> set[int]:
+        return banned_tokens(draw.params, self.eos_token_ids, len(draw.output))
+
+
+def token_logprobs(
+    logits: torch.Tensor, tokens: Sequence[int], alternatives: int
+) -> list[TokenLogprobs]:
+    """Log-probability of a token for each row of `logits` and of the row's most likely ones."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logprobs = wide.log_softmax(-1)
+    own = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    best = logprobs.topk(alternatives, dim=-1)
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        TokenLogprobs(logprob, list(zip(ids, values, strict=True)))
+        for logprob, (ids, values) in zip(own, tops, strict=True)
+    ]
+
+
+def _with_logprobs(
+    logits: torch.Tensor, draws: Sequence[Draw], tokens: Sequence[int]
+) -> list[Sampled]:
+    rows = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
+    if not rows:
+        return [Sampled(token) for token in tokens]
+    widest = max(draws[row].params.logprobs or 0 for row in rows)
+    found = token_logprobs(logits[rows], [tokens[row] for row in rows], widest)
+    by_row = {
+        row: TokenLogprobs(scored.logprob, scored.top[: draws[row].params.logprobs])
+        for row, scored in zip(rows, found, strict=True)
+    }
+    return [Sampled(token, by_row.get(row)) for row, token in enumerate(tokens)]
+
+
+def _is_penalised(params: SamplingParams) -> bool:
+    return bool(
+        params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+    )
+
+
+def _penalise(scores: torch.Tensor, draw: Draw) -> None:
+    """In place, one row. Repetition counts prompt and output, the other two the output alone."""
+    params = draw.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*draw.prompt, *draw.output}))
+        held = scores[seen]
+        factor = params.repetition_penalty
+        scores[seen] = torch.where(held > 0, held / factor, held * factor)
+    if draw.output and (params.presence_penalty or params.frequency_penalty):
+        ids, counts = torch.tensor(draw.output).unique(return_counts=True)
+        scores[ids] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+def _filtered(scores: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Probabilities [rows, vocabulary] in float64, not normalised, 0 for what is cut off."""
+    params = [draw.params for draw in draws]
+    scores = scores / torch.tensor([p.temperature for p in params], dtype=torch.float64)[:, None]
+    scores -= scores.amax(dim=-1, keepdim=True)
+    weights = scores.exp_()
+    floors = torch.tensor([p.min_p for p in params], dtype=torch.float64)
+    weights[weights < floors[:, None]] = 0.0  # the most likely one weighs 1
+    narrow = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
+    if narrow:
+        weights[narrow] = _top(weights[narrow], [params[row] for row in narrow])
+    return weights
+
+
+def _top(weights: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """Keep the top_k heaviest, and of them the fewest that make top_p. Ties of the last are kept,
+    so that the order of a sort does not matter."""
+    vocabulary = weights.shape[-1]
+    most = [min(p.top_k, vocabulary) if p.top_k > 0 else vocabulary for p in params]
+    if max(most) < vocabulary:
+        ordered = weights.topk(max(most), dim=-1).values
+    else:
+        ordered = weights.sort(dim=-1, descending=True).values
+    last = ordered.gather(1, torch.tensor(most)[:, None] - 1)
+    kept = torch.where(ordered >= last, ordered, 0.0)
+    before = kept.cumsum(-1) - kept
+    asked = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None]
+    inside = before < asked * kept.sum(-1, keepdim=True)
+    inside[:, 0] = True
+    count = inside.sum(-1, keepdim=True)
+    least = torch.maximum(last, ordered.gather(1, count - 1))
+    return torch.where(weights >= least, weights, 0.0)
+
+
+def _pick(weights: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Invert the cumulated weights at each draw's own uniform number."""
+    noise = [uniform(d.params.seed, d.choice, len(d.output)) for d in draws]
+    cumulated = weights.cumsum(-1)
+    at = torch.tensor(noise, dtype=torch.float64)[:, None] * cumulated[:, -1:]
+    index = torch.searchsorted(cumulated, at, right=True)
+    # Rounding may put the target onto the total; then the last token that weighs anything.
+    heavy = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    return torch.minimum(index, heavy)[:, 0]
