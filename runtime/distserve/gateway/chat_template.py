@@ -1,0 +1,55 @@
+"""Chat templates as model makers write them: Jinja in a sandbox, with the functions they expect."""
+
+import json
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from distserve.gateway.errors import BadRequest, ServerFault
+
+
+class TemplateRefusal(Exception):
+    """The template itself does not take these messages."""
+
+
+class ChatTemplate:
+    """A compiled template. Raises ServerFault when it cannot be compiled."""
+
+    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = _strftime_now
+        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ServerFault(f"the model's chat template cannot be used: {error}") from error
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Text of the conversation up to where the assistant speaks. Raises BadRequest."""
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, **self._special
+            )
+        except (TemplateRefusal, jinja2.TemplateError, TypeError, ValueError) as error:
+            raise BadRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateRefusal(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    """Not Jinja's own, which escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,234 @@
+"""From a checked body to generations: tokenised, measured against the model, with all defaults.
+
+What is decided here, with exact lengths, need not be refused by an engine.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distserve.gateway.errors import BadRequest, UnknownModel
+from distserve.gateway.generation import Generation
+from distserve.gateway.schema import ChatBody, CompletionBody, GenerationBody
+from distserve.gateway.text import TextModel
+from distserve.wire.dialect import InstanceInfo, SamplingParams, Slo
+
+COMPLETION_MAX_TOKENS = 16
+"""OpenAI's default of /v1/completions; a chat may use the rest of the context."""
+SLO_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
+MAX_SLO_MS = 86_400_000.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One of the prompts of a request. `text` is None for one of token ids."""
+
+    ids: list[int]
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the gateway serves now."""
+
+    name: str
+    info: InstanceInfo
+    text: TextModel
+
+    def check_name(self, asked: str | None) -> None:
+        check_model(asked, self.name)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A request that can be admitted."""
+
+    prompts: list[Prompt]
+    generations: list[Generation]
+    discard_output: bool
+    """max_tokens 0: only the prompt is wanted back."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.ids) for prompt in self.prompts)
+
+
+def check_model(asked: str | None, name: str) -> None:
+    """Raises UnknownModel."""
+    if asked is not None and asked != name:
+        raise UnknownModel(
+            f"the model {asked!r} does not exist here: this gateway serves {name!r}", param="model"
+        )
+
+
+def parse_slo(headers: Mapping[str, str], default: Slo) -> Slo:
+    """A request's own objectives, else the deployment's. Raises BadRequest."""
+    found = {"ttft_ms": default.ttft_ms, "tpot_ms": default.tpot_ms}
+    for field, header in SLO_HEADERS.items():
+        if header in headers:
+            try:
+                value = float(headers[header])
+            except ValueError:
+                value = -1.0
+            if not 0 < value <= MAX_SLO_MS:
+                raise BadRequest(f"{header} must be a number of milliseconds above 0", param=header)
+            found[field] = value
+    return Slo(**found)
+
+
+async def parse_completion(body: CompletionBody, model: Model, request_id: str, slo: Slo) -> Parsed:
+    """Raises BadRequest."""
+    model.check_name(body.model)
+    given = body.prompt
+    items = given if isinstance(given, list) and type(given[0]) is not int else [given]
+    special = body.add_special_tokens is not False
+    prompts = []
+    for item in items:
+        if isinstance(item, str):
+            ids = await model.text.encode(item, add_special_tokens=special, param="prompt")
+            prompts.append(Prompt(ids, item))
+        else:
+            prompts.append(Prompt(item, None))
+    scores = [
+        k for k in (body.prompt_logprobs, body.logprobs if body.echo else None) if k is not None
+    ]
+    limit = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    generations = [
+        _generation(
+            body, model, prompt, index, request_id, slo,
+            limit=limit,
+            clip=body.max_tokens is None,
+            prompt_logprobs=max(scores, default=None),
+            param="prompt",
+        )
+        for index, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    return Parsed(prompts, generations, discard_output=limit == 0)
+
+
+async def parse_chat(body: ChatBody, model: Model, request_id: str, slo: Slo) -> Parsed:
+    """Raises BadRequest."""
+    model.check_name(body.model)
+    # The template writes the special tokens itself.
+    ids = await model.text.encode_chat(
+        [message.for_template() for message in body.messages],
+        add_special_tokens=body.add_special_tokens is True,
+    )
+    prompt = Prompt(ids, None)
+    limit = body.max_completion_tokens or body.max_tokens
+    generation = _generation(
+        body, model, prompt, 0, request_id, slo,
+        limit=limit or model.info.max_model_len,
+        clip=limit is None,
+        prompt_logprobs=body.prompt_logprobs,
+        param="messages",
+    )  # fmt: skip
+    return Parsed([prompt], [generation], discard_output=False)
+
+
+def _generation(
+    body: CompletionBody | ChatBody,
+    model: Model,
+    prompt: Prompt,
+    index: int,
+    request_id: str,
+    slo: Slo,
+    *,
+    limit: int,
+    clip: bool,
+    prompt_logprobs: int | None,
+    param: str,
+) -> Generation:
+    max_tokens = _fit(len(prompt.ids), limit, clip, model.info.max_model_len, param)
+    if max(prompt.ids) >= model.info.vocab_size:
+        raise BadRequest(
+            f"token id {max(prompt.ids)} is outside the vocabulary of {model.info.vocab_size}",
+            param=param,
+        )
+    return Generation(
+        id=f"{request_id}-{index}",
+        request_id=request_id,
+        index=index,
+        prompt=prompt.ids,
+        sampling=_sampling(body, model.info, max_tokens, prompt_logprobs),
+        choices=body.choices,
+        tokenizer=model.text.key,
+        salt=body.cache_salt or "",
+        slo=slo,
+    )
+
+
+def _fit(prompt_tokens: int, limit: int, clip: bool, context: int, param: str) -> int:
+    """Output tokens that prompt and context leave. A limit of 0 is run as 1: the first token
+    comes with the prompt's scores, and is dropped."""
+    if prompt_tokens == 0:
+        raise BadRequest(f"{param} has no tokens: at least one is needed", param=param)
+    room = context - prompt_tokens
+    if clip:
+        limit = min(limit, max(room, 1))
+    wanted = max(limit, 1)
+    if wanted > room:
+        raise BadRequest(
+            f"this model's maximum context length is {context} tokens, but {prompt_tokens} in "
+            f"{param} and {wanted} to generate are {prompt_tokens + wanted}: shorten one of them",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return wanted
+
+
+def _sampling(
+    body: CompletionBody | ChatBody,
+    info: InstanceInfo,
+    max_tokens: int,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    defaults = info.sampling_defaults
+
+    def chosen(given: float | None, name: str, otherwise: float) -> float:
+        return given if given is not None else float(defaults.get(name, otherwise))
+
+    seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 63)
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise BadRequest(
+            f"min_tokens {min_tokens} is more than max_tokens {max_tokens}", param="min_tokens"
+        )
+    for token in body.stop_token_ids or []:
+        if token >= info.vocab_size:
+            raise BadRequest(
+                f"token id {token} is outside the vocabulary of {info.vocab_size}",
+                param="stop_token_ids",
+            )
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return SamplingParams(
+        seed=seed,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=chosen(body.temperature, "temperature", 1.0),
+        top_k=max(0, int(chosen(body.top_k, "top_k", 0))),
+        top_p=chosen(body.top_p, "top_p", 1.0),
+        min_p=chosen(body.min_p, "min_p", 0.0),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=chosen(body.repetition_penalty, "repetition_penalty", 1.0),
+        logit_bias=_logit_bias(body, info.vocab_size),
+        stop=stop,
+        stop_token_ids=body.stop_token_ids or [],
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        logprobs=body.top_logprobs_asked,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _logit_bias(body: GenerationBody, vocab_size: int) -> dict[int, float]:
+    found = {}
+    for key, bias in (body.logit_bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+            raise BadRequest(
+                f"logit_bias: {key!r} is no token id below {vocab_size}", param="logit_bias"
+            )
+        found[int(key)] = bias
+    return found
