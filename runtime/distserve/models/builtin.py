@@ -1,0 +1,32 @@
+"""The models that ship inside the package, so that samples, tests and the demo need no download.
+
+The engine resolves `model.source.builtin` here; the local runner and the tests use it directly.
+"""
+
+from pathlib import Path
+
+from distserve.models.errors import UnknownBuiltinModel
+
+_FOLDER = Path(__file__).parent
+
+# Each name is a folder beside this file, complete for transformers' `from_pretrained`.
+BUILTIN_MODELS = ("tiny",)
+
+# What `tiny` continues, greedily, with a sentence that ends.
+DEMO_PROMPTS = (
+    "Return the",
+    "This function",
+    "A class that",
+    "If the file",
+    "Base class for",
+)
+
+
+def builtin_path(name: str) -> Path:
+    """The folder of a shipped model.
+
+    Raises UnknownBuiltinModel when no model of that name ships.
+    """
+    if name not in BUILTIN_MODELS:
+        raise UnknownBuiltinModel(name, BUILTIN_MODELS)
+    return _FOLDER / name

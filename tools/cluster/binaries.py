@@ -1,0 +1,202 @@
+"""The programs of a cluster: taken from KUBEBUILDER_ASSETS or the cache, else built from Go modules.
+
+A built program lies in a folder named after the hash of its module (go.mod, go.sum, sources), so two
+checkouts share it exactly when they pin the same versions.
+"""
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.cluster.errors import ClusterError, CommandFailed, Unavailable
+from tools.cluster.home import cache, lock_file
+from tools.cluster.progress import Progress
+from tools.cluster.waiting import run
+
+GO_MODULES = Path(__file__).parent / "gomod"
+GO_NEEDED = (1, 26)
+BUILD_LOCK_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program: the pinned module that holds it and its package there."""
+
+    name: str
+    module: str
+    package: str
+
+    @property
+    def source(self) -> Path:
+        return GO_MODULES / self.module
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of everything that decides what the program becomes."""
+        digest = hashlib.sha256(f"{platform.system()} {platform.machine()}".encode())
+        for file in sorted(self.source.rglob("*")):
+            if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
+                digest.update(file.relative_to(self.source).as_posix().encode())
+                digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def built(self) -> Path:
+        """Where the program lies once built."""
+        return cache() / "cluster" / f"{self.module}-{self.key}" / self.name
+
+
+_KUBERNETES = "k8s.io/kubernetes/cmd"
+PROGRAMS: Mapping[str, Program] = {
+    program.name: program
+    for program in (
+        *(
+            Program(name, "kubernetes", f"{_KUBERNETES}/{name}")
+            for name in (
+                "kube-apiserver",
+                "kube-controller-manager",
+                "kube-scheduler",
+                "kubectl",
+                "kubelet",
+                "kube-proxy",
+            )
+        ),
+        Program("etcd", "tools", "go.etcd.io/etcd/server/v3"),
+        Program("kwok", "tools", "sigs.k8s.io/kwok/cmd/kwok"),
+        Program("helm", "tools", "helm.sh/helm/v4/cmd/helm"),
+        Program("coredns", "coredns", "."),
+        Program("pause", "coredns", "./pause"),
+    )
+}
+CLIENTS = ("kubectl", "helm", "kwok")
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", *CLIENTS)
+REAL_NODES = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "pause")
+
+
+def kubernetes_version() -> str:
+    """The version that the pinned module names, without its v."""
+    found = re.search(
+        r"^require k8s\.io/kubernetes v(\S+)$",
+        (GO_MODULES / "kubernetes" / "go.mod").read_text(),
+        re.MULTILINE,
+    )
+    assert found is not None, "gomod/kubernetes/go.mod requires k8s.io/kubernetes"
+    return found[1]
+
+
+def find(name: str) -> Path | None:
+    """A program that is there already; KUBEBUILDER_ASSETS goes before what was built."""
+    asset = _asset(name)
+    if asset is not None:
+        return asset
+    built = PROGRAMS[name].built
+    return built if built.exists() else None
+
+
+def ensure(names: Iterable[str], progress: Progress) -> dict[str, Path]:
+    """Paths of these programs; builds those that are missing.
+
+    Raises Unavailable when something has to be built and there is no Go to do it.
+    """
+    names = tuple(names)
+    if not all(find(name) for name in names):
+        _check_go()
+        _build(names, progress)
+    found = {name: find(name) for name in names}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _asset(name: str) -> Path | None:
+    folder = os.environ.get("KUBEBUILDER_ASSETS")
+    if not folder or not (Path(folder) / name).exists():
+        return None
+    if (Path(folder) / "kube-apiserver").exists():
+        _check_asset_version(Path(folder))
+    return Path(folder) / name
+
+
+@functools.cache
+def _check_asset_version(folder: Path) -> None:
+    """A controller manager may not be newer than its API server, and some programs are ours."""
+    said = run([str(folder / "kube-apiserver"), "--version"]).strip()
+    wanted = ".".join(kubernetes_version().split(".")[:2])
+    if f" v{wanted}." not in f"{said}.":
+        raise Unavailable(
+            f"KUBEBUILDER_ASSETS={folder} holds {said}, the tests need {wanted}: "
+            f"run `setup-envtest use {wanted}` or unset the variable"
+        )
+
+
+def _check_go() -> None:
+    cure = (
+        f"install Go {GO_NEEDED[0]}.{GO_NEEDED[1]} or newer to build them once, "
+        "or name binaries in KUBEBUILDER_ASSETS"
+    )
+    if shutil.which("go") is None:
+        raise Unavailable(f"the cluster's programs are not built and there is no Go: {cure}")
+    said = run(["go", "env", "GOVERSION"]).strip()
+    found = re.match(r"go(\d+)\.(\d+)", said)
+    if found and (int(found[1]), int(found[2])) < GO_NEEDED:
+        raise Unavailable(f"the cluster's programs are not built and Go is {said}: {cure}")
+
+
+def _build(names: tuple[str, ...], progress: Progress) -> None:
+    work = cache() / "cluster" / "build"
+    work.mkdir(parents=True, exist_ok=True)
+    with (cache() / "cluster" / ".lock").open("w") as lock:
+        lock_file(lock, "another process that builds the same programs", BUILD_LOCK_SECONDS)
+        missing = [name for name in names if find(name) is None]
+        for number, name in enumerate(missing, 1):
+            with progress.step(f"[{number}/{len(missing)}] building {name}") as step:
+                _build_one(PROGRAMS[name], work, step.count)
+        # Some 10 GB of sources and objects, of no use once everything is built.
+        run(["chmod", "-R", "u+w", str(work)], seconds=600)
+        shutil.rmtree(work)
+
+
+def _build_one(program: Program, work: Path, count: Callable[[int], None]) -> None:
+    program.built.parent.mkdir(parents=True, exist_ok=True)
+    flags = "-s -w"
+    if program.module == "kubernetes":
+        # Without it the API server takes itself for v0.0.0 and refuses its own API versions.
+        version, variable = kubernetes_version(), "k8s.io/component-base/version"
+        major, minor, _ = version.split(".", 2)
+        flags += f" -X {variable}.gitVersion=v{version}"
+        flags += f" -X {variable}.gitMajor={major} -X {variable}.gitMinor={minor}"
+    with tempfile.NamedTemporaryFile(dir=program.built.parent, delete=False) as made:
+        target = Path(made.name)
+    command = ["nice", "-n", "15", "go", "build", "-v", "-trimpath", "-buildvcs=false"]
+    command += ["-mod=readonly", "-ldflags", flags, "-o", str(target), program.package]
+    said = []
+    try:
+        with subprocess.Popen(
+            command,
+            cwd=program.source,
+            env={
+                # Who sets these two himself keeps his caches.
+                "GOPATH": str(work / "path"),
+                "GOCACHE": str(work / "objects"),
+                **os.environ,
+                "CGO_ENABLED": "0",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as building:
+            assert building.stderr is not None
+            for line in building.stderr:
+                said.append(line)
+                count(len(said))
+        if building.returncode != 0:
+            raise CommandFailed(command, building.returncode, "", "".join(said[-30:]))
+        target.chmod(0o755)
+        target.rename(program.built)
+    finally:
+        target.unlink(missing_ok=True)

@@ -1,0 +1,166 @@
+"""A cluster's folder and who owns it: what is needed to find and remove it after a crash.
+
+    <cache>/distserve/clusters/.lock          held while a slot is claimed
+    <cache>/distserve/clusters/<name>/        home.json and everything the cluster writes
+
+A home without a living owner is stale, unless it was made to be kept (`make cluster`).
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tools.cluster.addresses import CONTROL_PLANE_PORTS, Addresses, free_slots
+from tools.cluster.errors import CommandFailed, DidNotCome, Unavailable
+from tools.cluster.waiting import run, wait_for
+
+LOCK_SECONDS = 120.0
+
+
+def cache() -> Path:
+    """Where everything outside the checkout lies."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "distserve"
+
+
+def process_identity(pid: int) -> str | None:
+    """A name for a process that no later one gets, not even after a reboot; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command name in parentheses may hold spaces: count fields from its end.
+    state, *rest = stat.rpartition(")")[2].split()
+    return None if state == "Z" else f"{boot}:{pid}:{rest[18]}"
+
+
+@dataclass(frozen=True)
+class Home:
+    """One cluster's folder. `owner` is the identity of the process it belongs to, or empty."""
+
+    name: str
+    provider: str
+    profile: str
+    slot: int
+    owner: str
+
+    @property
+    def folder(self) -> Path:
+        return clusters() / self.name
+
+    @property
+    def run_folder(self) -> Path:
+        """Sockets: their paths must stay below 108 characters."""
+        return Path("/run/distserve-cluster") / self.addresses.bridge
+
+    @property
+    def addresses(self) -> Addresses:
+        return Addresses(self.slot)
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.folder / "kubeconfig"
+
+    @property
+    def mark(self) -> str:
+        """The environment entry that all processes of the cluster inherit."""
+        return f"DISTSERVE_CLUSTER_HOME={self.folder}"
+
+    @property
+    def stale(self) -> bool:
+        if not self.owner:
+            return False
+        return process_identity(int(self.owner.split(":")[1])) != self.owner
+
+    def log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.run_folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.run_folder.parent.rmdir()
+        # The record goes last: a teardown that is cut short is found again.
+        for entry in self.folder.iterdir():
+            if entry.name != "home.json":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.rmtree(self.folder)
+
+
+def clusters() -> Path:
+    return cache() / "clusters"
+
+
+def homes() -> list[Home]:
+    """Every cluster of this user, living or left behind."""
+    found = []
+    for record in sorted(clusters().glob("*/home.json")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(Home(**json.loads(record.read_text())))
+    return found
+
+
+@contextlib.contextmanager
+def registry_lock() -> Iterator[None]:
+    """One process at a time claims or removes clusters."""
+    clusters().mkdir(parents=True, exist_ok=True)
+    with (clusters() / ".lock").open("w") as lock:
+        lock_file(lock, "another process that claims or removes a cluster", LOCK_SECONDS)
+        yield
+
+
+def lock_file(file: TextIO, holder: str, seconds: float) -> None:
+    """Takes the file's lock for as long as it is open; the death of its holder frees it."""
+
+    def taken() -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    wait_for(f"{holder} (lock {file.name})", taken, seconds)
+
+
+def claim(name: str, provider: str, profile: str, *, keep: bool) -> Home:
+    """Makes a home in the first free slot. Call it under `registry_lock`."""
+    owner = "" if keep else process_identity(os.getpid()) or ""
+    for addresses in free_slots((home.slot for home in homes()), _routes()):
+        if _listens(addresses.loopback):
+            continue
+        home = Home(name, provider, profile, addresses.slot, owner)
+        (home.folder / "logs").mkdir(parents=True)
+        record = home.folder / "home.json"
+        record.with_suffix(".new").write_text(json.dumps(asdict(home)))
+        record.with_suffix(".new").rename(record)
+        return home
+    raise Unavailable(
+        "every address range for test clusters is in use; "
+        "see `python -m tools.cluster list` and free one with `down`"
+    )
+
+
+def _routes() -> list[str]:
+    try:
+        routes = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]))
+    except (FileNotFoundError, CommandFailed, DidNotCome):
+        return []  # Without `ip` no network is made either.
+    return [route["dst"] for route in routes if route["dst"] != "default"]
+
+
+def _listens(address: str) -> bool:
+    """Whether a cluster of another user holds this address."""
+    for port in CONTROL_PLANE_PORTS.values():
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                return True
+    return False

@@ -1,0 +1,56 @@
+"""What the machine itself must bring, told before anything is started."""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from tools.cluster.errors import Unavailable
+
+CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+CNI_PLUGINS = ("ptp", "host-local", "portmap", "loopback")
+# Program -> Debian's package.
+CONTROL_PLANE_PROGRAMS = {"openssl": "openssl"}
+REAL_NODE_PROGRAMS = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "mount": "mount",
+    "iptables": "iptables",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "socat": "socat",
+}
+
+
+def check(*, real_nodes: bool) -> None:
+    """Raises Unavailable with everything that is missing, and how to get it."""
+    if platform.system() != "Linux":
+        raise Unavailable(
+            "the project's own test cluster runs on Linux only; elsewhere start Docker and install "
+            "kind, or name a cluster in DISTSERVE_KUBECONFIG"
+        )
+    needed = CONTROL_PLANE_PROGRAMS | (REAL_NODE_PROGRAMS if real_nodes else {})
+    packages = {package for program, package in needed.items() if not _which(program)}
+    if real_nodes and cni_folder() is None:
+        packages.add("containernetworking-plugins")
+    if packages:
+        raise Unavailable(f"apt-get install --no-install-recommends {' '.join(sorted(packages))}")
+    if real_nodes and os.geteuid() != 0:
+        raise Unavailable("real nodes need root: namespaces, mounts and cgroups are theirs")
+
+
+def cni_folder() -> Path | None:
+    """Where the network plug-ins lie; distributions differ."""
+    for folder in map(Path, CNI_FOLDERS):
+        if all((folder / plugin).exists() for plugin in CNI_PLUGINS):
+            return folder
+    return None
+
+
+def _which(program: str) -> str | None:
+    # Debian keeps root's programs out of other users' PATH.
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

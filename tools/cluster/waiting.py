@@ -1,0 +1,66 @@
+"""The one way to wait here: for a condition, with a bound, and with a message that helps."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tools.cluster.errors import CommandFailed, DidNotCome
+
+POLL_SECONDS = 0.05
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """The end of a log file, or a word that there is none."""
+    if not log.exists():
+        return f"({log} was never written)"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) or f"({log} is empty)"
+
+
+def wait_for(
+    what: str,
+    condition: Callable[[], bool],
+    seconds: float,
+    *,
+    explain: Callable[[], str] = str,
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
+    """Returns once `condition` holds; raises DidNotCome with what `explain` says after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DidNotCome(f"waited {seconds:g} s in vain for {what}\n{explain()}".rstrip())
+        time.sleep(poll_seconds)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    stdin: str | None = None,
+    env: dict[str, str] | None = None,
+    seconds: float = 60.0,
+) -> str:
+    """Runs a command to its end and returns what it wrote to stdout.
+
+    Raises CommandFailed on a status other than 0, DidNotCome when it takes longer than `seconds`.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        said = expired.stderr or b""
+        text = said.decode(errors="replace") if isinstance(said, bytes) else said
+        raise DidNotCome(
+            f"{' '.join(command)[:400]} had not ended after {seconds:g} s\n{text[-4000:]}"
+        ) from None
+    if done.returncode != 0:
+        raise CommandFailed(command, done.returncode, done.stdout, done.stderr)
+    return done.stdout
