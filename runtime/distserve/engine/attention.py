@@ -208,8 +208,8 @@ def _paged_attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls: [1, heads, rows, dim] in, [1, rows, heads, dim] out."""
     assert attention_mask is None, "a mask was built for an attention that makes its own"
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return kv_step.forward(module.layer_idx, *rows, scale=scaling)[None], None
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return kv_step.forward(module.layer_idx, q, k, v, scaling)[None], None
 
 
 def register_attention() -> None:

@@ -5,7 +5,9 @@ costs tens of megabytes in every engine.
 """
 
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,7 @@ _FAMILIES = {
 class Body:
     """A model of transformers whose attention is ours."""
 
-    model: torch.nn.Module
+    model: Any
     """XForCausalLM, in eval mode."""
     config: Any
     """transformers' PreTrainedConfig."""
@@ -55,8 +57,9 @@ def build_body(raw: Mapping[str, Any], dtype: torch.dtype) -> Body:
     architecture, family = _family(raw)
     _refuse(raw)
     package = f"transformers.models.{family}"
-    configuration = importlib.import_module(f"{package}.configuration_{family}")
-    modeling = importlib.import_module(f"{package}.modeling_{family}")
+    with _without_triton():
+        configuration = importlib.import_module(f"{package}.configuration_{family}")
+        modeling = importlib.import_module(f"{package}.modeling_{family}")
     stem = architecture.removesuffix("ForCausalLM")
     try:
         config = getattr(configuration, f"{stem}Config").from_dict(dict(raw))
@@ -66,6 +69,20 @@ def build_body(raw: Mapping[str, Any], dtype: torch.dtype) -> Body:
     register_attention()
     config._attn_implementation = ATTENTION_NAME
     return _build(getattr(modeling, architecture), config, dtype)
+
+
+@contextmanager
+def _without_triton() -> Iterator[None]:
+    """Transformers' imports pull in torch's compiler and that one Triton, a compiler for GPUs whose
+    library takes 70 MB of every process. Where there is no GPU it is kept out meanwhile."""
+    if torch.cuda.is_available() or "triton" in sys.modules:
+        yield
+        return
+    sys.modules["triton"] = None  # type: ignore[assignment]  # what import takes for "missing"
+    try:
+        yield
+    finally:
+        del sys.modules["triton"]
 
 
 def _family(raw: Mapping[str, Any]) -> tuple[str, str]:

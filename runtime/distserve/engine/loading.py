@@ -142,8 +142,7 @@ def _files(path: Path) -> list[Path]:
 
 def _fill(model: torch.nn.Module, path: Path, tied: Mapping[str, str]) -> Iterator[WeightEntry]:
     """Copy each tensor of the checkpoint to its place in `model`, all places being filled once."""
-    places = dict(model.named_parameters(remove_duplicate=False))
-    places |= {name: b for name, b in model.named_buffers() if name in model.state_dict()}
+    places = model.state_dict()
     missing = set(places) - set(tied)
     for file in _files(path):
         try:
@@ -159,7 +158,7 @@ def _fill(model: torch.nn.Module, path: Path, tied: Mapping[str, str]) -> Iterat
                             f"{file}: {name} has shape {list(tensor.shape)}, config.json asks "
                             f"for {list(places[place].shape)}: the files are of two models"
                         )
-                    places[place].data.copy_(tensor)
+                    places[place].copy_(tensor)
                     missing.discard(place)
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged ({error}): copy the model anew") from None

@@ -109,7 +109,7 @@ def _penalise(scores: torch.Tensor, draw: Draw) -> None:
         factor = params.repetition_penalty
         scores[seen] = torch.where(held > 0, held / factor, held * factor)
     if draw.output and (params.presence_penalty or params.frequency_penalty):
-        ids, counts = torch.tensor(draw.output).unique(return_counts=True)
+        ids, counts = torch.unique(torch.tensor(draw.output), return_counts=True)
         scores[ids] -= params.frequency_penalty * counts + params.presence_penalty
 
 
