@@ -43,7 +43,7 @@ class ChatAnswer:
         for _, delta in deltas(outputs, self.parsed):
             index = _choice(delta)
             self._count(index, delta)
-            choice = {
+            choice: Chunk = {
                 "delta": {"content": delta.text},
                 "logprobs": self._logprobs(delta.tokens),
                 "finish_reason": delta.finish.reason if delta.finish else None,

@@ -1,4 +1,4 @@
-"""What the gateway measures, for Prometheus: TTFT and TPOT as a client of this gateway sees them."""
+"""What the gateway measures, for Prometheus: TTFT and TPOT as its clients see them."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

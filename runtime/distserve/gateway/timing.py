@@ -1,4 +1,4 @@
-"""When the tokens of a request came: TTFT, TPOT and objectives are computed here and nowhere else."""
+"""When the tokens of a request came: TTFT, TPOT and objectives are computed here alone."""
 
 from collections import deque
 from collections.abc import Iterable

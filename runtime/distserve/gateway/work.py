@@ -81,7 +81,7 @@ class Work:
             ready = [await self._outputs.get()]
             while not self._outputs.empty():
                 ready.append(self._outputs.get_nowait())
-            good = []
+            good: list[Output] = []
             for output in ready:
                 if isinstance(output, GatewayError):
                     if good:

@@ -1,0 +1,144 @@
+"""Answers one generation request: whole or as server-sent events, until it ends or the client goes.
+
+The status is decided by the first output. Until then every failure has its own status; after it,
+a failure is an error event, then `[DONE]`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from distserve.gateway.errors import ClientGone, GatewayError
+from distserve.gateway.parse import Parsed
+from distserve.gateway.render import Chunk, Usage
+from distserve.gateway.schema import ChatBody, CompletionBody
+from distserve.gateway.service import Gateway
+from distserve.gateway.timing import record_answer
+from distserve.gateway.work import Output, Work
+from distserve.wire.dialect import Slo
+
+log = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+_JSON = (b"content-type", b"application/json")
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Answer(Protocol):
+    """CompletionAnswer or ChatAnswer."""
+
+    usage: Usage
+
+    def opening(self) -> list[Chunk]: ...
+
+    def chunks(self, outputs: list[Output]) -> list[Chunk]: ...
+
+    def closing(self) -> list[Chunk]: ...
+
+    def whole(self, outputs: list[Output]) -> Chunk: ...
+
+
+@dataclass(eq=False)
+class Exchange(Response):
+    """A response in which everything happens: returned by the endpoints."""
+
+    gateway: Gateway
+    body: CompletionBody | ChatBody
+    parsed: Parsed
+    answer: Answer
+    work: Work
+    slo: Slo
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        talk = asyncio.create_task(self._talk(scope, send))
+        gone = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait({talk, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if talk.done():
+                talk.result()
+            else:
+                scope["state"]["outcome"] = ClientGone.status
+        finally:
+            talk.cancel()
+            gone.cancel()
+            await asyncio.gather(talk, gone, return_exceptions=True)
+
+    async def _talk(self, scope: Scope, send: Send) -> None:
+        started = False
+        self.gateway.running.add(self.work)
+        try:
+            async with self.work:
+                if not self.body.streams:
+                    await self._whole(send)
+                else:
+                    async with contextlib.aclosing(self.work.outputs()) as outputs:
+                        async for batch in outputs:
+                            chunks = self.answer.chunks(batch)
+                            if not started:
+                                started = True
+                                await send(_start(200, _EVENTS))
+                                chunks = [*self.answer.opening(), *chunks]
+                            await send(_part(b"".join(map(_event, chunks))))
+                    ending = [*map(_event, self.answer.closing()), DONE]
+                    await send(_part(b"".join(ending), more=False))
+            self._record()
+        except GatewayError as error:
+            log.warning("request failed: %s", error.message, extra={"status": error.status})
+            scope["state"]["outcome"] = error.status
+            if started:
+                await send(_part(_event(error.body()) + DONE, more=False))
+            else:
+                headers = [(k.lower().encode(), v.encode()) for k, v in error.headers().items()]
+                await send(_start(error.status, [_JSON, *headers]))
+                await send(_part(msgspec.json.encode(error.body()), more=False))
+        finally:
+            self.gateway.running.discard(self.work)
+
+    async def _whole(self, send: Send) -> None:
+        outputs: list[Output] = []
+        async with contextlib.aclosing(self.work.outputs()) as batches:
+            async for batch in batches:
+                outputs += batch
+        data = msgspec.json.encode(self.answer.whole(outputs))
+        await send(_start(200, [_JSON, (b"content-length", str(len(data)).encode())]))
+        await send(_part(data, more=False))
+
+    def _record(self) -> None:
+        metrics, usage = self.gateway.metrics, self.answer.usage
+        now = self.gateway.clock()
+        record_answer(self.work.timings, self.slo, metrics, self.gateway.window, now)
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        ttfts = [t.ttft for t in self.work.timings if t.ttft is not None]
+        extra: dict[str, Any] = usage.dump()
+        extra["ttft_ms"] = round(max(ttfts, default=0.0) * 1000, 2)
+        if self.body.user is not None:
+            extra["user"] = self.body.user
+        log.info("request answered", extra=extra)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(status: int, headers: list[tuple[bytes, bytes]]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _part(body: bytes, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def _event(chunk: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -1,0 +1,99 @@
+"""Around every request: its id, its trace, its log context, its outcome; and the body's bounds."""
+
+import asyncio
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from distserve.gateway.service import Arrival, Gateway
+from distserve.wire.ids import is_request_id, new_request_id
+from distserve.wire.logs import request_id as logged_id
+from distserve.wire.tracing import Tracing
+
+MEASURED = frozenset({"/v1/completions", "/v1/chat/completions"})
+
+
+class RequestContext:
+    """Outermost: sets scope["state"]["arrival"], answers with x-request-id, counts outcomes."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway, tracing: Tracing) -> None:
+        self._app = app
+        self._gateway = gateway
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if is_request_id(given) else new_request_id()
+        state = scope.setdefault("state", {})
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        token = logged_id.set(request_id)
+        measured = scope["path"] in MEASURED and scope["method"] == "POST"
+        if not measured:
+            try:
+                await self._app(scope, receive, answer)
+            finally:
+                logged_id.reset(token)
+            return
+        at = self._gateway.clock()
+        metrics = self._gateway.metrics
+        metrics.in_flight.inc()
+        try:
+            with self._tracing.span(
+                f"POST {scope['path']}", headers, request_id=request_id
+            ) as span:
+                state["arrival"] = Arrival(request_id, at, span)
+                await self._app(scope, receive, answer)
+                span.set(status=state.get("outcome", status))
+        finally:
+            metrics.in_flight.dec()
+            metrics.requests.labels(str(state.get("outcome", status))).inc()
+            metrics.duration.observe(self._gateway.clock() - at)
+            logged_id.reset(token)
+
+
+class BodyBounds:
+    """Bounds a body's size and its pauses, before anything is parsed."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, pause_seconds: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._pause_seconds = pause_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        read = 0
+        complete = False
+
+        async def bounded() -> Message:
+            nonlocal read, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(self._pause_seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the request's body did not come in time") from None
+            read += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if read > self._max_bytes:
+                raise HTTPException(
+                    413, f"the request's body is longer than {self._max_bytes} bytes"
+                )
+            return message
+
+        await self._app(scope, bounded, send)

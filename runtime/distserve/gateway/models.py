@@ -1,0 +1,57 @@
+"""The model as the ready instances serve it: tokenizer and limits, kept while they change."""
+
+import logging
+from dataclasses import dataclass, field
+
+from distserve.gateway.client import EngineClient
+from distserve.gateway.errors import NoRoute, ServerFault
+from distserve.gateway.fleet import Fleet, Member
+from distserve.gateway.parse import Model
+from distserve.gateway.routing import tokenizer_key
+from distserve.gateway.text import TextModel, load_text_model
+from distserve.gateway.watch import Mismatch
+from distserve.wire.dialect import InstanceInfo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Models:
+    """Text models by tokenizer. There is one, except while a rollout changes it: then requests
+    keep the old one as long as an instance has it."""
+
+    name: str
+    fleet: Fleet
+    client: EngineClient
+    _texts: dict[str, TextModel] = field(default_factory=dict)
+    _current: Model | None = None
+
+    async def meet(self, member: Member) -> None:
+        """Fetch what a new instance's tokenizer needs. Raises Mismatch or what the client does."""
+        assert member.info is not None
+        key = tokenizer_key(member)
+        if key in self._texts:
+            return
+        files = await self.client.files(member.url, member.info.files)
+        try:
+            self._texts[key] = await load_text_model(member.info, files, key)
+        except ServerFault as fault:
+            raise Mismatch(fault.message) from fault
+        in_use = {tokenizer_key(m) for m in self.fleet.members.values()}
+        self._texts = {k: t for k, t in self._texts.items() if k in in_use}
+
+    def current(self) -> Model:
+        """Raises NoRoute while no instance was ever ready. With none ready now, the last one
+        stays: requests wait for a route, with a bound."""
+        infos: dict[str, list[InstanceInfo]] = {}
+        for member in self.fleet.ready():
+            if member.info is not None and tokenizer_key(member) in self._texts:
+                infos.setdefault(tokenizer_key(member), []).append(member.info)
+        if infos:
+            key = self._current.text.key if self._current else ""
+            key = key if key in infos else next(iter(infos))
+            tightest = min(infos[key], key=lambda info: info.max_model_len)
+            self._current = Model(self.name, tightest, self._texts[key])
+        if self._current is None:
+            raise NoRoute("no instance is ready", retry_after_seconds=5)
+        return self._current

@@ -1,0 +1,59 @@
+"""The gateway's process: a socket, a server, and an end that lets streams finish."""
+
+import socket
+from types import FrameType
+
+import uvicorn
+
+from distserve.gateway.app import make_app
+from distserve.gateway.service import Gateway
+from distserve.gateway.settings import Settings
+from distserve.wire.tracing import Tracing
+
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients and load balancers keep idle connections, so that they close them first."""
+
+
+class _Server(uvicorn.Server):
+    """Tells the gateway of the signal that ends it."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit and self.started:
+            self._gateway.begin_shutdown()
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def serve(settings: Settings, bound: socket.socket, tracing: Tracing) -> None:
+    """Until SIGTERM or SIGINT."""
+    gateway = Gateway(settings)
+    config = uvicorn.Config(
+        make_app(gateway, tracing),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds),
+    )
+    _Server(config, gateway).run(sockets=[bound])

@@ -1,0 +1,145 @@
+"""The gateway put together: which part gets which, what starts, what ends. app.py is its face."""
+
+import asyncio
+import logging
+import math
+import os
+import random
+import time
+from dataclasses import dataclass
+
+from distserve.gateway.admission import Admission
+from distserve.gateway.client import EngineClient, make_session
+from distserve.gateway.discovery import make_discovery
+from distserve.gateway.dispatch import Dispatcher
+from distserve.gateway.errors import NoRoute, ServerFault
+from distserve.gateway.fleet import Fleet
+from distserve.gateway.janitor import Janitor
+from distserve.gateway.legs import LegRunner
+from distserve.gateway.metrics import Metrics
+from distserve.gateway.models import Models
+from distserve.gateway.parse import Parsed
+from distserve.gateway.policies import NEED_INDEX, POLICIES
+from distserve.gateway.prefix import PrefixIndex
+from distserve.gateway.routing import RoutingOptions
+from distserve.gateway.runner import Runner
+from distserve.gateway.settings import Settings
+from distserve.gateway.stages import StageRecorder
+from distserve.gateway.strategies import router_of
+from distserve.gateway.timing import PromptTiming, Window
+from distserve.gateway.watch import FleetWatcher
+from distserve.gateway.work import Work
+from distserve.wire.auth import bearer
+from distserve.wire.tracing import Span
+
+log = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_SECONDS = 60
+CLOSE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What is known of a request before its body is read."""
+
+    request_id: str
+    at: float
+    """Seconds, monotonic."""
+    span: Span
+
+
+class Gateway:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.slo, settings.attainment_percent)
+        self.window = Window()
+        self.clock = time.monotonic
+        self.fleet = Fleet(self.clock)
+        self.admission = Admission(settings.max_waiting_requests, self._retry_after_seconds)
+        self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        self.transfer_bytes: dict[str, int] = {}
+        self.running: set[Work] = set()
+        self.ending = False
+
+        policy = settings.routing_policy
+        indexed = policy in NEED_INDEX or settings.min_remote_prefill_tokens > 0
+        self._index = PrefixIndex() if indexed else None
+        self.router = router_of(settings.strategy)(
+            POLICIES[policy](self._index, random.Random(os.urandom(8))),
+            RoutingOptions(settings.min_remote_prefill_tokens),
+        )
+
+    async def start(self) -> None:
+        self._session = make_session({"Authorization": bearer(self.settings.key)})
+        client = EngineClient(self._session)
+        self.models = Models(self.settings.model, self.fleet, client)
+        self._janitor = Janitor(client)
+        self._runner = Runner(
+            Dispatcher(self.router, self.fleet),
+            LegRunner(client, self.fleet, self._janitor),
+            self._janitor,
+            StageRecorder(self.metrics.observe_stage, self._observe_transfer),
+        )
+        watcher = FleetWatcher(
+            self.fleet,
+            client,
+            make_discovery(self.settings.discovery),
+            self.settings.model,
+            self.settings.strategy,
+            self._index,
+            self.models.meet,
+        )
+        self._watching = asyncio.create_task(watcher.run())
+
+    async def close(self) -> None:
+        """Bounded. Whatever still runs is told to end."""
+        for work in list(self.running):
+            work.fail(ServerFault("the gateway is ending", status=503))
+        await self._janitor.close(CLOSE_SECONDS)
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+        await self._session.close()
+
+    def begin_shutdown(self) -> None:
+        """No longer ready; streams that do not end in time are ended with an error event."""
+        self.ending = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(max(self.settings.shutdown_seconds - 1.0, 0.0), self._fail_running)
+
+    def _fail_running(self) -> None:
+        for work in list(self.running):
+            work.fail(ServerFault("the gateway is ending: send the request again", status=503))
+
+    @property
+    def ready(self) -> bool:
+        """Some complete route exists, and the tokenizer for it is here."""
+        try:
+            self.models.current()
+        except NoRoute:
+            return False
+        return not self.ending and self.router.complete(self.fleet)
+
+    def take(self, parsed: Parsed, arrival: Arrival) -> Work:
+        """Admit a request. Raises Overloaded, or BadRequest."""
+        tickets = self.admission.admit(len(parsed.generations))
+        already = self.clock() - arrival.at
+        loop = asyncio.get_running_loop()
+        return Work(
+            generations=parsed.generations,
+            tickets=tickets,
+            timings=[PromptTiming(arrival.at, self.metrics) for _ in parsed.generations],
+            runner=self._runner,
+            janitor=self._janitor,
+            deadline=loop.time() + self.settings.request_timeout_seconds - already,
+            span=arrival.span,
+            clock=self.clock,
+        )
+
+    def _retry_after_seconds(self) -> int:
+        """When about half of those who wait now will have begun."""
+        median = self.window.quantile("ttft", 0.5, self.clock()) or 1.0
+        return min(max(1, math.ceil(median)), MAX_RETRY_AFTER_SECONDS)
+
+    def _observe_transfer(self, transport: str, moved: int) -> None:
+        self.transfer_bytes[transport] = self.transfer_bytes.get(transport, 0) + moved
+        self.metrics.transfers.labels(transport).inc(moved)
