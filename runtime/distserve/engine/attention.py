@@ -66,7 +66,7 @@ class AttentionStep:
         longest = max((c.tokens for c in decodes), default=0)
         gathered = 2 * len(decodes) * longest * layout.token_bytes
         if len(decodes) > 1 and gathered <= _GATHER_BYTES:
-            self._batch = _Batch.of(decodes, layout.block_tokens, dtype)
+            self._batch = _Batch.of(decodes, layout.blocks, layout.block_tokens, dtype)
         else:
             self._reads = [_Read.of(c.blocks, c.tokens, layout.block_tokens) for c in decodes]
         self._spans: list[tuple[int, int, _Read | None, torch.Tensor | None]] = []
@@ -85,26 +85,26 @@ class AttentionStep:
 
         Returns [rows, heads, dim].
         """
-        keys, values = self._pool.keys(layer), self._pool.values(layer)
+        paged = self._pool.layer(layer)
+        keys, values = paged
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k)
         values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v)
         if self._decodes == q.shape[0]:
-            return self._decode(q, keys, values, scale)
+            return self._decode(q, paged, scale)
         out = torch.empty_like(q)
         if self._decodes:
             rows = q[: self._decodes]
-            out[: self._decodes] = self._decode(rows, keys, values, scale)
+            out[: self._decodes] = self._decode(rows, paged, scale)
         for start, stop, prefix, ancestors in self._spans:
             out[start:stop] = self._span(
                 q[start:stop], k[start:stop], v[start:stop], keys, values, prefix, ancestors, scale
             )
         return out
 
-    def _decode(
-        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+    def _decode(self, q: torch.Tensor, paged: torch.Tensor, scale: float) -> torch.Tensor:
         if self._batch is not None:
-            return self._batch.attend(q, keys, values, scale)
+            return self._batch.attend(q, paged, scale)
+        keys, values = paged
         out = torch.empty_like(q)
         for row, read in enumerate(self._reads):
             out[row : row + 1] = attend(q[row : row + 1], read(keys), read(values), scale).out
@@ -154,7 +154,7 @@ class _Read:
 
 
 class _Batch:
-    """Contexts gathered block by block into one padded batch."""
+    """Contexts gathered block by block into one padded batch, keys and values by one call."""
 
     def __init__(self, table: torch.Tensor, bias: torch.Tensor, batch: int) -> None:
         self._table = table
@@ -162,7 +162,10 @@ class _Batch:
         self._batch = batch
 
     @classmethod
-    def of(cls, contexts: Sequence[Context], block_tokens: int, dtype: torch.dtype) -> "_Batch":
+    def of(
+        cls, contexts: Sequence[Context], blocks: int, block_tokens: int, dtype: torch.dtype
+    ) -> "_Batch":
+        """`blocks`: how many the pool has; the values' blocks follow the keys'."""
         tokens = torch.tensor([context.tokens for context in contexts])
         width = -(-int(tokens.max()) // block_tokens)
         table: list[int] = []
@@ -171,14 +174,14 @@ class _Batch:
             table += used + used[-1:] * (width - len(used))  # padding must hold finite numbers
         hidden = torch.arange(width * block_tokens)[None] >= tokens[:, None]
         bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        return cls(torch.tensor(table), bias[:, None, None, :], len(contexts))
+        both = torch.tensor(table)
+        both = torch.cat((both, both + blocks))
+        return cls(both, bias[:, None, None, :], len(contexts))
 
-    def attend(
-        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        shape = (self._batch, -1, *keys.shape[2:])
-        k = keys.index_select(0, self._table).view(shape)
-        v = values.index_select(0, self._table).view(shape)
+    def attend(self, q: torch.Tensor, paged: torch.Tensor, scale: float) -> torch.Tensor:
+        """`paged`: a layer's [k|v, block, token, kv head, head dim]."""
+        shape = (2, self._batch, -1, *paged.shape[3:])
+        k, v = paged.flatten(0, 1).index_select(0, self._table).view(shape)
         return attend_batch(q, k, v, self._bias, scale)
 
 

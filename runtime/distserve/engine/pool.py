@@ -109,13 +109,17 @@ class KvPool:
         flat = torch.frombuffer(memory, dtype=TORCH_DTYPES[layout.dtype], offset=NONCE_BYTES)
         return cls(layout, fd, memory, flat.view(layout.shape))
 
+    def layer(self, layer: int) -> torch.Tensor:
+        """[k|v, block, token, kv head, head dim] of the model's layer `layer`; a view."""
+        return self.tensor[layer - self.layout.layer_start]
+
     def keys(self, layer: int) -> torch.Tensor:
         """[block, token, kv head, head dim] of the model's layer `layer`; a view."""
-        return self.tensor[layer - self.layout.layer_start, 0]
+        return self.layer(layer)[0]
 
     def values(self, layer: int) -> torch.Tensor:
         """As `keys`."""
-        return self.tensor[layer - self.layout.layer_start, 1]
+        return self.layer(layer)[1]
 
     def close(self) -> None:
         """Let go of fd and mapping; the memory is free when the migrator has let go, too.
