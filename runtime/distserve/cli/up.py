@@ -1,0 +1,36 @@
+"""`distserve up`: run a deployment's pods as processes of this machine until Ctrl-C."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distserve.local.session import Session
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", type=Path, required=True, help="manifest")
+    parser.add_argument("--name", help="which deployment, where the manifest has several")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="of the gateway on 127.0.0.1 (default: 8000)"
+    )
+    parser.add_argument(
+        "--log-dir",
+        type=Path,
+        help="keep the containers' logs here (default: a temporary folder, removed at the end)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from distserve.cli.local_run import load, run_locally
+
+    deployment = load(args.file, args.name)
+    return run_locally(deployment, args.port, args.log_dir, _serve, table=sys.stderr.isatty())
+
+
+async def _serve(session: "Session") -> int:
+    """Nothing is left to do; the pods look after themselves until a signal comes."""
+    await asyncio.Event().wait()
+    return 0

@@ -1,0 +1,79 @@
+"""A deployment that runs on this machine: what `up` and `demo` share."""
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from distserve.api.deployment import DistServeDeployment
+from distserve.local import checks
+from distserve.local.addresses import reserve_addresses
+from distserve.local.discovery import DiscoveryFile
+from distserve.local.errors import PodFailed
+from distserve.local.localise import with_gateway_port, with_one_gateway
+from distserve.local.rundir import run_directory
+from distserve.local.specs import read_inventory
+from distserve.local.supervisor import Supervisor, supervise
+from distserve.resources import naming
+from distserve.resources.processes import DISCOVERY_FILE
+from distserve.resources.render import render
+from distserve.resources.settings import RenderSettings, released_images
+
+READY_SECONDS = 3600.0
+"""Bound on loading; each container's startup probe has its own."""
+ANSWER_SECONDS = 60.0
+"""Bound on the gateway's first answer once every pod is ready."""
+
+
+@dataclass(frozen=True)
+class Session:
+    deployment: DistServeDeployment
+    supervisor: Supervisor
+    base_url: str
+    """http://127.0.0.1:PORT"""
+    log_directory: Path
+
+    async def start(self) -> None:
+        """Returns once a request can be answered. Raises PodFailed."""
+        self.supervisor.start()
+        await self.supervisor.wait_ready(READY_SECONDS)
+        await self._wait_answer()
+
+    async def _wait_answer(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS), aiohttp.ClientSession() as http:
+                while True:
+                    with contextlib.suppress(aiohttp.ClientError):
+                        async with http.get(f"{self.base_url}/v1/models") as answer:
+                            if answer.status == 200:
+                                return
+                    await asyncio.sleep(0.05)
+        raise PodFailed("the gateway is ready but does not answer", [], usage=False)
+
+
+@contextlib.asynccontextmanager
+async def open_session(
+    deployment: DistServeDeployment, port: int, log_directory: Path | None = None
+) -> AsyncIterator[Session]:
+    """Everything is checked and laid out; nothing runs before `Session.start`, nothing is left
+    afterwards. Raises Refused and RenderError."""
+    checks.check_deployment(deployment)
+    checks.check_port(port)
+    local = with_one_gateway(deployment)
+    settings = RenderSettings(released_images(), key=secrets.token_hex(32))
+    inventory = read_inventory(with_gateway_port(render(local, settings), port))
+    checks.check_memory(inventory, checks.available_memory_bytes())
+    with run_directory() as folder, reserve_addresses(random.Random()) as addresses:
+        logs = log_directory or folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        async with supervise(inventory, addresses, folder, logs) as supervisor:
+            discovery = DiscoveryFile(
+                folder / "configmaps" / naming.discovery_name(local) / DISCOVERY_FILE
+            )
+            supervisor.watchers.append(lambda: discovery.publish(supervisor.pods))
+            yield Session(local, supervisor, f"http://127.0.0.1:{port}", logs)
