@@ -24,10 +24,10 @@ from random import Random
 SKIPPED_FOLDERS = {"test", "tests", "site-packages", "lib2to3", "encodings", "idlelib", "_bundled"}
 SKIPPED_FOLDERS |= {"turtledemo", "msilib", "__phello__", "pydoc_data", "distutils", "tkinter"}
 SKIPPED_MODULES = {"turtle", "_pydecimal", "_osx_support", "_aix_support"}
-C_MODULES = (
-    "array atexit binascii builtins cmath errno fcntl gc grp itertools marshal math mmap posix "
-    "pwd resource select signal sys syslog termios time unicodedata zlib"
-).split()
+C_MODULES = """
+    array atexit binascii builtins cmath errno fcntl gc grp itertools marshal math mmap posix
+    pwd resource select signal sys syslog termios time unicodedata zlib
+"""
 # Where a member is defined, and the name that everybody calls it by.
 PUBLIC_NAMES = {
     "_pyio": "io",
@@ -39,10 +39,11 @@ PUBLIC_NAMES = {
 }
 FLAT_PACKAGES = {"asyncio", "concurrent.futures", "json", "unittest", "multiprocessing"}
 # What people try first comes more often in an epoch, so that its answers are learnt by heart.
-COMMON_MODULES = set(dir(builtins)) | set(
-    "os sys math time json re random itertools functools collections asyncio threading".split()
-    + "pathlib string textwrap datetime statistics shutil queue logging subprocess".split()
-)
+COMMON_MODULES = """
+    os sys math time json re random itertools functools collections asyncio threading
+    pathlib string textwrap datetime statistics shutil queue logging subprocess
+"""
+COMMON_NAMES = set(dir(builtins)) | set(COMMON_MODULES.split())
 COMMON_REPEATS = 4
 PARAGRAPHS_PER_DOCUMENT = (1, 1, 1, 2, 2, 3, 3, 20)
 PARAGRAPH_CHARACTERS = range(18, 700)
@@ -101,7 +102,7 @@ class Answer:
     @property
     def repeats(self) -> int:
         """How often an epoch shows it."""
-        common = self.kind in ("module", "topic") or self.subject.split(".")[0] in COMMON_MODULES
+        common = self.kind in ("module", "topic") or self.subject.split(".")[0] in COMMON_NAMES
         return COMMON_REPEATS if common else 1
 
     def question(self, random: Random) -> str:
@@ -157,7 +158,7 @@ class Corpus:
 def collect() -> Corpus:
     """The corpus of the running Python, the same for the same Python."""
     corpus = Corpus()
-    for module in C_MODULES:
+    for module in C_MODULES.split():
         _add_c_module(corpus, module)
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):

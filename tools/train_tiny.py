@@ -59,7 +59,7 @@ library. It is here to make serving visible, not to be right: do not rely on wha
 
 | | |
 |---|---|
-| architecture | Llama: {layers} layers, hidden {hidden}, {heads} heads, {kv_heads} key-value heads |
+| architecture | Llama, {layers} layers, hidden {hidden}, {heads} heads on {kv_heads} key-values |
 | vocabulary | byte-level BPE, {vocabulary} tokens, trained on the same text |
 | context | {context} tokens |
 | weights | bfloat16 safetensors, input and output embeddings tied |

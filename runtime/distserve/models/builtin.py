@@ -20,6 +20,11 @@ DEMO_PROMPTS = (
     "If the file",
     "Base class for",
 )
+# What it answers as a chat, likewise.
+DEMO_QUESTIONS = (
+    "What does len do?",
+    "What does sorted do?",
+)
 
 
 def builtin_path(name: str) -> Path:

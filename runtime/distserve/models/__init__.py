@@ -1,0 +1,1 @@
+"""Models to serve without a download: the shipped `tiny`, and folders of random weights."""
