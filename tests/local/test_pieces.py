@@ -1,0 +1,215 @@
+"""The pure parts of the runner: expansion, mount paths, probes' thresholds, quantiles, checks."""
+
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distserve.api.loading import parse_deployment
+from distserve.local import checks, rundir
+from distserve.local.addresses import reserve_addresses
+from distserve.local.errors import Refused
+from distserve.local.launch import Place, expand, launch, rewrite
+from distserve.local.localise import with_gateway_port, with_one_gateway
+from distserve.local.probes import ProbeCount
+from distserve.local.specs import ProbeSpec, read_inventory
+from distserve.local.stats import gateway_stats, parse_metrics, quantile
+from distserve.local.table import format_bytes, format_ms
+from distserve.resources.render import render
+from distserve.resources.settings import RenderSettings, released_images
+
+
+def deployment(**spec: Any) -> Any:
+    return parse_deployment(
+        {
+            "kind": "DistServeDeployment",
+            "apiVersion": "distserve.io/v1alpha1",
+            "metadata": {"name": "tiny"},
+            "spec": {
+                "model": {"id": "tiny", "source": {"builtin": "tiny"}},
+                "accelerator": {"type": "CPU", "kvCache": "64Mi"},
+                "prefill": {},
+                "decode": {},
+            }
+            | spec,
+        },
+        "test",
+    )
+
+
+def local_objects(port: int = 8765, **spec: Any) -> list[dict[str, Any]]:
+    settings = RenderSettings(released_images(), key="k" * 64)
+    return with_gateway_port(render(with_one_gateway(deployment(**spec)), settings), port)
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("$(A)", "1"), ("x$(A)y$(B)", "x1y2"), ("$$(A)", "$(A)"), ("$(NONE)", "$(NONE)"),
+        ("$A", "$A"), ("$(A", "$(A"),
+    ],
+)  # fmt: skip
+def test_expansion_is_the_kubelets(text: str, expanded: str) -> None:
+    assert expand(text, {"A": "1", "B": "2"}) == expanded
+
+
+@pytest.mark.parametrize(
+    ("text", "rewritten"),
+    [
+        ("/run/distserve/a.sock", "/x/run/a.sock"), ("/run/distserve", "/x/run"),
+        ("file:/run/distserve/e", "file:/x/run/e"), ("/run/distserver", "/run/distserver"),
+        ("/var/run/distserve", "/var/run/distserve"), ("/run/distserve/key/k", "/x/key/k"),
+        ("exec --a /run/distserve --b", "exec --a /x/run --b"),
+    ],
+)  # fmt: skip
+def test_mount_paths_are_rewritten_where_a_path_begins(text: str, rewritten: str) -> None:
+    mounts = {"/run/distserve": Path("/x/run"), "/run/distserve/key": Path("/x/key")}
+    assert rewrite(text, mounts) == rewritten
+
+
+def test_rendered_engine_becomes_a_command_of_this_machine() -> None:
+    inventory = read_inventory(local_objects())
+    pod = next(p for p in inventory.pods if p.role == "prefill")
+    folders = {v["name"]: Path("/f") / v["name"] for v in pod.volumes}
+    place = Place(pod, "127.9.9.2", folders)
+    started = launch(pod.containers[0], place, inventory, {"PATH": "/bin"}, 42)
+    words = started.argv
+    assert words[1:4] == ("-m", "distserve.cli.main", "engine")
+    assert words[words.index("--host") + 1] == "127.9.9.2"
+    assert words[words.index("--instance") + 1] == "tiny-u0-prefill-0-0"
+    assert words[words.index("--key-file") + 1] == "/f/key/key"
+    assert words[words.index("--migrator-socket") + 1] == "/f/run/migrator.sock"
+    assert not [w for w in words if "$(" in w]
+    assert started.environment["POD_IP"] == "127.9.9.2"
+    assert started.environment["DISTSERVE_PARENT_PID"] == "42"
+    assert started.environment["TMPDIR"] == started.environment["HOME"] == "/f/tmp"
+    assert "/f/key/key" in " ".join(started.pre_stop)
+
+
+def test_gateway_listens_on_the_asked_port() -> None:
+    inventory = read_inventory(local_objects(port=8765))
+    (gateway,) = [p for p in inventory.pods if p.is_gateway]
+    (container,) = gateway.containers
+    words = container.command
+    assert words[words.index("--port") + 1] == "8765"
+    assert words[words.index("--max-waiting-requests") + 1] == "512"
+    assert container.readiness and container.readiness.port == 8765
+    assert container.pre_stop == ()
+
+
+def test_init_container_is_refused() -> None:
+    template = {"spec": {"initContainers": [{"name": "fetch", "command": ["x"]}]}}
+    with pytest.raises(Refused, match="fetch"):
+        read_inventory(local_objects(prefill={"podTemplate": template}))
+
+
+@given(
+    results=st.lists(st.booleans(), max_size=40),
+    failures=st.integers(1, 4),
+    successes=st.integers(1, 4),
+)
+def test_probe_changes_its_mind_after_a_streak(
+    results: list[bool], failures: int, successes: int
+) -> None:
+    count = ProbeCount(ProbeSpec(failure_threshold=failures, success_threshold=successes))
+    for end in range(1, len(results) + 1):
+        before = count.passing
+        count.record(results[end - 1])
+        last = results[end - 1]
+        needed = successes if last else failures
+        streak = end >= needed and set(results[end - needed : end]) == {last}
+        assert count.passing == (last if streak else before)
+
+
+def test_quantiles_like_prometheus() -> None:
+    buckets = [(0.1, 0.0), (0.2, 5.0), (0.4, 10.0), (float("inf"), 10.0)]
+    assert quantile(buckets, 0.5) == pytest.approx(0.2)
+    assert quantile(buckets, 0.9) == pytest.approx(0.36)
+    assert quantile([(0.1, 0.0), (float("inf"), 3.0)], 0.5) == pytest.approx(0.1)
+    assert quantile([], 0.5) is None
+    assert quantile([(0.1, 0.0), (float("inf"), 0.0)], 0.5) is None
+
+
+def test_gateway_metrics_become_the_table() -> None:
+    text = """# HELP distserve_requests_total x
+distserve_requests_total{code="200"} 8.0
+distserve_requests_total{code="429"} 1.0
+distserve_requests_total{code="500"} 1.0
+distserve_requests_in_flight 2.0
+distserve_time_to_first_token_seconds_bucket{le="0.1"} 10.0
+distserve_time_to_first_token_seconds_bucket{le="+Inf"} 10.0
+distserve_gateway_kv_transfer_bytes_total{transport="TCP"} 1.5e+06
+"""
+    stats = gateway_stats(text)
+    assert (stats.requests, stats.failed, stats.in_flight) == (10, 1, 2)
+    assert stats.ttft_ms == (pytest.approx(50), pytest.approx(90))
+    assert stats.tpot_ms == (None, None)
+    assert stats.kv_bytes == {"TCP": 1_500_000}
+    assert gateway_stats("").requests == 0
+    (sample,) = parse_metrics('a{b="x,}\\"y",c=""} 1')
+    assert sample.labels["c"] == ""
+
+
+def test_numbers_look_like_numbers() -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1536, 3 << 30)] == [
+        "0 B", "1023 B", "1.5 KiB", "3.0 GiB",
+    ]  # fmt: skip
+    assert [format_ms(n) for n in (None, 1.26, 250.4)] == ["-", "1.3 ms", "250 ms"]
+
+
+def test_two_runners_get_different_addresses() -> None:
+    with (
+        reserve_addresses(random.Random(1)) as one,
+        reserve_addresses(random.Random(1)) as other,
+    ):
+        assert one.prefix != other.prefix
+    with reserve_addresses(random.Random(1)) as again:
+        assert again == one
+        with pytest.raises(Refused):
+            again.pod(300)
+
+
+def test_folder_of_a_dead_runner_is_removed_and_that_of_a_living_one_kept(tmp_path: Path) -> None:
+    dead = tmp_path / f"{rundir.PREFIX}dead"
+    dead.mkdir()
+    (dead / "lock").touch()
+    (tmp_path / "another").mkdir()
+    with rundir.run_directory(tmp_path) as living:
+        assert not dead.exists()
+        with rundir.run_directory(tmp_path) as second:
+            assert living.exists() and second != living
+    assert [p.name for p in tmp_path.iterdir()] == ["another"]
+
+
+def test_checks_say_the_cure(tmp_path: Path) -> None:
+    for spec, said in (
+        ({"prefill": {"parallelism": {"tensor": 2}}}, "NotSupportedByEngine: spec.prefill"),
+        ({"accelerator": {"type": "GPU"}}, "NotSupportedByEngine: spec.accelerator.type"),
+        ({"model": {"id": "m", "source": {"hostPath": "/no/such"}}}, "/no/such is no folder"),
+        ({"model": {"id": "m", "source": {"imagePath": "/no/such"}}}, "imagePath: /no/such is no"),
+        ({"model": {"id": "m", "source": {"hostPath": str(tmp_path)}}}, "has no config.json"),
+        (
+            {"model": {"id": "m", "source": {"persistentVolumeClaim": {"claimName": "c"}}}},
+            "use hostPath",
+        ),
+    ):
+        with pytest.raises(Refused, match=said):
+            checks.check_deployment(deployment(**spec))
+    with pytest.raises(Refused, match="not enough memory: 3 pods ask for 2"):
+        checks.check_memory(read_inventory(local_objects()), 1 << 30)
+    checks.check_memory(read_inventory(local_objects()), 64 << 30)
+    assert checks.available_memory_bytes() > 0
+
+
+def test_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Refused, match=f"port {port} is in use"):
+            checks.check_port(port)
+    checks.check_port(checks.free_port())
