@@ -35,7 +35,7 @@ class Body:
     config: Any
     """transformers' PreTrainedConfig."""
     kv: KvShape
-    tied: Mapping[str, str]
+    tied: frozenset[str]
     """Names of weights that are others' (the head of models with tied embeddings)."""
 
     def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, step: object) -> torch.Tensor:
@@ -113,10 +113,10 @@ def _build(architecture: type[torch.nn.Module], config: Any, dtype: torch.dtype)
     parameters are allocated once, and rope's frequencies computed (they are in no checkpoint)."""
     with torch.device("meta"):
         model: Any = architecture(config)
-    tied = {}
+    tied: frozenset[str] = frozenset()
     if config.tie_word_embeddings:
         model.lm_head.weight = model.get_input_embeddings().weight
-        tied = {"lm_head.weight": "embeddings"}
+        tied = frozenset({"lm_head.weight"})
     _allocate(model, dtype)
     for name, module in list(model.named_modules()):
         if name.rpartition(".")[2] == "rotary_emb":

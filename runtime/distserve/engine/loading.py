@@ -140,7 +140,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _fill(model: torch.nn.Module, path: Path, tied: Mapping[str, str]) -> Iterator[WeightEntry]:
+def _fill(model: torch.nn.Module, path: Path, tied: frozenset[str]) -> Iterator[WeightEntry]:
     """Copy each tensor of the checkpoint to its place in `model`, all places being filled once."""
     places = model.state_dict()
     missing = set(places) - set(tied)
