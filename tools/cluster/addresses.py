@@ -6,7 +6,7 @@ So several clusters run at once without drawing a port: each has a loopback addr
     127.(200+slot).0.1     etcd, controller manager, scheduler; the API server without real nodes
     10.(200+slot).0.1      the bridge; the API server with real nodes
     10.(200+slot).0.10+N   node N          10.(200+slot).N.0/24   its pods
-    10.(200+slot).64.0/18  pods of fake nodes
+    10.(200+slot).0.2      every fake node     10.(200+slot).64.0/18  their pods
     10.(200+slot).128.0/17 services, .128.1 the API server's, .128.10 the DNS server's
 """
 
@@ -66,6 +66,10 @@ class Addresses:
     @property
     def fake_pods(self) -> str:
         return f"{self._prefix}.64.0/18"
+
+    @property
+    def fake_node_address(self) -> str:
+        return f"{self._prefix}.0.2"
 
     @property
     def services(self) -> str:

@@ -1,7 +1,7 @@
-"""The programs of a cluster: taken from KUBEBUILDER_ASSETS or the cache, else built from Go modules.
+"""The programs of a cluster: from KUBEBUILDER_ASSETS or the cache, else built from Go modules.
 
-A built program lies in a folder named after the hash of its module (go.mod, go.sum, sources), so two
-checkouts share it exactly when they pin the same versions.
+A built program lies in a folder named after the hash of its module (go.mod, go.sum, sources), so
+two checkouts share it exactly when they pin the same versions.
 """
 
 import functools
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.cluster.errors import ClusterError, CommandFailed, Unavailable
+from tools.cluster.errors import CommandFailed, Unavailable
 from tools.cluster.home import cache, lock_file
 from tools.cluster.progress import Progress
 from tools.cluster.waiting import run
@@ -84,7 +84,7 @@ REAL_NODES = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "pause")
 def kubernetes_version() -> str:
     """The version that the pinned module names, without its v."""
     found = re.search(
-        r"^require k8s\.io/kubernetes v(\S+)$",
+        r"^(?:require )?\s*k8s\.io/kubernetes v(\S+)",
         (GO_MODULES / "kubernetes" / "go.mod").read_text(),
         re.MULTILINE,
     )
@@ -112,6 +112,14 @@ def ensure(names: Iterable[str], progress: Progress) -> dict[str, Path]:
         _build(names, progress)
     found = {name: find(name) for name in names}
     return {name: path for name, path in found.items() if path is not None}
+
+
+def client(name: str, progress: Progress) -> Path:
+    """A program that talks to a cluster: ours, else the machine's, else built."""
+    on_path = shutil.which(name)
+    if find(name) is None and on_path is not None:
+        return Path(on_path)
+    return ensure([name], progress)[name]
 
 
 def _asset(name: str) -> Path | None:

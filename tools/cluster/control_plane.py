@@ -65,10 +65,14 @@ class ControlPlane:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.load_cert_chain(self.pki.crt("admin"), self.pki.key("admin"))
+        # No proxy of the environment: these addresses are this machine's.
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
 
         def answers() -> bool:
             try:
-                with urllib.request.urlopen(url, timeout=5, context=context) as response:
+                with opener.open(url, timeout=5) as response:
                     return bool(response.status == 200)
             except (urllib.error.URLError, OSError):
                 return False

@@ -3,7 +3,7 @@
     <cache>/distserve/clusters/.lock          held while a slot is claimed
     <cache>/distserve/clusters/<name>/        home.json and everything the cluster writes
 
-A home without a living owner is stale, unless it was made to be kept (`make cluster`).
+A home without a living owner is stale. One that was made to be kept lasts until a reboot.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import TextIO
 
 from tools.cluster.addresses import CONTROL_PLANE_PORTS, Addresses, free_slots
 from tools.cluster.errors import CommandFailed, DidNotCome, Unavailable
+from tools.cluster.profiles import Profile, Provider
 from tools.cluster.waiting import run, wait_for
 
 LOCK_SECONDS = 120.0
@@ -30,25 +31,29 @@ def cache() -> Path:
     return Path(base) / "distserve"
 
 
+def boot_identity() -> str:
+    """A name for the time since the machine last started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def process_identity(pid: int) -> str | None:
     """A name for a process that no later one gets, not even after a reboot; None if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command name in parentheses may hold spaces: count fields from its end.
     state, *rest = stat.rpartition(")")[2].split()
-    return None if state == "Z" else f"{boot}:{pid}:{rest[18]}"
+    return None if state == "Z" else f"{boot_identity()}:{pid}:{rest[18]}"
 
 
 @dataclass(frozen=True)
 class Home:
-    """One cluster's folder. `owner` is the identity of the process it belongs to, or empty."""
+    """One cluster's folder. `owner` is the identity of a process, or of the boot if it is kept."""
 
     name: str
-    provider: str
-    profile: str
+    provider: Provider
+    profile: Profile
     slot: int
     owner: str
 
@@ -75,10 +80,13 @@ class Home:
         return f"DISTSERVE_CLUSTER_HOME={self.folder}"
 
     @property
+    def kept(self) -> bool:
+        return ":" not in self.owner
+
+    @property
     def stale(self) -> bool:
-        if not self.owner:
-            return False
-        return process_identity(int(self.owner.split(":")[1])) != self.owner
+        now = boot_identity() if self.kept else process_identity(int(self.owner.split(":")[1]))
+        return now != self.owner
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
@@ -103,7 +111,9 @@ def homes() -> list[Home]:
     found = []
     for record in sorted(clusters().glob("*/home.json")):
         with contextlib.suppress(FileNotFoundError):
-            found.append(Home(**json.loads(record.read_text())))
+            said = json.loads(record.read_text())
+            kinds = {"provider": Provider(said["provider"]), "profile": Profile(said["profile"])}
+            found.append(Home(**said | kinds))
     return found
 
 
@@ -129,18 +139,19 @@ def lock_file(file: TextIO, holder: str, seconds: float) -> None:
     wait_for(f"{holder} (lock {file.name})", taken, seconds)
 
 
-def claim(name: str, provider: str, profile: str, *, keep: bool) -> Home:
-    """Makes a home in the first free slot. Call it under `registry_lock`."""
-    owner = "" if keep else process_identity(os.getpid()) or ""
-    for addresses in free_slots((home.slot for home in homes()), _routes()):
-        if _listens(addresses.loopback):
-            continue
-        home = Home(name, provider, profile, addresses.slot, owner)
-        (home.folder / "logs").mkdir(parents=True)
-        record = home.folder / "home.json"
-        record.with_suffix(".new").write_text(json.dumps(asdict(home)))
-        record.with_suffix(".new").rename(record)
-        return home
+def claim(name: str, provider: Provider, profile: Profile, *, keep: bool) -> Home:
+    """Makes a home in the first free slot."""
+    owner = boot_identity() if keep else process_identity(os.getpid())
+    assert owner is not None, "this process lives"
+    with registry_lock():
+        for addresses in free_slots((home.slot for home in homes()), _routes()):
+            if not _in_use(addresses.loopback):
+                home = Home(name, provider, profile, addresses.slot, owner)
+                (home.folder / "logs").mkdir(parents=True)
+                record = home.folder / "home.json"
+                record.with_suffix(".new").write_text(json.dumps(asdict(home)))
+                record.with_suffix(".new").rename(record)
+                return home
     raise Unavailable(
         "every address range for test clusters is in use; "
         "see `python -m tools.cluster list` and free one with `down`"
@@ -155,7 +166,7 @@ def _routes() -> list[str]:
     return [route["dst"] for route in routes if route["dst"] != "default"]
 
 
-def _listens(address: str) -> bool:
+def _in_use(address: str) -> bool:
     """Whether a cluster of another user holds this address."""
     for port in CONTROL_PLANE_PORTS.values():
         with socket.socket() as probe:

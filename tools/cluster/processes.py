@@ -17,6 +17,8 @@ from tools.cluster.home import Home
 from tools.cluster.waiting import tail, wait_for
 
 STOP_SECONDS = 20.0
+# All addresses of a cluster are this machine's own.
+NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Process:
                 stderr=log,
                 # Ctrl-C at a terminal ends the owner, which then ends these in order.
                 start_new_session=True,
-                env={**os.environ, key: value},
+                env={**os.environ, **NO_PROXY, key: value},
             )
         return self
 

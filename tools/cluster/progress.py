@@ -49,3 +49,7 @@ class Progress:
         step.say("...")
         yield step
         step.say(f"{step.seconds:.1f} s", last=True)
+
+    def note(self, words: str) -> None:
+        self.out.write(f"{words}\n")
+        self.out.flush()

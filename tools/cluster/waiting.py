@@ -25,7 +25,7 @@ def wait_for(
     explain: Callable[[], str] = str,
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
-    """Returns once `condition` holds; raises DidNotCome with what `explain` says after `seconds`."""
+    """Returns once `condition` holds; after `seconds` raises DidNotCome with `explain`'s words."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,0 +1,55 @@
+"""Who provides a cluster: the first of the four that this machine can do.
+
+1. DISTSERVE_KUBECONFIG names one        given.py
+2. a Docker engine runs, kind is there   kind.py
+3. KUBEBUILDER_ASSETS has the programs   local.py with these (binaries.py)
+4. Go builds them from pinned modules    local.py
+"""
+
+import secrets
+
+from tools.cluster import given, kind, local
+from tools.cluster.cluster import Cluster
+from tools.cluster.control_plane import ExtraFlags
+from tools.cluster.profiles import Profile, Provider
+from tools.cluster.progress import Progress
+from tools.cluster.teardown import remove_stale
+
+
+def choose() -> Provider:
+    if given.named() is not None:
+        return Provider.GIVEN
+    return Provider.KIND if kind.usable() else Provider.LOCAL
+
+
+def prepare(profile: Profile, progress: Progress) -> None:
+    """Does what takes minutes, once per machine; raises Unavailable with the cure."""
+    if choose() is Provider.LOCAL:
+        local.prepare(profile, progress)
+
+
+def start(
+    profile: Profile,
+    progress: Progress | None = None,
+    *,
+    name: str = "",
+    keep: bool = False,
+    nodes: int = 2,
+    extra: ExtraFlags | None = None,
+) -> Cluster:
+    """A cluster of this profile that answers; those left behind by dead owners are removed first.
+
+    `extra` flags of the control plane need the project's own cluster. Raises Unavailable with what
+    to install where the machine can do none, DidNotCome where it should have come up.
+    """
+    progress = progress or Progress()
+    for stale in remove_stale():
+        progress.note(f"cluster {stale}: removed, its owner is gone")
+    name = name or f"test-{secrets.token_hex(4)}"
+    kubeconfig = given.named()
+    provider = Provider.LOCAL if extra is not None else choose()
+    if provider is Provider.GIVEN and kubeconfig is not None:
+        return given.connect(profile, progress, kubeconfig, name=name)
+    if provider is Provider.KIND:
+        return kind.start(profile, progress, name=name, keep=keep, nodes=nodes)
+    return local.start(profile, progress, name=name, keep=keep, nodes=nodes, extra=extra)

@@ -1,0 +1,44 @@
+"""Removes a cluster by what its home says, whoever started it and however that one ended."""
+
+from collections.abc import Callable
+
+from tools.cluster.addresses import MAX_NODES
+from tools.cluster.cgroups import processes_in, remove_cgroup
+from tools.cluster.home import Home, homes, registry_lock
+from tools.cluster.network import remove_bridge
+from tools.cluster.processes import kill_until_gone, marked
+from tools.cluster.profiles import Provider
+from tools.cluster.waiting import run
+
+KIND_SECONDS = 120.0
+
+
+def tear_down(home: Home, note_ends: Callable[[], None] = lambda: None) -> None:
+    """Ends every process of the cluster, then removes what they leave.
+
+    `note_ends` is called between the two: a parent has to take note of its children's end.
+    """
+    if home.provider is Provider.KIND:
+        run(["kind", "delete", "cluster", f"--name={home.name}"], seconds=KIND_SECONDS)
+    cgroups = [home.addresses.node_cgroup(node) for node in range(1, MAX_NODES + 1)]
+
+    def processes() -> set[int]:
+        return marked(home).union(*(processes_in(cgroup) for cgroup in cgroups))
+
+    kill_until_gone(processes, f"the processes of cluster {home.name}")
+    note_ends()
+    for cgroup in cgroups:
+        remove_cgroup(cgroup)
+    remove_bridge(home.addresses)
+    home.remove()
+
+
+def remove_stale() -> list[str]:
+    """Removes the clusters whose owner is gone; returns their names."""
+    removed = []
+    with registry_lock():
+        for home in homes():
+            if home.stale:
+                tear_down(home)
+                removed.append(home.name)
+    return removed
