@@ -13,8 +13,8 @@ from distserve.planner.compat.chain import (
     colocated_chain,
     decode_chain,
     prefill_chain,
-    series_ms,
-    steps_until,
+
+
 )
 from distserve.planner.compat.rules import Chain
 from distserve.planner.compat.search import (
@@ -29,6 +29,7 @@ from distserve.planner.errors import NoProfile, OversizedRequest
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
 from distserve.planner.result import RunResult, Slo
+from distserve.planner.series import series_ms, steps_until
 from distserve.workload import ArrivalProcess, RequestSet, Trace, read_requests
 
 DATA = Path(__file__).parent / "data"

@@ -44,6 +44,9 @@ class RunResult:
     trace: Trace
     first_token_ms: Sequence[float]
     finish_ms: Sequence[float]
+    first_by_prefill: bool = False
+    """Whether the prefill's token counts as the first of the output, so that one step fewer
+    follows it; the reference counts it extra."""
 
     @cached_property
     def ttft_ms(self) -> list[float]:
@@ -52,9 +55,10 @@ class RunResult:
 
     @cached_property
     def tpot_ms(self) -> list[float]:
-        """(finish - first token) / output length, as the reference divides."""
+        """(finish - first token) / tokens after the first; 0 where there are none."""
+        uncounted = 1 if self.first_by_prefill else 0
         triples = zip(self.finish_ms, self.first_token_ms, self.trace.output_tokens, strict=True)
-        return [(finish - first) / output for finish, first, output in triples]
+        return [(finish - first) / max(output - uncounted, 1) for finish, first, output in triples]
 
     def ttft_quantile_ms(self, percent: float) -> float:
         return quantile(sorted(self.ttft_ms), percent)

@@ -268,8 +268,8 @@ def summary_rows(
         add("decode", slo.tpot_ms, 100 * sum(t <= slo.tpot_ms for t in tpot) / count)
         add("both", (slo.ttft_ms, slo.tpot_ms), result.attainment_percent(slo))
     for percent in args.slas:
-        add("prefill", result.ttft_quantile_ms(percent), percent)
-        add("decode", result.tpot_quantile_ms(percent), percent)
+        add("prefill", result.ttft_quantile_ms(percent), float(percent))
+        add("decode", result.tpot_quantile_ms(percent), float(percent))
     return rows
 
 

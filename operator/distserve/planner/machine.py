@@ -1,0 +1,45 @@
+"""The accelerators to plan for: nodes of possibly different sizes, and the network between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distserve.planner.errors import InvalidRequest
+from distserve.planner.links import DEFAULT_NETWORK, Link, load_link
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Free accelerators by node.
+
+    `high_affinity` says that nodes are joined by a network fast enough for KV migration, so that
+    prefill and decode instances may lie on different nodes.
+    """
+
+    nodes: Sequence[int]
+    max_accelerators: int | None = None
+    high_affinity: bool = False
+    network: str = DEFAULT_NETWORK
+
+    def __post_init__(self) -> None:
+        if not self.nodes or min(self.nodes) < 0 or self.accelerators < 1:
+            raise InvalidRequest("the machine has no accelerators; give nodes that have some")
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators that may be used."""
+        total = sum(self.nodes)
+        return total if self.max_accelerators is None else min(total, self.max_accelerators)
+
+    @property
+    def largest_node(self) -> int:
+        return min(max(self.nodes), self.accelerators)
+
+    def copies(self, segment: int, segments: int = 1) -> int:
+        """How many units fit whose `segments` parts of `segment` accelerators each fit a node."""
+        slots = sum(node // segment for node in self.nodes)
+        return min(slots // segments, self.accelerators // (segment * segments))
+
+    def link(self, within_node: bool) -> Link:
+        return load_link(self.network, "intra_node" if within_node else "inter_node")

@@ -1,0 +1,290 @@
+"""The answer: from a planning request to a plan, or to the nearest miss.
+
+Called by `distserve plan` and, in the operator, by a worker process with a deadline. The plan
+carries the hash of the inputs that it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from distserve.planner.errors import NoProfile
+from distserve.planner.goodput import Evaluator, Forecast
+from distserve.planner.machine import Machine
+from distserve.planner.models import ModelShape
+from distserve.planner.placement_search import INSTANT, Judged, PlacementSearch, Unit
+from distserve.planner.profiles import HardwareProfile
+from distserve.planner.result import Slo, quantile
+from distserve.planner.simulator import InstanceSpec
+from distserve.workload import ArrivalProcess, RequestSet
+
+SEARCH_REQUESTS = 400
+FORECAST_REQUESTS = 2000
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """All that a plan depends on; `rate` None asks for the most that the machine can do."""
+
+    model: ModelShape
+    profile: HardwareProfile
+    slo: Slo
+    requests: RequestSet
+    machine: Machine
+    rate: float | None = None
+    arrivals: ArrivalProcess = field(default_factory=ArrivalProcess)
+    strategy: str = "Disaggregated"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fixed_tp: Mapping[str, int] = field(default_factory=dict)
+    max_batched_tokens: int = 8192
+    max_requests: int = 256
+
+    @property
+    def inputs_hash(self) -> str:
+        """Equal for equal questions, whatever process asks."""
+        entries = sorted((key, times) for key, times in self.profile.entries.items())
+        parts = (
+            self.model,
+            (self.profile.name, entries, self.profile.kv_budget_bytes),
+            self.slo,
+            (list(self.requests.prompt_tokens), list(self.requests.output_tokens)),
+            self.requests.arrival_ms and list(self.requests.arrival_ms),
+            (list(self.machine.nodes), self.machine.max_accelerators),
+            (self.machine.high_affinity, self.machine.network),
+            (self.rate, self.strategy, sorted(self.options.items())),
+            (self.arrivals.kind, self.arrivals.cv, self.arrivals.seed),
+            (sorted(self.fixed_tp.items()), self.max_batched_tokens, self.max_requests),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """`instances` of one unit."""
+
+    instances: int
+    tensor: int
+    pipeline: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What requests see at `rate`, all units together sharing the load evenly."""
+
+    rate: float
+    attainment_percent: float
+    ttft_ms: dict[int, float]
+    tpot_ms: dict[int, float]
+    utilisation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another configuration and its goodput, in requests per second per accelerator."""
+
+    roles: dict[str, RolePlan]
+    goodput: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`feasible` False makes it the nearest miss: nothing to deploy, `reason` says what lacks."""
+
+    feasible: bool
+    reason: str
+    inputs_hash: str
+    estimated: bool
+    roles: dict[str, RolePlan]
+    segments: int
+    units: int
+    accelerators: int
+    goodput: float
+    """Requests per second per accelerator that meet the SLO."""
+    total_goodput: float
+    binds: str
+    """TTFT, TPOT, memory or link: what stands in the way of more."""
+    prediction: Prediction | None
+    runner_up: Alternative | None
+
+
+def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None) -> Plan:
+    """Search, settle the best candidates in a long run, and size the winner for the asked rate.
+
+    Raises NoProfile when no step times are known for the model on this machine.
+    """
+    population = request.requests
+    recorded = request.arrivals.kind == "recorded"
+    count = min(SEARCH_REQUESTS, len(population))
+    sample = population if recorded else population.sample(count, request.arrivals.seed)
+    evaluator = Evaluator(request.strategy, sample, population, request.arrivals, request.slo)
+    search = PlacementSearch(
+        request.model,
+        request.profile,
+        request.machine,
+        evaluator,
+        dict(request.fixed_tp),
+        _template(request),
+        dict(request.options),
+        request.rate,
+        progress,
+    )
+    judged = search.run()
+    if not judged:
+        raise NoProfile(_nothing_to_judge(request))
+    settled = []
+    for candidate in judged[:3]:
+        if candidate.goodput is None or not candidate.rate:
+            continue
+        forecast = evaluator.settled(candidate.unit.fleet, candidate.goodput, FORECAST_REQUESTS)
+        if forecast:
+            settled.append((search.score(candidate.unit, forecast.rate), candidate, forecast))
+    if not settled:
+        return _missed(request, judged, evaluator)
+    settled.sort(key=lambda entry: entry[0], reverse=True)
+    _, winner, forecast = settled[0]
+    others = [_alternative(j.unit, f.rate / j.unit.accelerators) for _, j, f in settled[1:]]
+    others += [_alternative(j.unit, j.per_accelerator) for j in judged[3:4]]
+    return _sized(request, evaluator, winner, forecast, others[0] if others else None)
+
+
+def _template(request: PlanRequest) -> InstanceSpec:
+    return InstanceSpec(
+        times=INSTANT,
+        max_batched_tokens=request.max_batched_tokens,
+        max_requests=request.max_requests,
+    )
+
+
+def _sized(
+    request: PlanRequest,
+    evaluator: Evaluator,
+    winner: Judged,
+    forecast: Forecast,
+    runner_up: Alternative | None,
+) -> Plan:
+    unit = winner.unit
+    fitting = unit.copies(request.machine)
+    asked = request.rate
+    units = fitting if asked is None else math.ceil(asked / forecast.rate - 1e-9)
+    feasible = 0 < units <= fitting
+    reason = _in_words(unit, forecast.rate)
+    if not feasible:
+        reason = (
+            f"{asked:g} requests/s need {units} units of {unit.accelerators} accelerators and "
+            f"{fitting} fit: {fitting * forecast.rate:.3g} requests/s; "
+            "give more accelerators or a looser SLO"
+        )
+        units = max(fitting, 1)
+    served = min(asked, units * forecast.rate) if asked is not None else units * forecast.rate
+    share = evaluator.forecast(unit.fleet, served / units, FORECAST_REQUESTS)
+    goodput = winner.goodput
+    return Plan(
+        feasible=feasible,
+        reason=reason,
+        inputs_hash=request.inputs_hash,
+        estimated=request.profile.estimated,
+        roles=roles_of(unit),
+        segments=unit.segments,
+        units=units,
+        accelerators=units * unit.accelerators,
+        goodput=forecast.rate / unit.accelerators,
+        total_goodput=units * forecast.rate,
+        binds=evaluator.binding(unit.fleet, goodput.next if goodput else None),
+        prediction=_prediction(share, served),
+        runner_up=runner_up,
+    )
+
+
+def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) -> Plan:
+    """Nothing meets the SLO even when idle: the candidate that comes closest, and by how much."""
+    runnable = [j for j in judged if j.goodput is not None and j.goodput.next is not None]
+    if not runnable:
+        reason = judged[0].reason or "no request can be held; give more accelerators"
+        return _nothing(request, judged[0].unit, reason, "memory", None)
+    forecasts = [(evaluator.forecast(j.unit.fleet, _lowest(j), 200), j) for j in runnable]
+    forecast, nearest = max(forecasts, key=lambda entry: entry[0].attainment_percent)
+    slo, percent = request.slo, request.slo.ttft_percent
+    reason = (
+        f"nothing meets the SLO; nearest: {_in_words(nearest.unit, 0)} reaches "
+        f"{forecast.attainment_percent:.0f} % of {percent:g} % when idle "
+        f"(P{percent:g} TTFT {forecast.result.ttft_quantile_ms(percent):.0f} of "
+        f"{slo.ttft_ms:g} ms, TPOT {forecast.result.tpot_quantile_ms(percent):.0f} of "
+        f"{slo.tpot_ms:g} ms); loosen the SLO or use faster accelerators"
+    )
+    missed = nearest.goodput.next.missed if nearest.goodput and nearest.goodput.next else "TTFT"
+    return _nothing(request, nearest.unit, reason, missed, _prediction(forecast, forecast.rate))
+
+
+def _lowest(judged: Judged) -> float:
+    assert judged.goodput is not None and judged.goodput.next is not None
+    return judged.goodput.next.rate
+
+
+def _nothing(
+    request: PlanRequest, unit: Unit, reason: str, binds: str, prediction: Prediction | None
+) -> Plan:
+    return Plan(
+        feasible=False,
+        reason=reason,
+        inputs_hash=request.inputs_hash,
+        estimated=request.profile.estimated,
+        roles=roles_of(unit),
+        segments=unit.segments,
+        units=0,
+        accelerators=0,
+        goodput=0.0,
+        total_goodput=0.0,
+        binds=binds,
+        prediction=prediction,
+        runner_up=None,
+    )
+
+
+def roles_of(unit: Unit) -> dict[str, RolePlan]:
+    fleet = unit.fleet
+    if fleet.decode is None:
+        return {"hybrid": RolePlan(fleet.prefill_instances, fleet.prefill.tp, fleet.prefill.pp)}
+    return {
+        "prefill": RolePlan(fleet.prefill_instances, fleet.prefill.tp, fleet.prefill.pp),
+        "decode": RolePlan(fleet.decode_instances, fleet.decode.tp, fleet.decode.pp),
+    }
+
+
+def _alternative(unit: Unit, per_accelerator: float) -> Alternative:
+    return Alternative(roles_of(unit), per_accelerator)
+
+
+def _prediction(forecast: Forecast, rate: float) -> Prediction:
+    ttft, tpot = sorted(forecast.result.ttft_ms), sorted(forecast.result.tpot_ms)
+    percents = (50, 90, 99)
+    return Prediction(
+        rate,
+        forecast.attainment_percent,
+        {percent: quantile(ttft, percent) for percent in percents},
+        {percent: quantile(tpot, percent) for percent in percents},
+        forecast.utilisation,
+    )
+
+
+def _in_words(unit: Unit, rate: float) -> str:
+    roles = ", ".join(
+        f"{role} {plan.instances} x (TP {plan.tensor}, PP {plan.pipeline})"
+        for role, plan in roles_of(unit).items()
+    )
+    return f"{roles}: {rate:.3g} requests/s per unit" if rate else roles
+
+
+def _nothing_to_judge(request: PlanRequest) -> str:
+    model, machine = request.model, request.machine
+    if not any(name == model.name for name, _ in request.profile.entries):
+        return f"no profile for {model.name}, give --hardware-profile or --estimate"
+    degrees = sorted(tp for name, tp in request.profile.entries if name == model.name)
+    return (
+        f"{model.name} does not fit {machine.accelerators} accelerators in nodes of "
+        f"{machine.largest_node} at the profiled TP {', '.join(map(str, degrees))}; "
+        "give more accelerators, or --estimate for other degrees"
+    )

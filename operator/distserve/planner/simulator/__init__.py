@@ -1,0 +1,19 @@
+"""The simulation that plans rest on: instances, queues, batches, memory and migration.
+
+`Simulation` owns the clock and what happened to each request, an `Instance` its pipeline, memory
+and batches, and a strategy (`distserve.planner.strategies`) decides what runs next and where.
+What differs from `compat`, and why, is listed in docs/planner.md.
+"""
+
+from distserve.planner.simulator.instance import Chunk, Instance, InstanceSpec, Step
+from distserve.planner.simulator.simulation import Lifecycle, Simulation, StepRecord
+
+__all__ = [
+    "Chunk",
+    "Instance",
+    "InstanceSpec",
+    "Lifecycle",
+    "Simulation",
+    "Step",
+    "StepRecord",
+]

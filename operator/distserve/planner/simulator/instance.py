@@ -1,0 +1,320 @@
+"""One instance: a pipeline, its KV memory, and the requests that wait, decode or are in flight.
+
+     arrive -> waiting -> [ prefill steps ] -> strategy.prefilled -> ready -> [ decode steps ] -> end
+                                                     |                 ^
+                                                     `-- migration ----'   (another instance)
+
+A batch crosses the pipeline as it was formed: stage s starts it when both the batch has left stage
+s - 1 and the batch before it has left stage s. New batches form when the first stage is free.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from distserve.planner.batch import DecodeBatch
+from distserve.planner.errors import OversizedRequest
+from distserve.planner.memory import BLOCK_TOKENS
+from distserve.planner.series import series_ms, steps_until
+from distserve.planner.simulator.simulation import Simulation, StepRecord
+from distserve.strategies.time_model import TimeModel
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """What an instance is: its step times, degrees, memory and scheduling budgets."""
+
+    times: TimeModel
+    tp: int = 1
+    pp: int = 1
+    kv_tokens: int = 1 << 40
+    max_batched_tokens: int = 8192
+    """Prompt tokens of one prefill step; a longer prompt goes alone."""
+    max_requests: int = 256
+    """Requests of one prefill step of a prefill instance; elsewhere requests that are resident."""
+
+    @property
+    def accelerators(self) -> int:
+        return self.tp * self.pp
+
+
+class Chunk(NamedTuple):
+    """Part of a prompt: `tokens` from position `start`."""
+
+    request: int
+    start: int
+    tokens: int
+
+    @property
+    def squared_tokens(self) -> int:
+        """Its share of the prompt's squared length: it attends to all that came before."""
+        return (self.start + self.tokens) ** 2 - self.start**2
+
+
+@dataclass
+class Step:
+    """A batch on its way through the pipeline."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    decode: DecodeBatch | None = None
+    start_ms: float = 0.0
+    first_ms: float = 0.0
+    growth_ms: float = 0.0
+    rounds: int = 1
+    context_tokens: int = 0
+    decode_requests: int = 0
+
+
+class Instance:
+    """`choose` is the strategy's decision: the next step of this instance, or None."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        name: str,
+        spec: InstanceSpec,
+        choose: Callable[[Instance], Step | None],
+        prefilled: Callable[[int, Instance], None],
+        released: Callable[[Instance], None] | None = None,
+    ) -> None:
+        self.simulation = simulation
+        self.name = name
+        self.spec = spec
+        self.waiting: deque[int] = deque()
+        self.ready = DecodeBatch(simulation.due, simulation.base)
+        self.prefilling = 0
+        """Requests whose prefill is in flight."""
+        self.decoding = 0
+        """Requests that decode here, in flight or ready."""
+        self.expected = 0
+        """Requests that decode here or are on their way."""
+        self.reserved_tokens = 0
+        self.link_free_ms = 0.0
+        self.busy_ms = 0.0
+        self._choose = choose
+        self._prefilled = prefilled
+        self._released = released
+        self._stage_free_ms = [0.0] * spec.pp
+        self._alone: Step | None = None  # a decode step that may be cut short
+        self._ending = False
+        self._reserved: dict[int, int] = {}
+        self._prefilled_tokens: dict[int, int] = {}
+
+    # -- memory
+
+    def room_for(self, tokens: int) -> bool:
+        return self.reserved_tokens + _in_blocks(tokens) <= self.spec.kv_tokens
+
+    def reserve(self, request: int, tokens: int) -> None:
+        reserved = _in_blocks(tokens)
+        self._reserved[request] = reserved
+        self.reserved_tokens += reserved
+
+    def release(self, request: int) -> None:
+        """Free a request's memory and look for work that waited for it."""
+        self.reserved_tokens -= self._reserved.pop(request)
+        if self._released:
+            self._released(self)
+        self.wake()
+
+    def must_hold(self, tokens: int) -> None:
+        if _in_blocks(tokens) > self.spec.kv_tokens:
+            raise OversizedRequest(
+                f"a request of {tokens} tokens exceeds the {self.spec.kv_tokens} tokens of KV "
+                f"cache of TP {self.spec.tp} x PP {self.spec.pp}; leave it out or give the role "
+                "more accelerators"
+            )
+
+    # -- requests
+
+    def submit(self, request: int) -> None:
+        """Queue a request for prefill."""
+        self.waiting.append(request)
+        self.wake()
+
+    def join(self, request: int) -> None:
+        """Let a prefilled request, whose memory is reserved here, decode."""
+        trace = self.simulation.trace
+        prompt, steps = trace.prompt_tokens[request], trace.output_tokens[request] - 1
+        self.simulation.life.decode_ms[request] = self.simulation.now
+        self.ready.join(request, prompt, steps)
+        self.decoding += 1
+        self.wake()
+
+    @property
+    def seats(self) -> int:
+        """Requests that may still join those that prefill or decode here."""
+        return self.spec.max_requests - self.prefilling - self.decoding
+
+    @property
+    def load(self) -> int:
+        """Requests that wait or are in prefill here."""
+        return len(self.waiting) + self.prefilling
+
+    def take_prompts(self, at_most: int, tokens_to_hold: Callable[[int], int]) -> list[Chunk]:
+        """Whole prompts from the head of the queue that fit budgets and memory, in order."""
+        trace, spec = self.simulation.trace, self.spec
+        chunks: list[Chunk] = []
+        tokens = 0
+        while self.waiting and len(chunks) < at_most:
+            request = self.waiting[0]
+            prompt = trace.prompt_tokens[request]
+            if chunks and tokens + prompt > spec.max_batched_tokens:
+                break
+            if not self.room_for(tokens_to_hold(request)):
+                break
+            self.reserve(request, tokens_to_hold(request))
+            chunks.append(Chunk(self.waiting.popleft(), 0, prompt))
+            tokens += prompt
+        return chunks
+
+    def take_chunks(self, budget_tokens: int, tokens_to_hold: Callable[[int], int]) -> list[Chunk]:
+        """Up to `budget_tokens` of prompts from the head of the queue, the last cut to fit."""
+        trace = self.simulation.trace
+        chunks: list[Chunk] = []
+        while self.waiting and budget_tokens > 0:
+            request = self.waiting[0]
+            start = self._prefilled_tokens.get(request, 0)
+            if start == 0:
+                newcomers = sum(chunk.start == 0 for chunk in chunks)
+                if newcomers >= self.seats or not self.room_for(tokens_to_hold(request)):
+                    break
+                self.reserve(request, tokens_to_hold(request))
+            tokens = min(budget_tokens, trace.prompt_tokens[request] - start)
+            chunks.append(Chunk(request, start, tokens))
+            budget_tokens -= tokens
+            if start + tokens == trace.prompt_tokens[request]:
+                self.waiting.popleft()
+                self._prefilled_tokens.pop(request, None)
+            else:
+                self._prefilled_tokens[request] = start + tokens
+        return chunks
+
+    def take_ready(self) -> DecodeBatch | None:
+        """Every request that can decode now, as one batch."""
+        if not self.ready.size:
+            return None
+        batch = self.ready
+        self.ready = DecodeBatch(self.simulation.due, self.simulation.base)
+        return batch
+
+    # -- steps
+
+    def wake(self) -> None:
+        """Something changed: begin a step, or end a long decode advance at its next step."""
+        if self._ending:
+            return  # a step begins when all that this one ends has been seen to
+        if self._alone is not None:
+            self._cut_short(self._alone)
+        elif self._stage_free_ms[0] <= self.simulation.now:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._stage_free_ms[0] > self.simulation.now or self._alone is not None:
+            return
+        step = self._choose(self)
+        if step is None:
+            return
+        now, pp = self.simulation.now, self.spec.pp
+        stage_ms = self._measure(step)
+        step.start_ms, step.first_ms = now, stage_ms
+        if pp == 1 and not step.chunks and not self.simulation.step_by_step:
+            self._advance_alone(step)
+            return
+        free = self._stage_free_ms
+        end = free[0] = now + stage_ms
+        for stage in range(1, pp):
+            end = free[stage] = max(end, free[stage]) + stage_ms
+        self.simulation.at(end, self._end, step)
+        if pp > 1:
+            self.simulation.at(free[0], self._begin)
+
+    def _measure(self, step: Step) -> float:
+        """Time of one stage; marks the requests' first steps."""
+        life, now = self.simulation.life, self.simulation.now
+        tokens = squared = 0
+        for chunk in step.chunks:
+            if chunk.start == 0:
+                life.prefill_ms[chunk.request] = now
+                self.prefilling += 1
+            tokens += chunk.tokens
+            squared += chunk.squared_tokens
+        if step.decode is not None:
+            step.decode_requests = step.decode.size
+            step.context_tokens = step.decode.context_tokens
+        return self.spec.times.mixed_ms(
+            tokens, squared, step.decode_requests, step.context_tokens, self.spec.pp
+        )
+
+    def _advance_alone(self, step: Step) -> None:
+        """Plan all steps up to the next finish as one event; `wake` may cut them short."""
+        assert step.decode is not None
+        size = step.decode_requests
+        step.growth_ms = size * self.spec.times.decode(size).b
+        step.rounds = step.decode.rounds_to_next_finish
+        self._alone = step
+        self._schedule_alone(step)
+
+    def _schedule_alone(self, step: Step) -> None:
+        end = step.start_ms + series_ms(step.rounds, step.first_ms, step.growth_ms)
+        self._stage_free_ms[0] = end
+        self.simulation.at(max(end, self.simulation.now), self._end_alone, step, step.rounds)
+
+    def _cut_short(self, step: Step) -> None:
+        passed_ms = self.simulation.now - step.start_ms
+        rounds = steps_until(passed_ms, step.first_ms, step.growth_ms)
+        if rounds < step.rounds:
+            step.rounds = rounds
+            self._schedule_alone(step)
+
+    def _end_alone(self, step: Step, rounds: int) -> None:
+        if self._alone is step and step.rounds == rounds:  # else it was cut short meanwhile
+            self._alone = None
+            self._end(step)
+
+    def _end(self, step: Step) -> None:
+        simulation = self.simulation
+        duration = series_ms(step.rounds, step.first_ms, step.growth_ms)
+        self.busy_ms += duration
+        if simulation.log is not None:
+            simulation.log.append(
+                StepRecord(
+                    step.start_ms,
+                    simulation.now,
+                    self.name,
+                    sum(chunk.tokens for chunk in step.chunks),
+                    step.decode_requests,
+                    step.context_tokens,
+                    step.rounds,
+                )
+            )
+        self._ending = True
+        if step.decode is not None:
+            finished = step.decode.advance(step.rounds)
+            self.ready.absorb(step.decode)
+            self.decoding -= len(finished)
+            self.expected -= len(finished)
+            for request in finished:
+                simulation.finish(request)
+                self.release(request)
+        for chunk in step.chunks:
+            if chunk.start + chunk.tokens == simulation.trace.prompt_tokens[chunk.request]:
+                self._end_prefill(chunk.request)
+        self._ending = False
+        self._begin()
+
+    def _end_prefill(self, request: int) -> None:
+        self.prefilling -= 1
+        self.simulation.first_token(request)
+        if self.simulation.trace.output_tokens[request] == 1:
+            self.simulation.finish(request)
+            self.release(request)
+        else:
+            self._prefilled(request, self)
+
+
+def _in_blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS

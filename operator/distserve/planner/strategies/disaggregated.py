@@ -1,0 +1,85 @@
+"""Disaggregated: prefill and decode on instances of their own, KV cache pulled in between.
+
+A request goes to the prefill instance with the shortest queue, first come first served; after its
+first token to the decode instance with the least of its memory spoken for. That instance pulls the
+KV cache when it has room for the whole context; until then the prefill instance holds it, so that
+bursts wait in prefill memory and push back on prefill.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from distserve.planner.simulator import Instance, Step
+from distserve.planner.strategies.fleet import SimulatedStrategy
+
+
+class Disaggregated(SimulatedStrategy):
+    disaggregated = True
+
+    def build(self) -> list[Instance]:
+        fleet, simulation = self.fleet, self.simulation
+        assert fleet.decode is not None, "a disaggregated fleet has decode instances"
+        self.prefill = [
+            Instance(
+                simulation, f"prefill-{i}", fleet.prefill, self._choose_prefill, self.prefilled
+            )
+            for i in range(fleet.prefill_instances)
+        ]
+        self.decode = [
+            Instance(
+                simulation, f"decode-{i}", fleet.decode, _choose_decode, self.prefilled, self._pull
+            )
+            for i in range(fleet.decode_instances)
+        ]
+        # Handed over and not yet pulled, by decode instance: (request, instance that holds it).
+        self._pending: dict[Instance, deque[tuple[int, Instance]]] = {
+            instance: deque() for instance in self.decode
+        }
+        self._pending_tokens = dict.fromkeys(self.decode, 0)
+        return [*self.prefill, *self.decode]
+
+    def arrive(self, request: int) -> None:
+        min(self.prefill, key=lambda instance: instance.load).submit(request)
+
+    def _choose_prefill(self, instance: Instance) -> Step | None:
+        chunks = instance.take_prompts(
+            instance.spec.max_requests, lambda request: self.trace.prompt_tokens[request]
+        )
+        return Step(chunks) if chunks else None
+
+    def prefilled(self, request: int, instance: Instance) -> None:
+        target = min(
+            self.decode, key=lambda other: other.reserved_tokens + self._pending_tokens[other]
+        )
+        self._pending[target].append((request, instance))
+        self._pending_tokens[target] += self.whole_context(request)
+        self._pull(target)
+
+    def _pull(self, instance: Instance) -> None:
+        """Start the migrations that fit; one at a time on each instance's connection."""
+        pending, simulation = self._pending[instance], self.simulation
+        while pending:
+            request, source = pending[0]
+            tokens = self.whole_context(request)
+            if not instance.room_for(tokens) or instance.expected >= instance.spec.max_requests:
+                return
+            pending.popleft()
+            self._pending_tokens[instance] -= tokens
+            instance.reserve(request, tokens)
+            instance.expected += 1
+            start = max(simulation.now, source.link_free_ms, instance.link_free_ms)
+            end = start + self.fleet.migration_ms(self.trace.prompt_tokens[request])
+            source.link_free_ms = instance.link_free_ms = end
+            simulation.life.migration_ms[request] = start
+            simulation.at(end, self._migrated, request, source, instance)
+
+    def _migrated(self, request: int, source: Instance, instance: Instance) -> None:
+        self.simulation.life.migrated_ms[request] = self.simulation.now
+        source.release(request)
+        instance.join(request)
+
+
+def _choose_decode(instance: Instance) -> Step | None:
+    batch = instance.take_ready()
+    return Step(decode=batch) if batch else None
