@@ -1,0 +1,170 @@
+"""What may be drawn, how often, and that the noise belongs to the draw alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distserve.engine.batch import Draw
+from distserve.engine.noise import uniform
+from distserve.engine.sampler import Sampler
+from distserve.wire.dialect import SamplingParams
+
+EOS = 2
+SAMPLER = Sampler(frozenset({EOS}))
+
+
+def draw(seed=0, choice=0, prompt=(), output=(), **params) -> Draw:
+    return Draw(SamplingParams(seed=seed, max_tokens=9, **params), choice, prompt, list(output))
+
+
+def frequencies(logits: torch.Tensor, draws: int = 4000, **params) -> np.ndarray:
+    rows = logits.expand(draws, -1)
+    sampled = SAMPLER.sample(rows, [draw(seed=seed, **params) for seed in range(draws)])
+    return np.bincount([s.token for s in sampled], minlength=logits.shape[-1]) / draws
+
+
+def assert_distributed(found: np.ndarray, expected: np.ndarray, draws: int = 4000) -> None:
+    """Five standard deviations; the seeds are fixed, so this never flickers."""
+    spread = 5 * np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(found - expected) <= spread + 1e-12).all(), (found, expected)
+
+
+def softmax(values) -> np.ndarray:
+    weights = np.exp(np.array(values) - max(values))
+    return weights / weights.sum()
+
+
+LOGITS = torch.tensor([1.0, 0.5, -1.0, 2.0, 0.0])
+
+
+def test_draws_follow_the_softmax() -> None:
+    assert_distributed(frequencies(LOGITS), softmax(LOGITS.tolist()))
+    assert_distributed(frequencies(LOGITS, temperature=0.5), softmax((2 * LOGITS).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({"top_k": 2}, {0, 3}),
+        ({"top_p": 0.5}, {3}),  # weighs 0.56 alone
+        ({"top_p": 0.6}, {0, 3}),
+        ({"min_p": 0.2}, {0, 1, 3}),  # e^-1, e^-1.5 against 1
+        ({"top_k": 3, "top_p": 0.9}, {0, 1, 3}),
+        ({"top_k": 3, "top_p": 0.6}, {3}),  # of the three, 3 weighs 0.63
+        ({"top_k": 99, "top_p": 1.0}, {0, 1, 2, 3, 4}),
+        ({"top_p": 1e-9}, {3}),
+    ],
+)
+def test_filters_keep_and_renormalise(params, kept) -> None:
+    masked = [v if i in kept else -math.inf for i, v in enumerate(LOGITS.tolist())]
+    assert_distributed(frequencies(LOGITS, **params), softmax(masked))
+
+
+def test_rows_of_a_batch_do_not_share_their_settings() -> None:
+    settings = [{}, {"temperature": 0.0}, {"top_k": 1}, {"min_p": 0.9}, {"logit_bias": {4: 100.0}}]
+    draws = [draw(seed=i, **s) for i, s in enumerate(settings)]
+    rows = LOGITS.expand(len(draws), -1)
+    together = SAMPLER.sample(rows, draws)
+    assert together == [SAMPLER.sample(LOGITS[None], [d])[0] for d in draws]
+    assert [s.token for s in together[1:]] == [3, 3, 3, 4]
+
+
+def test_greedy_takes_the_first_best() -> None:
+    logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
+    found = SAMPLER.sample(logits, [draw(temperature=0.0)] * 2)
+    assert [s.token for s in found] == [1, 0]
+    assert found[0].logprobs is None
+
+
+def penalised(**kwargs) -> int:
+    return SAMPLER.sample(LOGITS[None], [draw(temperature=0.0, **kwargs)])[0].token
+
+
+def test_penalties() -> None:
+    assert penalised() == 3
+    # Repetition looks at the prompt, too: 2.0 / 2.1 < 1.0; a negative logit is multiplied.
+    assert penalised(prompt=[3], repetition_penalty=2.1) == 0
+    assert penalised(output=[3], repetition_penalty=2.1) == 0
+    # The others look at the output alone.
+    assert penalised(prompt=[3], presence_penalty=2.0, frequency_penalty=2.0) == 3
+    assert penalised(output=[3], presence_penalty=1.1) == 0
+    assert penalised(output=[3], frequency_penalty=0.6) == 3
+    assert penalised(output=[3, 3], frequency_penalty=0.6) == 0
+    negative = torch.tensor([[-1.0, -1.5]])
+    params = {"temperature": 0.0, "repetition_penalty": 2.0}
+    assert SAMPLER.sample(negative, [draw(prompt=[0], **params)])[0].token == 1
+
+
+def test_end_tokens_are_banned_before_min_tokens() -> None:
+    logits = torch.tensor([[0.0, 1.0, 9.0, 8.0]])
+    params = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": [3]}
+    tokens = [SAMPLER.sample(logits, [draw(output=[1] * n, **params)])[0].token for n in range(4)]
+    assert tokens == [1, 1, 2, 2]
+
+
+def test_logprobs_are_the_models_own() -> None:
+    asked = draw(temperature=0.0, logprobs=2, logit_bias={4: 100.0}, presence_penalty=1.0)
+    plain = draw(temperature=0.0, logprobs=0)
+    biased, bare, none = SAMPLER.sample(LOGITS.expand(3, -1), [asked, plain, draw()])
+    expected = LOGITS.log_softmax(-1).tolist()
+    assert biased.token == 4
+    assert biased.logprobs.logprob == pytest.approx(expected[4])
+    assert [token for token, _ in biased.logprobs.top] == [3, 0]
+    assert biased.logprobs.top[0][1] == pytest.approx(expected[3])
+    assert bare.logprobs.top == []
+    assert none.logprobs is None
+
+
+def test_logits_are_left_alone() -> None:
+    logits = LOGITS.clone()[None]
+    SAMPLER.sample(logits, [draw(logit_bias={0: 5.0}, top_p=0.5, temperature=0.3)])
+    assert torch.equal(logits[0], LOGITS)
+
+
+@given(st.integers(), st.integers(0, 2**31), st.integers(0, 2**31))
+def test_noise_is_a_pure_function_in_the_unit_interval(seed, choice, position) -> None:
+    value = uniform(seed, choice, position)
+    assert 0.0 <= value < 1.0
+    assert value == uniform(seed, choice, position)
+    assert value != uniform(seed, choice + 1, position)
+    assert value != uniform(seed, choice, position + 1)
+
+
+def test_noise_stays_what_it_is() -> None:
+    """A changed function would break replays across versions of a rollout."""
+    assert [uniform(1, 0, 0), uniform(1, 0, 1), uniform(-1, 2, 3)] == GOLDEN
+
+
+GOLDEN = [0.19556659671890386, 0.3225055575444745, 0.4836847993801928]
+
+
+@given(
+    st.lists(st.floats(-20, 20), min_size=2, max_size=40),
+    st.integers(0, 2**63),
+    st.integers(0, 50),
+    st.floats(0.01, 1.0),
+    st.floats(0.0, 1.0),
+)
+def test_what_is_drawn_is_always_possible(logits, seed, top_k, top_p, min_p) -> None:
+    row = torch.tensor([logits])
+    params = {"temperature": 0.7, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    token = SAMPLER.sample(row, [draw(seed=seed, **params)])[0].token
+    rank = int((row[0] > row[0, token]).sum())
+    assert 0 <= token < len(logits)
+    assert top_k == 0 or rank < top_k
+
+
+@given(st.integers(0, 1000))
+def test_a_draw_survives_rounding_of_the_logits(seed) -> None:
+    """Chunked and whole prefills differ in the last bits."""
+    logits = torch.randn(64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noisy = logits + 1e-13 * torch.randn(64, dtype=torch.float64)
+    params = {"temperature": 1.0, "top_p": 0.9, "top_k": 20}
+    first, second = (
+        SAMPLER.sample(row[None], [draw(seed=seed, **params)])[0] for row in (logits, noisy)
+    )
+    assert first.token == second.token
