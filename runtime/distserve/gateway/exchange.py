@@ -53,11 +53,14 @@ class Exchange(Response):
     """A response in which everything happens: returned by the endpoints."""
 
     gateway: Gateway
-    body: CompletionBody | ChatBody
+    asked: CompletionBody | ChatBody
     parsed: Parsed
     answer: Answer
     work: Work
     slo: Slo
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         talk = asyncio.create_task(self._talk(scope, send))
@@ -78,7 +81,7 @@ class Exchange(Response):
         self.gateway.running.add(self.work)
         try:
             async with self.work:
-                if not self.body.streams:
+                if not self.asked.streams:
                     await self._whole(send)
                 else:
                     async with contextlib.aclosing(self.work.outputs()) as outputs:
@@ -122,8 +125,8 @@ class Exchange(Response):
         ttfts = [t.ttft for t in self.work.timings if t.ttft is not None]
         extra: dict[str, Any] = usage.dump()
         extra["ttft_ms"] = round(max(ttfts, default=0.0) * 1000, 2)
-        if self.body.user is not None:
-            extra["user"] = self.body.user
+        if self.asked.user is not None:
+            extra["user"] = self.asked.user
         log.info("request answered", extra=extra)
 
 

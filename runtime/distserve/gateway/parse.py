@@ -142,7 +142,7 @@ def _generation(
     max_tokens = _fit(len(prompt.ids), limit, clip, model.info.max_model_len, param)
     if max(prompt.ids) >= model.info.vocab_size:
         raise BadRequest(
-            f"token id {max(prompt.ids)} is outside the vocabulary of {model.info.vocab_size}",
+            f"{param}: token id {max(prompt.ids)} is outside the vocabulary of {model.info.vocab_size}",
             param=param,
         )
     return Generation(
@@ -197,7 +197,7 @@ def _sampling(
     for token in body.stop_token_ids or []:
         if token >= info.vocab_size:
             raise BadRequest(
-                f"token id {token} is outside the vocabulary of {info.vocab_size}",
+                f"stop_token_ids: {token} is outside the vocabulary of {info.vocab_size}",
                 param="stop_token_ids",
             )
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []

@@ -173,6 +173,9 @@ class Runner:
             states = job.progress.choices
             return all(states[c].finished or len(states[c].tokens) > had[c] for c in choices)
 
+        def unfinished() -> bool:
+            return any(c in job.progress.unfinished for c in choices)
+
         async def run_leg(stop: Stop, flight: Flight, leg: Leg) -> LegReport:
             with job.span.child(f"leg {stop.phases}", instance=stop.member.name) as span:
                 begun = time.monotonic()
@@ -186,8 +189,8 @@ class Runner:
         try:
             first: set[asyncio.Future[Any]] = {prefill, source}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if not source.done():
-                self.stages.record([prefill.result()])
+            if not source.done() or not unfinished():
+                self.stages.record([await prefill])
                 return
             decode_leg = job.leg(decode_stop, decode_flight, choices, source=source.result())
             # Both legs continue from the same place, whatever came in between.
@@ -200,7 +203,7 @@ class Runner:
                     continue
                 if prefill.exception() is not None and not has_first_tokens():
                     break
-                if not any(c in job.progress.unfinished for c in choices):
+                if not unfinished():
                     break
             if decode.done():
                 report = _taken_over(decode, prefill_stop.member)

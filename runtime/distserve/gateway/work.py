@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -75,7 +75,7 @@ class Work:
         """End it from outside: whoever reads the outputs gets the error."""
         self._outputs.put_nowait(error)
 
-    async def outputs(self) -> AsyncIterator[list[Output]]:
+    async def outputs(self) -> AsyncGenerator[list[Output], None]:
         """All there is, whenever there is any. Raises GatewayError."""
         while True:
             ready = [await self._outputs.get()]

@@ -1,0 +1,206 @@
+"""What is refused, with which status and which field's name: nothing is ignored in silence."""
+
+from typing import Any
+
+import openai
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+UNSUPPORTED: list[tuple[str, Any]] = [
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tool_choice", "auto"),
+    ("functions", [{"name": "f"}]),
+    ("function_call", "auto"),
+    ("response_format", {"type": "json_object"}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
+    ("modalities", ["text", "audio"]),
+    ("audio", {"voice": "a", "format": "wav"}),
+    ("prediction", {"type": "content", "content": "x"}),
+    ("kv_transfer_params", {"do_remote_decode": True}),
+    ("best_of", 3),
+    ("suffix", "end"),
+    ("store", True),
+    ("service_tier", "flex"),
+    ("reasoning_effort", "low"),
+    ("structured_outputs", {"json": {}}),
+    ("guided_json", {}),
+    ("use_beam_search", True),
+    ("chat_template", "{{ messages }}"),
+    ("never_heard_of", None),
+    ("logit_bias", {"a": 1}),
+    ("logit_bias", {"999": 1}),
+    ("logit_bias", {"-1": 1}),
+    ("logit_bias", {"1": 101}),
+    ("temperature", -0.1),
+    ("temperature", "hot"),
+    ("temperature", 3),
+    ("top_p", 0),
+    ("top_k", -2),
+    ("n", 0),
+    ("n", True),
+    ("stop", ["a"] * 17),
+    ("stop", ""),
+    ("stop_token_ids", [258]),
+    ("max_tokens", -1),
+    ("max_tokens", 2**80),
+    ("min_tokens", 300),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": True}),
+    ("seed", 1.5),
+    ("model", None),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), UNSUPPORTED, ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_the_field_is_named(house: Any, path: str, field: str, value: Any) -> None:
+    own = CHAT if "chat" in path else {"prompt": "hi"}
+    body = {"model": "test", "max_tokens": 4, **own, field: value}
+    status, answer, _ = await house.post(path, body)
+    assert status == 400, answer
+    error = answer["error"]
+    assert error["param"] == field
+    assert field in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+    assert not house.prefills[0].legs
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", None), ("tools", []), ("tool_choice", "none"), ("best_of", 1),
+        ("response_format", {"type": "text"}), ("suffix", None), ("parallel_tool_calls", True),
+        ("modalities", ["text"]), ("store", False), ("logit_bias", {}), ("stop", None),
+    ],
+)  # fmt: skip
+async def test_values_that_ask_for_nothing_are_taken(house: Any, field: str, value: Any) -> None:
+    status, answer = await house.complete(**{field: value})
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
+        {"role": "tool", "content": "x", "tool_call_id": "1"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "user", "content": None},
+        {"role": "user"},
+        {"role": "user", "content": "x", "weight": 1},
+        "hi",
+    ],
+)
+async def test_messages_that_are_not_text(house: Any, message: Any) -> None:
+    status, answer, _ = await house.post(
+        "/v1/chat/completions", {"model": "test", "messages": [message]}
+    )
+    assert status == 400
+    assert answer["error"]["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[], [[]], "", [""], [1.5], ["a", 1], [[1], "a"], [True], {"a": 1}, None, [258], [-1],
+     [[1], [2**40]]],
+)  # fmt: skip
+async def test_prompts_that_are_none(house: Any, prompt: Any) -> None:
+    status, answer = await house.complete(prompt=prompt)
+    assert status == 400
+    assert answer["error"]["param"] == "prompt"
+
+
+async def test_the_context_length(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 256") as caught:
+        await client.completions.create(model="test", prompt="x" * 250, max_tokens=7)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError):
+        await client.completions.create(model="test", prompt="x" * 256)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(
+            model="test", messages=[{"role": "user", "content": "x" * 256}]
+        )
+    assert caught.value.param == "messages"
+
+
+async def test_an_unknown_model(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.completions.create(model="test:my-lora", prompt="hi")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("other/name")
+    assert [m.id for m in (await client.models.list()).data] == ["test"]
+    assert (await client.models.retrieve("test")).id == "test"
+
+
+async def test_bodies_that_are_too_long_or_no_json(houses: Any) -> None:
+    import aiohttp
+
+    house = await houses(max_body_bytes=2000)
+    status, answer = await house.complete(prompt="x" * 3000)
+    assert status == 413
+    assert answer["error"]["code"] == "request_too_large"
+    async with aiohttp.ClientSession() as http:
+        for body in (b"{", b"[]", b"null", b"", b'{"model": "te\xff"}', b"[" * 1500):
+            async with http.post(
+                f"{house.url}/v1/completions",
+                data=body,
+                headers={"Content-Type": "application/json"},
+            ) as reply:
+                assert reply.status == 400, body
+                assert (await reply.json())["error"]["type"] == "invalid_request_error"
+        async with http.get(f"{house.url}/nowhere") as reply:
+            assert reply.status == 404
+            assert (await reply.json())["error"]["message"]
+        async with http.get(f"{house.url}/v1/completions") as reply:
+            assert reply.status == 405
+
+
+@pytest.mark.parametrize("value", ["fast", "-1", "0", "nan", "inf", "1e99"])
+async def test_malformed_objectives(house: Any, value: str) -> None:
+    body = {"model": "test", "prompt": "hi"}
+    for header in ("x-slo-ttft-ms", "x-slo-tpot-ms"):
+        status, answer, _ = await house.post("/v1/completions", body, {header: value})
+        assert status == 400
+        assert answer["error"]["param"] == header
+
+
+async def test_objectives_reach_the_engine(house: Any) -> None:
+    headers = {"x-slo-ttft-ms": "120", "x-slo-tpot-ms": "12.5"}
+    await house.post("/v1/completions", {"model": "test", "prompt": "hi"}, headers)
+    slo = house.prefills[0].legs[0].slo
+    assert (slo.ttft_ms, slo.tpot_ms) == (120.0, 12.5)
+
+
+async def test_no_generated_request_finds_a_server_error(house: Any) -> None:
+    """Runs the fuzzer in a thread, while the gateway answers from this one."""
+    import asyncio
+
+    await asyncio.to_thread(_fuzz, f"{house.url}/openapi.json")
+
+
+def _fuzz(url: str) -> None:
+    schema = schemathesis.openapi.from_url(url)
+
+    @schema.parametrize()  # type: ignore[untyped-decorator]
+    def unused(case: Any) -> None:
+        """Makes the schema's operations available."""
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        def check(case: Any) -> None:
+            case.call_and_validate(checks=[not_a_server_error], timeout=30)
+
+        strategy = operation.as_strategy()
+        from hypothesis import Phase, given
+
+        bounded = settings(
+            max_examples=25, deadline=None, database=None, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        bounded(given(strategy)(check))()
