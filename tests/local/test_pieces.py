@@ -17,7 +17,7 @@ from distserve.local.launch import Place, expand, launch, rewrite
 from distserve.local.localise import with_gateway_port, with_one_gateway
 from distserve.local.probes import ProbeCount
 from distserve.local.specs import ProbeSpec, read_inventory
-from distserve.local.stats import gateway_stats, parse_metrics, quantile
+from distserve.local.stats import GatewayStats, parse_stats
 from distserve.local.table import format_bytes, format_ms
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
@@ -125,33 +125,25 @@ def test_probe_changes_its_mind_after_a_streak(
         assert count.passing == (last if streak else before)
 
 
-def test_quantiles_like_prometheus() -> None:
-    buckets = [(0.1, 0.0), (0.2, 5.0), (0.4, 10.0), (float("inf"), 10.0)]
-    assert quantile(buckets, 0.5) == pytest.approx(0.2)
-    assert quantile(buckets, 0.9) == pytest.approx(0.36)
-    assert quantile([(0.1, 0.0), (float("inf"), 3.0)], 0.5) == pytest.approx(0.1)
-    assert quantile([], 0.5) is None
-    assert quantile([(0.1, 0.0), (float("inf"), 0.0)], 0.5) is None
-
-
-def test_gateway_metrics_become_the_table() -> None:
-    text = """# HELP distserve_requests_total x
-distserve_requests_total{code="200"} 8.0
-distserve_requests_total{code="429"} 1.0
-distserve_requests_total{code="500"} 1.0
-distserve_requests_in_flight 2.0
-distserve_time_to_first_token_seconds_bucket{le="0.1"} 10.0
-distserve_time_to_first_token_seconds_bucket{le="+Inf"} 10.0
-distserve_gateway_kv_transfer_bytes_total{transport="TCP"} 1.5e+06
-"""
-    stats = gateway_stats(text)
-    assert (stats.requests, stats.failed, stats.in_flight) == (10, 1, 2)
-    assert stats.ttft_ms == (pytest.approx(50), pytest.approx(90))
-    assert stats.tpot_ms == (None, None)
-    assert stats.kv_bytes == {"TCP": 1_500_000}
-    assert gateway_stats("").requests == 0
-    (sample,) = parse_metrics('a{b="x,}\\"y",c=""} 1')
-    assert sample.labels["c"] == ""
+def test_gateway_stats_are_read() -> None:
+    stats = parse_stats(
+        {
+            "ready": True,
+            "instances": [{"ready": True}, {"ready": False}],
+            "requests": {
+                "total": 10, "by_code": {"200": 8, "429": 1, "500": 1}, "in_flight": 2,
+                "waiting": 0,
+            },
+            "ttft_ms": {"p50": 50.0, "p90": 90.0},
+            "tpot_ms": {"p50": None, "p90": None},
+            "kv_transfer_bytes": 12,
+            "transports": {"TCP": 12, "SharedMemory": 0},
+        }
+    )  # fmt: skip
+    assert (stats.requests, stats.failed, stats.in_flight, stats.ready_instances) == (10, 1, 2, 1)
+    assert (stats.ttft_ms, stats.tpot_ms) == ((50.0, 90.0), (None, None))
+    assert stats.moved_bytes == 12
+    assert stats.moved_since(GatewayStats(kv_bytes={"TCP": 2})) == {"TCP": 10}
 
 
 def test_numbers_look_like_numbers() -> None:

@@ -218,6 +218,14 @@ class Spec(Model):
             "accelerator.kvCache instead",
             _without_gpu_settings,
         ),
+        Rule(
+            "self.strategy.name == 'Disaggregated' || !has(self.gateway)"
+            " || !has(self.gateway.routing) || !has(self.gateway.routing.minRemotePrefillTokens)"
+            " || self.gateway.routing.minRemotePrefillTokens == 0",
+            "gateway.routing.minRemotePrefillTokens belongs to strategy Disaggregated: remove it",
+            lambda spec: spec.strategy.name == "Disaggregated"
+            or spec.gateway.routing.min_remote_prefill_tokens == 0,
+        ),
     )  # fmt: skip
 
     model: ModelSpec = Field(description="What is served. Required.")

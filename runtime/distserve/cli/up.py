@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
 
     deployment = load(args.file, args.name)
-    return run_locally(deployment, args.port, args.log_dir, _serve, table=sys.stderr.isatty())
+    return run_locally(deployment, args.port, args.log_dir, serve, table=sys.stderr.isatty())
 
 
-async def _serve(session: "Session") -> int:
+async def serve(session: "Session") -> int:
     """Nothing is left to do; the pods look after themselves until a signal comes."""
     await asyncio.Event().wait()
     return 0

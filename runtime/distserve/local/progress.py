@@ -13,7 +13,7 @@ from rich.live import Live
 from distserve.local.container import Container, State
 from distserve.local.pod import Pod
 from distserve.local.session import Session
-from distserve.local.stats import MetricsReader, gateway_stats
+from distserve.local.stats import GatewayStats, read_stats
 from distserve.local.supervisor import Supervisor
 from distserve.local.table import live_table, pod_state
 
@@ -92,9 +92,8 @@ async def show_progress(session: Session, table: bool) -> AsyncIterator[Say]:
 
 async def _draw(session: Session, live: Live) -> None:
     async with aiohttp.ClientSession() as http:
-        reader = MetricsReader(http)
         while True:
-            stats = gateway_stats(await reader.read(session.base_url))
+            stats = await read_stats(http, session.base_url) or GatewayStats()
             live.update(
                 live_table(session.supervisor.pods, stats, f"{session.base_url}/v1"), refresh=True
             )

@@ -18,6 +18,7 @@ from distserve.local.errors import PodFailed
 from distserve.local.localise import with_gateway_port, with_one_gateway
 from distserve.local.rundir import run_directory
 from distserve.local.specs import read_inventory
+from distserve.local.stats import read_stats
 from distserve.local.supervisor import Supervisor, supervise
 from distserve.resources import naming
 from distserve.resources.processes import DISCOVERY_FILE
@@ -26,8 +27,8 @@ from distserve.resources.settings import RenderSettings, released_images
 
 READY_SECONDS = 3600.0
 """Bound on loading; each container's startup probe has its own."""
-ANSWER_SECONDS = 60.0
-"""Bound on the gateway's first answer once every pod is ready."""
+KNOWN_SECONDS = 60.0
+"""Bound on the gateway's meeting all instances once every pod is ready."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,19 @@ class Session:
         """Returns once a request can be answered. Raises PodFailed."""
         self.supervisor.start()
         await self.supervisor.wait_ready(READY_SECONDS)
-        await self._wait_answer()
+        await self._wait_known()
 
-    async def _wait_answer(self) -> None:
+    async def _wait_known(self) -> None:
+        """Until the gateway has met every instance: it hears of them a little later."""
+        expected = sum(bool(pod.spec.role) for pod in self.supervisor.pods)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS), aiohttp.ClientSession() as http:
+            async with asyncio.timeout(KNOWN_SECONDS), aiohttp.ClientSession() as http:
                 while True:
-                    with contextlib.suppress(aiohttp.ClientError):
-                        async with http.get(f"{self.base_url}/v1/models") as answer:
-                            if answer.status == 200:
-                                return
+                    stats = await read_stats(http, self.base_url)
+                    if stats is not None and stats.ready_instances == expected:
+                        return
                     await asyncio.sleep(0.05)
-        raise PodFailed("the gateway is ready but does not answer", [], usage=False)
+        raise PodFailed("the gateway does not see all instances: its log says why", [], usage=False)
 
 
 @contextlib.asynccontextmanager

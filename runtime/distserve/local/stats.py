@@ -1,35 +1,24 @@
-"""What the live table shows, read from the gateway's and the migrators' /metrics."""
+"""What the gateway measured, read from its `GET /stats`."""
 
 import asyncio
-import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
 TIMEOUT_SECONDS = 2.0
-_LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+\d+)?")
-_LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
-
-
-@dataclass(frozen=True)
-class Sample:
-    name: str
-    labels: dict[str, str]
-    value: float
 
 
 @dataclass(frozen=True)
 class GatewayStats:
-    """Since the gateway's start. Quantiles are interpolated in the histogram's buckets; None
-    before the first observation."""
+    """Counts since the gateway's start; quantiles (p50, p90) over its window, None while it has
+    seen nothing."""
 
+    ready_instances: int = 0
     requests: int = 0
     failed: int = 0
     in_flight: int = 0
     ttft_ms: tuple[float | None, float | None] = (None, None)
-    """p50 and p90"""
     tpot_ms: tuple[float | None, float | None] = (None, None)
     kv_bytes: dict[str, int] = field(default_factory=dict)
     """By transport."""
@@ -38,67 +27,29 @@ class GatewayStats:
     def moved_bytes(self) -> int:
         return sum(self.kv_bytes.values())
 
-
-def parse_metrics(text: str) -> Iterator[Sample]:
-    """Prometheus' text format; lines that are none are skipped."""
-    for line in text.splitlines():
-        match = _LINE.fullmatch(line)
-        if match and not line.startswith("#"):
-            yield Sample(match[1], dict(_LABEL.findall(match[2] or "")), float(match[3]))
+    def moved_since(self, earlier: "GatewayStats") -> dict[str, int]:
+        """Bytes by transport, of those that moved any."""
+        since = {t: n - earlier.kv_bytes.get(t, 0) for t, n in self.kv_bytes.items()}
+        return {transport: count for transport, count in since.items() if count}
 
 
-def gateway_stats(text: str) -> GatewayStats:
-    samples = list(parse_metrics(text))
-    codes = {s.labels["code"]: s.value for s in samples if s.name == "distserve_requests_total"}
-    moved = {
-        s.labels["transport"]: int(s.value)
-        for s in samples
-        if s.name == "distserve_gateway_kv_transfer_bytes_total"
-    }
-    flight = [s.value for s in samples if s.name == "distserve_requests_in_flight"]
-    return GatewayStats(
-        requests=int(sum(codes.values())),
-        failed=int(sum(value for code, value in codes.items() if code >= "500")),
-        in_flight=int(sum(flight)),
-        ttft_ms=_quantiles_ms(samples, "distserve_time_to_first_token_seconds"),
-        tpot_ms=_quantiles_ms(samples, "distserve_time_per_output_token_seconds"),
-        kv_bytes=moved,
-    )
-
-
-def _quantiles_ms(samples: list[Sample], name: str) -> tuple[float | None, float | None]:
-    buckets = sorted(
-        (float(s.labels["le"]), s.value) for s in samples if s.name == f"{name}_bucket"
-    )
-    p50, p90 = quantile(buckets, 0.5), quantile(buckets, 0.9)
-    return (None if p50 is None else p50 * 1000, None if p90 is None else p90 * 1000)
-
-
-def quantile(buckets: list[tuple[float, float]], share: float) -> float | None:
-    """As Prometheus' histogram_quantile: (upper bound, cumulative count) pairs in order, linear
-    within a bucket, the last finite bound for what lies beyond it."""
-    if not buckets or buckets[-1][1] <= 0:
+async def read_stats(http: aiohttp.ClientSession, base_url: str) -> GatewayStats | None:
+    """None while the gateway does not answer."""
+    try:
+        async with asyncio.timeout(TIMEOUT_SECONDS), http.get(f"{base_url}/stats") as answer:
+            return parse_stats(await answer.json()) if answer.status == 200 else None
+    except (TimeoutError, OSError, aiohttp.ClientError):
         return None
-    wanted = share * buckets[-1][1]
-    lower = below = 0.0
-    for upper, count in buckets:
-        if count >= wanted and count > below:
-            if math.isinf(upper):
-                return lower
-            return lower + (upper - lower) * (wanted - below) / (count - below)
-        lower, below = upper, count
-    return None
 
 
-@dataclass(frozen=True)
-class MetricsReader:
-    """Reads /metrics of processes; whoever does not answer has no text."""
-
-    http: aiohttp.ClientSession
-
-    async def read(self, url: str) -> str:
-        try:
-            async with asyncio.timeout(TIMEOUT_SECONDS), self.http.get(f"{url}/metrics") as answer:
-                return await answer.text() if answer.status == 200 else ""
-        except (TimeoutError, OSError, aiohttp.ClientError):
-            return ""
+def parse_stats(document: dict[str, Any]) -> GatewayStats:
+    requests = document["requests"]
+    return GatewayStats(
+        ready_instances=sum(bool(i["ready"]) for i in document["instances"]),
+        requests=requests["total"],
+        failed=sum(n for code, n in requests["by_code"].items() if code >= "500"),
+        in_flight=requests["in_flight"],
+        ttft_ms=(document["ttft_ms"]["p50"], document["ttft_ms"]["p90"]),
+        tpot_ms=(document["tpot_ms"]["p50"], document["tpot_ms"]["p90"]),
+        kv_bytes=document["transports"],
+    )
