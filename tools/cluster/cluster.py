@@ -145,6 +145,12 @@ class Cluster:
         self.wait_until_ready("node " + " ".join(names))
         return names
 
+    def remove_nodes(self, names: Sequence[str]) -> None:
+        """Removes fake nodes; the pods on them go with them."""
+        if names:
+            self.kubectl("delete", "node", "--ignore-not-found", *names)
+        self.fake_node_names = [name for name in self.fake_node_names if name not in names]
+
     def load_image(self, archive: Path) -> None:
         """Gives an OCI or Docker archive to every real node."""
         raise Unavailable(

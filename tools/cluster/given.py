@@ -22,8 +22,7 @@ class GivenCluster(Cluster):
 
     def down(self) -> None:
         try:
-            if self.fake_node_names:
-                self.kubectl("delete", "node", *self.fake_node_names)
+            self.remove_nodes(self.fake_node_names)
         finally:
             super().down()
 

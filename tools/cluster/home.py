@@ -106,6 +106,29 @@ def clusters() -> Path:
     return cache() / "clusters"
 
 
+def make_mount_point(path: Path) -> None:
+    """Makes a folder outside the cache that nodes mount over, and remembers that it is ours."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return
+    with _mount_points().open("a") as made:
+        made.write(f"{path}\n")
+
+
+def remove_mount_points() -> None:
+    """Removes what `make_mount_point` made, once no cluster is left. Needs `registry_lock`."""
+    if not homes() and _mount_points().exists():
+        for path in _mount_points().read_text().splitlines():
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+        _mount_points().unlink()
+
+
+def _mount_points() -> Path:
+    return clusters() / ".mount-points"
+
+
 def homes() -> list[Home]:
     """Every cluster of this user, living or left behind."""
     found = []

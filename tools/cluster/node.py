@@ -18,7 +18,7 @@ import yaml
 from tools.cluster import host, images
 from tools.cluster.cgroups import make_cgroup
 from tools.cluster.errors import CommandFailed
-from tools.cluster.home import Home
+from tools.cluster.home import Home, make_mount_point
 from tools.cluster.pki import Pki
 from tools.cluster.processes import Process
 from tools.cluster.waiting import run
@@ -73,7 +73,7 @@ class Node:
         binds = [("device-state", "/var/lib/kubelet"), ("cni", "/var/lib/cni")]
         steps = ["mount --make-rshared /", "ip link set lo up"]
         for source, target in binds:
-            Path(target).mkdir(parents=True, exist_ok=True)
+            make_mount_point(Path(target))
             steps.append(f"mount --bind '{self.folder / source}' {target}")
         ready = self.folder / "namespaces-ready"
         script = " && ".join([*steps, f"touch '{ready}'", "exec sleep infinity"])

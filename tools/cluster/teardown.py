@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tools.cluster.addresses import MAX_NODES
 from tools.cluster.cgroups import processes_in, remove_cgroup
-from tools.cluster.home import Home, homes, registry_lock
+from tools.cluster.home import Home, homes, registry_lock, remove_mount_points
 from tools.cluster.network import remove_bridge
 from tools.cluster.processes import kill_until_gone, marked
 from tools.cluster.profiles import Provider
@@ -14,7 +14,7 @@ KIND_SECONDS = 120.0
 
 
 def tear_down(home: Home, note_ends: Callable[[], None] = lambda: None) -> None:
-    """Ends every process of the cluster, then removes what they leave.
+    """Ends every process of the cluster, then removes what they leave. Needs `registry_lock`.
 
     `note_ends` is called between the two: a parent has to take note of its children's end.
     """
@@ -31,6 +31,7 @@ def tear_down(home: Home, note_ends: Callable[[], None] = lambda: None) -> None:
         remove_cgroup(cgroup)
     remove_bridge(home.addresses)
     home.remove()
+    remove_mount_points()
 
 
 def remove_stale() -> list[str]:
