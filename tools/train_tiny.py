@@ -12,7 +12,7 @@ import argparse
 import itertools
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -48,6 +48,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 WINDOWS = (256,) * 26 + (1024,) * 5 + (2048,)  # mostly short; long ones so that 1k holds together
 TOKENS_PER_STEP = 8192
+CHECKPOINT_STEPS = 200
 HELD_OUT_SHARE = 0.02
 MATRIX_RATE, REST_RATE = 1.2e-2, 5e-3
 README = """\
@@ -222,9 +223,15 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def train(
-    model: LlamaForCausalLM, batches: Batches, *, steps: int, limit_seconds: float, started: float
+    model: LlamaForCausalLM,
+    batches: Batches,
+    *,
+    steps: int,
+    limit_seconds: float,
+    checkpoint: Callable[[], None],
 ) -> tuple[int, float]:
     """Returns the steps done and the mean loss of the last fifty."""
+    started = time.monotonic()
     optimizer_list = optimizers(model)
     rates = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
     losses: list[float] = []
@@ -237,7 +244,7 @@ def train(
             for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
                 group["lr"] = rate * progress.learning_rate_factor
         loss = next_token_loss(model, batches.next())
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizer_list:
             optimizer.step()
@@ -250,6 +257,8 @@ def train(
                 f"{progress.elapsed_seconds:.0f} s",
                 flush=True,
             )
+        if len(losses) % CHECKPOINT_STEPS == 0:
+            checkpoint()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
@@ -275,7 +284,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 
-    started = time.monotonic()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     random = Random(options.seed)
@@ -286,7 +294,11 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     batches = Batches(corpus, tokenizer, random)
     steps, loss = train(
-        model, batches, steps=options.steps, limit_seconds=60 * options.minutes, started=started
+        model,
+        batches,
+        steps=options.steps,
+        limit_seconds=60 * options.minutes,
+        checkpoint=lambda: save(model, tokenizer, options.output),
     )
     save(model, tokenizer, options.output)
     shape = model.config
