@@ -9,11 +9,11 @@ import mmap
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from distserve.engine.errors import PoolMemoryError
+from distserve.engine.memory import available_bytes
 from distserve.engine.rank import Rank
 from distserve.wire.pool import NONCE_BYTES, PoolLayout
 
@@ -131,29 +131,6 @@ class KvPool:
         self.tensor = torch.empty(0)
         with contextlib.suppress(BufferError):
             self._memory.close()
-
-
-def available_bytes() -> int:
-    """What can still be allocated: the machine's available memory, or the cgroup's if less."""
-    found = [_meminfo_bytes()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no such cgroup version, or "max"
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return min(found)
-
-
-def _meminfo_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) << 10
-    raise PoolMemoryError("the kernel does not say how much memory is available (/proc/meminfo)")
 
 
 def _require_memory(needed_bytes: int, free_bytes: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from distserve.engine.attention import AttentionStep, Context, NewSpan
 from distserve.engine.batch import Draw, Sampled, Span, SpanResult
 from distserve.engine.loading import LoadedModel
+from distserve.engine.memory import give_back_free_memory
 from distserve.engine.pool import KvPool
 from distserve.engine.sampler import Sampler, token_logprobs
 from distserve.wire.dialect import SamplingParams
@@ -17,6 +18,7 @@ from distserve.wire.messages import TokenLogprobs
 
 _SCORED_VALUES = 4 << 20
 """Prompt scores are made from at most so many logits at a time (a prompt's could be gigabytes)."""
+_WARM_UP_TOKENS = 1024
 
 
 class ModelRunner:
@@ -45,15 +47,20 @@ class ModelRunner:
         return placed
 
     def warm_up(self, max_tokens: int, max_seqs: int) -> None:
-        """Run a prefill and a decode step of the largest size, so that the first request does not
-        pay for lazy initialisation. Overwrites the pool's blocks: before anything is served."""
+        """Run a prefill and a decode step, so that the first request does not pay for lazy
+        initialisation; then give back what start-up no longer needs. Overwrites the pool's
+        blocks: before anything is served.
+
+        Long prefills initialise no more than one of _WARM_UP_TOKENS, but touch the whole pool.
+        """
         layout = self._pool.layout
-        tokens = max(1, min(max_tokens, layout.blocks * layout.block_tokens))
+        tokens = max(1, min(max_tokens, layout.blocks * layout.block_tokens, _WARM_UP_TOKENS))
         params = SamplingParams(seed=0, max_tokens=1, temperature=1.0)
         draw = Draw(params, choice=0, prompt=[0], output=[])
         table = range(-(-tokens // layout.block_tokens))
         self.run([Span([0] * tokens, 0, table, [draw])])
         self.run([Span([0], 0, [0], [draw])] * max(1, max_seqs))
+        give_back_free_memory()
 
     def _run(self, spans: Sequence[Span]) -> list[SpanResult]:
         hidden = self._hidden(spans)

@@ -20,6 +20,9 @@ from distserve.wire.messages import TokenLogprobs
 _BATCH_VALUES = 4 << 20
 """Rows are sampled in groups of so many logits: float64 copies of them take 32 MiB each."""
 
+_CANDIDATES = 256
+"""Heaviest tokens that are looked at before a row is sorted whole for top_p."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -129,22 +132,36 @@ def _filtered(scores: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
 
 def _top(weights: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
     """Keep the top_k heaviest, and of them the fewest that make top_p. Ties of the last are kept,
-    so that the order of a sort does not matter."""
+    so that the order of a sort does not matter.
+
+    The heaviest few nearly always make top_p; only rows where they do not are sorted whole.
+    """
+    width = min(weights.shape[-1], max(_CANDIDATES, *(p.top_k for p in params)))
+    least, settled = _least_kept(weights, params, width)
+    wide = [row for row, done in enumerate(settled) if not done]
+    if wide:
+        least[wide], _ = _least_kept(weights[wide], [params[row] for row in wide], None)
+    return torch.where(weights >= least, weights, 0.0)
+
+
+def _least_kept(
+    weights: torch.Tensor, params: Sequence[SamplingParams], width: int | None
+) -> tuple[torch.Tensor, list[bool]]:
+    """The weight [rows, 1] of the last token that stays, found among the `width` heaviest (None:
+    all), and whether they were enough to tell."""
     vocabulary = weights.shape[-1]
-    most = [min(p.top_k, vocabulary) if p.top_k > 0 else vocabulary for p in params]
-    if max(most) < vocabulary:
-        ordered = weights.topk(max(most), dim=-1).values
-    else:
-        ordered = weights.sort(dim=-1, descending=True).values
-    last = ordered.gather(1, torch.tensor(most)[:, None] - 1)
-    kept = torch.where(ordered >= last, ordered, 0.0)
-    before = kept.cumsum(-1) - kept
-    asked = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None]
-    inside = before < asked * kept.sum(-1, keepdim=True)
+    width = width or vocabulary
+    ordered = weights.topk(width, dim=-1).values
+    most = torch.tensor([p.top_k if 0 < p.top_k < width else width for p in params])[:, None]
+    kept = torch.where(ordered >= ordered.gather(1, most - 1), ordered, 0.0)
+    limited = torch.tensor([0 < p.top_k <= width for p in params])[:, None]
+    total = torch.where(limited, kept.sum(-1, keepdim=True), weights.sum(-1, keepdim=True))
+    asked = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None] * total
+    inside = (kept.cumsum(-1) - kept < asked) & (kept > 0)
     inside[:, 0] = True
     count = inside.sum(-1, keepdim=True)
-    least = torch.maximum(last, ordered.gather(1, count - 1))
-    return torch.where(weights >= least, weights, 0.0)
+    settled = limited | (count < width) if width < vocabulary else torch.ones_like(limited)
+    return ordered.gather(1, count - 1), settled[:, 0].tolist()
 
 
 def _pick(weights: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

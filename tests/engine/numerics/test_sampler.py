@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distserve.engine.batch import Draw
 from distserve.engine.noise import uniform
-from distserve.engine.sampler import Sampler
+from distserve.engine.sampler import Sampler, _filtered
 from distserve.wire.dialect import SamplingParams
 
 EOS = 2
@@ -168,3 +168,18 @@ def test_a_draw_survives_rounding_of_the_logits(seed) -> None:
         SAMPLER.sample(row[None], [draw(seed=seed, **params)])[0] for row in (logits, noisy)
     )
     assert first.token == second.token
+
+
+@given(st.integers(0, 500), st.sampled_from([0, 3, 400, 1000]), st.floats(0.05, 0.999))
+def test_few_candidates_cut_where_a_whole_sort_cuts(seed, top_k, top_p) -> None:
+    """Peaked rows are settled by the heaviest tokens, flat ones are sorted whole."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 1000, generator=generator) * torch.tensor([[8.0], [0.1]])
+    draws = [draw(top_k=top_k, top_p=top_p)] * 2
+    kept = _filtered(logits.double(), draws) > 0
+    for row in range(2):
+        weights = logits[row].double().softmax(-1).numpy()
+        order = np.argsort(-weights, kind="stable")[: top_k or None]
+        shares = weights[order] / weights[order].sum()
+        count = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
+        assert set(kept[row].nonzero().flatten().tolist()) == set(order[:count].tolist())
