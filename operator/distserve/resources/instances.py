@@ -23,10 +23,11 @@ def revision_of(deployment: DistServeDeployment) -> str:
         exclude_defaults=True,
         include={
             "model", "accelerator", "strategy", "prefill", "decode", "hybrid", "kv_transfer",
-            "rollout", "images",
+            "rollout",
         },
     )  # fmt: skip
-    spec.get("images", {}).pop("gateway", None)
+    images = deployment.spec.images
+    spec["images"] = [images.engine, images.migrator]
     for role in deployment.spec.roles:
         spec[role].pop("instancesPerUnit", None)
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))

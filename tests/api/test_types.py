@@ -1,0 +1,204 @@
+"""Manifests as users write them: what is taken, and what each mistake is answered with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distserve.api.deployment import DistServeDeployment, from_document
+from distserve.api.durations import parse_duration
+from distserve.api.loading import ManifestError, load_deployment, load_deployments
+from distserve.api.quantities import format_bytes, parse_bytes, parse_quantity
+from distserve.api.strategies import Role
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
+
+
+def document(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "distserve.io/v1alpha1",
+        "kind": "DistServeDeployment",
+        "metadata": {"name": "tiny"},
+        "spec": {
+            "model": {"id": "tiny", "source": {"builtin": "tiny"}},
+            "accelerator": {"type": "CPU"},
+            "prefill": {},
+            "decode": {},
+        }
+        | spec,
+    }
+
+
+def written(tmp_path: Path, *documents: dict[str, Any]) -> Path:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    return path
+
+
+def refused(tmp_path: Path, found: dict[str, Any]) -> str:
+    with pytest.raises(ManifestError) as error:
+        load_deployments(written(tmp_path, found))
+    message = str(error.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{tmp_path}/deployment.yaml: ")
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
+def test_samples_load(path: Path) -> None:
+    assert load_deployments(path)
+
+
+def test_defaults_are_kubernetes_like(tmp_path: Path) -> None:
+    deployment = load_deployment(written(tmp_path, document()))
+    spec = deployment.spec
+    assert (deployment.namespace, spec.units, spec.gateway.replicas) == ("default", 1, 2)
+    assert spec.strategy.name == "Disaggregated"
+    assert spec.sections == {Role.PREFILL, Role.DECODE}
+    assert spec.decode and spec.decode.parallelism.ranks == 1
+
+
+def test_document_round_trip(tmp_path: Path) -> None:
+    found = document(units=3, slo={"ttft": "250ms", "tpot": "0.1s"}, kvTransfer={"blockTokens": 8})
+    deployment = load_deployment(written(tmp_path, found))
+    again = DistServeDeployment.model_validate(deployment.document())
+    assert again == deployment
+    assert deployment.document()["spec"]["kvTransfer"] == {"blockTokens": 8}
+
+
+def test_server_side_metadata_is_let_through() -> None:
+    found = document()
+    found["metadata"] |= {"uid": "u", "resourceVersion": "1", "managedFields": [{}]}
+    assert from_document(found).metadata.uid == "u"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prefil": {}}, "spec.prefil: unknown field; did you mean prefill?"),
+        ({"kvTransfer": {"blockToken": 1}}, "spec.kvTransfer.blockToken: unknown field; did you"),
+        ({"decode": {"zebra": 1}}, "spec.decode.zebra: unknown field; known are instancesPerUnit"),
+        ({"units": -1}, "spec.units: input should be greater than or equal to 0 (got -1)"),
+        ({"strategy": {"name": "Guessing"}}, "(got 'Guessing')"),
+        ({"model": {"id": "m"}}, "spec.model.source: missing"),
+        ({"model": {"id": "m", "source": {}}}, "spec.model.source: exactly one source"),
+        (
+            {"model": {"id": "m", "source": {"builtin": "tiny", "hostPath": "/m"}}},
+            "spec.model.source: exactly one source is needed",
+        ),
+        ({"model": {"id": "m", "source": {"imagePath": "/tmp/m"}}}, "imagePath lies under"),
+        ({"model": {"id": "m", "source": {"hostPath": "models"}}}, "spec.model.source.hostPath"),
+        ({"model": {"id": "a b", "source": {"builtin": "tiny"}}}, "spec.model.id"),
+        ({"model": {"id": "m", "source": {"builtin": "tiny"}, "dtype": 12}}, "spec.model.dtype"),
+        ({"hybrid": {}}, "spec: strategy Disaggregated uses exactly the sections prefill and"),
+        ({"strategy": {"name": "Colocated"}}, "strategy Colocated uses exactly the sections hyb"),
+        (
+            {"strategy": {"options": {"chunkTokens": 64}}},
+            "options.chunkTokens: Extra inputs are not permitted; Disaggregated takes no options",
+        ),
+        ({"accelerator": {"type": "CPU", "resourceName": "x/y"}}, "resourceName belongs to type"),
+        ({"accelerator": {"kvCache": "1Gi"}}, "cpusPerRank and kvCache belong to type CPU"),
+        ({"accelerator": {"type": "CPU", "kvCache": "lots"}}, "spec.accelerator.kvCache"),
+        ({"accelerator": {"type": "CPU", "kvCache": "0Mi"}}, "a quantity above zero"),
+        ({"prefill": {"acceleratorMemoryUtilization": "0.5"}}, "belongs to accelerator.type GPU"),
+        ({"slo": {"ttft": "250", "tpot": "1s"}}, "spec.slo.ttft"),
+        ({"slo": {"ttft": "0ms", "tpot": "1s"}}, "a duration above zero"),
+        ({"slo": {"ttft": "1s"}}, "spec.slo.tpot: missing"),
+        ({"prefill": {"parallelism": {"tensor": 0}}}, "spec.prefill.parallelism.tensor"),
+        ({"prefill": {"instancesPerUnit": 65}}, "spec.prefill.instancesPerUnit"),
+        ({"kvTransfer": {"transport": "Pigeon"}}, "spec.kvTransfer.transport"),
+        ({"planning": {"mode": "Auto"}}, "spec.planning.mode"),
+        ({"gateway": {"replicas": 0}}, "spec.gateway.replicas"),
+        ({"prefill": {"podTemplate": {"spec": {"$patch": "delete"}}}}, "$patch is not supported"),
+        ({"prefill": {"podTemplate": []}}, "spec.prefill.podTemplate"),
+        (
+            {
+                "strategy": {"name": "Colocated"}, "prefill": None, "decode": None, "hybrid": {},
+                "gateway": {"routing": {"minRemotePrefillTokens": 5}},
+            },
+            "minRemotePrefillTokens belongs to strategy Disaggregated",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_name_field_and_cure(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    assert said in refused(tmp_path, document(**change))
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 31, "1tiny", "Tiny", "tiny-", "ti.ny", ""], ids=lambda n: n or "empty"
+)
+def test_names_that_pods_cannot_have(tmp_path: Path, name: str) -> None:
+    assert "metadata.name" in refused(tmp_path, document() | {"metadata": {"name": name}})
+
+
+def test_several_documents(tmp_path: Path) -> None:
+    other = document() | {"metadata": {"name": "other"}}
+    path = written(tmp_path, {"kind": "Namespace"}, document(), other)
+    assert [d.name for d in load_deployments(path)] == ["tiny", "other"]
+    assert load_deployment(path, "other").name == "other"
+    with pytest.raises(ManifestError, match=r"2 deployments \(tiny, other\): name one"):
+        load_deployment(path)
+    with pytest.raises(ManifestError, match="no DistServeDeployment 'third'"):
+        load_deployment(path, "third")
+    with pytest.raises(ManifestError, match="is there twice"):
+        load_deployments(written(tmp_path, other, other))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("spec: [unclosed", "no valid YAML in line 2"),
+        ("", "no document of kind"),
+        ("kind: Pod", "no document of kind"),
+        ("just text", "no document of kind"),
+        ("kind: DistServeDeployment\nspec: 3\nmetadata: {name: a}", "spec: "),
+        ("kind: DistServeDeployment\napiVersion: distserve.io/v2", "apiVersion"),
+    ],
+)
+def test_files_that_are_no_manifests(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=said):
+        load_deployments(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"absent.yaml: No such file"):
+        load_deployments(tmp_path / "absent.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ManifestError, match=r"bytes.yaml"):
+        load_deployments(tmp_path / "bytes.yaml")
+
+
+@given(
+    hours=st.integers(0, 99), minutes=st.integers(0, 99), ms=st.integers(0, 10_000)
+)  # fmt: skip
+def test_durations(hours: int, minutes: int, ms: int) -> None:
+    assert parse_duration(f"{hours}h{minutes}m{ms}ms") == pytest.approx(
+        hours * 3600 + minutes * 60 + ms / 1000
+    )
+
+
+@pytest.mark.parametrize("text", ["", "5", "ms", "-1s", "1 s", "1d", "1e3s", "1s\n"])
+def test_texts_that_are_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="250ms"):
+        parse_duration(text)
+
+
+@given(count=st.integers(0, 2**60))
+def test_bytes_round_trip(count: int) -> None:
+    assert parse_bytes(format_bytes(count)) == count
+
+
+def test_quantities() -> None:
+    assert (parse_bytes("64Mi"), parse_bytes("1.5Gi"), parse_bytes("1k")) == (
+        67108864, 1610612736, 1000,
+    )  # fmt: skip
+    assert parse_quantity("500m") * 2 == 1
+    assert parse_bytes("1500m") == 2
+    for text in ("", "Mi", "1Zi", "-1", "1 Gi"):
+        with pytest.raises(ValueError, match="64Mi"):
+            parse_quantity(text)

@@ -1,0 +1,191 @@
+"""Merging a podTemplate: the documented table, and what it may not take away."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distserve.resources.errors import MergeError
+from distserve.resources.merge import merge_affinity, merge_pod_template
+
+Object = dict[str, Any]
+Make = Callable[..., list[Object]]
+RENDERED: Object = {
+    "metadata": {"labels": {"a": "1"}, "annotations": {"b": "1"}},
+    "spec": {
+        "volumes": [
+            {"name": "run", "emptyDir": {}}, {"name": "key", "secret": {"secretName": "k"}},
+        ],
+        "containers": [
+            {
+                "name": "engine", "image": "i", "command": ["distserve", "engine"], "args": ["--a"],
+                "env": [{"name": "POD_IP", "value": "x"}, {"name": "HOME", "value": "/tmp"}],
+                "ports": [{"name": "engine", "containerPort": 8100, "protocol": "TCP"}],
+                "volumeMounts": [{"name": "run", "mountPath": "/run/distserve"}],
+                "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},
+            }
+        ],
+    },
+}  # fmt: skip
+
+
+def merged(spec: Object | None = None, metadata: Object | None = None) -> Object:
+    before = copy.deepcopy(RENDERED)
+    template = {"spec": spec or {}} | ({"metadata": metadata} if metadata else {})
+    result = merge_pod_template(RENDERED, template, "spec.prefill.podTemplate")
+    assert before == RENDERED, "the rendered template was changed"
+    return result
+
+
+def engine(**changes: Any) -> Object:
+    found = merged({"containers": [{"name": "engine", **changes}]})
+    container: Object = found["spec"]["containers"][0]
+    return container
+
+
+def test_nothing_changes_nothing() -> None:
+    assert merge_pod_template(RENDERED, {}, "x") == RENDERED
+
+
+def test_containers_merge_by_name_and_new_ones_are_added() -> None:
+    spec = merged({"containers": [{"name": "extra"}, {"name": "engine", "image": "mine"}]})["spec"]
+    assert [c["name"] for c in spec["containers"]] == ["engine", "extra"]
+    assert spec["containers"][0]["image"] == "mine"
+    assert spec["containers"][0]["args"] == ["--a"]
+
+
+def test_maps_merge_key_by_key() -> None:
+    resources = engine(resources={"requests": {"memory": "8Gi"}, "limits": {"memory": "9Gi"}})
+    assert resources["resources"] == {
+        "requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"memory": "9Gi"},
+    }  # fmt: skip
+    assert merged(metadata={"labels": {"c": "2"}})["metadata"]["labels"] == {"a": "1", "c": "2"}
+
+
+def test_env_is_replaced_by_name() -> None:
+    source = {"secretKeyRef": {"name": "s", "key": "k"}}
+    container = engine(env=[{"name": "HOME", "valueFrom": source}, {"name": "NEW", "value": "1"}])
+    assert container["env"][1:] == [
+        {"name": "HOME", "valueFrom": source}, {"name": "NEW", "value": "1"},
+    ]  # fmt: skip
+
+
+def test_ports_by_number_and_protocol_mounts_by_path() -> None:
+    container = engine(
+        ports=[{"containerPort": 8100, "protocol": "UDP"}, {"containerPort": 9}],
+        volumeMounts=[{"name": "run", "mountPath": "/else"}],
+    )
+    assert [(p["containerPort"], p.get("protocol")) for p in container["ports"]] == [
+        (8100, "TCP"), (8100, "UDP"), (9, None),
+    ]  # fmt: skip
+    assert [m["mountPath"] for m in container["volumeMounts"]] == ["/run/distserve", "/else"]
+
+
+def test_tolerations_add_up_and_other_lists_are_replaced() -> None:
+    base = merged({"tolerations": [{"key": "a"}], "dnsConfig": {"searches": ["x"]}})
+    again = merge_pod_template(
+        base, {"spec": {"tolerations": [{"key": "b"}], "dnsConfig": {"searches": ["y"]}}}, "f"
+    )
+    assert again["spec"]["tolerations"] == [{"key": "a"}, {"key": "b"}]
+    assert again["spec"]["dnsConfig"] == {"searches": ["y"]}
+
+
+def test_an_empty_dir_may_get_a_size() -> None:
+    found = merged({"volumes": [{"name": "run", "emptyDir": {"sizeLimit": "1Gi"}}]})
+    assert found["spec"]["volumes"][0] == {"name": "run", "emptyDir": {"sizeLimit": "1Gi"}}
+
+
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+terms = st.lists(st.sampled_from("abcd"), min_size=1, max_size=3).map(
+    lambda keys: [{"matchExpressions": [{"key": k, "operator": "Exists"}]} for k in keys]
+)
+
+
+@given(ours=terms, theirs=terms, node=st.sets(st.sampled_from("abcd")))
+def test_required_node_affinity_holds_for_both(ours: Any, theirs: Any, node: set[str]) -> None:
+    def fits(alternatives: list[Object]) -> bool:
+        return any(all(e["key"] in node for e in t["matchExpressions"]) for t in alternatives)
+
+    def affinity(alternatives: list[Object]) -> Object:
+        return {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": alternatives}}}
+
+    both = merge_affinity(affinity(ours), affinity(theirs))
+    found = both["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
+    assert fits(found) == (fits(ours) and fits(theirs))
+
+
+def test_preferences_and_pod_terms_add_up() -> None:
+    ours = {"podAntiAffinity": {REQUIRED: [{"topologyKey": "a"}]}}
+    theirs = {
+        "podAntiAffinity": {REQUIRED: [{"topologyKey": "b"}]},
+        "nodeAffinity": {PREFERRED: [{"weight": 1}]},
+    }
+    both = merge_affinity(ours, theirs)
+    assert [t["topologyKey"] for t in both["podAntiAffinity"][REQUIRED]] == ["a", "b"]
+    assert both["nodeAffinity"] == {PREFERRED: [{"weight": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ({"spec": {"containers": [{"name": "engine", "command": ["x"]}]}}, r"\[engine\].command"),
+        ({"spec": {"containers": [{"name": "engine", "args": []}]}}, r"\[engine\].args"),
+        (
+            {"spec": {"containers": [{"name": "engine", "env": [{"name": "POD_IP"}]}]}},
+            r"env\[POD_IP\]",
+        ),
+        (
+            {
+                "spec": {
+                    "containers": [
+                        {"name": "engine", "ports": [{"containerPort": 8100, "name": "x"}]}
+                    ]
+                }
+            },
+            r"\[engine\].ports",
+        ),
+        (
+            {
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "engine",
+                            "volumeMounts": [{"name": "x", "mountPath": "/run/distserve"}],
+                        }
+                    ]
+                }
+            },
+            r"\[engine\].volumeMounts",
+        ),
+        ({"spec": {"volumes": [{"name": "key", "emptyDir": {}}]}}, r"volumes\[key\]"),
+        ({"metadata": {"labels": {"a": "2"}}}, "labels.a"),
+        ({"metadata": {"name": "x"}}, "metadata.name"),
+        ({"kind": "Pod"}, "kind: unknown"),
+        ({"spec": {"containers": [{"image": "x"}]}}, "each item needs name"),
+        ({"spec": {"containers": {"engine": {}}}}, "a list is needed"),
+        ({"spec": {"$retainKeys": ["a"]}}, "directives"),
+        ({"spec": {"tolerations": {"key": "a"}}}, "a list is needed"),
+    ],
+)
+def test_what_the_processes_need_stays(template: Object, said: str) -> None:
+    with pytest.raises(MergeError, match=said):
+        merge_pod_template(RENDERED, template, "spec.prefill.podTemplate")
+
+
+def test_templates_reach_their_pods(make: Make) -> None:
+    template = {"metadata": {"annotations": {"x": "y"}}, "spec": {"nodeSelector": {"gpu": "a"}}}
+    for section, kind in (("prefill", "StatefulSet"), ("gateway", "Deployment")):
+        found = [
+            o["spec"]["template"]
+            for o in make(**{section: {"podTemplate": template}})
+            if o["kind"] == kind
+            and o["metadata"]["labels"].get("distserve.io/role", section) == section
+        ]
+        assert found
+        for pod in found:
+            assert pod["metadata"]["annotations"]["x"] == "y"
+            assert pod["spec"]["nodeSelector"] == {"gpu": "a"}
