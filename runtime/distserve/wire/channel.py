@@ -7,7 +7,7 @@ reads that as the death of its partner.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -63,15 +63,24 @@ class Channel(Generic[Sent, Got]):
             self._writer.transport.abort()
             raise ChannelClosed(f"the partner left {MAX_UNSENT_BYTES} bytes unread")
 
-    async def __aiter__(self) -> AsyncIterator[Got]:
-        """Messages until the partner is gone. Raises ProtocolError for a malformed one."""
+    def __aiter__(self) -> "Channel[Sent, Got]":
+        """Messages until the partner is gone. Iterations may follow one another."""
+        return self
+
+    async def __anext__(self) -> Got:
+        """Raises ProtocolError for a malformed message."""
         try:
-            while (message := await read_message(self._reader, self._got)) is not None:
-                yield message
+            message = await read_message(self._reader, self._got)
         except OSError:
-            return
-        finally:
+            message = None
+        if message is None:
             self._writer.close()
+            raise StopAsyncIteration
+        return message
+
+    def abort(self) -> None:
+        """End it now; what is queued is lost."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         """Sends what is queued, then closes; a partner that does not read is not waited for."""

@@ -79,9 +79,9 @@ def listen_unix(path: str | Path) -> socket.socket:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(128)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return listener
 
 

@@ -1,0 +1,95 @@
+"""What Prometheus sees of this process. All series exist from the start."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+TRANSPORTS = ("SharedMemory", "TCP")
+FAILURES = (
+    "aborted",
+    "connection lost",
+    "engine gone",
+    "expired",
+    "gone",
+    "incomplete",
+    "refused",
+    "timeout",
+    "unreachable",
+)
+BUCKETS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5,
+)  # fmt: skip
+
+
+class Metrics:
+    """One registry per migrator, so that two can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._bytes = Counter(
+            "distserve_kv_transfer_bytes",
+            "KV bytes moved: in into this instance's pools, out of them to peers. Shared memory "
+            "is read by the peer, so it counts as in only.",
+            ["transport", "direction"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "distserve_kv_transfer_seconds",
+            "Time in which a fetched transfer had bytes in motion.",
+            ["transport"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._failures = Counter(
+            "distserve_kv_transfer_failures",
+            "Expected transfers that failed here.",
+            ["reason"],
+            registry=registry,
+        )
+        self.leases = Gauge(
+            "distserve_kv_transfer_leases", "Offers whose lease runs here.", registry=registry
+        )
+        self.renewed = Counter(
+            "distserve_kv_transfer_leases_renewed", "Renewals of a lease.", registry=registry
+        )
+        self.expired = Counter(
+            "distserve_kv_transfer_leases_expired",
+            "Leases that ran out before a peer had taken the KV over.",
+            registry=registry,
+        )
+        self._bandwidth = Gauge(
+            "distserve_kv_link_bandwidth_bytes_per_second",
+            "The last probe's bandwidth from a peer to here; 0 before the first.",
+            ["transport"],
+            registry=registry,
+        )
+        self._links = Gauge(
+            "distserve_kv_links", "Peers that are read from.", ["transport"], registry=registry
+        )
+        for transport in TRANSPORTS:
+            self._seconds.labels(transport)
+            self._bandwidth.labels(transport)
+            self._links.labels(transport)
+            for direction in ("in", "out"):
+                self._bytes.labels(transport, direction)
+        for reason in (*FAILURES, "other"):
+            self._failures.labels(reason)
+
+    def moved(self, transport: str, direction: str, size: int) -> None:
+        self._bytes.labels(transport, direction).inc(size)
+
+    def fetched(self, transport: str, seconds: float) -> None:
+        if transport:  # all was cached here: nothing was moved
+            self._seconds.labels(transport).observe(seconds)
+
+    def failed(self, reason: str) -> None:
+        """Reasons may carry details after a colon; others than FAILURES count as one."""
+        head = reason.split(":")[0]
+        self._failures.labels(head if head in FAILURES else "other").inc()
+
+    def probed(self, transport: str, bytes_per_second: float) -> None:
+        self._bandwidth.labels(transport).set(bytes_per_second)
+
+    def linked(self, transport: str, change: int) -> None:
+        self._links.labels(transport).inc(change)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,79 @@
+"""The migrator as a process: servers, signals, exit code. Called by `distserve migrator`."""
+
+import asyncio
+import logging
+import signal
+from typing import Final
+
+import msgspec
+
+from distserve.migrator import addresses
+from distserve.migrator.http import Handler, HttpServer, Request, Response
+from distserve.migrator.migrator import Config, Migrator
+from distserve.wire import auth
+
+log = logging.getLogger(__name__)
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class BindError(Exception):
+    """A port or path is taken or not allowed; one line that says which."""
+
+
+async def run(config: Config, metrics_port: int) -> None:
+    """Until SIGTERM or SIGINT. Raises BindError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sent, stop.set)
+    try:
+        listening = addresses.listen(config.host, metrics_port)
+    except OSError as error:
+        raise BindError(_cannot(addresses.join(config.host, metrics_port), error)) from error
+    migrator = Migrator(config)
+    try:
+        await migrator.start()
+    except OSError as error:
+        listening.close()
+        where = error.filename or addresses.join(config.host, config.port)
+        raise BindError(_cannot(where, error)) from error
+    http = await HttpServer.start(listening, handlers(migrator, config.key))
+    await stop.wait()
+    log.info("ending: %d offers and %d fetches", len(migrator.source), len(migrator.target))
+    await migrator.drain()
+    await http.close()
+    await migrator.close()
+
+
+def handlers(migrator: Migrator, key: bytes) -> dict[tuple[str, str], Handler]:
+    """Ready is whoever listens: it must not wait for the engine, which waits for it."""
+
+    async def healthy(request: Request) -> Response:
+        return Response(b"ok\n")
+
+    async def metrics(request: Request) -> Response:
+        return Response(migrator.metrics.text(), content_type=METRICS_TYPE)
+
+    async def links(request: Request) -> Response:
+        shown = {link.address: link.status for link in migrator.target.links}
+        return Response(msgspec.json.encode({"links": shown}), content_type="application/json")
+
+    async def probe(request: Request) -> Response:
+        if not auth.has_key(request.headers.get("authorization"), key):
+            return Response(b"this needs the deployment key\n", 401)
+        for link in migrator.target.links:
+            await migrator.target.probe(link)
+        return await links(request)
+
+    return {
+        ("GET", "/healthz"): healthy,
+        ("GET", "/readyz"): healthy,
+        ("GET", "/metrics"): metrics,
+        ("GET", "/links"): links,
+        ("POST", "/links"): probe,
+    }
+
+
+def _cannot(where: object, error: OSError) -> str:
+    return f"cannot listen on {where}: {error.strerror}; is another migrator running there?"

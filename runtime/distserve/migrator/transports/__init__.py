@@ -1,0 +1,1 @@
+"""Ways to move KV between two pools, behind one interface (`base.ReadPath`)."""
