@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Fit:
-    """A time model, and the mean relative error of each of its formulas on what it was fitted to."""
+    """A time model, and the mean relative error of its formulas on what they were fitted to."""
 
     times: TimeModel
     prefill_error: float
@@ -67,7 +67,7 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def fit(records: Sequence[Record], large_batch: int = LARGE_BATCH) -> Fit:
-    """Fit one model at one tensor parallel degree. A range without records takes the other's fit."""
+    """Fit one model at one TP degree. A batch range without records takes the fit of all."""
     if len(records) < 3:
         raise InvalidProfile(
             f"{len(records)} records are too few to fit; measure at least 3 batches"

@@ -1,8 +1,8 @@
 """Goodput of a fleet: the highest rate at which enough requests meet TTFT and TPOT together.
 
 Rates are probed on a fixed geometric grid below the fleet's capacity. The grid does not depend on
-the SLO, so a looser SLO can only move the answer up: it passes wherever the tighter one passed, and the
-bisection's path turns upward where the two first differ.
+the SLO, so a looser SLO can only move the answer up: it passes wherever the tighter one passed,
+and the bisection's path turns upward where the two first differ.
 """
 
 from __future__ import annotations

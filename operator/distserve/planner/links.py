@@ -49,10 +49,7 @@ def load_link(network: str = DEFAULT_NETWORK, level: str = "intra_node") -> Link
         raise InvalidProfile(f"unknown fabric level {level}; choose one of {', '.join(LEVELS)}")
     shipped = files("distserve.planner") / "data" / "network" / f"{network}.csv"
     try:
-        if Path(network).suffix == ".csv":
-            text = Path(network).read_text()
-        else:
-            text = shipped.read_text()
+        text = (Path(network) if Path(network).suffix == ".csv" else shipped).read_text()
         rows = sorted(
             (float(row["size_bytes"]), float(row[f"{level}_ms"]))
             for row in csv.DictReader(text.splitlines())

@@ -21,6 +21,8 @@ class Machine:
     max_accelerators: int | None = None
     high_affinity: bool = False
     network: str = DEFAULT_NETWORK
+    span_nodes: bool = True
+    """Whether a unit may cross nodes by pipeline segments; otherwise it lies within one."""
 
     def __post_init__(self) -> None:
         if not self.nodes or min(self.nodes) < 0 or self.accelerators < 1:

@@ -27,6 +27,8 @@ from distserve.workload import RequestSet
 MAX_INSTANCES_PER_ROLE = 8
 """Of one unit; more rate is more units."""
 
+AT_LEAST_JUDGED = 3
+
 INSTANT = TimeModel(Coefficients(0, 0, 0), Coefficients(0, 0, 0), Coefficients(0, 0, 0))
 
 
@@ -118,7 +120,7 @@ class PlacementSearch:
         units = []
         reach = self.machine.largest_node
         for prefill, decode in product(self.specs("prefill", reach), self.specs("decode", reach)):
-            for segments in self.model.pipeline_degrees(len(self.machine.nodes)):
+            for segments in self.model.pipeline_degrees(self._most_segments):
                 unit = self._pair(prefill, decode, segments)
                 if unit and unit.copies(self.machine):
                     units.append(unit)
@@ -132,7 +134,10 @@ class PlacementSearch:
         return Unit(self._fleet(prefill, decode, 1, 1, link_lanes=(link, lanes)), segments)
 
     def _judge_best_first(self, units: list[Unit]) -> list[Judged]:
-        """Judge units until none that is left could be best even at its full capacity."""
+        """Judge units until none that is left could be best even at its full capacity.
+
+        A few are judged in any case, so that an answer has others to stand beside.
+        """
 
         def bound(unit: Unit) -> Score:
             return self.score(unit, capacity(unit.fleet, self.evaluator.population))
@@ -142,7 +147,7 @@ class PlacementSearch:
         for limit, unit in sorted(
             ((bound(unit), unit) for unit in units), key=lambda entry: entry[0], reverse=True
         ):
-            if limit <= best:
+            if limit <= best and len(judged) >= AT_LEAST_JUDGED:
                 break
             judged.append(self.judge(unit))
             best = max(best, self.score(unit, judged[-1].rate))
@@ -160,6 +165,10 @@ class PlacementSearch:
         if needed > copies:
             return Score(0, copies * rate, efficiency)
         return Score(1, -float(needed * unit.accelerators), efficiency)
+
+    @property
+    def _most_segments(self) -> int:
+        return len(self.machine.nodes) if self.machine.span_nodes else 1
 
     # -- Algorithm 1
 
@@ -233,9 +242,9 @@ class PlacementSearch:
             unit = Unit(fleet, segments=1 if within else 0)
             # Without a fast network an instance stays within a node, or crosses it by pipeline.
             if not within and not self.machine.high_affinity:
-                unit = replace(unit, segments=spec.pp)
-                if spec.tp > self.machine.largest_node:
+                if spec.tp > self.machine.largest_node or spec.pp > self._most_segments:
                     continue
+                unit = replace(unit, segments=spec.pp)
             if unit.copies(self.machine):
                 units.append(unit)
         return self._judge_best_first(units)

@@ -54,7 +54,7 @@ class PlanRequest:
             (list(self.requests.prompt_tokens), list(self.requests.output_tokens)),
             self.requests.arrival_ms and list(self.requests.arrival_ms),
             (list(self.machine.nodes), self.machine.max_accelerators),
-            (self.machine.high_affinity, self.machine.network),
+            (self.machine.high_affinity, self.machine.network, self.machine.span_nodes),
             (self.rate, self.strategy, sorted(self.options.items())),
             (self.arrivals.kind, self.arrivals.cv, self.arrivals.seed),
             (sorted(self.fixed_tp.items()), self.max_batched_tokens, self.max_requests),
@@ -109,6 +109,16 @@ class Plan:
     """TTFT, TPOT, memory or link: what stands in the way of more."""
     prediction: Prediction | None
     runner_up: Alternative | None
+    unit: Unit | None = None
+    """What was simulated, for further forecasts."""
+
+
+def attainment_at(request: PlanRequest, unit: Unit, rate: float, count: int) -> float:
+    """Percent of requests within the SLO at `rate` requests per second for one unit."""
+    evaluator = Evaluator(
+        request.strategy, request.requests, request.requests, request.arrivals, request.slo
+    )
+    return evaluator.forecast(unit.fleet, rate, count).attainment_percent
 
 
 def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None) -> Plan:
@@ -196,6 +206,7 @@ def _sized(
         binds=evaluator.binding(unit.fleet, goodput.next if goodput else None),
         prediction=_prediction(share, served),
         runner_up=runner_up,
+        unit=unit,
     )
 
 
@@ -206,8 +217,16 @@ def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) ->
         reason = judged[0].reason or "no request can be held; give more accelerators"
         return _nothing(request, judged[0].unit, reason, "memory", None)
     forecasts = [(evaluator.forecast(j.unit.fleet, _lowest(j), 200), j) for j in runnable]
-    forecast, nearest = max(forecasts, key=lambda entry: entry[0].attainment_percent)
     slo, percent = request.slo, request.slo.ttft_percent
+
+    def miss(entry: tuple[Forecast, Judged]) -> float:
+        result = entry[0].result
+        return max(
+            result.ttft_quantile_ms(percent) / slo.ttft_ms,
+            result.tpot_quantile_ms(percent) / slo.tpot_ms,
+        )
+
+    forecast, nearest = min(forecasts, key=miss)
     reason = (
         f"nothing meets the SLO; nearest: {_in_words(nearest.unit, 0)} reaches "
         f"{forecast.attainment_percent:.0f} % of {percent:g} % when idle "

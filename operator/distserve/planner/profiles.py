@@ -2,7 +2,7 @@
 
 A profile is a JSON file. Its entries are the ones simdistserve publishes; `accelerator` is ours:
 
-    {"accelerator": {"kv_budget_bytes": 79890000000},
+    {"accelerator": {"memory_bytes": 85899345920, "kv_budget_bytes": 79891180749},
      "MODEL": {"TP": {"prefill": [a, b, c], "decoding_smallbs": [a, b, c],
                       "decoding_largebs": [a, b, c], "decoding_large_small_bs_threshold": 95}}}
 """
@@ -33,6 +33,7 @@ class HardwareProfile:
     name: str
     entries: Mapping[tuple[str, int], TimeModel]
     kv_budget_bytes: float = A100_80G_KV_BUDGET_BYTES
+    memory_bytes: float = 80 * GIB
     estimated: bool = False
     """True when the times were computed from data sheets and not measured."""
     max_tokens: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
@@ -96,6 +97,7 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
         content = json.loads(text)
         accelerator = content.pop("accelerator", {})
         budget = float(accelerator.get("kv_budget_bytes", A100_80G_KV_BUDGET_BYTES))
+        memory = float(accelerator.get("memory_bytes", 80 * GIB))
         entries = {
             (canonical_name(model), int(tp)): _time_model(entry)
             for model, by_tp in content.items()
@@ -109,6 +111,7 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
         name,
         entries,
         budget,
+        memory,
         estimated=bool(accelerator.get("estimated", False)),
         max_tokens=max_tokens,
     )

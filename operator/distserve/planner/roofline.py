@@ -3,7 +3,7 @@
 Every figure made this way is an estimate and is shown as one. A step takes the longer of its
 arithmetic and its memory traffic, plus the all-reduces of tensor parallelism:
 
-    prefill   2 * parameters * tokens  flops,  4 * layers * heads * head_dim * l^2 / 2  for attention
+    prefill   2 * parameters * tokens flops, and 2 * layers * heads * head_dim * l^2 for attention
     decode    weights and KV read once per step, 2 * parameters flops per request
 
 The efficiencies are what public kernels reach of the data sheet's peak on large inputs.
@@ -86,6 +86,7 @@ def estimated_profile(model: ModelShape, accelerator: Accelerator) -> HardwarePr
         f"{accelerator.name} (estimate)",
         entries,
         kv_budget_bytes=accelerator.kv_budget_bytes,
+        memory_bytes=accelerator.memory_bytes,
         estimated=True,
     )
 

@@ -1,4 +1,4 @@
-"""Times of many decode steps at once: an arithmetic series, since each step's context grows evenly."""
+"""Times of many decode steps at once: an arithmetic series, since the context grows evenly."""
 
 from __future__ import annotations
 

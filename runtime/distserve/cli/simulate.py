@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        return _VERBS[args.simulation][0].run(args)
+        code: int = _VERBS[args.simulation][0].run(args)
+        return code
     except (PlannerError, WorkloadError) as error:
         print(f"distserve simulate {args.simulation}: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distserve.planner.errors import InvalidRequest
+from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.models import ModelShape
 from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
 from distserve.workload import RequestSet, read_requests
@@ -94,6 +95,15 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
         "--estimate",
         action="store_true",
         help="compute step times from the accelerator's data sheet where none were measured",
+    )
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network",
+        default=DEFAULT_NETWORK,
+        metavar="NAME|FILE",
+        help="measured transfer times for --no-compat (%(default)s)",
     )
 
 

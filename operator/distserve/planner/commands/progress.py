@@ -10,7 +10,7 @@ from typing import TextIO
 class Progress:
     """Counts work done; a line that rewrites itself on a terminal, one every 2 s elsewhere."""
 
-    def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, what: str, total: int | None = None, stream: TextIO | None = None) -> None:
         self._what = what
         self._total = total
         self._stream = stream or sys.stderr
@@ -26,7 +26,8 @@ class Progress:
             return
         self._next = time.monotonic() + self._period
         self._shown = True
-        text = f"{self._done}/{self._total} {self._what}"
+        of_all = f"/{self._total}" if self._total is not None else ""
+        text = f"{self._done}{of_all} {self._what}"
         print(f"\r{text}", end="" if self._live else "\n", file=self._stream, flush=True)
 
     def close(self) -> None:

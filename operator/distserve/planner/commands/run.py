@@ -12,6 +12,7 @@ from typing import Any
 from distserve.planner.commands import EXIT_OK
 from distserve.planner.commands.arguments import (
     add_backend,
+    add_network,
     add_source,
     integer_from,
     load_hardware,
@@ -85,6 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print the summary rows")
     add_load(parser)
     add_source(parser)
+    default = parser.add_argument_group("with --no-compat")
+    default.add_argument("--prefill-instances", type=integer_from(1), default=1)
+    default.add_argument("--decode-instances", type=integer_from(1), default=1)
+    default.add_argument(
+        "--colocated-strategy",
+        choices=("Colocated", "ChunkedPrefill"),
+        default="Colocated",
+        help="how backend vllm shares its instances (%(default)s)",
+    )
+    default.add_argument("--ngpu-per-node", type=integer_from(1), default=8)
+    add_network(parser)
 
 
 def add_load(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +145,11 @@ def requests_of(args: argparse.Namespace, arrivals: ArrivalProcess, count: int) 
 
 def run(args: argparse.Namespace) -> int:
     if not args.compat:
-        from distserve.planner.commands.default_run import run as run_default
+        from distserve.planner.commands import default_run
 
-        return run_default(args)
+        return default_run.run(args)
+    if args.prefill_instances != 1 or args.decode_instances != 1:
+        raise InvalidRequest("the reference has one instance of each role; add --no-compat")
     model = find_model(args.model)
     profile = load_hardware(args, model, args.backend)
     arrivals = arrivals_of(args)

@@ -10,6 +10,7 @@ from typing import Any
 from distserve.planner.commands import EXIT_INFEASIBLE, EXIT_OK, EXIT_WRONG_INPUT
 from distserve.planner.commands.arguments import (
     add_backend,
+    add_network,
     add_source,
     integer_from,
     load_hardware,
@@ -73,13 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-type", default="facebook/opt-13b", help="(%(default)s)")
     parser.add_argument("--output", choices=("table", "json"), default="table")
     add_source(parser)
+    add_network(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if not args.compat:
-        from distserve.planner.commands.default_search import run as run_default
+        from distserve.planner.commands.default_search import judge
 
-        return run_default(args)
+        found, hardware = judge(args)
+        return report(found, args.output, hardware.estimated, compat=False)
     model = find_model(args.model_type)
     profile = load_hardware(args, model, args.backend)
     search = Search(
@@ -108,11 +111,14 @@ def run(args: argparse.Namespace) -> int:
         verdicts.append(search.best_rate(configuration, args.max_per_gpu_rate, args.esp))
         progress.advance()
     progress.close()
-    return report(verdicts, args.output, profile.estimated)
+    return report(verdicts, args.output, profile.estimated, compat=True)
 
 
-def report(verdicts: list[Verdict], output: str, estimated: bool) -> int:
-    """Print the outcome; exit code 2 when nothing could run, 3 when nothing passed."""
+def report(verdicts: list[Verdict], output: str, estimated: bool, compat: bool) -> int:
+    """Print the outcome; exit code 2 when nothing could run, 3 when nothing passed.
+
+    The reference prints a best configuration at rate 0 when nothing passes; compat does as well.
+    """
     best = winner(verdicts)
     if best is None:
         reasons = {verdict.reason for verdict in verdicts}
@@ -130,7 +136,7 @@ def report(verdicts: list[Verdict], output: str, estimated: bool) -> int:
         if estimated:
             document["estimated"] = True
         print(json.dumps(document, indent=1))
-    else:
+    elif feasible or compat:
         print(f"Best per GPU rate: {best.per_gpu_rate:.2f}")
         print(f"Best config: {_in_words(best.configuration)}")
         if estimated:

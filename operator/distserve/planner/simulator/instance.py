@@ -1,8 +1,8 @@
 """One instance: a pipeline, its KV memory, and the requests that wait, decode or are in flight.
 
-     arrive -> waiting -> [ prefill steps ] -> strategy.prefilled -> ready -> [ decode steps ] -> end
-                                                     |                 ^
-                                                     `-- migration ----'   (another instance)
+  arrive -> waiting -> [ prefill steps ] -> strategy.prefilled -> ready -> [ decode steps ] -> end
+                                                  |                 ^
+                                                  `-- migration ----'   (another instance)
 
 A batch crosses the pipeline as it was formed: stage s starts it when both the batch has left stage
 s - 1 and the batch before it has left stage s. New batches form when the first stage is free.
