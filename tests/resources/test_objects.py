@@ -74,7 +74,8 @@ MODELS = {
     "StatefulSet": k8s.V1StatefulSet,
     "Deployment": k8s.V1Deployment,
 }
-PLAIN = {"str": str, "int": int, "bool": bool, "float": float}
+PLAIN = {"bytes": str, "str": str, "int": int, "bool": bool, "float": float}
+"""bytes: base64 in the document."""
 
 
 def conforms(value: Any, kind: str, path: str) -> None:
