@@ -119,8 +119,8 @@ def _penalise(scores: torch.Tensor, draw: Draw) -> None:
 def _filtered(scores: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Probabilities [rows, vocabulary] in float64, not normalised, 0 for what is cut off."""
     params = [draw.params for draw in draws]
-    scores = scores / torch.tensor([p.temperature for p in params], dtype=torch.float64)[:, None]
-    scores -= scores.amax(dim=-1, keepdim=True)
+    scores = scores - scores.amax(dim=-1, keepdim=True)  # first: tiny temperatures overflow
+    scores /= torch.tensor([p.temperature for p in params], dtype=torch.float64)[:, None]
     weights = scores.exp_()
     floors = torch.tensor([p.min_p for p in params], dtype=torch.float64)
     weights[weights < floors[:, None]] = 0.0  # the most likely one weighs 1
