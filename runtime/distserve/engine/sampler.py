@@ -47,7 +47,7 @@ class Sampler:
     def _adjusted(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         scores = logits
         for row, draw in enumerate(draws):
-            params, banned = draw.params, self._banned(draw)
+            params, banned = draw.params, self._banned(draw, logits.shape[-1])
             penalised = _is_penalised(params)
             if not (penalised or params.logit_bias or banned):
                 continue
@@ -59,12 +59,14 @@ class Sampler:
                 ids = torch.tensor(list(params.logit_bias))
                 bias = torch.tensor(list(params.logit_bias.values()), dtype=scores.dtype)
                 scores[row, ids] += bias
-            if banned:
-                scores[row, list(banned)] = float("-inf")
+            scores[row].nan_to_num_()  # a huge bias or penalty overflows float32
+            scores[row, banned] = float("-inf")
         return scores
 
-    def _banned(self, draw: Draw) -> set[int]:
-        return banned_tokens(draw.params, self.eos_token_ids, len(draw.output))
+    def _banned(self, draw: Draw, vocabulary: int) -> list[int]:
+        """Clients may name stop tokens that the model does not have."""
+        banned = banned_tokens(draw.params, self.eos_token_ids, len(draw.output))
+        return [token for token in banned if 0 <= token < vocabulary]
 
 
 def token_logprobs(

@@ -183,3 +183,35 @@ def test_few_candidates_cut_where_a_whole_sort_cuts(seed, top_k, top_p) -> None:
         shares = weights[order] / weights[order].sum()
         count = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
         assert set(kept[row].nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+huge = st.one_of(st.sampled_from([0.0, 1e-300, 1e300, -1e300]), st.floats(-10, 10))
+
+
+@given(
+    st.fixed_dictionaries(
+        {"temperature": st.sampled_from([0.0, 5e-324, 1e-9, 1.0, 1e300])},
+        optional={
+            "top_p": st.floats(1e-300, 1.0),
+            "min_p": st.floats(0.0, 1.0),
+            "min_tokens": st.integers(0, 6),
+            "presence_penalty": huge,
+            "frequency_penalty": huge,
+            "repetition_penalty": st.sampled_from([5e-324, 0.5, 1e300]),
+            "logit_bias": st.dictionaries(st.integers(0, 11), huge, max_size=4),
+            "stop_token_ids": st.lists(st.sampled_from([0, 4, -1, 12, 10**9]), max_size=3),
+        },
+    )
+)
+def test_no_settings_of_one_request_fail_a_step(params) -> None:
+    """A step is everybody's: extremes may give odd text, but no error and no other's token."""
+    logits = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    extreme, plain = draw(seed=1, prompt=[1, 3], output=[4, 4], **params), draw(seed=3)
+    together = SAMPLER.sample(logits, [extreme, plain])
+    assert together[1] == SAMPLER.sample(logits[1:], [plain])[0]
+    assert 0 <= together[0].token < 12
+    if extreme.params.min_tokens > 2:
+        assert together[0].token not in {EOS, *extreme.params.stop_token_ids}
+    if params["temperature"]:
+        adjusted = SAMPLER._adjusted(logits, [extreme, plain])
+        assert not _filtered(adjusted.double(), [extreme, plain]).isnan().any()
