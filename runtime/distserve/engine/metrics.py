@@ -3,7 +3,7 @@
 Each engine has a registry of its own. All series exist from the start.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from distserve.engine.lifecycle import Moments
 
@@ -16,7 +16,8 @@ _TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class EngineMetrics:
-    def __init__(self) -> None:
+    def __init__(self, **identity: str) -> None:
+        """`identity`: labels of the instance's info series (model, role, revision)."""
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -28,6 +29,8 @@ class EngineMetrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(PREFIX + name, text, registry=registry, buckets=buckets)
 
+        info = Info(PREFIX + "instance", "What this instance is.", registry=registry)
+        info.info(identity)
         self._running = gauge("num_requests_running", "Requests that are computed.")
         self._waiting = gauge("num_requests_waiting", "Requests that wait to be computed.")
         self._usage = gauge("kv_cache_usage_perc", "Share of KV blocks that are held. 1 is all.")

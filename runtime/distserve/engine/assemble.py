@@ -1,0 +1,137 @@
+"""Builds an instance: the model in memory, its pool, and all that the engine is composed of.
+
+Everything that can be wrong with a model, its folder or the machine's memory shows here, before the
+process listens; the errors are `EngineError`s of one line.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distserve.engine.blocks import BlockManager, Copy
+from distserve.engine.choices import Choices
+from distserve.engine.detokenizer import Detokenizer
+from distserve.engine.errors import ModelError
+from distserve.engine.fingerprint import fingerprint
+from distserve.engine.loading import LoadedModel, load_model
+from distserve.engine.metrics import EngineMetrics
+from distserve.engine.parts import Parts
+from distserve.engine.pool import KvPool, layout_for
+from distserve.engine.rank import Rank
+from distserve.engine.runner import ModelRunner
+from distserve.engine.scheduler import Limits, Scheduler
+from distserve.engine.settings import Settings
+from distserve.engine.strategies import load_strategy
+from distserve.engine.tokenizer_files import chat_template, digests
+from distserve.wire.dialect import InstanceInfo
+from distserve.wire.ids import new_epoch
+from distserve.wire.messages import Hello
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A loaded instance, warmed up."""
+
+    parts: Parts
+    pool: KvPool
+    info: InstanceInfo
+
+    @property
+    def hello(self) -> Hello:
+        return Hello(
+            instance=self.info.instance,
+            epoch=self.info.epoch,
+            fingerprint=self.info.fingerprint,
+            pools=[self.pool.layout],
+        )
+
+
+def assemble(settings: Settings) -> Instance:
+    """Raises EngineError."""
+    model = load_model(settings.model, settings.dtype)
+    tokenizer = settings.model / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ModelError(f"{settings.model} has no tokenizer.json: give a folder with a tokenizer")
+    layout = layout_for(
+        model.kv,
+        Rank(),
+        dtype=model.dtype,
+        block_tokens=settings.block_tokens,
+        budget_bytes=settings.kv_cache_bytes,
+    )
+    max_model_len = _max_model_len(settings, model, layout.blocks)
+    pool = KvPool.create(layout)
+    runner = ModelRunner(model, pool)
+    runner.warm_up(min(settings.max_num_batched_tokens, max_model_len), settings.max_num_seqs)
+    blocks = BlockManager(layout.blocks, settings.block_tokens, caching=settings.prefix_caching)
+    limits = Limits(settings.max_num_seqs, settings.max_num_batched_tokens)
+    epoch = new_epoch()
+    parts = Parts(
+        runner=runner,
+        copy_blocks=lambda copies: _copy_blocks(pool, copies),
+        blocks=blocks,
+        scheduler=Scheduler(blocks, limits, load_strategy(settings.strategy)),
+        choices=Choices(Detokenizer.from_file(tokenizer), model.eos_token_ids, max_model_len),
+        metrics=EngineMetrics(
+            model=settings.served_name, role=str(settings.role), revision=settings.revision
+        ),
+        epoch=epoch,
+        lease_seconds=settings.lease_seconds,
+    )
+    return Instance(parts, pool, _info(settings, model, layout.blocks, max_model_len, epoch))
+
+
+def _max_model_len(settings: Settings, model: LoadedModel, blocks: int) -> int:
+    """Longest context: what was asked, what the model was made for, and what the pool holds with a
+    block to spare, so that one request alone can always finish."""
+    if settings.max_model_len is not None and settings.max_model_len > model.max_positions:
+        raise ModelError(
+            f"max-model-len {settings.max_model_len} is over the model's own "
+            f"{model.max_positions} positions: lower it"
+        )
+    pooled = (blocks - 1) * settings.block_tokens
+    if pooled < 2:
+        raise ModelError("the KV cache holds one block only: raise kv-cache")
+    return min(settings.max_model_len or model.max_positions, pooled)
+
+
+def _info(
+    settings: Settings, model: LoadedModel, blocks: int, max_model_len: int, epoch: int
+) -> InstanceInfo:
+    return InstanceInfo(
+        instance=settings.instance,
+        role=str(settings.role),
+        epoch=epoch,
+        fingerprint=fingerprint(
+            model.config,
+            model.weights,
+            model.kv,
+            dtype=model.dtype,
+            kv_dtype=model.dtype,
+            block_tokens=settings.block_tokens,
+        ),
+        model=settings.served_name,
+        strategy=str(settings.strategy.name),
+        block_tokens=settings.block_tokens,
+        total_blocks=blocks,
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        vocab_size=model.vocab_size,
+        bos_token_id=model.bos_token_id,
+        eos_token_ids=list(model.eos_token_ids),
+        chat_template=chat_template(settings.model),
+        files=digests(settings.model),
+        sampling_defaults=dict(model.sampling_defaults),
+        version=importlib.metadata.version("distserve"),
+    )
+
+
+def _copy_blocks(pool: KvPool, copies: Sequence[Copy]) -> None:
+    if not copies:
+        return
+    sources = torch.tensor([copy.source for copy in copies])
+    targets = torch.tensor([copy.target for copy in copies])
+    pool.tensor[:, :, targets] = pool.tensor[:, :, sources]
