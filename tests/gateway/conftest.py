@@ -244,6 +244,7 @@ class FakeEngine:
         self.aborted.append(leg)
         if task := self.live.get(leg):
             task.cancel()
+        self.offered -= {known.transfer for known in self.legs if known.id == leg}
         return web.Response()
 
     async def _release(self, request: web.Request) -> web.Response:
@@ -277,10 +278,8 @@ class FakeEngine:
                     request.transport.abort()
                     return response
                 await response.write(_line(event))
-        except asyncio.CancelledError:
-            if leg.transfer is not None:
-                self.offered.discard(leg.transfer)
-            raise
+        except ConnectionResetError:
+            pass
         finally:
             del self.live[leg.id]
             self.changed()

@@ -142,7 +142,7 @@ def _generation(
     max_tokens = _fit(len(prompt.ids), limit, clip, model.info.max_model_len, param)
     if max(prompt.ids) >= model.info.vocab_size:
         raise BadRequest(
-            f"{param}: token id {max(prompt.ids)} is outside the vocabulary of {model.info.vocab_size}",
+            f"{param}: {max(prompt.ids)} is outside the vocabulary of {model.info.vocab_size}",
             param=param,
         )
     return Generation(

@@ -49,6 +49,9 @@ class Job:
     """Of the event loop's clock."""
     span: Span
 
+    def headers(self, span: Span) -> dict[str, str]:
+        return {"x-request-id": self.generation.request_id, **span.headers()}
+
     def leg(
         self, stop: Stop, flight: Flight, choices: Sequence[int], **fields: str | Source | None
     ) -> Leg:
@@ -152,7 +155,7 @@ class Runner:
         with job.span.child(f"leg {stop.phases}", instance=stop.member.name) as span:
             leg = job.leg(stop, flight, choices)
             begun = time.monotonic()
-            end = await self.legs.run(flight, leg, span.headers(), on_event)
+            end = await self.legs.run(flight, leg, job.headers(span), on_event)
         self.stages.record([LegReport(begun, end)])
 
     async def _migrating(self, job: Job, choices: list[int], taken: Dispatched) -> None:
@@ -179,7 +182,7 @@ class Runner:
         async def run_leg(stop: Stop, flight: Flight, leg: Leg) -> LegReport:
             with job.span.child(f"leg {stop.phases}", instance=stop.member.name) as span:
                 begun = time.monotonic()
-                end = await self.legs.run(flight, leg, span.headers(), on_event)
+                end = await self.legs.run(flight, leg, job.headers(span), on_event)
                 return LegReport(begun, end)
 
         prefill_leg = job.leg(prefill_stop, prefill_flight, choices, transfer=transfer)
@@ -197,14 +200,12 @@ class Runner:
             decode_leg = msgspec.structs.replace(decode_leg, prior=prefill_leg.prior)
             decode = asyncio.create_task(run_leg(decode_stop, decode_flight, decode_leg))
             while not decode.done():
+                if prefill.done():
+                    lost = prefill.exception() is not None and not has_first_tokens()
+                    if lost or not unfinished():
+                        break
                 running = {decode} if prefill.done() else {decode, prefill}
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                if not prefill.done() or decode.done():
-                    continue
-                if prefill.exception() is not None and not has_first_tokens():
-                    break
-                if not unfinished():
-                    break
             if decode.done():
                 report = _taken_over(decode, prefill_stop.member)
                 fetched = True
@@ -217,7 +218,8 @@ class Runner:
             tasks = {task for task in (prefill, decode) if task is not None}
             for task in tasks:
                 task.cancel()
-            if not fetched and source.done():
+            if not fetched:
+                # Even if the hand-off was not seen: the instance may have made the offer.
                 self.janitor.release(prefill_stop.member, transfer)
             await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -1,5 +1,6 @@
 """The gateway's process: a socket, a server, and an end that lets streams finish."""
 
+import signal
 import socket
 from types import FrameType
 
@@ -16,16 +17,19 @@ KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
-    """Tells the gateway of the signal that ends it."""
+    """Tells the gateway of the signal that ends it. Uvicorn's own would raise it again at the end;
+    a process that ended as it was asked to has exit code 0."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
         if not self.should_exit and self.started:
             self._gateway.begin_shutdown()
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,308 @@
+"""What clients and engines see when something fails: another route, a replay, or an error."""
+
+import asyncio
+import contextlib
+import json
+import random
+from typing import Any
+
+import aiohttp
+import pytest
+
+from distserve.wire.dialect import Phases
+
+
+def alphabet(prompt: str, tokens: int, choice: int = 0) -> str:
+    return "".join(
+        chr(ord("a") + (sum(prompt.encode()) + 5 * choice + i) % 26) for i in range(tokens)
+    )
+
+
+def fault(house: Any, kind: str, after: int = 0, phases: Phases | None = None) -> Any:
+    """The conftest's own class, reached through what it made."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(kind=kind, after_tokens=after, phases=phases)
+
+
+@pytest.mark.parametrize("kind", ["refuse", "error", "disconnect"])
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+async def test_nothing_streamed_yet_means_another_route(houses: Any, kind: str, side: str) -> None:
+    house = await houses(prefill=2, decode=2)
+    for engine in house.engines[:1] if side == "prefill" else house.decodes[:1]:
+        engine.faults.append(fault(house, kind))
+    status, answer = await house.complete()
+    assert status == 200
+    assert answer["choices"][0]["text"] == alphabet("hello", 8)
+    await house.until_quiet()
+    tried = house.prefills if side == "prefill" else house.decodes
+    assert [len(engine.legs) for engine in tried] == [1, 1], "the failed instance is avoided"
+
+
+@pytest.mark.parametrize("kind", ["error", "disconnect"])
+@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tokens_out_already_means_a_replay_of_the_same_text(
+    house: Any, kind: str, after: int, stream: bool
+) -> None:
+    house.decodes[0].faults.append(fault(house, kind, after))
+    if stream:
+        *events, done = await house.stream()
+        assert done == "[DONE]"
+        text = "".join(e["choices"][0]["text"] for e in events)
+    else:
+        text = (await house.complete())[1]["choices"][0]["text"]
+    assert text == alphabet("hello", 8), "no token twice, none missing"
+    replay = house.decodes[0].legs[1]
+    assert replay.prior == list(alphabet("hello", 1 + after).encode())
+    assert house.prefills[0].legs[1].prior == replay.prior
+    await house.until_quiet()
+
+
+async def test_choices_are_replayed_each_from_where_it_is(house: Any) -> None:
+    house.decodes[0].faults.append(fault(house, "error", 5))
+    _, answer = await house.complete(n=3)
+    assert [c["text"] for c in answer["choices"]] == [alphabet("hello", 8, i) for i in range(3)]
+    replays = house.prefills[0].legs[1:]
+    assert sorted(leg.choices for leg in replays) == [[0], [1], [2]]
+    # 5 tokens of the decode leg, side by side, after one each of the prefill leg.
+    assert sorted(len(leg.prior) for leg in replays) == [2, 3, 3]
+    await house.until_quiet()
+
+
+async def test_a_lost_prefill_after_its_first_token_does_not_matter(house: Any) -> None:
+    house.prefills[0].faults.append(fault(house, "disconnect", 1))
+    committed = asyncio.Event()
+    committed.set()
+    house.prefills[0].transfers.of = lambda transfer: committed
+    _, answer = await house.complete()
+    assert answer["choices"][0]["text"] == alphabet("hello", 8)
+    assert len(house.prefills[0].legs) == 1
+
+
+async def test_attempts_are_bounded(houses: Any) -> None:
+    house = await houses(prefill=3)
+    for engine in house.prefills:
+        engine.faults += [fault(house, "error") for _ in range(5)]
+    status, answer = await house.complete()
+    assert status == 502
+    assert answer["error"]["code"] == "engine_failed"
+    assert sum(len(engine.legs) for engine in house.prefills) == 3
+    await house.until_quiet()
+
+
+async def test_a_stream_that_cannot_go_on_ends_in_an_error_event(house: Any) -> None:
+    house.decodes[0].faults += [fault(house, "error", 2) for _ in range(3)]
+    *events, error, done = await house.stream(max_tokens=20)
+    assert done == "[DONE]"
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 9)
+    assert error["error"]["type"] == "server_error"
+    assert (await house.metrics())['distserve_requests_total{code="502"}'] == 1
+    await house.until_quiet()
+
+
+async def test_an_error_that_is_final_is_not_tried_again(houses: Any) -> None:
+    house = await houses(prefill=2)
+    house.prefills[0].faults.append(fault(house, "fatal"))
+    status, _ = await house.complete()
+    assert status == 502
+    assert sum(len(engine.legs) for engine in house.prefills) == 1
+
+
+async def test_a_declined_leg_goes_elsewhere(houses: Any) -> None:
+    house = await houses(decode=2)
+    house.decodes[0].faults.append(fault(house, "decline"))
+    _, answer = await house.complete()
+    assert answer["choices"][0]["text"] == alphabet("hello", 8)
+    assert [len(engine.legs) for engine in house.decodes] == [1, 1]
+    await house.until_quiet()
+
+
+@pytest.mark.parametrize(("side", "after"), [("prefill", 0), ("decode", 0), ("decode", 3)])
+async def test_what_hangs_is_ended_by_the_timeout_on_both_sides(
+    houses: Any, side: str, after: int
+) -> None:
+    house = await houses(request_timeout_seconds=0.4)
+    engine = house.prefills[0] if side == "prefill" else house.decodes[0]
+    engine.faults.append(fault(house, "hang", after))
+    status, answer = await house.complete()
+    assert status == 504
+    assert answer["error"]["code"] == "request_timeout"
+    await house.until(lambda: engine.aborted)
+    await house.until_quiet()
+
+
+async def test_a_killed_decode_instance_is_replaced(houses: Any) -> None:
+    house = await houses(decode=2)
+    house.decodes[0].token_seconds = 0.02
+    asked = asyncio.create_task(house.stream(max_tokens=40))
+    await house.until(lambda: house.decodes[0].live)
+    await asyncio.sleep(0)
+    await house.decodes[0].stop()
+    *events, _ = await asked
+    text = "".join(e["choices"][0]["text"] for e in events if "choices" in e)
+    assert text == alphabet("hello", 40)
+    assert len(house.decodes[1].legs) == 1
+
+
+async def test_without_any_instance_there_is_an_answer_with_retry_after(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await houses(prefill=0, ready=False)
+    await house.until(lambda: house.gateway.fleet.ready())
+    async with aiohttp.ClientSession() as http, http.get(f"{house.url}/readyz") as answer:
+        assert answer.status == 503
+    monkeypatch.setattr(house.gateway._runner.dispatcher, "_wait_seconds", 0.1)
+    status, error, headers = await house.post(
+        "/v1/completions", {"model": "test", "prompt": "hello"}
+    )
+    assert status == 503
+    assert "no prefill instance" in error["error"]["message"]
+    assert int(headers["retry-after"]) > 0
+
+
+async def test_a_request_waits_for_an_instance_that_gets_ready(houses: Any) -> None:
+    house = await houses()
+    house.publish(**{"prefill-0": {"ready": False}})
+    await house.until(lambda: not house.gateway.ready)
+    asked = asyncio.create_task(house.complete())
+    await house.until(lambda: house.gateway.admission.waiting == 1)
+    house.publish()
+    status, _ = await asked
+    assert status == 200
+
+
+async def test_draining_terminating_and_unready_instances_get_nothing_new(houses: Any) -> None:
+    house = await houses(prefill=4, decode=1)
+    house.prefills[0].draining = True
+    house.prefills[0].changed()
+    house.publish(**{"prefill-1": {"ready": False}, "prefill-2": {"terminating": True}})
+    await house.until(lambda: len(house.gateway.fleet.ready()) == 2)
+    for _ in range(4):
+        assert (await house.complete())[0] == 200
+    assert [len(engine.legs) for engine in house.prefills] == [0, 0, 0, 4]
+
+
+async def test_an_instance_that_fails_again_and_again_is_left_alone_then_tried_again(
+    houses: Any,
+) -> None:
+    house = await houses(prefill=2)
+    bad = house.prefills[0]
+    bad.faults += [fault(house, "refuse") for _ in range(3)]
+    for _ in range(3):
+        assert (await house.complete())[0] == 200
+    member = house.gateway.fleet.members["prefill-0"]
+    assert member.failures == 3
+    assert member not in house.gateway.fleet.ready()
+    await house.until(lambda: member in house.gateway.fleet.ready())
+    assert (await house.complete())[0] == 200
+    assert member.failures == 0
+
+
+async def test_an_instance_that_comes_back_is_used_again(houses: Any) -> None:
+    house = await houses()
+    await house.prefills[0].stop()
+    await house.until(lambda: not house.gateway.ready)
+    await house.prefills[0].start()
+    await house.until(lambda: house.gateway.ready)
+    assert (await house.complete())[0] == 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_clients_that_leave_at_random_points_leave_nothing_behind(
+    houses: Any, seed: int
+) -> None:
+    house = await houses(prefill=2, decode=2, engine={"token_seconds": 0.002})
+    draw = random.Random(seed)
+    left = 0
+
+    async def leave(http: aiohttp.ClientSession, index: int) -> None:
+        nonlocal left
+        body = {
+            "model": "test", "prompt": ["x" * draw.randint(1, 60)] * draw.randint(1, 2),
+            "n": draw.randint(1, 2), "max_tokens": 20, "stream": bool(index % 2),
+        }  # fmt: skip
+        try:
+            async with asyncio.timeout(draw.uniform(0.0, 0.08)):
+                async with http.post(f"{house.url}/v1/completions", json=body) as answer:
+                    await answer.read()
+        except TimeoutError:
+            left += 1
+
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as http:
+        await asyncio.gather(*(leave(http, i) for i in range(30)))
+    assert left > 10
+    await house.until_quiet()
+    await house.until(lambda: not house.gateway.running)
+    metrics = await house.metrics()
+    assert metrics["distserve_requests_in_flight"] == 0
+    assert metrics['distserve_requests_total{code="500"}'] == 0
+
+
+async def test_a_client_that_leaves_ends_both_legs(houses: Any) -> None:
+    house = await houses(engine={"prefill_gate": asyncio.Event()})
+    asked = asyncio.create_task(house.complete())
+    await house.until(lambda: house.prefills[0].live and house.decodes[0].live)
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    await house.until(lambda: house.prefills[0].aborted and house.decodes[0].aborted)
+    await house.until(lambda: house.prefills[0].released == [house.prefills[0].legs[0].transfer])
+    await house.until_quiet()
+    assert (await house.metrics())['distserve_requests_total{code="499"}'] == 1
+
+
+async def test_the_first_token_does_not_wait_for_the_decode_instance(houses: Any) -> None:
+    house = await houses()
+    house.decodes[0].faults.append(fault(house, "hang"))
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(
+            f"{house.url}/v1/completions",
+            json={"model": "test", "prompt": "hello", "max_tokens": 4, "stream": True},
+        ) as answer,
+    ):
+        line = await answer.content.readline()
+        first = json.loads(line.removeprefix(b"data: "))
+        assert first["choices"][0]["text"] == alphabet("hello", 1)
+    await house.until_quiet()
+
+
+async def test_too_many_that_wait_are_told_when_to_come_back(houses: Any) -> None:
+    gate = asyncio.Event()
+    house = await houses(engine={"prefill_gate": gate}, max_waiting_requests=3)
+    asked = [asyncio.create_task(house.complete()) for _ in range(3)]
+    await house.until(lambda: house.gateway.admission.waiting == 3)
+    status, answer, headers = await house.post(
+        "/v1/completions", {"model": "test", "prompt": "hello"}
+    )
+    assert status == 429
+    assert answer["error"]["type"] == "rate_limit_error"
+    assert int(headers["retry-after"]) >= 1
+    status, answer = await house.complete(prompt=["a"] * 4)
+    assert status == 400, "such a batch can never be admitted"
+    gate.set()
+    assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 3
+    assert (await house.complete())[0] == 200
+
+
+async def test_prompts_of_a_batch_wait_one_by_one(houses: Any) -> None:
+    house = await houses(max_waiting_requests=2)
+    status, answer = await house.complete(prompt=["a", "b"])
+    assert status == 200 and len(answer["choices"]) == 2
+    await house.until_quiet()
+
+
+async def test_a_request_id_goes_through_to_the_engines(house: Any) -> None:
+    body = {"model": "test", "prompt": "hello", "max_tokens": 2}
+    _, answer, headers = await house.post("/v1/completions", body, {"x-request-id": "mine-1"})
+    assert headers["x-request-id"] == "mine-1"
+    assert answer["id"] == "cmpl-mine-1"
+    for engine in house.engines:
+        assert engine.legs[0].request_id == "mine-1"
+        assert engine.headers[0]["x-request-id"] == "mine-1"
+    _, _, headers = await house.post("/v1/completions", body, {"x-request-id": "no {good}"})
+    assert headers["x-request-id"] != "no {good}"
+    async with aiohttp.ClientSession() as http, http.get(f"{house.url}/health") as reply:
+        assert reply.headers["x-request-id"]

@@ -1,0 +1,114 @@
+"""The figures that operators chart: there from the start, and right afterwards."""
+
+from typing import Any
+
+import aiohttp
+import pytest
+
+from distserve.gateway.metrics import Metrics
+from distserve.gateway.stages import LegReport, stage_seconds
+from distserve.gateway.timing import PromptTiming, Window, record_answer
+from distserve.wire.dialect import End, Lifecycle, Slo
+
+HISTOGRAMS = (
+    "distserve_time_to_first_token_seconds",
+    "distserve_time_per_output_token_seconds",
+    "distserve_inter_token_latency_seconds",
+    "distserve_request_duration_seconds",
+)
+STAGES = ("prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
+
+
+async def test_series_exist_before_the_first_request(houses: Any) -> None:
+    house = await houses(prefill=0, decode=0, ready=False)
+    metrics = await house.metrics()
+    for name in HISTOGRAMS:
+        assert metrics[f"{name}_count"] == 0
+    for stage in STAGES:
+        assert metrics[f'distserve_request_stage_seconds_count{{stage="{stage}"}}'] == 0
+    for code in ("200", "400", "429", "499", "502", "503", "504"):
+        assert metrics[f'distserve_requests_total{{code="{code}"}}'] == 0
+    for slo in ("ttft", "tpot", "both"):
+        assert metrics[f'distserve_slo_attained_total{{slo="{slo}"}}'] == 0
+    assert metrics["distserve_requests_in_flight"] == 0
+    assert metrics['distserve_time_per_output_token_seconds_bucket{le="0.0025"}'] == 0
+    assert metrics['distserve_time_to_first_token_seconds_bucket{le="120.0"}'] == 0
+
+
+async def test_counts_after_requests(houses: Any) -> None:
+    house = await houses(slo=Slo(ttft_ms=60_000, tpot_ms=60_000), attainment_percent=90)
+    await house.complete(prompt=["ab", "cde"], n=2, max_tokens=5)
+    await house.stream(max_tokens=1)
+    await house.complete(temperature=-1)
+    await house.until_quiet()
+    metrics = await house.metrics()
+    assert metrics['distserve_requests_total{code="200"}'] == 2
+    assert metrics['distserve_requests_total{code="400"}'] == 1
+    assert metrics["distserve_time_to_first_token_seconds_count"] == 3, "one a prompt"
+    assert metrics["distserve_time_per_output_token_seconds_count"] == 4, "one a choice"
+    assert metrics["distserve_inter_token_latency_seconds_count"] == 4 * 4
+    assert metrics["distserve_request_duration_seconds_count"] == 3
+    assert metrics["distserve_prompt_tokens_total"] == 10
+    assert metrics["distserve_generation_tokens_total"] == 21
+    for slo in ("ttft", "tpot", "both"):
+        assert metrics[f'distserve_slo_attained_total{{slo="{slo}"}}'] == 2
+    for stage, count in zip(STAGES, (3, 3, 2, 3, 3), strict=True):
+        assert metrics[f'distserve_request_stage_seconds_count{{stage="{stage}"}}'] == count
+    assert metrics['distserve_gateway_kv_transfer_bytes_total{transport="TCP"}'] == 8192
+    assert metrics['distserve_slo_target_seconds{slo="ttft"}'] == 60
+    assert metrics["distserve_slo_target_ratio"] == 0.9
+
+
+def test_tpot_counts_tokens_and_objectives_look_at_the_worst() -> None:
+    metrics, window = Metrics(Slo(), 90), Window()
+    quick, slow = PromptTiming(0.0, metrics), PromptTiming(0.0, metrics)
+    for at in (0.1, 0.1, 0.1, 0.4):
+        quick.token(0, at)
+    slow.token(0, 0.5)
+    assert quick.choices[0].tpot == pytest.approx(0.1)
+    assert slow.choices[0].tpot is None
+    for ttft_ms, tpot_ms in ((600.0, 50.0), (200.0, 150.0), (600.0, 150.0)):
+        record_answer([quick, slow], Slo(ttft_ms, tpot_ms), metrics, window, now=1.0)
+    value = metrics.registry.get_sample_value
+    assert value("distserve_slo_attained_total", {"slo": "ttft"}) == 2
+    assert value("distserve_slo_attained_total", {"slo": "tpot"}) == 2
+    assert value("distserve_slo_attained_total", {"slo": "both"}) == 1
+    assert window.quantile("ttft", 0.5, now=2.0) == 0.5
+    assert window.quantile("ttft", 0.5, now=100.0) is None
+
+
+def test_stages_add_up_across_the_clocks_of_two_instances() -> None:
+    prefill = LegReport(100.0, End(Lifecycle(context_begin_ms=20, context_end_ms=50)))
+    decode = LegReport(
+        100.01,
+        End(
+            Lifecycle(
+                migration_begin_ms=15,
+                migration_end_ms=60,
+                decoding_begin_ms=70,
+                decoding_end_ms=170,
+            )
+        ),
+    )
+    stages = {name: round(1000 * s) for name, s in stage_seconds([prefill, decode]).items()}
+    assert stages == {
+        "prefill_queue": 20, "prefill": 30, "kv_transfer": 20, "decode_queue": 10, "decode": 100,
+    }  # fmt: skip
+    assert sum(stages.values()) == 180, "from the prefill's dispatch to the decode's end"
+
+
+async def test_the_runners_page(house: Any) -> None:
+    await house.complete()
+    await house.until_quiet()
+    async with aiohttp.ClientSession() as http, http.get(f"{house.url}/stats") as answer:
+        stats = await answer.json()
+    assert stats["ready"] is True
+    assert [(i["name"], i["ready"]) for i in stats["instances"]] == [
+        ("decode-0", True), ("prefill-0", True),
+    ]  # fmt: skip
+    assert stats["requests"] == {
+        "total": 1, "by_code": {"200": 1}, "in_flight": 0, "waiting": 0,
+    }  # fmt: skip
+    assert stats["ttft_ms"]["p50"] > 0 and stats["tpot_ms"]["p90"] >= 0
+    assert stats["kv_transfer_bytes"] == 4096
+    assert stats["transports"] == {"TCP": 4096}
