@@ -13,8 +13,6 @@ from distserve.planner.compat.chain import (
     colocated_chain,
     decode_chain,
     prefill_chain,
-
-
 )
 from distserve.planner.compat.rules import Chain
 from distserve.planner.compat.search import (

@@ -181,18 +181,18 @@ class Evaluator:
             return self.population
         return self.population.resample(count, self.arrivals.seed)
 
-    def settled(self, fleet: Fleet, goodput: Goodput, count: int) -> Forecast | None:
+    def settled(self, fleet: Fleet, goodput: Goodput, count: int) -> float:
         """The highest rate, from the goodput downwards, that a run of `count` requests holds.
 
-        None when none down to half of it does.
+        0 when none down to half of it does.
         """
         rate = goodput.rate
         longer = replace(self, requests=self._drawn(count))
         for _ in range(STEPS_PER_DOUBLING):
             if longer.probe(fleet, rate).passes:
-                return self.forecast(fleet, rate, count)
+                return rate
             rate *= 2.0 ** (-1 / STEPS_PER_DOUBLING)
-        return None
+        return 0.0
 
     def binding(self, fleet: Fleet, failed: Probe | None) -> str:
         """What to relax to go beyond the goodput: the link, memory, or the SLO missed most.

@@ -115,7 +115,9 @@ def find_model(name: str) -> ModelShape:
     if path.is_file():
         try:
             return from_config(json.loads(path.read_text()), name=path.parent.name or path.stem)
-        except (ValueError, KeyError, TypeError) as error:
+        except InvalidRequest:
+            raise
+        except (ValueError, AttributeError, TypeError) as error:
             raise InvalidRequest(f"{path} is not a transformers config: {error}") from error
     raise InvalidRequest(
         f"unknown model {name}; give one of {', '.join(KNOWN_MODELS)} "

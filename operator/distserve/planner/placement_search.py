@@ -54,14 +54,21 @@ class Unit:
 
 @dataclass(frozen=True)
 class Judged:
-    """A unit and its goodput; `reason` says why it has none."""
+    """A unit and its goodput; `reason` says why it has none.
+
+    `settled` is the rate that a long run holds, at most the goodput; None where no long run was
+    made because another unit was better already.
+    """
 
     unit: Unit
     goodput: Goodput | None
     reason: str | None = None
+    settled: float | None = None
 
     @property
     def rate(self) -> float:
+        if self.settled is not None:
+            return self.settled
         return self.goodput.rate if self.goodput else 0.0
 
     @property
@@ -90,6 +97,8 @@ class PlacementSearch:
     template: InstanceSpec
     """Budgets that every instance gets."""
     options: dict[str, object]
+    long_run_requests: int
+    """Requests of the run that a goodput has to hold in."""
     asked_rate: float | None = None
     """Requests per second to serve; None asks for the most that the machine can do."""
     progress: Callable[[], None] = lambda: None
@@ -112,6 +121,13 @@ class PlacementSearch:
             return Judged(unit, self.evaluator.goodput(unit.fleet))
         except OversizedRequest as error:
             return Judged(unit, None, str(error))
+
+    def settle(self, judged: Judged) -> Judged:
+        if judged.goodput is None or not judged.rate:
+            return judged
+        settled = self.evaluator.settled(judged.unit.fleet, judged.goodput, self.long_run_requests)
+        reason = None if settled else "its goodput does not hold in a long run"
+        return replace(judged, settled=settled, reason=reason)
 
     # -- Algorithm 2
 
@@ -149,8 +165,11 @@ class PlacementSearch:
         ):
             if limit <= best and len(judged) >= AT_LEAST_JUDGED:
                 break
-            judged.append(self.judge(unit))
-            best = max(best, self.score(unit, judged[-1].rate))
+            found = self.judge(unit)
+            if self.score(unit, found.rate) > best:
+                found = self.settle(found)
+            best = max(best, self.score(unit, found.rate))
+            judged.append(found)
         return judged
 
     def score(self, unit: Unit, rate: float) -> Score:
@@ -189,7 +208,7 @@ class PlacementSearch:
             lanes = min(prefill_spec.accelerators, decode_spec.accelerators) if within else 1
             link = self.machine.link(within_node=within)
             fleet = self._fleet(prefill_spec, decode_spec, p, d, link_lanes=(link, lanes))
-            judged.append(self.judge(Unit(fleet, segments=1 if within else 0)))
+            judged.append(self.settle(self.judge(Unit(fleet, segments=1 if within else 0))))
         return judged
 
     def _best_role(self, role: str, reach: int) -> tuple[InstanceSpec, float] | None:

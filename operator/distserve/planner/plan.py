@@ -139,26 +139,17 @@ def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None)
         dict(request.fixed_tp),
         _template(request),
         dict(request.options),
+        FORECAST_REQUESTS,
         request.rate,
         progress,
     )
     judged = search.run()
     if not judged:
         raise NoProfile(_nothing_to_judge(request))
-    settled = []
-    for candidate in judged[:3]:
-        if candidate.goodput is None or not candidate.rate:
-            continue
-        forecast = evaluator.settled(candidate.unit.fleet, candidate.goodput, FORECAST_REQUESTS)
-        if forecast:
-            settled.append((search.score(candidate.unit, forecast.rate), candidate, forecast))
-    if not settled:
+    winner, *others = judged
+    if not winner.rate:
         return _missed(request, judged, evaluator)
-    settled.sort(key=lambda entry: entry[0], reverse=True)
-    _, winner, forecast = settled[0]
-    others = [_alternative(j.unit, f.rate / j.unit.accelerators) for _, j, f in settled[1:]]
-    others += [_alternative(j.unit, j.per_accelerator) for j in judged[3:4]]
-    return _sized(request, evaluator, winner, forecast, others[0] if others else None)
+    return _sized(request, evaluator, winner, others[0] if others else None)
 
 
 def _template(request: PlanRequest) -> InstanceSpec:
@@ -173,23 +164,22 @@ def _sized(
     request: PlanRequest,
     evaluator: Evaluator,
     winner: Judged,
-    forecast: Forecast,
-    runner_up: Alternative | None,
+    second: Judged | None,
 ) -> Plan:
-    unit = winner.unit
+    unit, rate = winner.unit, winner.rate
     fitting = unit.copies(request.machine)
     asked = request.rate
-    units = fitting if asked is None else math.ceil(asked / forecast.rate - 1e-9)
+    units = fitting if asked is None else math.ceil(asked / rate - 1e-9)
     feasible = 0 < units <= fitting
-    reason = _in_words(unit, forecast.rate)
+    reason = _in_words(unit, rate)
     if not feasible:
         reason = (
             f"{asked:g} requests/s need {units} units of {unit.accelerators} accelerators and "
-            f"{fitting} fit: {fitting * forecast.rate:.3g} requests/s; "
+            f"{fitting} fit: {fitting * rate:.3g} requests/s; "
             "give more accelerators or a looser SLO"
         )
         units = max(fitting, 1)
-    served = min(asked, units * forecast.rate) if asked is not None else units * forecast.rate
+    served = min(asked, units * rate) if asked is not None else units * rate
     share = evaluator.forecast(unit.fleet, served / units, FORECAST_REQUESTS)
     goodput = winner.goodput
     return Plan(
@@ -201,11 +191,11 @@ def _sized(
         segments=unit.segments,
         units=units,
         accelerators=units * unit.accelerators,
-        goodput=forecast.rate / unit.accelerators,
-        total_goodput=units * forecast.rate,
+        goodput=rate / unit.accelerators,
+        total_goodput=units * rate,
         binds=evaluator.binding(unit.fleet, goodput.next if goodput else None),
         prediction=_prediction(share, served),
-        runner_up=runner_up,
+        runner_up=Alternative(roles_of(second.unit), second.per_accelerator) if second else None,
         unit=unit,
     )
 
@@ -271,10 +261,6 @@ def roles_of(unit: Unit) -> dict[str, RolePlan]:
         "prefill": RolePlan(fleet.prefill_instances, fleet.prefill.tp, fleet.prefill.pp),
         "decode": RolePlan(fleet.decode_instances, fleet.decode.tp, fleet.decode.pp),
     }
-
-
-def _alternative(unit: Unit, per_accelerator: float) -> Alternative:
-    return Alternative(roles_of(unit), per_accelerator)
 
 
 def _prediction(forecast: Forecast, rate: float) -> Prediction:

@@ -131,9 +131,9 @@ class Instance:
     # -- requests
 
     def submit(self, request: int) -> None:
-        """Queue a request for prefill."""
+        """Queue a request for prefill; others of this instant queue before a step begins."""
         self.waiting.append(request)
-        self.wake()
+        self.simulation.at(self.simulation.now, self.wake)
 
     def join(self, request: int) -> None:
         """Let a prefilled request, whose memory is reserved here, decode."""

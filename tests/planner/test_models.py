@@ -1,0 +1,183 @@
+"""Memory, links, profiles, estimates and fits."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from distserve.planner.errors import InvalidProfile, InvalidRequest, NoProfile
+from distserve.planner.fitting import fit_database, read_records, write_profile
+from distserve.planner.links import load_link
+from distserve.planner.memory import kv_tokens
+from distserve.planner.models import KNOWN_MODELS, find_model, from_config
+from distserve.planner.profiles import load_profile
+from distserve.planner.roofline import ACCELERATORS, estimate, with_estimates
+
+
+def test_memory_formula_gives_every_row_of_the_measured_table():
+    profile = load_profile()
+    assert len(profile.max_tokens) == 76
+    for (name, tp, pp), tokens in profile.max_tokens.items():
+        assert kv_tokens(KNOWN_MODELS[name], tp, pp, profile.kv_budget_bytes) == tokens
+
+
+def test_a_model_that_does_not_fit_has_no_tokens():
+    assert kv_tokens(find_model("175b"), 1, 1, 80e9) == 0
+
+
+def test_kv_bytes_of_a_token():
+    # 1.13 GB for a prompt of 512 tokens of OPT-66B, as the DistServe paper states.
+    assert 512 * find_model("66b").kv_bytes_per_token == pytest.approx(1.13 * 2**30, rel=0.01)
+
+
+@pytest.mark.parametrize("alias", ["13b", "opt_13b", "opt-13b", "facebook/opt-13b"])
+def test_model_aliases(alias):
+    assert find_model(alias).name == "facebook/opt-13b"
+
+
+def test_a_model_by_its_config(tmp_path):
+    config = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = find_model(str(tmp_path))
+    assert model.parameters == pytest.approx(8.03e9, rel=0.01)
+    assert model.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
+
+
+def test_configs_that_cannot_be_used(tmp_path):
+    with pytest.raises(InvalidRequest, match="lacks num_hidden_layers"):
+        from_config({"hidden_size": 8, "num_attention_heads": 2})
+    with pytest.raises(InvalidRequest, match="mixture-of-experts"):
+        from_config({"num_local_experts": 8})
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InvalidRequest):
+        find_model(str(tmp_path))
+    with pytest.raises(InvalidRequest, match="unknown model"):
+        find_model("nobody/knows")
+
+
+def test_links_reproduce_their_measurements_and_extend_beyond_them():
+    inside, between = load_link("a100-dgx"), load_link("a100-dgx", "inter_node")
+    size = 64 * 2**20
+    assert inside.transfer_ms(size) == pytest.approx(0.294)
+    assert between.transfer_ms(size) == pytest.approx(8.586)
+    assert inside.bytes_per_ms * 1000 == pytest.approx(228e9, rel=0.01)
+    assert between.transfer_ms(10 * size) == pytest.approx(10 * 8.586, rel=1e-6)
+    assert inside.transfer_ms(1) == inside.time_ms[0]
+    assert inside.transfer_ms(3000) == pytest.approx(0.008 + 0.002 * (3000 - 2048) / 8192)
+
+
+def test_a_link_of_one_s_own(tmp_path):
+    path = tmp_path / "probe.csv"
+    path.write_text("size_bytes,intra_node_ms,inter_node_ms\n1000,1,2\n2000,2,4\n")
+    assert load_link(str(path), "inter_node").transfer_ms(1500) == 3
+    path.write_text("size_bytes,intra_node_ms\n1000,1\n2000,2\n")
+    with pytest.raises(InvalidProfile, match="columns must be"):
+        load_link(str(path), "inter_node")
+    with pytest.raises(InvalidProfile, match="unknown network"):
+        load_link("token-ring")
+
+
+def test_profiles_that_are_missing_or_wrong(tmp_path):
+    with pytest.raises(InvalidProfile, match="unknown hardware profile"):
+        load_profile("abacus")
+    with pytest.raises(InvalidProfile, match="cannot read"):
+        load_profile(str(tmp_path / "none.json"))
+    for content in ("[", "[]", '{"m": {"1": {}}}', '{"m": {"1": {"prefill": [1, 2]}}}'):
+        (tmp_path / "p.json").write_text(content)
+        with pytest.raises(InvalidProfile, match="not a hardware profile"):
+            load_profile(str(tmp_path / "p.json"))
+    profile = load_profile()
+    with pytest.raises(NoProfile, match="facebook/opt-175b, give --hardware-profile or --estimate"):
+        profile.times(find_model("175b"), 8)
+    with pytest.raises(NoProfile, match=r"TP 6 \(known: TP 2, 3, 4, 8\)"):
+        profile.times(find_model("66b"), 6)
+
+
+@pytest.mark.parametrize(("name", "tp"), [("13b", 1), ("13b", 2), ("66b", 2), ("66b", 4)])
+def test_estimates_are_near_the_measurements_that_there_are(name, tp):
+    model = find_model(name)
+    measured = load_profile().times(model, tp)
+    estimated = estimate(model, ACCELERATORS["a100-80g"], tp)
+    for tokens in (512, 1600):
+        ratio = estimated.prefill_ms(tokens, tokens**2) / measured.prefill_ms(tokens, tokens**2)
+        assert 0.7 < ratio < 1.4
+    for batch in (1, 32, 80):
+        ratio = estimated.decode_ms(batch, batch * 800) / measured.decode_ms(batch, batch * 800)
+        assert 0.7 < ratio < 1.4
+
+
+def test_estimates_are_marked_and_measurements_kept():
+    assert with_estimates("a100-80g", "distserve", find_model("175b")).estimated
+    assert not with_estimates("a100-80g", "distserve", find_model("13b")).estimated
+    h100 = with_estimates("h100-80g", "distserve", find_model("13b"))
+    a100 = estimate(find_model("13b"), ACCELERATORS["a100-80g"], 1)
+    assert h100.estimated
+    assert h100.times(find_model("13b"), 1).prefill_ms(1000, 10**6) < a100.prefill_ms(1000, 10**6)
+
+
+def profile_database(path, times, elastic: bool):
+    """A database as the profilers write it, filled from a time model."""
+    extra = "sp_world_size integer, num_sp_master integer, " if elastic else ""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            f"CREATE TABLE records (id integer primary key, {extra}tp_world_size integer, "
+            "batch_size integer, input_len integer, output_len integer, "
+            "avg_prefill_time_usage real, avg_decoding_time_usage real, "
+            "prefill_time_stddev real, decoding_time_stddev real, tag text)"
+        )
+        names = "tp_world_size, batch_size, input_len, output_len, avg_prefill_time_usage, "
+        names += "avg_decoding_time_usage, tag"
+        for batch in (1, 4, 16, 64, 96, 128, 192):
+            for length in (8, 64, 256, 1024):
+                row = (
+                    2,
+                    batch,
+                    length,
+                    16,
+                    times.prefill_ms(batch * length, batch * length**2),
+                    times.decode_ms(batch, batch * (length + 1)),
+                    "m,x",
+                )
+                database.execute(f"INSERT INTO records ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                if elastic:
+                    database.execute("UPDATE records SET sp_world_size = 1")
+        database.commit()
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_fit_recovers_the_model_behind_a_profile_database(tmp_path, elastic):
+    times = load_profile().times(find_model("13b"), 2)
+    profile_database(tmp_path / "db.sqlite", times, elastic)
+    fits = fit_database(tmp_path / "db.sqlite", "facebook/opt-13b")
+    fitted = fits["facebook/opt-13b", 2]
+    assert fitted.records == 28
+    assert fitted.prefill_error < 1e-6 and fitted.decode_error < 1e-6
+    for found, expected in (
+        (fitted.times.prefill, times.prefill),
+        (fitted.times.decode_small, times.decode_small),
+        (fitted.times.decode_large, times.decode_large),
+    ):
+        assert found == pytest.approx(expected, rel=1e-6)
+    write_profile(tmp_path / "mine.json", fits, {"kv_budget_bytes": 1e9})
+    loaded = load_profile(str(tmp_path / "mine.json"))
+    assert loaded.times(find_model("13b"), 2).prefill == pytest.approx(times.prefill)
+    assert loaded.kv_budget_bytes == 1e9
+
+
+def test_files_that_are_no_profile_database(tmp_path):
+    with pytest.raises(InvalidProfile, match="no such file"):
+        read_records(tmp_path / "none")
+    (tmp_path / "text").write_text("hello" * 100)
+    with pytest.raises(InvalidProfile, match="not a profile database"):
+        read_records(tmp_path / "text")

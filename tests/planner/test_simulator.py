@@ -1,0 +1,168 @@
+"""The default mode's simulator: laws that hold for every strategy, and queueing theory."""
+
+import itertools
+import math
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distserve.planner.errors import OversizedRequest
+from distserve.planner.links import Link
+from distserve.planner.models import find_model
+from distserve.planner.profiles import load_profile
+from distserve.planner.simulator import InstanceSpec, Simulation
+from distserve.planner.strategies import REGISTRY, Fleet, strategy_class
+from distserve.workload import ArrivalProcess, RequestSet, Trace
+
+LINK = Link("test", [1.0, 2.0], [1.0, 2.0])  # 1 ms per byte
+
+STAGES = ("prefill_ms", "first_token_ms", "migration_ms", "migrated_ms", "decode_ms", "finish_ms")
+
+
+def fleet_for(name: str, tp=1, pp=(1, 1), instances=(1, 1), tokens=1 << 20, **budgets) -> Fleet:
+    times = load_profile().times(find_model("13b"), tp)
+    prefill = InstanceSpec(times, tp, pp[0], tokens, **budgets)
+    if not strategy_class(name).disaggregated:
+        return Fleet(prefill, None, instances[0], 0)
+    decode = InstanceSpec(times, tp, pp[1], tokens, **budgets)
+    return Fleet(prefill, decode, *instances, link=LINK, kv_bytes_per_token=0.05)
+
+
+def simulate(name: str, fleet: Fleet, trace: Trace, **options):
+    simulation = Simulation(trace, **options)
+    strategy = strategy_class(name)(simulation, fleet)
+    return simulation, strategy, simulation.run(strategy)
+
+
+TRACES = st.lists(
+    st.tuples(
+        st.integers(1, 1500), st.integers(1, 120), st.one_of(st.just(0.0), st.floats(0.01, 900))
+    ),
+    min_size=1,
+    max_size=30,
+).map(
+    lambda rows: Trace(
+        [prompt for prompt, _, _ in rows],
+        [output for _, output, _ in rows],
+        list(itertools.accumulate(gap for _, _, gap in rows)),
+    )
+)
+FLEETS = st.fixed_dictionaries(
+    {
+        "pp": st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4])),
+        "instances": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "tokens": st.sampled_from([1648, 3200, 1 << 20]),
+        "max_requests": st.sampled_from([1, 3, 256]),
+        "max_batched_tokens": st.sampled_from([16, 2048]),
+    }
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(name=st.sampled_from(sorted(REGISTRY)), fleet=FLEETS, trace=TRACES)
+def test_laws_of_every_run(name, fleet, trace):
+    built = fleet_for(name, **fleet)
+    simulation, strategy, result = simulate(name, built, trace)
+    life = simulation.life
+    for request in range(len(trace)):
+        times = [trace.arrival_ms[request], *(getattr(life, stage)[request] for stage in STAGES)]
+        passed = [time for time in times if not math.isnan(time)]
+        assert passed == sorted(passed), "time runs backwards"
+        assert not math.isnan(life.finish_ms[request]), "a request did not end"
+    for instance in strategy.instances:
+        assert instance.reserved_tokens == instance.decoding == instance.prefilling == 0
+        assert not instance.waiting and not instance.ready.size
+    _, _, stepped = simulate(name, built, trace, step_by_step=True)
+    assert result.first_token_ms == pytest.approx(stepped.first_token_ms, rel=1e-9)
+    assert result.finish_ms == pytest.approx(stepped.finish_ms, rel=1e-9)
+    _, _, again = simulate(name, built, trace)
+    assert (again.first_token_ms, again.finish_ms) == (result.first_token_ms, result.finish_ms)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_memory_is_never_exceeded(name, monkeypatch):
+    from distserve.planner.simulator import Instance
+
+    held = []
+    reserve = Instance.reserve
+
+    def watched(self, request, tokens):
+        reserve(self, request, tokens)
+        held.append(self.reserved_tokens / self.spec.kv_tokens)
+
+    monkeypatch.setattr(Instance, "reserve", watched)
+    trace = ArrivalProcess().trace(RequestSet([500] * 200, [100] * 200), 20.0)
+    simulate(name, fleet_for(name, tokens=6400), trace)
+    assert 0.8 < max(held) <= 1
+
+
+def test_migration_takes_its_time_and_one_connection_serves_one_at_a_time():
+    trace = Trace([100, 100], [5, 5], [0.0, 0.0])
+    simulation, _, _ = simulate("Disaggregated", fleet_for("Disaggregated"), trace)
+    life = simulation.life
+    assert life.migrated_ms[0] - life.migration_ms[0] == pytest.approx(5.0)  # 100 * 0.05 bytes
+    assert life.first_token_ms[0] == life.first_token_ms[1]
+    assert life.migration_ms[1] == pytest.approx(life.migrated_ms[0])
+
+
+def test_a_burst_waits_in_prefill_memory_when_decode_is_full():
+    """Decode holds one request at a time, prefill two: the third prompt waits for memory."""
+    times = load_profile().times(find_model("13b"), 1)
+    fleet = Fleet(
+        InstanceSpec(times, kv_tokens=2 * 112, max_batched_tokens=16),
+        InstanceSpec(times, kv_tokens=160),
+    )
+    trace = Trace([100] * 4, [50] * 4, [0.0] * 4)
+    simulation, _, _ = simulate("Disaggregated", fleet, trace)
+    life = simulation.life
+    assert life.prefill_ms[2] == pytest.approx(life.first_token_ms[1])
+    assert life.prefill_ms[3] == pytest.approx(life.migrated_ms[1])
+    assert life.migration_ms[1] == pytest.approx(life.finish_ms[0])
+
+
+def test_dispatch_goes_to_the_shortest_queue():
+    trace = Trace([1000] * 4, [2] * 4, [0.0, 1.0, 2.0, 3.0])
+    fleet = fleet_for("Disaggregated", instances=(4, 1))
+    simulation, _, result = simulate("Disaggregated", fleet, trace)
+    assert simulation.life.prefill_ms == pytest.approx(list(trace.arrival_ms))
+    assert max(result.ttft_ms) == pytest.approx(min(result.ttft_ms))
+
+
+def test_chunks_let_decode_go_on_during_a_long_prompt():
+    trace = Trace([10, 2000], [200, 2], [0.0, 500.0])
+    gaps = {}
+    for name in ("Colocated", "ChunkedPrefill"):
+        simulation, _, _ = simulate(name, fleet_for(name), trace, step_by_step=True, log=[])
+        decodes = [record for record in simulation.log or [] if record.decode_requests]
+        gaps[name] = max(record.end_ms - record.start_ms for record in decodes)
+        stalls = itertools.pairwise(decodes)
+        gaps[name] = max(
+            gaps[name], max(later.end_ms - earlier.end_ms for earlier, later in stalls)
+        )
+    assert gaps["ChunkedPrefill"] < gaps["Colocated"] / 2
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_request_that_no_instance_can_hold_is_refused(name):
+    with pytest.raises(OversizedRequest, match="give the role more accelerators"):
+        simulate(name, fleet_for(name, tokens=160), Trace([150], [20], [0.0]))
+
+
+@pytest.mark.parametrize("utilisation", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_time_to_first_token_follows_the_queueing_formula(utilisation, stages):
+    """M/D/1: uniform prompts, one instance, one prompt a batch; two stages as in the paper."""
+    times = load_profile().times(find_model("13b"), 1)
+    whole_ms = times.prefill_ms(512, 512**2)
+    rate = utilisation / (whole_ms / stages)  # per ms
+    count = 100_000
+    trace = ArrivalProcess(seed=1).trace(RequestSet([512] * count, [1] * count), 1000 * rate)
+    spec = InstanceSpec(times, pp=stages, max_requests=1)
+    _, _, result = simulate("Disaggregated", Fleet(spec, InstanceSpec(times)), trace)
+    if stages == 1:
+        expected = whole_ms + rate * whole_ms**2 / (2 * (1 - rate * whole_ms))
+    else:
+        expected = whole_ms + rate * whole_ms**2 / (4 * (2 - rate * whole_ms))
+    assert statistics.fmean(result.ttft_ms) == pytest.approx(expected, rel=0.02)
