@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
         from distserve.local.demo import run_demo
 
         code = await run_demo(session)
-        return code if args.once else await serve(session)
+        if args.once:
+            return code
+        print(f"serving at {session.base_url}/v1 until Ctrl-C", file=sys.stderr)
+        return await serve(session)
 
     return run_locally(deployment, port, args.log_dir, work, table=False)
 

@@ -97,9 +97,15 @@ async def _cancelled_by_signals() -> AsyncIterator[None]:
     """The first signal ends the work in order, a second one whatever still runs at once."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
+
+    def end() -> None:
+        if not task.cancelling():
+            print("ending; once more ends at once", file=sys.stderr, flush=True)
+        task.cancel()
+
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in signals:
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, end)
     try:
         yield
     finally:

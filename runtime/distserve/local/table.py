@@ -1,6 +1,8 @@
 """The live table of `distserve up`, and how numbers look in it."""
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from distserve.local.pod import Pod
 from distserve.local.stats import GatewayStats
@@ -19,7 +21,7 @@ def format_ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
 
 
-def live_table(pods: list[Pod], stats: GatewayStats, url: str) -> Table:
+def live_table(pods: list[Pod], stats: GatewayStats, url: str) -> Group:
     """One row per pod, and what the gateway measured below them."""
     table = Table(title=f"{url}   (Ctrl-C ends)", title_justify="left")
     for column in ("pod", "role", "address", "state", "restarts"):
@@ -29,17 +31,20 @@ def live_table(pods: list[Pod], stats: GatewayStats, url: str) -> Table:
         table.add_row(
             pod.name, pod.spec.role or "gateway", pod.address, pod_state(pod), str(restarts)
         )
-    ready = sum(p.ready for p in pods if p.spec.role)
+    return Group(table, Text(figures(pods, stats)))
+
+
+def figures(pods: list[Pod], stats: GatewayStats) -> str:
+    """Three lines below the table."""
+    instances = [pod for pod in pods if pod.spec.role]
     moved = ", ".join(f"{t} {format_bytes(n)}" for t, n in sorted(stats.kv_bytes.items()) if n)
-    table.caption_justify = "left"
-    table.caption = (
-        f"instances ready {ready}/{sum(bool(p.spec.role) for p in pods)}   "
+    return (
+        f"instances ready {sum(p.ready for p in instances)}/{len(instances)}   "
         f"requests {stats.requests} ({stats.in_flight} in flight, {stats.failed} failed)\n"
-        f"TTFT p50 {format_ms(stats.ttft_ms[0])} p90 {format_ms(stats.ttft_ms[1])}   "
-        f"TPOT p50 {format_ms(stats.tpot_ms[0])} p90 {format_ms(stats.tpot_ms[1])}   "
+        f"TTFT p50 {format_ms(stats.ttft_ms[0])}, p90 {format_ms(stats.ttft_ms[1])}   "
+        f"TPOT p50 {format_ms(stats.tpot_ms[0])}, p90 {format_ms(stats.tpot_ms[1])}\n"
         f"KV moved {moved or '0 B'}"
     )
-    return table
 
 
 def pod_state(pod: Pod) -> str:
