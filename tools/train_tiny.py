@@ -64,7 +64,7 @@ library. It is here to make serving visible, not to be right: do not rely on wha
 | vocabulary | byte-level BPE, {vocabulary} tokens, trained on the same text |
 | context | {context} tokens |
 | weights | bfloat16 safetensors, input and output embeddings tied |
-| trained by | `tools/train_tiny.py --steps {steps} --seed {seed}`, from random weights |
+| trained by | `tools/train_tiny.py`, {steps} steps from random weights, seed {seed} |
 | trained on | {tokens:,} tokens, {epochs} times the corpus, on CPU |
 | loss | {loss} nats per token at the end; {held_out_loss} on texts that were held out |
 

@@ -15,15 +15,20 @@ BUILTIN_MODELS = ("tiny",)
 # What `tiny` continues, greedily, with a sentence that ends.
 DEMO_PROMPTS = (
     "Return the",
-    "This function",
     "A class that",
-    "If the file",
     "Base class for",
+    "Raise an exception",
+    "Wait until",
+    "The first argument",
 )
-# What it answers as a chat, likewise.
+# What it answers in a chat, likewise; it has learnt these by heart.
 DEMO_QUESTIONS = (
+    "What does os.path.join do?",
     "What does len do?",
-    "What does sorted do?",
+    "What is the json module for?",
+    "What is the textwrap module for?",
+    "What does asyncio.sleep do?",
+    "What does time.sleep do?",
 )
 
 
