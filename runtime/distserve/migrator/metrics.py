@@ -1,5 +1,8 @@
 """What Prometheus sees of this process. All series exist from the start."""
 
+from collections.abc import Callable
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 TRANSPORTS = ("SharedMemory", "TCP")
@@ -62,12 +65,14 @@ class Metrics:
             registry=registry,
         )
         self._links = Gauge(
-            "distserve_kv_links", "Peers that are read from.", ["transport"], registry=registry
+            "distserve_kv_links",
+            "Peers that KV is read from now.",
+            ["transport"],
+            registry=registry,
         )
         for transport in TRANSPORTS:
             self._seconds.labels(transport)
             self._bandwidth.labels(transport)
-            self._links.labels(transport)
             for direction in ("in", "out"):
                 self._bytes.labels(transport, direction)
         for reason in (*FAILURES, "other"):
@@ -88,8 +93,10 @@ class Metrics:
     def probed(self, transport: str, bytes_per_second: float) -> None:
         self._bandwidth.labels(transport).set(bytes_per_second)
 
-    def linked(self, transport: str, change: int) -> None:
-        self._links.labels(transport).inc(change)
+    def count_links(self, count: Callable[[str], int]) -> None:
+        """`count(transport)` is asked whenever metrics are."""
+        for transport in TRANSPORTS:
+            self._links.labels(transport).set_function(partial(count, transport))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -50,6 +50,10 @@ class Target:
         self._alarm = Alarm(self._tick)
         self._tasks: set[asyncio.Task[None]] = set()
 
+        metrics.count_links(
+            lambda transport: sum(link.status.transport == transport for link in self.links)
+        )
+
     def __len__(self) -> int:
         return len(self._transfers)
 
