@@ -1,0 +1,309 @@
+"""The commands as a user runs them: processes, files, exit codes, one line for a mistake."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README_COMMAND = (
+    "--num-node 1 --ngpu-per-node 4 --model-type facebook/opt-13b --workload sharegpt "
+    "--backend distserve --prefill-target 200 --decode-target 100 --prefill-percentage 90 "
+    "--decode-percentage 90 --max-per-gpu-rate 5 --esp 0.25 --N 300"
+)
+
+DEPLOYMENT = """
+apiVersion: distserve.io/v1alpha1
+kind: DistServeDeployment
+metadata: {name: opt-13b}
+spec:
+  model: {id: facebook/opt-13b, maxModelLen: 2048}
+  slo: {ttft: TTFT, tpot: 100ms, attainmentPercent: 90}
+  workload:
+    requestsPerSecond: "RATE"
+    lengths: {promptTokens: {mean: 755, p90: 1608}, outputTokens: {mean: 100, p90: 200}}
+  planning: {mode: Auto, maxAccelerators: 4, hardwareProfile: a100-80g}
+  prefill: {}
+  decode: {}
+"""
+NODES = """
+apiVersion: v1
+kind: List
+items:
+- {spec: {}, status: {allocatable: {nvidia.com/gpu: "3"}}}
+- {spec: {unschedulable: true}, status: {allocatable: {nvidia.com/gpu: "8"}}}
+- {spec: {}, status: {allocatable: {nvidia.com/gpu: "1"}}}
+"""
+
+
+def command(module: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"distserve.cli.{module}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={
+            **{key: value for key, value in os.environ.items() if key != "DATASET"},
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
+
+
+def simulate(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return command("simulate", *arguments, **environment)
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_the_readme_command_prints_the_reference_s_two_lines(readme_file):
+    done = simulate("search", *README_COMMAND.split(), "--requests", readme_file)
+    assert done.stdout.splitlines() == [
+        "Best per GPU rate: 1.56",
+        "Best config: pp_cross=1, tp_prefill=2, pp_prefill=1, tp_decode=1, pp_decode=1",
+    ]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_search_for_the_vllm_backend(readme_file):
+    done = simulate("search", "--backend", "vllm", "--requests", readme_file)
+    assert done.stdout.splitlines() == ["Best per GPU rate: 1.25", "Best config:  tp=4, pp=1"]
+
+
+def test_search_as_json_has_every_configuration(readme_file):
+    done = simulate("search", "--requests", readme_file, "--output", "json", "--N", 100)
+    document = json.loads(done.stdout)
+    assert len(document["configs"]) == 9
+    for entry in (document["best"], *document["configs"]):
+        names = {"pp_cross", "tp_prefill", "pp_prefill", "tp_decode", "pp_decode"}
+        assert names | {"per_gpu_rate", "reason"} <= entry.keys()
+    assert document["best"]["per_gpu_rate"] > 0
+    misses = [entry for entry in document["configs"] if entry["per_gpu_rate"] == 0]
+    assert all("TTFT" in entry["reason"] for entry in misses)
+
+
+def test_search_takes_its_set_from_dataset(tmp_path, readme_requests):
+    import marshal
+
+    rows = [
+        ("", prompt, output)
+        for prompt, output in zip(
+            readme_requests.prompt_tokens, readme_requests.output_tokens, strict=True
+        )
+    ]
+    (tmp_path / "humaneval.ds").write_bytes(marshal.dumps({"reqs": rows}))
+    done = simulate("search", "--workload", "humaneval", DATASET=str(tmp_path))
+    assert done.stdout.startswith("Best per GPU rate: 1.56\n")
+
+
+def test_a_search_starts_without_heavy_modules(readme_file):
+    program = (
+        "import sys\nfrom distserve.cli import simulate\n"
+        f"simulate.main(['search', '--N', '20', '--requests', {str(readme_file)!r}])\n"
+        "heavy = {'pydantic', 'pandas', 'simpy', 'torch', 'msgspec', 'click', 'yaml', "
+        "'distserve.api', 'matplotlib'}\nprint('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+
+
+@pytest.mark.parametrize("compat", ["--compat", "--no-compat"])
+def test_an_slo_that_nothing_meets_is_exit_3_with_the_nearest_miss(readme_file, compat):
+    done = simulate("search", compat, "--prefill-target", 1.5, "--requests", readme_file)
+    assert done.returncode == 3
+    assert "nearest: pp_cross=1" in done.stderr
+    # The reference prints a configuration at rate 0; the default mode does not.
+    assert ("Best" in done.stdout) == (compat == "--compat")
+
+
+def test_float_rates_and_targets(readme_file):
+    done = simulate(
+        *("search", "--max-per-gpu-rate", 2.5, "--prefill-target", 250.5, "--N", 50),
+        *("--requests", readme_file),
+    )
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search"], "give --requests FILE"),
+        (["search", "--requests", "none.csv"], "cannot read the requests"),
+        (["search", "--requests", "README", "--N", "30000"], "ask for at most 20000"),
+        (
+            ["search", "--requests", "README", "--model-type", "175b"],
+            "no profile for facebook/opt-175b, give --hardware-profile or --estimate",
+        ),
+        (["search", "--requests", "README", "--model-type", "gpt-5"], "unknown model"),
+        (["search", "--requests", "README", "--hardware-profile", "x"], "unknown hardware"),
+        (
+            ["search", "--requests", "README", "--no-compat", "--decode-percentage", "80"],
+            "the same value",
+        ),
+        (["search", "--requests", "README", "--esp", "0"], "above 0"),
+        (["run", "--requests", "README", "--arrival", "recorded"], "no arrival times"),
+        (["run", "--requests", "README", "--tp-decode", "0"], "at least 1"),
+        (["run", "--requests", "README", "--rate", "-1"], "above 0"),
+        (["run", "--requests", "README", "--tp-prefill", "3"], "no profile"),
+        (["run", "--requests", "README", "--prefill-instances", "2"], "add --no-compat"),
+        (["run", "--requests", "README", "--output-requests", "/none/x.csv"], "cannot write"),
+        (["sweep", "--requests", "README", "--no-compat"], "knows only --compat"),
+        (["run", "--requests", "EMPTY"], "holds no requests"),
+        (["run", "--requests", "LONG", "--N", "1"], "exceeds the 66144 tokens"),
+        (["run", "--requests", "LONG", "--N", "1", "--no-compat"], "exceeds the 66144 tokens"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(arguments, message, readme_file, tmp_path):
+    (tmp_path / "empty.csv").write_text("prompt_len,output_len\n")
+    (tmp_path / "long.csv").write_text("prompt_len,output_len\n70000,9\n")
+    files = {
+        "README": str(readme_file),
+        "EMPTY": str(tmp_path / "empty.csv"),
+        "LONG": str(tmp_path / "long.csv"),
+    }
+    done = simulate(*[files.get(argument, argument) for argument in arguments])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_without_profile_can_be_estimated(readme_file):
+    done = simulate(
+        *("search", "--model-type", "opt_175b", "--estimate", "--num-node", 2),
+        *("--ngpu-per-node", 8, "--is-high-affinity", "--N", 20, "--requests", readme_file),
+        *("--prefill-target", 4000, "--decode-target", 200, "--max-per-gpu-rate", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "estimates" in done.stdout
+
+
+def test_run_writes_what_is_asked(readme_file, tmp_path, reference_rows):
+    names = ("summary", "requests", "request-info", "request-event", "request-latency", "worker")
+    files = {name: tmp_path / f"{name}.csv" for name in names}
+    done = simulate(
+        *("run", "--rate", 4.6875, "--N", 300, "--tp-prefill", 2, "--requests", readme_file),
+        *("--prefill-containment", 90, "--decode-containment", 90),
+        *(part for name, path in files.items() for part in (f"--output-{name}", path)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "prefill_contained: True" in done.stdout
+    rows = {name: csv_rows(path) for name, path in files.items()}
+    expected = reference_rows("run_13b_2_1_1_1_rate4.6875.csv")
+    for found, row in zip(rows["requests"], expected, strict=True):
+        assert {key: float(value) for key, value in found.items()} == pytest.approx(row, rel=1e-6)
+    assert len(rows["summary"]) == 3 * 5 + 2 * 5
+    assert rows["request-info"][0] == {"req_id": "0", "prefill_lens": "946", "output_lens": "78"}
+    assert float(rows["request-latency"][0]["first_token_latency"]) == expected[0]["ttft_ms"]
+    events = [row["event_type"] for row in rows["request-event"] if row["req_id"] == "0"]
+    assert events[0] == "init" and events[-1] == "exit_system"
+    assert events.count("do_decode") == 78
+    assert {row["event_type"] for row in rows["worker"]} == {"do_prefill", "do_decode", "wait"}
+
+
+def test_run_replays_a_recorded_trace(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("prompt_len,output_len,arrival_ms\n100,5,10\n200,6,40\n")
+    for mode in ("--compat", "--no-compat"):
+        done = simulate(
+            *("run", "--arrival", "recorded", "--requests", path, mode),
+            *("--output-requests", tmp_path / "out.csv"),
+        )
+        assert done.returncode == 0, done.stderr
+        rows = csv_rows(tmp_path / "out.csv")
+        assert [float(row["arrival_ms"]) for row in rows] == [0, 30]
+        assert [row["prompt_len"] for row in rows] == ["100", "200"]
+
+
+@pytest.mark.parametrize("arrival", ["poisson", "gamma", "fixed", "burst", "uniform"])
+def test_run_in_the_default_mode(readme_file, arrival, tmp_path):
+    done = simulate(
+        *("run", "--no-compat", "--arrival", arrival, "--rate", 6, "--requests", readme_file),
+        *("--prefill-instances", 2, "--decode-instances", 2, "--output", "json"),
+        *("--output-worker", tmp_path / "w.csv", "--output-request-event", tmp_path / "e.csv"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["requests"] == 64
+    workers = {row["instance"] for row in csv_rows(tmp_path / "w.csv")}
+    assert workers == {"prefill-0", "prefill-1", "decode-0", "decode-1"}
+    events = csv_rows(tmp_path / "e.csv")
+    assert sum(event["event_type"] == "exit_system" for event in events) == 64
+
+
+def test_sweep_draws_four_curves(readme_file, tmp_path):
+    done = simulate(
+        *("sweep", "--requests", readme_file, "--base-N", 10, "--total-gpu", 8),
+        *("--per-gpu-rate", "[0.375, 1.5]", "--tp-prefill", "[1,2]", "--pp-prefill", "[1,2]"),
+        *("--tp-decode", "[1,2]", "--figure", tmp_path / "ablation.png"),
+        *("--output-summary", tmp_path / "all.csv"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ablation.png").stat().st_size > 1000
+    panels = json.loads((tmp_path / "ablation.json").read_text())
+    assert panels.keys() == {"rate", "slo"}
+    for panel in panels.values():
+        assert panel.keys() == {"dist++", "dist", "vllm++", "vllm"}
+    rows = csv_rows(tmp_path / "all.csv")
+    assert {row["backend"] for row in rows} == {"distserve", "vllm"}
+
+
+def deployment(folder: Path, ttft="250ms", rate="2") -> Path:
+    path = folder / "deployment.yaml"
+    path.write_text(DEPLOYMENT.replace("TTFT", ttft).replace("RATE", rate))
+    return path
+
+
+def test_plan_for_a_deployment(tmp_path):
+    path = deployment(tmp_path)
+    done = command("plan", "-f", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["feasible"] and plan["accelerators"] <= 4
+    assert float(plan["totalGoodput"]) >= 2
+    assert plan["predicted"]["attainmentPercent"] >= 90
+    assert plan["predicted"]["ttftMilliseconds"]["p90"] <= 250
+    assert plan["unit"].keys() == {"prefill", "decode"}
+    assert plan["binds"] and plan["runnerUp"]["unit"].keys() == {"prefill", "decode"}
+
+
+def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
+    (tmp_path / "nodes.yaml").write_text(NODES)
+    done = command(
+        *("plan", "-f", deployment(tmp_path, rate="1"), "--nodes", tmp_path / "nodes.yaml"),
+        *("--figure", tmp_path / "plan.png", "--prefill-tp", 2),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unit.prefill" in done.stdout and "tensor 2" in done.stdout
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+def test_plan_without_an_answer_is_exit_3(tmp_path):
+    done = command("plan", "-f", deployment(tmp_path, ttft="5ms"), "--output", "yaml")
+    assert done.returncode == 3
+    assert "nearest" in done.stderr
+    assert "feasible: false" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("ttft: 250ms", "ttft: quick"), "spec.slo.ttft"),
+        (("  slo:", "  slow:"), "slo is missing"),
+        (("maxAccelerators: 4, ", ""), "maxAccelerators or --nodes"),
+        (("p90: 200", "p90: 2000"), "p90 must be between"),
+        (("facebook/opt-13b", "nobody/knows"), "unknown model"),
+        (("kind: DistServeDeployment", "kind: Other"), "holds no DistServeDeployment"),
+        (("metadata:", "metadata: ]"), "no valid YAML"),
+    ],
+)
+def test_a_deployment_that_cannot_be_planned_is_one_line(tmp_path, change, message):
+    path = deployment(tmp_path)
+    path.write_text(path.read_text().replace(*change))
+    done = command("plan", "-f", path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
