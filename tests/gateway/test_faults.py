@@ -54,8 +54,24 @@ async def test_tokens_out_already_means_a_replay_of_the_same_text(
         text = (await house.complete())[1]["choices"][0]["text"]
     assert text == alphabet("hello", 8), "no token twice, none missing"
     replay = house.decodes[0].legs[1]
-    assert replay.prior == list(alphabet("hello", 1 + after).encode())
+    # The last token is made again: the choice may have ended with it.
+    assert replay.prior == list(alphabet("hello", after).encode())
     assert house.prefills[0].legs[1].prior == replay.prior
+    await house.until_quiet()
+
+
+@pytest.mark.parametrize("eos_at", [None, 3])
+async def test_an_end_that_was_lost_is_found_again(houses: Any, eos_at: int | None) -> None:
+    """All tokens are out, but not the word that they are all."""
+    house = await houses(engine={"eos_at": eos_at})
+    tokens = 8 if eos_at is None else eos_at + 1
+    house.decodes[0].faults.append(fault(house, "disconnect", tokens - 1))
+    *events, _ = await house.stream()
+    assert events[-1]["choices"][0]["finish_reason"] == ("length" if eos_at is None else "stop")
+    assert len(events) == tokens + 1
+    (last,) = house.prefills[0].legs[1:]
+    assert len(last.prior) == tokens - 1
+    assert last.phases == (Phases.BOTH if eos_at is None else Phases.PREFILL)
     await house.until_quiet()
 
 
@@ -66,7 +82,7 @@ async def test_choices_are_replayed_each_from_where_it_is(house: Any) -> None:
     replays = house.prefills[0].legs[1:]
     assert sorted(leg.choices for leg in replays) == [[0], [1], [2]]
     # 5 tokens of the decode leg, side by side, after one each of the prefill leg.
-    assert sorted(len(leg.prior) for leg in replays) == [2, 3, 3]
+    assert sorted(len(leg.prior) for leg in replays) == [1, 2, 2]
     await house.until_quiet()
 
 
@@ -95,7 +111,7 @@ async def test_a_stream_that_cannot_go_on_ends_in_an_error_event(house: Any) -> 
     house.decodes[0].faults += [fault(house, "error", 2) for _ in range(3)]
     *events, error, done = await house.stream(max_tokens=20)
     assert done == "[DONE]"
-    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 9)
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 3 + 2 + 2)
     assert error["error"]["type"] == "server_error"
     assert (await house.metrics())['distserve_requests_total{code="502"}'] == 1
     await house.until_quiet()

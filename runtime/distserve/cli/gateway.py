@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from distserve.gateway.server import listen, serve
     from distserve.gateway.settings import Settings
     from distserve.wire.auth import KeyFileError, read_key
     from distserve.wire.logs import setup_logging
@@ -58,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
     end_with_parent()
     settings = _settings(args, _or_usage(lambda: read_key(args.key_file), KeyFileError), Settings)
     tracing = _or_usage(lambda: setup_tracing("gateway", os.environ), TracingUnavailable)
+    # Heavy: not before the flags are known to be right.
+    from distserve.gateway.server import listen, serve
+
     try:
         bound = listen(args.host, args.port)
     except (OSError, OverflowError) as error:

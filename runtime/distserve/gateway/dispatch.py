@@ -56,10 +56,10 @@ class Dispatcher:
         fleet.on_change(self.ask)
 
     async def dispatch(
-        self, generation: Generation, avoid: frozenset[str] = frozenset()
+        self, generation: Generation, avoid: frozenset[str] = frozenset(), prior_tokens: int = 0
     ) -> Dispatched:
         """Waits for a route, with a bound. Raises NoRoute."""
-        waiting = Waiting(generation, self._fleet.clock(), avoid)
+        waiting = Waiting(generation, self._fleet.clock(), avoid, prior_tokens)
         entry = self._entries[waiting] = _Entry(waiting)
         try:
             self.ask()
@@ -107,11 +107,11 @@ def _undo(entry: _Entry) -> None:
 
 def _take(route: Route, generation: Generation) -> Dispatched:
     """Counted at once: the next choice already sees it."""
-    attempt = secrets.token_hex(6)
+    attempt = secrets.token_hex(12)
     stops = []
     for stop in route.stops:
         flight = Flight(
-            leg=f"{generation.id}-{attempt}-{stop.phases}",
+            leg=f"{attempt}-{stop.phases}",
             member=stop.member,
             phases=stop.phases,
             prompt_tokens=generation.prompt_tokens,

@@ -42,6 +42,13 @@ class Waiting:
     since: float
     avoid: frozenset[str] = frozenset()
     """Instances on which it failed: taken only where there is no other."""
+    prior_tokens: int = 0
+    """Output that a replay begins with."""
+
+    @property
+    def ends_at_first_token(self) -> bool:
+        """Nothing would be left to decode elsewhere."""
+        return self.generation.sampling.max_tokens - self.prior_tokens <= 1
 
 
 class Policy(Protocol):

@@ -11,7 +11,8 @@ from distserve.gateway.admission import Ticket
 from distserve.gateway.errors import DeadlineExceeded, GatewayError, ServerFault
 from distserve.gateway.generation import Emitted, Generation, Progress
 from distserve.gateway.janitor import Janitor
-from distserve.gateway.runner import Job, Runner
+from distserve.gateway.job import Job
+from distserve.gateway.runner import Runner
 from distserve.gateway.timing import PromptTiming
 from distserve.wire.dialect import Token
 from distserve.wire.tracing import Span

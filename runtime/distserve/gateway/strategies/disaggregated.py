@@ -57,7 +57,7 @@ class DisaggregatedRouter:
             return local
         prefills = preferring(_with_kin(pairs), avoid)
         prefill = self.policy.pick(prefills, generation, Phases.PREFILL)
-        if generation.sampling.max_tokens <= 1:
+        if waiting.ends_at_first_token:
             return Route((Stop(prefill, Phases.BOTH),))
         decodes = nearest(prefill, preferring(pairs[prefill], avoid))
         decode = self.policy.pick(decodes, generation, Phases.DECODE)
