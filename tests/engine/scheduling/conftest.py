@@ -183,6 +183,12 @@ class Bench:
         closing = [i for i, e in enumerate(self.events.get(leg, [])) if _closes(e)]
         return self.events[leg][closing[0] :] if closing else []
 
+    def state(self) -> InstanceState:
+        """As it is now: lines are made at most every 50 ms."""
+        self.clock.now += 1
+        self.engine.flush()
+        return self.states[-1]
+
     def is_quiet(self) -> bool:
         self.engine.check_integrity()
         return self.blocks.available == self.blocks.total
@@ -238,6 +244,23 @@ class FakeMigrator:
                         )
         for transfer in [t for t in self.fetches if t in self.commits and t in self.offers]:
             self._move(transfer)
+
+    def forget(self, bench: Bench) -> None:
+        """The bench's migrator died: the other side's transfers fail."""
+        bench.sent.clear()
+        if bench is self.prefill:
+            self.offers.clear()
+            self.ready.clear()
+            self.commits.clear()
+            return
+        self.expects.clear()
+        self.fetches.clear()
+
+    def expire(self) -> None:
+        """The leases of all that is offered run out."""
+        for transfer in list(self.offers):
+            del self.offers[transfer]
+            self.prefill.hear(wire.Released(transfer=transfer, fetched=False))
 
     def _move(self, transfer: str) -> None:
         fetch, offer = self.fetches.pop(transfer), self.offers.pop(transfer)
