@@ -125,6 +125,7 @@ class Link:
         """End the connection; the link makes a new one if transfers wait for it."""
         if self.path is not None:
             self.path.close()
+            self.path = None  # from now on transfers wait for the next connection
         if self._channel is not None:
             self._channel.abort()
 
@@ -251,7 +252,7 @@ class Link:
 
     def _disconnected(self, reason: str) -> None:
         self.drop()
-        self.path = self._channel = self._hello = None
+        self._channel = self._hello = None
         self._unanswered.clear()
         self._interval = FIRST_HEARTBEAT_SECONDS
         self.status.state, self.status.transport, self.status.error = "idle", "", reason
