@@ -4,6 +4,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from distserve.local.container import State
 from distserve.local.pod import Pod
 from distserve.local.stats import GatewayStats
 
@@ -55,5 +56,6 @@ def pod_state(pod: Pod) -> str:
         return "ending"
     for container in pod.all_containers:
         if not container.ready:
-            return f"{container.spec.name} {container.state}"
+            state = "not ready" if container.state is State.RUNNING else container.state
+            return f"{container.spec.name} {state}"
     return "starting"
