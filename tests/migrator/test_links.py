@@ -1,0 +1,291 @@
+"""Who may connect, over what, and what operators see of it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+
+from distserve.migrator import peer_messages as peer
+from distserve.migrator.http import HttpServer
+from distserve.migrator.pools import NONCE_SIZE
+from distserve.migrator.process import handlers
+from distserve.wire import auth, messages
+from distserve.wire.frames import PREFIX
+from distserve.wire.sockets import RawStream, connect_unix
+
+
+async def one(harness, p, d, name="t"):
+    """A transfer's end at the reader."""
+    there, here = harness.span(0, 20, 8, 7), harness.span(0, 20, 9, 3)
+    await p.offer(name, there)
+    d.expect(name, p.address)
+    d.fetch(name, here)
+    p.ready(name, there)
+    p.commit(name)
+    ended = await d.ending(name)
+    assert isinstance(ended, messages.Failed) or d.holds(here)
+    return ended
+
+
+async def test_auto_shares_memory_where_it_can(harness):
+    p, d = await harness.pair("Auto")
+    assert (await one(harness, p, d)).timings.transport == "SharedMemory"
+
+
+async def test_auto_takes_tcp_where_the_peer_shares_nothing_and_says_why(harness):
+    await harness.migrator("p", transport="TCP")
+    reader = await harness.migrator("d", transport="Auto")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    assert (await one(harness, p, d)).timings.transport == "TCP"
+    (link,) = reader.target.links
+    assert link.status.not_used == {"SharedMemory": "the peer shares no memory"}
+    metrics = reader.metrics.text().decode()
+    assert 'distserve_kv_links{transport="TCP"} 1.0' in metrics
+    assert 'distserve_kv_transfer_bytes_total{direction="in",transport="TCP"} 3' in metrics
+    assert 'distserve_kv_transfer_seconds_count{transport="TCP"} 1.0' in metrics
+
+
+async def test_auto_takes_tcp_where_the_socket_cannot_be_reached(harness):
+    source = await harness.migrator("p")
+    await harness.migrator("d")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    source._config.peer_socket.unlink()  # another mount namespace
+    assert (await one(harness, p, d)).timings.transport == "TCP"
+
+
+async def test_memory_that_is_not_the_peers_is_found_out_by_its_nonce(harness):
+    """Same path, same layout, same key: only reading the nonce tells that it is another pod's."""
+    p, d = await harness.pair("SharedMemory")
+    with os.fdopen(os.dup(p.pools[0].fd), "r+b", buffering=0) as memory:
+        memory.seek(0)
+        memory.write(bytes(NONCE_SIZE))
+    failed = await one(harness, p, d)
+    assert failed.reason.startswith("refused: no transport works (SharedMemory: ")
+    assert "nonce differs" in failed.reason
+
+
+async def test_a_forced_transport_that_cannot_work_fails_clearly(harness):
+    await harness.migrator("p", transport="TCP")
+    await harness.migrator("d", transport="SharedMemory")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    failed = await one(harness, p, d)
+    assert failed.reason == (
+        "refused: no transport works (SharedMemory: the peer shares no memory)"
+    )
+
+
+async def test_another_key_is_refused(harness, transport):
+    await harness.migrator("p", transport=transport, key=b"x" * 32)
+    await harness.migrator("d", transport=transport)
+    p, d = await harness.engine("p"), await harness.engine("d")
+    failed = await one(harness, p, d)
+    assert failed.reason.startswith("refused: ")
+    assert "another deployment" in failed.reason
+
+
+async def test_another_fingerprint_is_refused_with_its_reason(harness):
+    await harness.migrator("p")
+    await harness.migrator("d")
+    p = await harness.engine("p", fingerprint="one")
+    d = await harness.engine("d", fingerprint="two")
+    failed = await one(harness, p, d)
+    assert "fingerprint" in failed.reason
+    assert {"one", "two"} <= set(failed.reason.replace(",", "").split())
+    fitting = await harness.engine("d", fingerprint="one")  # a new revision in the same pod
+    assert isinstance(await one(harness, p, fitting, "u"), messages.Fetched)
+
+
+async def test_other_elements_are_refused(harness):
+    """A fingerprint should say so, but memory is not trusted to it."""
+    await harness.migrator("p")
+    await harness.migrator("d")
+    p = await harness.engine("p", harness.layout(head_dim=4, dtype="float32"))
+    d = await harness.engine("d")
+    assert "dtype is float32 at the peer" in (await one(harness, p, d)).reason
+
+
+async def stranger(address):
+    host, port = address.rsplit(":", 1)
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+    return RawStream(sock)
+
+
+async def test_a_stranger_gets_nothing_not_even_a_size(harness):
+    p, d = await harness.pair()
+    for data in (b"GET / HTTP/1.1\r\n\r\n" + b"x" * 60, auth.MAGIC + b"nothing!" + b"0" * 32):
+        stream = await stranger(p.address)
+        await stream.send(data)
+        async with asyncio.timeout(10):
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)) as cut:
+                await stream.receive(1)
+        assert getattr(cut.value, "partial", b"") == b""
+        stream.close()
+    path = harness.folder / "p" / "p.sock"
+    stream = RawStream(await connect_unix(path))
+    with pytest.raises((auth.AuthError, ConnectionError)):
+        await auth.prove_as_dialer(stream, b"x" * 32, peer.SHARE)
+    stream.close()
+    stream = RawStream(await connect_unix(path))
+    await auth.prove_as_dialer(stream, harness.key, peer.SHARE)
+    await stream.send(b"s" * peer.SESSION_BYTES)  # the key alone is no session
+    async with asyncio.timeout(10):
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await stream.receive(1)
+    assert stream.fds == []
+    stream.close()
+    assert isinstance(await one(harness, p, d), messages.Fetched)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [PREFIX.pack(messages.MAX_FRAME_BYTES + 1), PREFIX.pack(2) + b"\xc1\xc1", PREFIX.pack(0)],
+    ids=["oversized", "garbage", "empty"],
+)
+async def test_a_malformed_frame_closes_its_connection_only(harness, frame):
+    p, d = await harness.pair()
+    stream = await stranger(p.address)
+    await auth.prove_as_dialer(stream, harness.key, peer.CONTROL)
+    await stream.send(frame)
+    async with asyncio.timeout(10):
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await stream.receive(1)
+    stream.close()
+    assert isinstance(await one(harness, p, d), messages.Fetched)
+
+
+async def test_shared_memory_is_handed_out_for_reading_only(harness):
+    await harness.migrator("p")
+    reader = harness.process("d")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    await one(harness, p, d)
+    maps = Path(f"/proc/{reader.popen.pid}/maps").read_text().splitlines()
+    pools = sorted(line.split()[1] for line in maps if "/memfd:kv" in line)
+    assert pools == ["r--s", "rw-s"]  # the peer's, its own engine's
+
+
+async def test_metrics_port(harness):
+    migrator = await harness.migrator("p")
+    reader = await harness.migrator("d")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    await one(harness, p, d)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    server = await HttpServer.start(listening, handlers(reader, harness.key))
+    harness.stack.push_async_callback(server.close)
+
+    def ask(path, method="GET", **headers):
+        request = Request(f"http://127.0.0.1:{port}{path}", method=method, headers=headers)
+        try:
+            with urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    async def get(*args, **headers):
+        return await asyncio.to_thread(ask, *args, **headers)
+
+    assert await get("/healthz") == (200, b"ok\n")
+    assert await get("/readyz") == (200, b"ok\n")
+    assert (await get("/nothing"))[0] == 404
+    assert (await get("/links", "POST"))[0] == 401
+    status, body = await get("/links", "POST", authorization=auth.bearer(harness.key))
+    assert status == 200
+    link = json.loads(body)["links"][migrator.address]
+    assert (link["state"], link["transport"], link["instance"]) == ("up", "SharedMemory", "p")
+    assert link["probe"]["bandwidth_bytes_per_second"] > 0
+    status, body = await get("/metrics")
+    assert status == 200
+    gauge = 'distserve_kv_link_bandwidth_bytes_per_second{transport="SharedMemory"} '
+    (line,) = [line for line in body.decode().splitlines() if line.startswith(gauge)]
+    assert float(line.removeprefix(gauge)) == link["probe"]["bandwidth_bytes_per_second"]
+    with socket.create_connection(("127.0.0.1", port)) as rude:
+        rude.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(rude, b"\0" * 100 + b"\r\n\r\n")
+        assert b"400 Bad Request" in await loop.sock_recv(rude, 100)
+
+
+async def test_probe_measures_tcp_too(harness):
+    await harness.migrator("p", transport="TCP")
+    reader = await harness.migrator("d", transport="TCP")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    await one(harness, p, d)
+    (link,) = reader.target.links
+    await harness.until(lambda: link.status.probe is not None, "the probe after the first transfer")
+    assert link.status.probe.bandwidth_bytes_per_second > 0
+    assert link.status.probe.latency_ms > 0
+
+
+# ---- the process --------------------------------------------------------------------------------
+
+
+def shmem(pid):
+    """Bytes of shared memory among a process's resident ones."""
+    (line,) = [x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if "RssShmem" in x]
+    return int(line.split()[1]) << 10
+
+
+async def test_the_process_ends_cleanly_and_stays_small(harness, transport):
+    """RssShmem is the engines' pool, which counts against whoever touches it; not counted here."""
+    source, reader = harness.process("p", transport), harness.process("d", transport)
+    pool = harness.layout(blocks=2048)
+    p, d = await harness.engine("p", pool), await harness.engine("d", pool)
+    there, here = harness.span(0, 16384, *range(1024)), harness.span(0, 16384, *range(1024, 2048))
+    await p.offer("t", there)
+    d.expect("t", p.address)
+    d.fetch("t", here)
+    p.ready("t", there)
+    p.commit("t")
+    assert isinstance(await d.ending("t"), messages.Fetched)
+    assert d.holds(here)
+    for process in (source, reader):
+        memory = psutil.Process(process.popen.pid).memory_info()
+        assert memory.rss - shmem(process.popen.pid) < 120 << 20
+        process.kill(signal.SIGTERM)
+        assert process.popen.returncode == 0
+        assert all(line["level"] in ("debug", "info") for line in process.lines())
+    assert not (harness.folder / "p" / "m.sock").exists()
+
+
+def migrator(tmp_path, *flags, **changes):
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    options = {
+        "instance": "x", "host": "127.0.0.1", "port": "0", "metrics-port": "0",
+        "socket": str(tmp_path / "m.sock"), "peer-socket": str(tmp_path / "p.sock"),
+        "key-file": str(tmp_path / "key"),
+    } | {name.replace("_", "-"): value for name, value in changes.items()}  # fmt: skip
+    command = [sys.executable, "-m", "distserve.cli.main", "migrator", *flags]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flag in ("port", "metrics_port"):
+            result = migrator(tmp_path, **{flag: port})
+            assert result.returncode == 2
+            assert result.stderr.splitlines() == [
+                f"distserve migrator: cannot listen on 127.0.0.1:{port}: Address already in use; "
+                "is another migrator running there?"
+            ]
+    result = migrator(tmp_path, key_file=tmp_path / "missing")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    result = migrator(tmp_path, socket="/proc/nowhere/m.sock")
+    assert result.returncode == 2
+    assert "/proc/nowhere" in result.stderr
+    assert migrator(tmp_path, transport="Carrier").returncode == 2
