@@ -4,9 +4,13 @@ Both hierarchies are served: one tree (v2) and one tree per controller (v1, also
 """
 
 import contextlib
+import os
 from pathlib import Path
 
+from tools.cluster.waiting import wait_for
+
 ROOT = Path("/sys/fs/cgroup")
+REMOVE_SECONDS = 20.0
 
 
 def _folders(name: str) -> list[Path]:
@@ -35,16 +39,22 @@ def processes_in(name: str) -> set[int]:
     """Every process in the cgroup or below it."""
     found: set[int] = set()
     for folder in _folders(name):
-        for file in folder.rglob("cgroup.procs"):
+        # os.walk passes over what dying runtimes remove meanwhile.
+        for path, _, _ in os.walk(folder):
             with contextlib.suppress(OSError):
-                found.update(int(pid) for pid in file.read_text().split())
+                found.update(int(pid) for pid in (Path(path) / "cgroup.procs").read_text().split())
     return found
 
 
 def remove_cgroup(name: str) -> None:
-    """Removes the cgroup and all below it; it must be without processes."""
-    for folder in _folders(name):
-        below = [path for path in folder.rglob("*") if path.is_dir()]
-        for path in sorted(below, key=lambda path: -len(path.parts)):
-            path.rmdir()
-        folder.rmdir()
+    """Removes the cgroup and all below it; its processes must have been killed."""
+
+    def removed() -> bool:
+        for folder in _folders(name):
+            for path, _, _ in os.walk(folder, topdown=False):
+                # A killed process is counted until its memory is returned.
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+        return not _folders(name)
+
+    wait_for(f"the removal of cgroup {name}", removed, REMOVE_SECONDS)

@@ -14,7 +14,7 @@ from tools.cluster import binaries, fake_nodes
 from tools.cluster.errors import CommandFailed, Unavailable
 from tools.cluster.home import Home, registry_lock
 from tools.cluster.images import host_python_pod
-from tools.cluster.processes import NO_PROXY, Process
+from tools.cluster.processes import NO_PROXY, Processes
 from tools.cluster.progress import Progress
 from tools.cluster.teardown import tear_down
 from tools.cluster.waiting import run, wait_for
@@ -33,10 +33,13 @@ class Cluster:
     home: Home
     progress: Progress = field(default_factory=Progress)
     # By name; on the project's own cluster a test may stop and start each of them.
-    processes: dict[str, Process] = field(default_factory=dict)
+    processes: Processes = field(init=False)
     # Put before a path of this machine, to name it as the nodes see it; None where they cannot.
     node_paths: str | None = None
     fake_node_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.processes = Processes(self.home)
 
     @property
     def kubeconfig(self) -> Path:
@@ -165,13 +168,10 @@ class Cluster:
         return host_python_pod(name, command, CHECKOUT, self.node_paths, **spec)
 
     def down(self) -> None:
-        """Removes everything; the object is of no use afterwards."""
+        """Removes everything; the object is of no use afterwards. A second call does nothing."""
         with registry_lock():
-            tear_down(self.home, self._note_ends)
-
-    def _note_ends(self) -> None:
-        for process in self.processes.values():
-            process.reap()
+            if self.home.folder.exists():
+                tear_down(self.home, self.processes.reap)
 
     def _start_fake_kubelet(self) -> None:
         if "kwok" not in self.processes:
@@ -179,8 +179,7 @@ class Cluster:
             flags = fake_nodes.kwok_flags(
                 self.kubeconfig, addresses.fake_pods, addresses.fake_node_address
             )
-            command = [str(self._program("kwok")), *flags]
-            self.processes["kwok"] = Process("kwok", command, self.home).start()
+            self.processes.start("kwok", [str(self._program("kwok")), *flags])
 
     def _program(self, name: str) -> Path:
         return binaries.client(name, self.progress)

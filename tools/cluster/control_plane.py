@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tools.cluster.home import Home
 from tools.cluster.pki import Pki
-from tools.cluster.processes import Process
+from tools.cluster.processes import Process, Processes
 
 # Three times what was seen on two busy cores.
 READY_SECONDS = 100.0
@@ -29,7 +29,7 @@ class ExtraFlags:
 
 @dataclass
 class ControlPlane:
-    """Its processes by name, and where its API is reached."""
+    """What its processes are told, and where its API is reached."""
 
     home: Home
     pki: Pki
@@ -37,29 +37,23 @@ class ControlPlane:
     api_address: str
     extra: ExtraFlags
 
-    def start(self) -> dict[str, Process]:
-        """Starts everything and returns once the API server, scheduler and controllers answer."""
-        loopback = self.home.addresses.loopback
-        processes = {
-            name: Process(name, [str(self.programs[name]), *flags], self.home)
-            for name, flags in {
-                "etcd": self._etcd_flags(),
-                "kube-apiserver": self._api_server_flags(),
-                "kube-controller-manager": self._controller_manager_flags(),
-                "kube-scheduler": self._scheduler_flags(),
-            }.items()
-        }
-        # The API server tries again until etcd is there.
-        processes["etcd"].start()
-        processes["kube-apiserver"].start()
-        self.await_ready(processes["kube-apiserver"], f"https://{self.api_address}:6443/readyz")
-        processes["kube-controller-manager"].start()
-        processes["kube-scheduler"].start()
-        for name, port in (("kube-controller-manager", 10257), ("kube-scheduler", 10259)):
-            self.await_ready(processes[name], f"https://{loopback}:{port}/healthz")
-        return processes
+    def start(self, processes: Processes) -> None:
+        """Starts everything and returns once API server, scheduler and controllers answer."""
 
-    def await_ready(self, process: Process, url: str) -> None:
+        def start(name: str, flags: list[str]) -> Process:
+            return processes.start(name, [str(self.programs[name]), *flags])
+
+        # The API server tries again until etcd is there.
+        start("etcd", self._etcd_flags())
+        api_server = start("kube-apiserver", self._api_server_flags())
+        self._await_ready(api_server, f"https://{self.api_address}:6443/readyz")
+        controllers = start("kube-controller-manager", self._controller_manager_flags())
+        scheduler = start("kube-scheduler", self._scheduler_flags())
+        for process, port in ((controllers, 10257), (scheduler, 10259)):
+            loopback = self.home.addresses.loopback
+            self._await_ready(process, f"https://{loopback}:{port}/healthz")
+
+    def _await_ready(self, process: Process, url: str) -> None:
         """Waits for a 200 at the process's health address."""
         context = ssl.create_default_context()
         context.check_hostname = False

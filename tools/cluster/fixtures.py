@@ -1,13 +1,17 @@
-"""pytest's side of the clusters: two session fixtures, and who may run the tests that use them.
+"""pytest's side of the clusters: fixtures, and who may run the tests that use them.
 
-    control_plane   Profile.CONTROL_PLANE        real_cluster   Profile.REAL
+    control_plane   one of Profile.CONTROL_PLANE for the whole session
+    real_cluster    one of Profile.REAL for the whole session
+    start_cluster   starts one for this test only
 
 A test that uses one of them gets the marker `cluster` and runs only with `--cluster`. What takes
 minutes once per machine happens after collection, outside of any test's time limit.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from tools.cluster import providers
@@ -16,7 +20,11 @@ from tools.cluster.errors import ClusterError, Unavailable
 from tools.cluster.profiles import Profile
 from tools.cluster.progress import Progress
 
-FIXTURES = {"control_plane": Profile.CONTROL_PLANE, "real_cluster": Profile.REAL}
+FIXTURES = {
+    "control_plane": (Profile.CONTROL_PLANE,),
+    "real_cluster": (Profile.REAL,),
+    "start_cluster": tuple(Profile),
+}
 MARKER = "cluster"
 # The first test of a session also pays for the cluster's start.
 TEST_SECONDS = 300
@@ -56,33 +64,59 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 failures[profile] = failed
 
 
+@contextlib.contextmanager
+def or_skip(what: str) -> Iterator[None]:
+    """Turns Unavailable into a skip that says what to install; in CI it stays a failure."""
+    try:
+        yield
+    except Unavailable as lacking:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"NO KUBERNETES ({what}) ON THIS MACHINE: {lacking}")
+
+
 @pytest.fixture(scope="session")
 def control_plane(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """An API server with controllers and scheduler; its nodes are fake: `Cluster.nodes`."""
-    yield from _cluster(request.config, Profile.CONTROL_PLANE)
+    with contextlib.closing(_Clusters(request.config)) as clusters:
+        yield clusters.start(Profile.CONTROL_PLANE)
 
 
 @pytest.fixture(scope="session")
 def real_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of two nodes on which pods really run, with DNS and Services."""
-    yield from _cluster(request.config, Profile.REAL)
+    with contextlib.closing(_Clusters(request.config)) as clusters:
+        yield clusters.start(Profile.REAL)
 
 
-def _cluster(config: pytest.Config, profile: Profile) -> Iterator[Cluster]:
-    try:
-        if profile in config.stash[_failures]:
-            raise config.stash[_failures][profile]
-        cluster = providers.start(profile)
-    except Unavailable as lacking:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"NO KUBERNETES ({profile}) ON THIS MACHINE: {lacking}")
-    try:
-        yield cluster
-    finally:
-        cluster.down()
+@pytest.fixture
+def start_cluster(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cluster]]:
+    """`providers.start`, for a test that needs a cluster of its own; the test's end removes it."""
+    with contextlib.closing(_Clusters(request.config)) as clusters:
+        yield clusters.start
 
 
-def _profiles(item: pytest.Item) -> list[Profile]:
+class _Clusters:
+    """Those that a fixture started."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._failures = config.stash[_failures]
+        self._started: list[Cluster] = []
+
+    def start(self, profile: Profile, **options: Any) -> Cluster:
+        with or_skip(profile):
+            if profile in self._failures:
+                raise self._failures[profile]
+            cluster = providers.start(profile, **options)
+            self._started.append(cluster)
+        return cluster
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as every_one:
+            for cluster in self._started:
+                every_one.callback(cluster.down)
+
+
+def _profiles(item: pytest.Item) -> set[Profile]:
     names = getattr(item, "fixturenames", ())
-    return [profile for name, profile in FIXTURES.items() if name in names]
+    return {profile for name in FIXTURES.keys() & set(names) for profile in FIXTURES[name]}

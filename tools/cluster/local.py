@@ -77,10 +77,9 @@ def _bring_up(
         make_bridge(addresses)
     pki = make_control_plane_pki(home.folder / "pki", addresses, api_address)
     home.kubeconfig.write_text(pki.kubeconfig("admin").read_text())
-    control_plane = ControlPlane(home, pki, programs, api_address, extra or ExtraFlags())
-    cluster.processes |= control_plane.start()
+    ControlPlane(home, pki, programs, api_address, extra or ExtraFlags()).start(cluster.processes)
     for number in range(1, node_count + 1):
-        node = Node(home, number, pki, programs)
+        node = Node(home, number, pki, programs, cluster.processes)
         make_node_pki(pki, node.name, node.address, api_address)
         cluster.real_nodes.append(node)
     if node_count:
@@ -95,8 +94,8 @@ def _bring_up(
 def _start_nodes(cluster: LocalCluster, archives: Sequence[Path]) -> None:
     count = len(cluster.real_nodes)
     with ThreadPoolExecutor(count) as pool:
-        for started in pool.map(lambda node: node.start(count, archives), cluster.real_nodes):
-            cluster.processes |= started
+        # list: an exception of any of them is raised here.
+        list(pool.map(lambda node: node.start(count, archives), cluster.real_nodes))
     names = {node.name for node in cluster.real_nodes}
     cluster.wait_for("the nodes' registration", lambda: _node_names(cluster) >= names)
     cluster.wait_until_ready("node " + " ".join(sorted(names)))

@@ -1,6 +1,9 @@
 """The network between the nodes of one cluster: a bridge of this machine, with no way out."""
 
-from tools.cluster.addresses import Addresses
+import contextlib
+from pathlib import Path
+
+from tools.cluster.addresses import MAX_NODES, Addresses
 from tools.cluster.errors import CommandFailed
 from tools.cluster.waiting import run
 
@@ -12,15 +15,15 @@ def make_bridge(addresses: Addresses) -> None:
     run(["ip", "link", "set", addresses.bridge, "up"])
 
 
-def bridge_exists(addresses: Addresses) -> bool:
-    try:
-        run(["ip", "link", "show", addresses.bridge])
-    except (CommandFailed, FileNotFoundError):
-        return False
-    return True
+def remove_links(addresses: Addresses) -> None:
+    """Removes cables and bridge, and with them this machine's routes to the pods.
 
-
-def remove_bridge(addresses: Addresses) -> None:
-    """Removes the bridge, and with it this machine's routes to the pods."""
-    if bridge_exists(addresses):
-        run(["ip", "link", "delete", addresses.bridge])
+    The cables go by hand: a connection that was cut can keep its namespace, and so the cable's
+    other end, for minutes.
+    """
+    cables = [addresses.node_link(node) for node in range(1, MAX_NODES + 1)]
+    for link in (*cables, addresses.bridge):
+        if (Path("/sys/class/net") / link).exists():
+            # It may have gone with its namespace just now.
+            with contextlib.suppress(CommandFailed):
+                run(["ip", "link", "delete", link])

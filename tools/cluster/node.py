@@ -20,7 +20,7 @@ from tools.cluster.cgroups import make_cgroup
 from tools.cluster.errors import CommandFailed
 from tools.cluster.home import Home, make_mount_point
 from tools.cluster.pki import Pki
-from tools.cluster.processes import Process
+from tools.cluster.processes import Process, Processes
 from tools.cluster.waiting import run
 
 START_SECONDS = 60.0
@@ -35,6 +35,7 @@ class Node:
     number: int
     pki: Pki
     programs: Mapping[str, Path]
+    processes: Processes
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ class Node:
     def address(self) -> str:
         return self.home.addresses.node_address(self.number)
 
-    def start(self, nodes: int, image_archives: Sequence[Path]) -> dict[str, Process]:
+    def start(self, nodes: int, image_archives: Sequence[Path]) -> None:
         """Starts one of `nodes` nodes with these images; its readiness is the caller's wait."""
         for part in ("containerd", "kubelet", "cni", "device-state", "pod-logs"):
             (self.folder / part).mkdir(parents=True)
@@ -61,11 +62,11 @@ class Node:
         holder = self._start_holder()
         self._cable(holder.pid, nodes)
         enter = ["nsenter", f"--target={holder.pid}", "--net", "--mount", "--"]
-        containerd = self._start_containerd(enter)
+        self._start_containerd(enter)
         for archive in image_archives:
             self.load_image(archive)
-        servers = (self._start_kubelet(enter, cgroup), self._start_kube_proxy(enter))
-        return {process.name: process for process in (holder, containerd, *servers)}
+        self._start_kubelet(enter, cgroup)
+        self._start_kube_proxy(enter)
 
     def _start_holder(self) -> Process:
         """The process whose namespaces are the node's."""
@@ -78,7 +79,7 @@ class Node:
         ready = self.folder / "namespaces-ready"
         script = " && ".join([*steps, f"touch '{ready}'", "exec sleep infinity"])
         unshare = ["unshare", "--net", "--mount", "--propagation=private", "sh", "-c", script]
-        holder = Process(f"{self.name}-holder", unshare, self.home).start()
+        holder = self.processes.start(f"{self.name}-holder", unshare)
         holder.wait_for(f"the namespaces of {self.name}", ready.exists, START_SECONDS)
         return holder
 
@@ -117,18 +118,21 @@ class Node:
                 commands.append(f"route add {addresses.pods(other)} via {hop}")
         inside = ["nsenter", f"--target={holder}", "--net", "--"]
         run([*inside, "ip", "-batch", "-"], stdin="\n".join(commands) + "\n")
-        run([*inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        # icmp_ratelimit: every refusal is told, so no client waits for its own timeout.
+        # tcp_orphan_retries: connections that outlive their processes soon let the namespace go.
+        settings = {"ip_forward": 1, "icmp_ratelimit": 0, "tcp_orphan_retries": 1}
+        lines = [f"echo {value} > /proc/sys/net/ipv4/{name}" for name, value in settings.items()]
+        run([*inside, "sh", "-c", " && ".join(lines)])
 
-    def _start_containerd(self, enter: list[str]) -> Process:
+    def _start_containerd(self, enter: list[str]) -> None:
         self._write_network_config()
         config = self.folder / "containerd.toml"
         config.write_text(self._containerd_config())
         command = [*enter, "containerd", "-c", str(config)]
-        containerd = Process(f"{self.name}-containerd", command, self.home).start()
+        containerd = self.processes.start(f"{self.name}-containerd", command)
         containerd.wait_for("containerd's answer", self._containerd_answers, START_SECONDS)
-        return containerd
 
-    def _start_kubelet(self, enter: list[str], cgroup: str) -> Process:
+    def _start_kubelet(self, enter: list[str], cgroup: str) -> None:
         config = self.folder / "kubelet.yaml"
         config.write_text(yaml.safe_dump(self._kubelet_config(cgroup)))
         (self.folder / "resolv.conf").write_text("")
@@ -139,9 +143,9 @@ class Node:
             f"--node-ip={self.address}",
             f"--root-dir={self.folder / 'kubelet'}",
         ]
-        return Process(f"{self.name}-kubelet", command, self.home).start()
+        self.processes.start(f"{self.name}-kubelet", command)
 
-    def _start_kube_proxy(self, enter: list[str]) -> Process:
+    def _start_kube_proxy(self, enter: list[str]) -> None:
         command = [
             *(*enter, str(self.programs["kube-proxy"]), "--proxy-mode=nftables"),
             f"--kubeconfig={self.pki.kubeconfig('kube-proxy')}",
@@ -153,7 +157,7 @@ class Node:
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0",
         ]
-        return Process(f"{self.name}-kube-proxy", command, self.home).start()
+        self.processes.start(f"{self.name}-kube-proxy", command)
 
     def load_image(self, archive: Path) -> None:
         """Imports an OCI or Docker archive, for pods with `imagePullPolicy: Never`."""

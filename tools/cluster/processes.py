@@ -84,6 +84,22 @@ class Process:
         wait_for(what, holds, seconds, explain=lambda: f"{self.name} says:\n{tail(self.log)}")
 
 
+class Processes(dict[str, Process]):
+    """A cluster's processes by name; each is noted here before anything can go wrong with it."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self.home = home
+
+    def start(self, name: str, command: Sequence[str]) -> Process:
+        self[name] = Process(name, command, self.home)
+        return self[name].start()
+
+    def reap(self) -> None:
+        for process in self.values():
+            process.reap()
+
+
 def marked(home: Home) -> set[int]:
     """The processes that carry the cluster's mark. One that has ended carries none."""
     mark = home.mark.encode()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tools.cluster.addresses import MAX_NODES
 from tools.cluster.cgroups import processes_in, remove_cgroup
 from tools.cluster.home import Home, homes, registry_lock, remove_mount_points
-from tools.cluster.network import remove_bridge
+from tools.cluster.network import remove_links
 from tools.cluster.processes import kill_until_gone, marked
 from tools.cluster.profiles import Provider
 from tools.cluster.waiting import run
@@ -29,7 +29,7 @@ def tear_down(home: Home, note_ends: Callable[[], None] = lambda: None) -> None:
     note_ends()
     for cgroup in cgroups:
         remove_cgroup(cgroup)
-    remove_bridge(home.addresses)
+    remove_links(home.addresses)
     home.remove()
     remove_mount_points()
 

@@ -14,12 +14,13 @@ import (
 	_ "github.com/coredns/coredns/plugin/log"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
+	_ "github.com/coredns/coredns/plugin/template"
 )
 
 func main() {
 	// The order of a request's way through the plug-ins.
 	dnsserver.Directives = []string{
-		"reload", "health", "ready", "log", "errors", "cache", "loadbalance", "kubernetes",
+		"reload", "health", "ready", "log", "errors", "cache", "loadbalance", "kubernetes", "template",
 	}
 	coremain.Run()
 }

@@ -1,0 +1,182 @@
+"""A real API server, scheduler and controller manager, with nodes that only pretend."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tools.cluster import fake_nodes, given, providers
+from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.errors import CommandFailed, Unavailable
+from tools.cluster.profiles import Profile
+
+CLIQUE = "nvidia.com/gpu.clique"
+CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
+SAMPLES = sorted((CHECKOUT / "manifests" / "samples").glob("*.yaml"))
+
+
+def gpu_pod(name: str, gpus: int, **selector: str) -> dict[str, Any]:
+    resources = {"limits": {"nvidia.com/gpu": str(gpus)}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "tolerations": [fake_nodes.TOLERATION],
+            "nodeSelector": selector,
+            "containers": [{"name": "main", "image": "pretended:1", "resources": resources}],
+        },
+    }
+
+
+def condition(thing: Any, kind: str) -> Any:
+    return next((one for one in thing["status"].get("conditions", []) if one["type"] == kind), {})
+
+
+def test_pods_are_scheduled_by_gpus_and_labels(control_plane: Cluster) -> None:
+    names = control_plane.nodes(
+        4, gpus=8, labels=lambda number: {CLIQUE: f"c{number // 2}"}, prefix="sched"
+    )
+    try:
+        with control_plane.namespace() as namespace:
+            pods = [gpu_pod(f"fits-{number}", 8, **{CLIQUE: "c1"}) for number in range(2)]
+            too_big = gpu_pod("too-big", 9, **{CLIQUE: "c1"})
+            control_plane.apply([*pods, too_big], namespace)
+            control_plane.wait_until_ready("pod fits-0 fits-1", namespace)
+            placed = {
+                pod["metadata"]["name"]: pod["spec"].get("nodeName")
+                for pod in control_plane.get("pods", namespace=namespace)["items"]
+            }
+            assert {placed["fits-0"], placed["fits-1"]} == {"sched-2", "sched-3"}
+
+            def refused() -> bool:
+                pod = control_plane.get("pod", "too-big", namespace)
+                return bool(condition(pod, "PodScheduled").get("reason") == "Unschedulable")
+
+            control_plane.wait_for("the scheduler's word on the pod that fits nowhere", refused)
+    finally:
+        control_plane.remove_nodes(names)
+
+
+def test_controllers_work_on_pretended_pods(control_plane: Cluster) -> None:
+    names = control_plane.nodes(1, prefix="controllers")
+    template = {"spec": {**gpu_pod("x", 1)["spec"], "restartPolicy": "Never"}}
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "once"},
+        "spec": {"template": template},
+    }
+    try:
+        with control_plane.namespace() as namespace:
+            control_plane.apply(job, namespace)
+            flags = ("--for=condition=Complete", "--timeout=60s", f"--namespace={namespace}")
+            control_plane.kubectl("wait", *flags, "job/once", seconds=70)
+            control_plane.kubectl("delete", "job", "once", f"--namespace={namespace}")
+
+            def collected() -> bool:
+                return not control_plane.get("pods", namespace=namespace)["items"]
+
+            control_plane.wait_for("the garbage collection of the Job's pod", collected)
+    finally:
+        control_plane.remove_nodes(names)
+
+
+@pytest.fixture
+def crd(control_plane: Cluster) -> str:
+    """The project's CRD, established."""
+    control_plane.apply(CRD)
+    name = str(yaml.safe_load(CRD.read_text())["metadata"]["name"])
+
+    def established() -> bool:
+        found = condition(control_plane.get("crd", name), "Established")
+        return bool(found.get("status") == "True")
+
+    control_plane.wait_for(f"the CRD {name}", established)
+    return name
+
+
+def test_the_crd_is_accepted_as_it_is(control_plane: Cluster, crd: str) -> None:
+    served = control_plane.get("crd", crd)
+    assert condition(served, "NonStructuralSchema") == {}
+    assert condition(served, "NamesAccepted")["status"] == "True"
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
+def test_every_sample_is_accepted(control_plane: Cluster, crd: str, sample: Path) -> None:
+    with control_plane.namespace() as namespace:
+        said = control_plane.apply(sample, namespace, "--dry-run=server")
+    assert "serverside-applied" in said
+
+
+def test_rules_of_the_crd_are_enforced(control_plane: Cluster, crd: str) -> None:
+    tiny = yaml.safe_load((CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml").read_text())
+    long_name = {**tiny, "metadata": {"name": "x" * 31}}
+    two_sources = json.loads(json.dumps(tiny))
+    two_sources["spec"]["model"]["source"] = {"builtin": "tiny", "imagePath": "/opt/model"}
+    renamed = json.loads(json.dumps(tiny))
+    renamed["spec"]["model"]["id"] = "another"
+    with control_plane.namespace() as namespace:
+        for bad, message in (
+            (long_name, "more than 30 characters"),
+            (two_sources, "exactly one source is needed"),
+        ):
+            with pytest.raises(CommandFailed, match=message):
+                control_plane.apply(bad, namespace)
+        control_plane.apply(tiny, namespace)
+        with pytest.raises(CommandFailed, match=r"spec\.model\.id"):
+            control_plane.apply(renamed, namespace)
+
+
+def test_helm_installs_a_chart(control_plane: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.1.0\n")
+    (tmp_path / "values.yaml").write_text("word: unset\n")
+    (tmp_path / "templates" / "map.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\n"
+        "data: {word: {{ .Values.word | quote }}}\n"
+    )
+    with control_plane.namespace() as namespace:
+        where = f"--namespace={namespace}"
+        control_plane.helm("install", "one", str(tmp_path), where, "--set=word=said", "--wait")
+        assert control_plane.get("configmap", "one", namespace)["data"] == {"word": "said"}
+        control_plane.helm("uninstall", "one", where, "--wait")
+        left = control_plane.get("configmaps", namespace=namespace)["items"]
+        assert "one" not in {one["metadata"]["name"] for one in left}
+
+
+def test_a_named_cluster_is_used_and_left_as_it_was(
+    control_plane: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(given.VARIABLE, str(control_plane.kubeconfig))
+    guest = providers.start(Profile.CONTROL_PLANE)
+    try:
+        assert isinstance(guest, given.GivenCluster)
+        names = guest.nodes(2, prefix="guest")
+        with pytest.raises(Unavailable, match="push"):
+            guest.load_image(Path("image.tar"))
+    finally:
+        guest.down()
+    left = {node["metadata"]["name"] for node in control_plane.get("nodes")["items"]}
+    assert left.isdisjoint(names)
+    assert not guest.home.folder.exists()
+
+
+def test_a_component_can_be_stopped_and_started(control_plane: Cluster) -> None:
+    server = control_plane.processes.get("kube-apiserver")
+    if server is None:
+        pytest.skip("only the project's own cluster lets a test stop its API server")
+    server.stop(signal.SIGKILL)
+    with pytest.raises(CommandFailed):
+        control_plane.kubectl("get", "--raw=/readyz")
+    server.start()
+
+    def answers() -> bool:
+        try:
+            return control_plane.kubectl("get", "--raw=/readyz") == "ok"
+        except CommandFailed:
+            return False
+
+    control_plane.wait_for("the API server's return", answers)

@@ -1,0 +1,238 @@
+"""What can be told of the test cluster without starting one."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given as hypothesis_given
+from hypothesis import strategies as st
+from tools.cluster import binaries, given, home, host, kind, providers
+from tools.cluster.addresses import SLOTS, Addresses, free_slots
+from tools.cluster.cluster import CHECKOUT
+from tools.cluster.errors import CommandFailed, DidNotCome, Unavailable
+from tools.cluster.images import Layer, host_python_pod, write_archive
+from tools.cluster.profiles import Profile, Provider
+from tools.cluster.progress import Progress
+from tools.cluster.waiting import run, tail, wait_for
+
+
+@hypothesis_given(
+    taken=st.sets(st.integers(0, SLOTS - 1)), second=st.sets(st.integers(0, 255), max_size=20)
+)
+def test_a_free_slot_shares_nothing(taken: set[int], second: set[int]) -> None:
+    routes = [f"10.{number}.16.0/20" for number in second]
+    free = {addresses.slot for addresses in free_slots(taken, routes)}
+    assert free == set(range(SLOTS)) - taken - {number - 200 for number in second}
+
+
+def test_all_addresses_of_a_cluster_lie_in_its_own_networks() -> None:
+    one, other = Addresses(3), Addresses(4)
+    names = ("loopback", "bridge", "network", "services", "dns_service", "fake_pods")
+    assert all(getattr(one, name) != getattr(other, name) for name in names)
+    assert one.node_address(2) == "10.203.0.12"
+    assert one.pods(2) == "10.203.2.0/24"
+
+
+def test_a_wait_ends_in_time_with_the_end_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("".join(f"line {number}\n" for number in range(100)))
+    with pytest.raises(DidNotCome) as failed:
+        wait_for("the server", lambda: False, 0.1, explain=lambda: tail(log, 2))
+    assert str(failed.value) == "waited 0.1 s in vain for the server\nline 98\nline 99"
+    assert "never written" in tail(tmp_path / "none.log")
+
+
+def test_a_command_that_fails_or_hangs_says_what_it_said() -> None:
+    with pytest.raises(CommandFailed, match="ended with 3: because") as failed:
+        run(["sh", "-c", "echo because >&2; exit 3"])
+    assert failed.value.status == 3
+    with pytest.raises(DidNotCome, match=r"had not ended after 0\.2 s\nalready"):
+        run(["sh", "-c", "echo already >&2; exec sleep 60"], seconds=0.2)
+
+
+def test_an_image_archive_is_what_the_oci_layout_asks_for(tmp_path: Path) -> None:
+    def write(name: str) -> bytes:
+        layer = Layer()
+        layer.folder("tmp", mode=0o1777)
+        layer.file("bin/tool", b"program", mode=0o755)
+        layer.link("tool", "bin/tool")
+        write_archive(tmp_path / name, "localhost/some/image:7", layer, entrypoint=["/tool"])
+        return (tmp_path / name).read_bytes()
+
+    archive = write("one.tar")
+    assert archive == write("two.tar"), "equal content is equal bytes"
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = {name: tar.extractfile(name) for name in tar.getnames()}
+        content = {name: file.read() for name, file in files.items() if file is not None}
+    for name, blob in content.items():
+        if name.startswith("blobs/"):
+            assert name == f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}"
+
+    def blob_of(descriptor: dict[str, Any]) -> bytes:
+        found = content[descriptor["digest"].replace("sha256:", "blobs/sha256/")]
+        assert len(found) == descriptor["size"]
+        return found
+
+    (named,) = json.loads(content["index.json"])["manifests"]
+    assert named["annotations"]["io.containerd.image.name"] == "localhost/some/image:7"
+    manifest = json.loads(blob_of(named))
+    assert json.loads(blob_of(manifest["config"]))["config"]["Entrypoint"] == ["/tool"]
+    with tarfile.open(fileobj=io.BytesIO(blob_of(manifest["layers"][0]))) as tree:
+        assert {entry.name: entry.mode & 0o7777 for entry in tree} == {
+            "tmp": 0o1777,
+            "bin/tool": 0o755,
+            "tool": 0o644,
+        }
+
+
+def test_a_python_pod_mounts_what_this_python_needs() -> None:
+    pod = host_python_pod("some", ["-c", "pass"], CHECKOUT, "/machine", nodeName="node1")
+    (container,) = pod["spec"]["containers"]
+    inside = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
+    for needed in (
+        Path(sys.executable),
+        Path(sys.executable).resolve(),
+        Path(os.__file__),
+        CHECKOUT,
+    ):
+        assert any(needed.is_relative_to(path) for path in inside), needed
+    assert [volume["hostPath"]["path"] for volume in pod["spec"]["volumes"]] == [
+        f"/machine{path}" for path in inside
+    ]
+    assert pod["spec"]["nodeName"] == "node1"
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_home_is_stale_when_its_owner_is_gone(empty_cache: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as owner:
+        identity = home.process_identity(owner.pid)
+        assert identity is not None
+        owned = home.Home("x", Provider.LOCAL, Profile.REAL, 0, identity)
+        assert not owned.stale
+        owner.kill()
+    assert owned.stale
+    other = identity.rpartition(":")[0] + ":1"
+    assert home.Home("x", Provider.LOCAL, Profile.REAL, 0, other).stale, "the number was reused"
+
+
+def test_a_kept_home_lasts_until_the_machine_restarts(empty_cache: Path) -> None:
+    kept = home.Home("x", Provider.LOCAL, Profile.REAL, 0, home.boot_identity())
+    assert kept.kept and not kept.stale
+    assert home.Home("x", Provider.LOCAL, Profile.REAL, 0, "an-earlier-boot").stale
+
+
+def test_claims_are_found_again_and_never_share_a_slot(empty_cache: Path) -> None:
+    claimed = [
+        home.claim(f"c{number}", Provider.LOCAL, Profile.CONTROL_PLANE, keep=False)
+        for number in range(3)
+    ]
+    assert home.homes() == claimed
+    assert len({one.slot for one in claimed}) == 3
+    for one in claimed:
+        one.remove()
+    assert home.homes() == []
+
+
+def test_a_program_is_built_anew_when_its_module_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binaries, "GO_MODULES", tmp_path)
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "go.mod").write_text("module some\n")
+    (tmp_path / "some" / "go.sum").write_text("")
+    before = binaries.Program("tool", "some", ".").built
+    assert binaries.Program("tool", "some", ".").built == before
+    (tmp_path / "some" / "go.sum").write_text("changed\n")
+    assert binaries.Program("tool", "some", ".").built != before
+
+
+def test_every_program_has_a_pinned_module() -> None:
+    for program in binaries.PROGRAMS.values():
+        assert (program.source / "go.sum").stat().st_size > 0
+    assert binaries.kubernetes_version().startswith("1.34.")
+
+
+def test_a_machine_without_anything_is_told_what_to_install(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr(host, "CNI_FOLDERS", ())
+    with pytest.raises(Unavailable) as lacking:
+        host.check(real_nodes=True)
+    for package in ("containerd", "runc", "containernetworking-plugins", "nftables", "openssl"):
+        assert package in str(lacking.value)
+    with pytest.raises(Unavailable, match=r"install Go 1\.\d+ or newer"):
+        binaries.ensure(["etcd"], Progress())
+
+
+def test_assets_of_another_version_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = tmp_path / "kube-apiserver"
+    server.write_text("#!/bin/sh\necho Kubernetes v1.29.3\n")
+    server.chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    with pytest.raises(Unavailable, match=r"setup-envtest use 1\.34"):
+        binaries.find("kube-apiserver")
+    server.write_text("#!/bin/sh\necho Kubernetes v1.34.1\n")
+    binaries._check_asset_version.cache_clear()
+    assert binaries.find("kube-apiserver") == server
+    assert binaries.find("kubectl") != tmp_path / "kubectl", "what is not there is not taken"
+
+
+def test_providers_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(given.VARIABLE, "/some/kubeconfig")
+    monkeypatch.setattr(kind, "usable", lambda: True)
+    assert providers.choose() is Provider.GIVEN
+    monkeypatch.delenv(given.VARIABLE)
+    monkeypatch.setenv("KUBECONFIG", "/some/kubeconfig")
+    assert providers.choose() is Provider.KIND, "KUBECONFIG alone opts in to nothing"
+    monkeypatch.setattr(kind, "usable", lambda: False)
+    assert providers.choose() is Provider.LOCAL
+
+
+def pytest_run(folder: Path, *options: str, **environment: str) -> str:
+    """What pytest prints of one test that asks for a cluster."""
+    (folder / "test_it.py").write_text("def test_it(control_plane):\n    pass\n")
+    where = ("-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(folder), str(folder))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tools.cluster.fixtures", *options, *where],
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", "1 skipped"), ("true", "1 error")])
+def test_a_machine_that_can_do_none_skips_loudly_and_fails_in_ci(
+    tmp_path: Path, ci: str, outcome: str
+) -> None:
+    said = pytest_run(tmp_path, "--cluster", PATH="", XDG_CACHE_HOME=str(tmp_path), CI=ci)
+    assert outcome in said
+    assert "apt-get install" in said
+
+
+def test_without_the_option_cluster_tests_stay_out(tmp_path: Path) -> None:
+    assert "1 deselected" in pytest_run(tmp_path)
+
+
+def test_kind_makes_as_many_nodes_as_asked() -> None:
+    assert str(kind.configuration(2)).count("'role': 'worker'") == 2
+    assert str(kind.configuration(0)).count("'role': 'worker'") == 0
