@@ -221,10 +221,10 @@ class Instance:
         now, pp = self.simulation.now, self.spec.pp
         stage_ms = self._measure(step)
         step.start_ms, step.first_ms = now, stage_ms
-        if pp == 1 and not step.chunks and not self.simulation.step_by_step:
+        free = self._stage_free_ms
+        if free[-1] <= now and not step.chunks and not self.simulation.step_by_step:
             self._advance_alone(step)
             return
-        free = self._stage_free_ms
         end = free[0] = now + stage_ms
         for stage in range(1, pp):
             end = free[stage] = max(end, free[stage]) + stage_ms
@@ -250,28 +250,37 @@ class Instance:
         )
 
     def _advance_alone(self, step: Step) -> None:
-        """Plan all steps up to the next finish as one event; `wake` may cut them short."""
+        """The batch is all there is in the pipeline: plan all its rounds up to the next finish as
+        one event; `wake` may cut them short."""
         assert step.decode is not None
         size = step.decode_requests
-        step.growth_ms = size * self.spec.times.decode(size).b
+        step.growth_ms = size * self.spec.times.decode(size).b / self.spec.pp
         step.rounds = step.decode.rounds_to_next_finish
         self._alone = step
-        self._schedule_alone(step)
+        end = step.start_ms + self._rounds_ms(step, step.rounds)
+        self._stage_free_ms = [end] * self.spec.pp
+        self.simulation.at(end, self._end_alone, step)
 
-    def _schedule_alone(self, step: Step) -> None:
-        end = step.start_ms + series_ms(step.rounds, step.first_ms, step.growth_ms)
-        self._stage_free_ms[0] = end
-        self.simulation.at(max(end, self.simulation.now), self._end_alone, step, step.rounds)
+    def _rounds_ms(self, step: Step, rounds: int) -> float:
+        """Time that a batch alone in the pipeline takes for its first `rounds` rounds."""
+        return self.spec.pp * series_ms(rounds, step.first_ms, step.growth_ms)
 
     def _cut_short(self, step: Step) -> None:
-        passed_ms = self.simulation.now - step.start_ms
-        rounds = steps_until(passed_ms, step.first_ms, step.growth_ms)
-        if rounds < step.rounds:
-            step.rounds = rounds
-            self._schedule_alone(step)
+        """Let the round that is under way be the last, and others follow it into the pipeline."""
+        simulation, pp = self.simulation, self.spec.pp
+        passed_ms = (simulation.now - step.start_ms) / pp
+        rounds = min(steps_until(passed_ms, step.first_ms, step.growth_ms), step.rounds)
+        stage_ms = step.first_ms + (rounds - 1) * step.growth_ms
+        end = max(step.start_ms + self._rounds_ms(step, rounds), simulation.now)
+        step.rounds = rounds
+        self._alone = None
+        self._stage_free_ms = [end - (pp - 1 - stage) * stage_ms for stage in range(pp)]
+        simulation.at(end, self._end, step)
+        if pp > 1:
+            simulation.at(max(self._stage_free_ms[0], simulation.now), self._begin)
 
-    def _end_alone(self, step: Step, rounds: int) -> None:
-        if self._alone is step and step.rounds == rounds:  # else it was cut short meanwhile
+    def _end_alone(self, step: Step) -> None:
+        if self._alone is step:  # else it was cut short meanwhile
             self._alone = None
             self._end(step)
 
