@@ -31,7 +31,8 @@ class RawStream:
                 except BlockingIOError:
                     await _ready(self.sock, writing=True)
             data = data[sent:]
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+        if data:  # a send of nothing to a partner that has all and left would be an error
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def receive(self, count: int) -> bytes:
         """Exactly `count` bytes; raises IncompleteReadError at the end of the stream."""
