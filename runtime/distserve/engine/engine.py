@@ -99,9 +99,10 @@ class Engine:
         self._reports.flush(self._view(), step_rest_ms=0.0)
 
     def fail_all(self, message: str, *, retryable: bool) -> None:
-        """Nobody is left waiting for an answer that will not come."""
+        """Nobody is left waiting for an answer that will not come, nor does from now on."""
+        self._legs.closed = LegError(message, retryable, 503)
         for request in list(self._legs.active):
-            self._legs.fail(request, LegError(message, retryable, 503))
+            self._legs.fail(request, self._legs.closed)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError when a block is lost or held by nobody that lives."""

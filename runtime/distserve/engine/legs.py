@@ -48,6 +48,8 @@ class Legs:
         self._by_transfer: dict[str, Request] = {}
         self._ended_early = Tombstones()
         self._arrivals = 0
+        self.closed: LegError | None = None
+        """What every leg is told once the engine has ended."""
 
     @property
     def active(self) -> Collection[Request]:
@@ -83,6 +85,8 @@ class Legs:
 
     def _refusal(self, leg: Leg) -> LegEvent | None:
         transfer = leg.source.transfer if leg.source else leg.transfer
+        if self.closed is not None:
+            return self.closed
         if leg.id in self._ended_early or (transfer or "") in self._ended_early:
             return LegError("it was aborted before it began", False, CLIENT_GONE)
         if self._reports.draining:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from distserve.engine.commands import Command, Shutdown
+from distserve.engine.commands import Command, Shutdown, StartLeg
 from distserve.engine.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class EngineLoop:
                 can_step = not self._engine.is_over and self._engine.step()
                 self._engine.flush()
                 self._busy_since = None
+            self._refuse_the_rest()
         except BaseException as error:
             log.exception("the engine cannot go on")
             self._give_up(error)
@@ -87,6 +88,13 @@ class EngineLoop:
     def _give_up(self, error: BaseException) -> None:
         try:
             self._engine.fail_all(f"the engine broke: {error}", retryable=True)
-            self._engine.flush()
+            self._refuse_the_rest()
         finally:
             self._on_fatal(error)
+
+    def _refuse_the_rest(self) -> None:
+        """Legs that came after the last command that was handled."""
+        while not self._inbox.empty():
+            if isinstance(command := self._inbox.get(), StartLeg):
+                self._engine.handle(command)
+        self._engine.flush()

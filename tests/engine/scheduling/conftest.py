@@ -133,6 +133,7 @@ class Clock:
 class Bench:
     """One engine and all it said."""
 
+    parts: Parts
     engine: Engine
     runner: FakeRunner
     blocks: BlockManager
@@ -317,7 +318,7 @@ def make_bench() -> Iterator[Callable[..., Bench]]:
             lease_seconds=30.0,
             clock=clock,
         )
-        bench = Bench(None, runner, manager, scheduler, metrics, clock)  # type: ignore[arg-type]
+        bench = Bench(parts, None, runner, manager, scheduler, metrics, clock)  # type: ignore[arg-type]
         bench.engine = Engine(parts, bench.deliver)
         if migrator:
             bench.engine.handle(MigratorUp(f"127.0.0.1:{len(made)}"))
