@@ -153,6 +153,9 @@ def test_float_rates_and_targets(readme_file):
         (["run", "--requests", "README", "--prefill-instances", "2"], "add --no-compat"),
         (["run", "--requests", "README", "--output-requests", "/none/x.csv"], "cannot write"),
         (["sweep", "--requests", "README", "--no-compat"], "knows only --compat"),
+        (["run", "--requests", "README", "--arrival", "fixed", "--cv", "2"], "no effect"),
+        (["run", "--requests", "README", "--burst-size", "2"], "no effect"),
+        (["search", "--requests", "README", "--network", "h100-dgx"], "add --no-compat"),
         (["run", "--requests", "EMPTY"], "holds no requests"),
         (["run", "--requests", "LONG", "--N", "1"], "exceeds the 66144 tokens"),
         (["run", "--requests", "LONG", "--N", "1", "--no-compat"], "exceeds the 66144 tokens"),
@@ -232,6 +235,17 @@ def test_run_in_the_default_mode(readme_file, arrival, tmp_path):
     assert workers == {"prefill-0", "prefill-1", "decode-0", "decode-1"}
     events = csv_rows(tmp_path / "e.csv")
     assert sum(event["event_type"] == "exit_system" for event in events) == 64
+
+
+def test_a_json_workload_brings_its_times(tmp_path):
+    path = tmp_path / "trace.json"
+    rows = [(0.5, 100, 5), (0.75, 200, 6)]
+    path.write_text(
+        json.dumps([{"start_time": s, "prompt_len": p, "output_len": o} for s, p, o in rows])
+    )
+    done = simulate("run", "--workload", path, "--output-requests", tmp_path / "out.csv")
+    assert done.returncode == 0, done.stderr
+    assert [float(row["arrival_ms"]) for row in csv_rows(tmp_path / "out.csv")] == [0, 250]
 
 
 def test_sweep_draws_four_curves(readme_file, tmp_path):

@@ -60,6 +60,7 @@ def _plan(args: argparse.Namespace) -> int:
         plan_document,
         plan_request,
     )
+    from distserve.planner.links import DEFAULT_NETWORK
     from distserve.planner.plan import make_plan
     from distserve.planner.profiles import DEFAULT_PROFILE
 
@@ -75,7 +76,9 @@ def _plan(args: argparse.Namespace) -> int:
     request = plan_request(
         deployment,
         load_hardware(args, model_of(spec), "distserve"),
-        machine_of(spec, nodes, args.ngpu_per_node, args.is_high_affinity, args.network),
+        machine_of(
+            spec, nodes, args.ngpu_per_node, args.is_high_affinity, args.network or DEFAULT_NETWORK
+        ),
         read_requests(args.requests) if args.requests else None,
         {role: tp for role, tp in fixed.items() if tp is not None},
     )

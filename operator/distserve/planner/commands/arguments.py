@@ -101,10 +101,17 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
 def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
-        default=DEFAULT_NETWORK,
         metavar="NAME|FILE",
-        help="measured transfer times for --no-compat (%(default)s)",
+        help=f"measured transfer times, not in compat ({DEFAULT_NETWORK})",
     )
+
+
+def refuse_in_compat(args: argparse.Namespace, *names: str) -> None:
+    """Raise InvalidRequest when one of the default mode's flags was given to the reference's."""
+    for name in names:
+        if getattr(args, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise InvalidRequest(f"{flag} has no effect in compat; add --no-compat or leave it out")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,12 @@ from distserve.planner.commands.run import (
     write_results,
 )
 from distserve.planner.fleets import fleet_of
+from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.models import find_model
 from distserve.planner.simulator import Simulation, StepRecord
 from distserve.planner.strategies import strategy_class
 
+DEFAULT_NODE = 8
 EVENTS = (
     ("init", "arrival_ms"),
     ("do_prefill", "prefill_ms"),
@@ -41,15 +43,17 @@ def run(args: argparse.Namespace) -> int:
         configuration,
         model,
         profile,
-        args.ngpu_per_node,
-        args.network,
-        args.prefill_instances,
-        args.decode_instances,
+        args.ngpu_per_node or DEFAULT_NODE,
+        args.network or DEFAULT_NETWORK,
+        args.prefill_instances or 1,
+        args.decode_instances or 1,
     )
     trace = arrivals.trace(requests_of(args, arrivals, args.N), args.rate)
     logged = args.output_worker is not None
     simulation = Simulation(trace, step_by_step=logged, log=[] if logged else None)
-    name = "Disaggregated" if args.backend == "distserve" else args.colocated_strategy
+    name = (
+        "Disaggregated" if args.backend == "distserve" else args.colocated_strategy or "Colocated"
+    )
     result = simulation.run(strategy_class(name)(simulation, fleet))
     if args.output_worker:
         write_csv(args.output_worker, StepRecord._fields, simulation.log or [])

@@ -18,6 +18,7 @@ from distserve.planner.compat.search import (
 from distserve.planner.errors import InvalidRequest, PlannerError
 from distserve.planner.fleets import fleet_of
 from distserve.planner.goodput import Evaluator
+from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.models import ModelShape, find_model
 from distserve.planner.profiles import HardwareProfile
 from distserve.planner.result import Slo
@@ -67,7 +68,9 @@ def _judge(
 ) -> Verdict:
     low, high, best, miss = 0.0, args.max_per_gpu_rate, 0.0, None
     try:
-        fleet = fleet_of(configuration, model, profile, args.ngpu_per_node, args.network)
+        fleet = fleet_of(
+            configuration, model, profile, args.ngpu_per_node, args.network or DEFAULT_NETWORK
+        )
         while high - low > args.esp:
             rate = (low + high) / 2
             probe = evaluator.probe(fleet, rate * configuration.accelerators)

@@ -19,6 +19,7 @@ from distserve.planner.commands.arguments import (
     load_requests,
     number_in,
     number_list,
+    refuse_in_compat,
 )
 from distserve.planner.compat.search import Configuration, Search
 from distserve.planner.errors import InvalidRequest
@@ -87,15 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_load(parser)
     add_source(parser)
     default = parser.add_argument_group("with --no-compat")
-    default.add_argument("--prefill-instances", type=integer_from(1), default=1)
-    default.add_argument("--decode-instances", type=integer_from(1), default=1)
+    default.add_argument("--prefill-instances", type=integer_from(1), help="(1)")
+    default.add_argument("--decode-instances", type=integer_from(1), help="(1)")
     default.add_argument(
         "--colocated-strategy",
         choices=("Colocated", "ChunkedPrefill"),
-        default="Colocated",
-        help="how backend vllm shares its instances (%(default)s)",
+        help="how backend vllm shares its instances (Colocated)",
     )
-    default.add_argument("--ngpu-per-node", type=integer_from(1), default=8)
+    default.add_argument("--ngpu-per-node", type=integer_from(1), help="(8)")
     add_network(parser)
 
 
@@ -108,11 +108,9 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         help="recorded (custom) takes the file's own order and times; uniform is fixed",
     )
     parser.add_argument(
-        "--cv", type=number_in(0), default=1.0, help="coefficient of variation of the gaps"
+        "--cv", type=number_in(0), help="coefficient of variation of poisson and gamma gaps (1)"
     )
-    parser.add_argument(
-        "--burst-size", type=integer_from(1), default=10, help="requests of one burst"
-    )
+    parser.add_argument("--burst-size", type=integer_from(1), help="requests of one burst (10)")
     parser.add_argument("--prefill-target", type=number_in(0), default=200.0, help="TTFT in ms")
     parser.add_argument("--decode-target", type=number_in(0), default=100.0, help="TPOT in ms")
     parser.add_argument(
@@ -135,7 +133,14 @@ def configuration_of(args: argparse.Namespace) -> Configuration:
 
 
 def arrivals_of(args: argparse.Namespace) -> ArrivalProcess:
-    return ArrivalProcess(args.arrival, args.cv, args.seed, args.burst_size)
+    kind = args.arrival
+    if args.requests is None and Path(args.workload).suffix == ".json":
+        kind = "recorded"  # a JSON workload brings its times, as the reference has it
+    if args.cv is not None and kind not in ("poisson", "gamma"):
+        raise InvalidRequest(f"--cv has no effect on {kind} arrivals; leave it out")
+    if args.burst_size is not None and kind != "burst":
+        raise InvalidRequest(f"--burst-size has no effect on {kind} arrivals; leave it out")
+    return ArrivalProcess(kind, args.cv or 1.0, args.seed, args.burst_size or 10)
 
 
 def requests_of(args: argparse.Namespace, arrivals: ArrivalProcess, count: int) -> RequestSet:
@@ -148,8 +153,14 @@ def run(args: argparse.Namespace) -> int:
         from distserve.planner.commands import default_run
 
         return default_run.run(args)
-    if args.prefill_instances != 1 or args.decode_instances != 1:
-        raise InvalidRequest("the reference has one instance of each role; add --no-compat")
+    refuse_in_compat(
+        args,
+        "prefill_instances",
+        "decode_instances",
+        "colocated_strategy",
+        "ngpu_per_node",
+        "network",
+    )
     model = find_model(args.model)
     profile = load_hardware(args, model, args.backend)
     arrivals = arrivals_of(args)

@@ -16,6 +16,7 @@ from distserve.planner.commands.arguments import (
     load_hardware,
     load_requests,
     number_in,
+    refuse_in_compat,
 )
 from distserve.planner.commands.progress import Progress
 from distserve.planner.compat.search import (
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
         found, hardware = judge(args)
         return report(found, args.output, hardware.estimated, compat=False)
+    refuse_in_compat(args, "network")
     model = find_model(args.model_type)
     profile = load_hardware(args, model, args.backend)
     search = Search(
