@@ -23,7 +23,7 @@ from distserve.migrator.transports.shared_memory import SharedMemoryPath
 from distserve.migrator.transports.tcp import TcpPath
 from distserve.wire import auth
 from distserve.wire.channel import Channel, ChannelClosed
-from distserve.wire.frames import Codec, ProtocolError
+from distserve.wire.frames import RELAYED_FRAME_BYTES, Codec, ProtocolError
 from distserve.wire.sockets import RawStream
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,9 @@ class Link:
         except BaseException:
             sock.close()
             raise
-        self._channel = Channel(*streams, Codec(peer.ReaderMessage), Codec(peer.SourceMessage))
+        self._channel = Channel(
+            *streams, Codec(peer.ReaderMessage), Codec(peer.SourceMessage, RELAYED_FRAME_BYTES)
+        )
         own = self._settings.hello()
         self._channel.send(own)
 

@@ -16,12 +16,14 @@ from distserve.migrator.source import Reader, Source
 from distserve.migrator.transports.tcp import TcpSender
 from distserve.wire import auth
 from distserve.wire.channel import Channel
-from distserve.wire.frames import Codec, ProtocolError
+from distserve.wire.frames import RELAYED_FRAME_BYTES, Codec, ProtocolError
 from distserve.wire.sockets import RawStream
 
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_SECONDS: Final = 5.0
+SILENCE_SECONDS: Final = 30.0
+"""Six idle heartbeats: a reader behind a cut cable is forgotten. Its leases end much earlier."""
 MAX_STRANGERS: Final = 64
 """Connections that have not proved the key yet; the next ones wait in the kernel's queue."""
 
@@ -107,12 +109,13 @@ class Listener:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         streams = await asyncio.open_connection(sock=sock)
         channel: Channel[peer.SourceMessage, peer.ReaderMessage] = Channel(
-            *streams, Codec(peer.SourceMessage), Codec(peer.ReaderMessage)
+            *streams, Codec(peer.SourceMessage, RELAYED_FRAME_BYTES), Codec(peer.ReaderMessage)
         )
         try:
-            await self._serve(Reader(next(self._numbers), channel))
-        except ProtocolError as error:
-            log.warning("closed a control connection: %s", error)
+            async with asyncio.timeout(SILENCE_SECONDS) as silence:
+                await self._serve(Reader(next(self._numbers), channel), silence)
+        except (ProtocolError, TimeoutError) as error:
+            log.warning("closed a control connection: %s", error or "silent for too long")
         finally:
             await channel.close()
 
@@ -125,10 +128,12 @@ class Listener:
             session.reader.data.close()
         session.reader.data = TcpSender(stream.sock)
 
-    async def _serve(self, reader: Reader) -> None:
+    async def _serve(self, reader: Reader, silence: asyncio.Timeout) -> None:
         session: Session | None = None
+        clock = asyncio.get_running_loop().time
         try:
             async for message in reader.channel:
+                silence.reschedule(clock() + SILENCE_SECONDS)
                 if isinstance(message, peer.PeerHello):
                     if reason := self._mismatch(message.view, message.protocol):
                         self._refuse(reader, reason)

@@ -200,7 +200,9 @@ class Migrator:
         self._transfer_ended()
 
     def _welcome(self, name: str) -> bool:
-        """Whether a transfer may begin: an abort that overtook it wins."""
+        """Whether a transfer may begin: all ranks are here, and no abort has overtaken it."""
+        if self._instance is None or not self._instance.complete:
+            return False
         if name in self._aborted:
             del self._aborted[name]
             return False

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from distserve.wire.frames import PREFIX, Codec, ProtocolError, read_message
+from distserve.wire.frames import PREFIX, RELAYED_FRAME_BYTES, Codec, ProtocolError, read_message
 from distserve.wire.messages import EngineMessage, Hello, MigratorMessage
 from distserve.wire.sockets import RawStream, close_fds, connect_unix, listen_unix
 
@@ -104,7 +104,7 @@ def _engine_codec() -> Codec[EngineMessage]:
 
 
 def _migrator_codec() -> Codec[MigratorMessage]:
-    return Codec(MigratorMessage)
+    return Codec(MigratorMessage, RELAYED_FRAME_BYTES)
 
 
 async def connect(

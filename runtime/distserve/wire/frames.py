@@ -13,6 +13,8 @@ import msgspec
 from distserve.wire.messages import MAX_FRAME_BYTES
 
 PREFIX = struct.Struct(">I")
+RELAYED_FRAME_BYTES = MAX_FRAME_BYTES + (64 << 10)
+"""Bound where a migrator passes a commit on: what it adds must not push the largest one over."""
 T = TypeVar("T")
 
 
