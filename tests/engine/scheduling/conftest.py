@@ -4,6 +4,7 @@ The fake runner keeps a "KV pool" of the tokens themselves and reads the whole c
 before it answers, so a wrong block table, position, copy or transfer shows as a wrong token.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -373,6 +374,11 @@ class Reference:
     finishes: Callable[[Bench, str], list[Finish]] = field(
         default=lambda bench, leg: [e for e in bench.events[leg] if isinstance(e, Finish)]
     )
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(17)
 
 
 @pytest.fixture
