@@ -76,3 +76,21 @@ lock: $(UV) ## resolve the dependencies anew
 .PHONY: bench
 bench: $(STAMP) ## the serving benchmark, against transformers' generate in the same run
 	@$(RUN)/python benchmarks/serve_local.py
+
+# tools/cluster: two real nodes, or with PROFILE=control-plane none but fake ones.
+PROFILE ?= real
+KUBERNETES := $(RUN)/python -m tools.cluster
+
+.PHONY: cluster
+cluster: $(STAMP) ## a real Kubernetes from package registries, kept until cluster-down
+	@$(KUBERNETES) install --profile $(PROFILE)
+	@$(KUBERNETES) up --profile $(PROFILE)
+
+.PHONY: cluster-down
+cluster-down: ## remove what `make cluster` made
+	@$(KUBERNETES) down
+
+.PHONY: cluster-test
+cluster-test: $(STAMP) ## the tests that need Kubernetes
+	@$(KUBERNETES) install
+	@$(RUN)/pytest -q --cluster -m cluster

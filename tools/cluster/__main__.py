@@ -1,4 +1,4 @@
-"""`python -m tools.cluster`: build, up, down, list."""
+"""`python -m tools.cluster`: install, up, down, list."""
 
 import argparse
 import sys
@@ -16,9 +16,9 @@ PROFILES = [str(profile) for profile in Profile]
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    build = verbs.add_parser("build", help="build the programs, if they are not there")
+    install = verbs.add_parser("install", help="install and build what is missing")
     up = verbs.add_parser("up", help="start a cluster that stays until `down`")
-    for verb in (build, up):
+    for verb in (install, up):
         verb.add_argument("--profile", choices=PROFILES, default=str(Profile.REAL))
     up.add_argument("--name", default="kept")
     up.add_argument("--nodes", type=int, default=2, help="real nodes (default 2)")
@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> int:
     verbs.add_parser("list", help="the clusters of this user")
     chosen = parser.parse_args(arguments)
     try:
-        return {"build": _build, "up": _up, "down": _down, "list": _list}[chosen.verb](chosen)
+        return {"install": _install, "up": _up, "down": _down, "list": _list}[chosen.verb](chosen)
     except ClusterError as failed:
         print(f"cluster: {failed}", file=sys.stderr)
         return 1
 
 
-def _build(chosen: argparse.Namespace) -> int:
-    providers.prepare(Profile(chosen.profile), Progress())
+def _install(chosen: argparse.Namespace) -> int:
+    providers.install(Profile(chosen.profile), Progress())
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from tools.cluster import binaries, fake_nodes
-from tools.cluster.errors import CommandFailed, Unavailable
+from tools.cluster.errors import ClusterError, CommandFailed, Unavailable
 from tools.cluster.home import Home, registry_lock
 from tools.cluster.images import host_python_pod
 from tools.cluster.processes import NO_PROXY, Processes
@@ -97,10 +97,18 @@ class Cluster:
     def wait_until_ready(
         self, what: str, namespace: str = "default", seconds: float = READY_SECONDS
     ) -> None:
-        """Waits for the condition Ready of e.g. `pod/x` or `pod --selector=app=x`."""
-        wait = ("wait", "--for=condition=Ready", f"--timeout={seconds:.0f}s")
+        """Waits until e.g. `pod x y` or `pod --selector=app=x` exist and are Ready."""
+        which = (*what.split(), f"--namespace={namespace}")
+        expected = sum(not word.startswith("--") for word in what.split()[1:]) or 1
+
+        def exist() -> bool:
+            found = self.kubectl("get", *which, "--ignore-not-found", "--output=name")
+            return len(found.splitlines()) >= expected
+
+        self.wait_for(f"{what} to be there", exist, seconds)
         try:
-            self.kubectl(*wait, f"--namespace={namespace}", *what.split(), seconds=seconds + 10)
+            wait = ("wait", "--for=condition=Ready", f"--timeout={seconds:.0f}s")
+            self.kubectl(*wait, *which, seconds=seconds + 10)
         except CommandFailed as failed:
             failed.add_note(self.describe())
             raise
@@ -113,8 +121,10 @@ class Cluster:
             ("get", "pods", "--all-namespaces", "--output=wide"),
             ("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"),
         ):
-            with contextlib.suppress(CommandFailed):
-                said.append("\n".join(self.kubectl(*question).splitlines()[-30:]))
+            try:
+                said.append("\n".join(self.kubectl(*question, seconds=10).splitlines()[-30:]))
+            except ClusterError as failed:
+                said.append(str(failed))
         return "\n\n".join(said)
 
     @contextlib.contextmanager

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 from tools.cluster.errors import Unavailable
+from tools.cluster.waiting import run
 
+INSTALL_SECONDS = 600.0
 CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 CNI_PLUGINS = ("ptp", "host-local", "portmap", "loopback")
 # Program -> Debian's package.
@@ -33,14 +35,32 @@ def check(*, real_nodes: bool) -> None:
             "the project's own test cluster runs on Linux only; elsewhere start Docker and install "
             "kind, or name a cluster in DISTSERVE_KUBECONFIG"
         )
+    packages = missing_packages(real_nodes=real_nodes)
+    if packages:
+        raise Unavailable(
+            f"apt-get install --no-install-recommends {' '.join(packages)} "
+            "(`make cluster` does it as root)"
+        )
+    if real_nodes and os.geteuid() != 0:
+        raise Unavailable("real nodes need root: namespaces, mounts and cgroups are theirs")
+
+
+def missing_packages(*, real_nodes: bool) -> list[str]:
+    """Debian's names of the packages whose programs are not there."""
     needed = CONTROL_PLANE_PROGRAMS | (REAL_NODE_PROGRAMS if real_nodes else {})
     packages = {package for program, package in needed.items() if not _which(program)}
     if real_nodes and cni_folder() is None:
         packages.add("containernetworking-plugins")
-    if packages:
-        raise Unavailable(f"apt-get install --no-install-recommends {' '.join(sorted(packages))}")
-    if real_nodes and os.geteuid() != 0:
-        raise Unavailable("real nodes need root: namespaces, mounts and cgroups are theirs")
+    return sorted(packages)
+
+
+def install(*, real_nodes: bool) -> None:
+    """Installs what `missing_packages` names, where root and apt-get can."""
+    packages = missing_packages(real_nodes=real_nodes)
+    if packages and os.geteuid() == 0 and _which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+            run(["apt-get", "--quiet", *command], env=environment, seconds=INSTALL_SECONDS)
 
 
 def cni_folder() -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.cluster import binaries, host
+from tools.cluster.addresses import MAX_NODES
 from tools.cluster.cluster import Cluster
 from tools.cluster.control_plane import ControlPlane, ExtraFlags
 from tools.cluster.errors import ClusterError, CommandFailed
@@ -49,6 +50,8 @@ def start(
     extra: ExtraFlags | None = None,
 ) -> LocalCluster:
     """A cluster that answers; its nodes are Ready and its DNS serves. What fails leaves nothing."""
+    if not 1 <= nodes <= MAX_NODES:
+        raise ClusterError(f"{nodes} nodes: a cluster of real nodes has 1 to {MAX_NODES}")
     programs = prepare(profile, progress)
     home = claim(name, Provider.LOCAL, profile, keep=keep)
     cluster = LocalCluster(home, progress, node_paths="" if profile is Profile.REAL else None)
@@ -96,17 +99,11 @@ def _start_nodes(cluster: LocalCluster, archives: Sequence[Path]) -> None:
     with ThreadPoolExecutor(count) as pool:
         # list: an exception of any of them is raised here.
         list(pool.map(lambda node: node.start(count, archives), cluster.real_nodes))
-    names = {node.name for node in cluster.real_nodes}
-    cluster.wait_for("the nodes' registration", lambda: _node_names(cluster) >= names)
-    cluster.wait_until_ready("node " + " ".join(sorted(names)))
+    cluster.wait_until_ready("node " + " ".join(node.name for node in cluster.real_nodes))
     cluster.kubectl(
         *("rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=100s"),
         seconds=110,
     )
-
-
-def _node_names(cluster: LocalCluster) -> set[str]:
-    return {node["metadata"]["name"] for node in cluster.get("nodes")["items"]}
 
 
 def _has_service_account(cluster: LocalCluster) -> bool:

@@ -8,7 +8,7 @@
 
 import secrets
 
-from tools.cluster import given, kind, local
+from tools.cluster import given, host, kind, local
 from tools.cluster.cluster import Cluster
 from tools.cluster.control_plane import ExtraFlags
 from tools.cluster.profiles import Profile, Provider
@@ -26,6 +26,13 @@ def prepare(profile: Profile, progress: Progress) -> None:
     """Does what takes minutes, once per machine; raises Unavailable with the cure."""
     if choose() is Provider.LOCAL:
         local.prepare(profile, progress)
+
+
+def install(profile: Profile, progress: Progress) -> None:
+    """As `prepare`, but first installs the distribution's packages that it needs."""
+    if choose() is Provider.LOCAL:
+        host.install(real_nodes=profile is Profile.REAL)
+    prepare(profile, progress)
 
 
 def start(
