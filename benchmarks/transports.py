@@ -1,0 +1,194 @@
+"""How fast KV moves between two migrators, per transport, beside the bare means in the same run.
+
+    python benchmarks/transports.py [--sizes 1 16 128] [--repeat 5]
+
+Two `distserve migrator` processes and two pools; a transfer is offered whole, and the time runs
+from FETCH to FETCHED. `bare` is one memcpy of as many bytes, or one socket from process to process.
+"""
+
+import argparse
+import asyncio
+import mmap
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from distserve.wire import channel, messages
+from distserve.wire.pool import BlockSpan, PoolLayout, TokenRange
+
+MIB = 1 << 20
+LAYERS, HEADS, HEAD_DIM, BLOCK = 16, 8, 64, 16  # 32 KiB per token, 512 KiB per block in bf16
+BLOCK_BYTES = LAYERS * 2 * HEADS * HEAD_DIM * BLOCK * 2
+TIMEOUT_SECONDS = 60.0
+
+
+class Engine:
+    """A pool and its channel."""
+
+    def __init__(self, pool_bytes: int) -> None:
+        self.layout = PoolLayout(
+            layer_start=0,
+            layers=LAYERS,
+            head_start=0,
+            kv_heads=HEADS,
+            head_dim=HEAD_DIM,
+            block_tokens=BLOCK,
+            blocks=pool_bytes // BLOCK_BYTES,
+            dtype="bfloat16",
+        )
+        self.fd = os.memfd_create("kv")
+        os.posix_fallocate(self.fd, 0, self.layout.pool_bytes)
+        memory = mmap.mmap(self.fd, self.layout.pool_bytes)
+        np.frombuffer(memory, np.uint8)[::4096] = 1  # pages exist before the clock starts
+
+    async def connect(self, name: str, path: Path) -> None:
+        hello = messages.Hello(
+            instance=name, epoch=time.time_ns(), fingerprint="f", pools=[self.layout]
+        )
+        self.channel = await channel.connect(path, hello, [self.fd], TIMEOUT_SECONDS)
+        welcome = await anext(self.channel)
+        assert isinstance(welcome, messages.Welcome)
+        self.address = welcome.address
+
+    async def hear(self, kind: type) -> messages.MigratorMessage:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            async for message in self.channel:
+                if isinstance(message, kind):
+                    return message
+                if isinstance(message, messages.Failed):
+                    raise SystemExit(f"a transfer failed: {message.reason}")
+        raise SystemExit("a migrator ended")
+
+
+def start(stack: ExitStack, folder: Path, name: str, transport: str) -> Path:
+    (folder / name).mkdir()
+    path = folder / name / "m.sock"
+    command = [sys.executable, "-m", "distserve.cli.main", "migrator", "--instance", name]
+    command += ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    command += ["--socket", str(path), "--peer-socket", str(folder / name / "p.sock")]
+    command += ["--transport", transport, "--key-file", str(folder / "key")]
+    process = subprocess.Popen([*command, "--log-level", "warning"])
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    return path
+
+
+async def move(p: Engine, d: Engine, size: int, scattered: bool) -> tuple[float, float]:
+    """Seconds from FETCH to FETCHED, and seconds in motion."""
+    transfer, blocks = secrets.token_hex(16), max(1, size // BLOCK_BYTES)
+    tokens = TokenRange(0, blocks * BLOCK)
+    there = list(range(blocks))
+    here = list(np.random.default_rng(0).permutation(blocks)) if scattered else there
+    p.channel.send(
+        messages.Offer(transfer=transfer, spans=[BlockSpan(tokens, there)], lease_ms=30_000)
+    )
+    await p.hear(messages.Offered)
+    p.channel.send(messages.ChunkReady(transfer, tokens))
+    p.channel.send(messages.Commit(transfer, messages.CommitRecord([], [])))
+    d.channel.send(messages.Expect(transfer=transfer, peer=p.address, timeout_ms=60_000))
+    start = time.perf_counter()
+    spans = [BlockSpan(tokens, [int(block) for block in here])]
+    d.channel.send(messages.Fetch(transfer=transfer, spans=spans))
+    fetched = await d.hear(messages.Fetched)
+    seconds = time.perf_counter() - start
+    await p.hear(messages.Released)
+    assert isinstance(fetched, messages.Fetched)
+    return seconds, fetched.timings.copy_ms / 1e3
+
+
+def bare_memcpy(size: int, repeat: int) -> float:
+    source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)
+
+    def once() -> None:
+        target[:] = source
+
+    return median(timed(once) for _ in range(repeat))
+
+
+def bare_socket(size: int, repeat: int) -> float:
+    """One connection, sender in a child process, receiver here; a byte asks for `size` bytes."""
+    child = (
+        "import socket, sys\n"
+        "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "data = memoryview(bytearray(int(sys.argv[2])))\n"
+        "while s.recv(1): s.sendall(data)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        process = subprocess.Popen([sys.executable, "-c", child, str(port), str(size)])
+        sock, _ = server.accept()
+        into = memoryview(bytearray(size))
+
+        def once() -> None:
+            sock.sendall(b"x")
+            received = 0
+            while received < size:
+                received += sock.recv_into(into[received:])
+
+        once()
+        seconds = median(timed(once) for _ in range(repeat))
+        sock.close()
+        process.wait()
+    return seconds
+
+
+def timed(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+async def measure(transport: str, sizes: list[int], repeat: int) -> None:
+    bare = bare_memcpy if transport == "SharedMemory" else bare_socket
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "key").write_text(secrets.token_hex(32))
+        paths = [start(stack, folder, name, transport) for name in "pd"]
+        p, d = Engine(max(sizes)), Engine(max(sizes))
+        await p.connect("p", paths[0])
+        await d.connect("d", paths[1])
+        for _ in range(2):
+            await move(p, d, max(sizes), scattered=False)  # pages, caches, the probe
+        for size in sizes:
+            for scattered in (False, True):
+                runs = [await move(p, d, size, scattered) for _ in range(repeat)]
+                total = median(run[0] for run in runs)
+                motion = median(run[1] for run in runs)
+                alone = bare(size, repeat)
+                print(
+                    f"{transport:<13}{size // MIB:>6}{'scattered' if scattered else 'adjacent':>11}"
+                    f"{total * 1e3:>12.2f}{size / motion / 1e9:>9.2f}{size / alone / 1e9:>9.2f}"
+                    f"{alone / motion:>8.2f}",
+                    flush=True,
+                )
+        runs = [await move(p, d, BLOCK_BYTES, False) for _ in range(20)]
+        print(
+            f"{transport:<13} one block of {BLOCK_BYTES >> 10} KiB: "
+            f"{median(run[0] for run in runs) * 1e3:.2f} ms from FETCH to FETCHED"
+        )
+        await p.channel.close()
+        await d.channel.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 128], help="MiB")
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+    print("transport       MiB     blocks    total ms     GB/s bare GB/s  ratio")
+    for transport in ("SharedMemory", "TCP"):
+        asyncio.run(measure(transport, [size * MIB for size in args.sizes], args.repeat))
+
+
+if __name__ == "__main__":
+    main()
