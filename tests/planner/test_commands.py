@@ -87,6 +87,28 @@ def test_search_as_json_has_every_configuration(readme_file):
     assert all("TTFT" in entry["reason"] for entry in misses)
 
 
+def test_the_same_seed_gives_the_same_bytes_on_one_processor(readme_file, tmp_path):
+    written = []
+    for number in range(2):
+        paths = [tmp_path / f"{name}{number}.csv" for name in ("requests", "worker")]
+        program = (
+            "import os, sys\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+            "from distserve.cli import simulate\nsys.exit(simulate.main(sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", program, "run", "--no-compat", "--seed", "5"),
+                *("--rate", "5", "--requests", str(readme_file)),
+                *("--output-requests", str(paths[0]), "--output-worker", str(paths[1])),
+            ],
+            capture_output=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+        written.append((done.stdout, *[path.read_bytes() for path in paths]))
+    assert written[0] == written[1]
+
+
 def test_search_takes_its_set_from_dataset(tmp_path, readme_requests):
     import marshal
 

@@ -72,7 +72,7 @@ def test_laws_of_every_run(name, fleet, trace):
         assert passed == sorted(passed), "time runs backwards"
         assert not math.isnan(life.finish_ms[request]), "a request did not end"
     for instance in strategy.instances:
-        assert instance.reserved_tokens == instance.decoding == instance.prefilling == 0
+        assert instance.reserved_blocks == instance.decoding == instance.prefilling == 0
         assert not instance.waiting and not instance.ready.size
     _, _, stepped = simulate(name, built, trace, step_by_step=True)
     assert result.first_token_ms == pytest.approx(stepped.first_token_ms, rel=1e-9)
@@ -90,7 +90,7 @@ def test_memory_is_never_exceeded(name, monkeypatch):
 
     def watched(self, request, tokens):
         reserve(self, request, tokens)
-        held.append(self.reserved_tokens / self.spec.kv_tokens)
+        held.append(self.reserved_blocks / self.total_blocks)
 
     monkeypatch.setattr(Instance, "reserve", watched)
     trace = ArrivalProcess().trace(RequestSet([500] * 200, [100] * 200), 20.0)
@@ -111,7 +111,7 @@ def test_a_burst_waits_in_prefill_memory_when_decode_is_full():
     """Decode holds one request at a time, prefill two: the third prompt waits for memory."""
     times = load_profile().times(find_model("13b"), 1)
     fleet = Fleet(
-        InstanceSpec(times, kv_tokens=2 * 112, max_batched_tokens=16),
+        InstanceSpec(times, kv_tokens=2 * 112, max_requests=1),
         InstanceSpec(times, kv_tokens=160),
     )
     trace = Trace([100] * 4, [50] * 4, [0.0] * 4)
@@ -148,6 +148,23 @@ def test_chunks_let_decode_go_on_during_a_long_prompt():
 def test_a_request_that_no_instance_can_hold_is_refused(name):
     with pytest.raises(OversizedRequest, match="give the role more accelerators"):
         simulate(name, fleet_for(name, tokens=160), Trace([150], [20], [0.0]))
+
+
+def test_the_planner_simulates_every_strategy_that_the_api_names():
+    from distserve.api.strategies import StrategyName, module_name
+
+    assert REGISTRY.keys() == {name.value for name in StrategyName}
+    for name, strategy in REGISTRY.items():
+        assert strategy.__module__.rsplit(".", 1)[1] == module_name(StrategyName(name))
+
+
+def test_a_prompt_longer_than_a_step_is_cut():
+    fleet = fleet_for("Disaggregated", max_batched_tokens=400)
+    simulation, _, _ = simulate(
+        "Disaggregated", fleet, Trace([1000], [3], [0.0]), step_by_step=True, log=[]
+    )
+    prefills = [r.prefill_tokens for r in simulation.log or [] if r.prefill_tokens]
+    assert prefills == [400, 400, 200]
 
 
 @pytest.mark.parametrize("utilisation", [0.3, 0.5, 0.7])

@@ -5,7 +5,13 @@ and batches, and a strategy (`distserve.planner.strategies`) decides what runs n
 What differs from `compat`, and why, is listed in docs/planner.md.
 """
 
-from distserve.planner.simulator.instance import Chunk, Instance, InstanceSpec, Step
+from distserve.planner.simulator.instance import (
+    Chunk,
+    Instance,
+    InstanceSpec,
+    Step,
+    blocks_for,
+)
 from distserve.planner.simulator.simulation import Lifecycle, Simulation, StepRecord
 
 __all__ = [
@@ -16,4 +22,5 @@ __all__ = [
     "Simulation",
     "Step",
     "StepRecord",
+    "blocks_for",
 ]

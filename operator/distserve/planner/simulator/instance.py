@@ -20,6 +20,7 @@ from distserve.planner.errors import OversizedRequest
 from distserve.planner.memory import BLOCK_TOKENS
 from distserve.planner.series import series_ms, steps_until
 from distserve.planner.simulator.simulation import Simulation, StepRecord
+from distserve.strategies.budget import Grant, Prompt, Room
 from distserve.strategies.time_model import TimeModel
 
 
@@ -32,7 +33,7 @@ class InstanceSpec:
     pp: int = 1
     kv_tokens: int = 1 << 40
     max_batched_tokens: int = 8192
-    """Prompt tokens of one prefill step; a longer prompt goes alone."""
+    """Tokens of one prefill step; a longer prompt is cut."""
     max_requests: int = 256
     """Requests of one prefill step of a prefill instance; elsewhere requests that are resident."""
 
@@ -91,7 +92,7 @@ class Instance:
         """Requests that decode here, in flight or ready."""
         self.expected = 0
         """Requests that decode here or are on their way."""
-        self.reserved_tokens = 0
+        self.reserved_blocks = 0
         self.link_free_ms = 0.0
         self.busy_ms = 0.0
         self._choose = choose
@@ -105,23 +106,28 @@ class Instance:
 
     # -- memory
 
-    def room_for(self, tokens: int) -> bool:
-        return self.reserved_tokens + _in_blocks(tokens) <= self.spec.kv_tokens
+    @property
+    def total_blocks(self) -> int:
+        return self.spec.kv_tokens // BLOCK_TOKENS
+
+    @property
+    def free_blocks(self) -> int:
+        return self.total_blocks - self.reserved_blocks
 
     def reserve(self, request: int, tokens: int) -> None:
-        reserved = _in_blocks(tokens)
-        self._reserved[request] = reserved
-        self.reserved_tokens += reserved
+        blocks = blocks_for(tokens)
+        self._reserved[request] = blocks
+        self.reserved_blocks += blocks
 
     def release(self, request: int) -> None:
         """Free a request's memory and look for work that waited for it."""
-        self.reserved_tokens -= self._reserved.pop(request)
+        self.reserved_blocks -= self._reserved.pop(request)
         if self._released:
             self._released(self)
         self.wake()
 
     def must_hold(self, tokens: int) -> None:
-        if _in_blocks(tokens) > self.spec.kv_tokens:
+        if blocks_for(tokens) > self.total_blocks:
             raise OversizedRequest(
                 f"a request of {tokens} tokens exceeds the {self.spec.kv_tokens} tokens of KV "
                 f"cache of TP {self.spec.tp} x PP {self.spec.pp}; leave it out or give the role "
@@ -154,43 +160,34 @@ class Instance:
         """Requests that wait or are in prefill here."""
         return len(self.waiting) + self.prefilling
 
-    def take_prompts(self, at_most: int, tokens_to_hold: Callable[[int], int]) -> list[Chunk]:
-        """Whole prompts from the head of the queue that fit budgets and memory, in order."""
-        trace, spec = self.simulation.trace, self.spec
-        chunks: list[Chunk] = []
-        tokens = 0
-        while self.waiting and len(chunks) < at_most:
-            request = self.waiting[0]
-            prompt = trace.prompt_tokens[request]
-            if chunks and tokens + prompt > spec.max_batched_tokens:
-                break
-            if not self.room_for(tokens_to_hold(request)):
-                break
-            self.reserve(request, tokens_to_hold(request))
-            chunks.append(Chunk(self.waiting.popleft(), 0, prompt))
-            tokens += prompt
-        return chunks
+    def take(
+        self, grant: Grant, tokens: int, seats: int, tokens_to_hold: Callable[[int], int]
+    ) -> list[Chunk]:
+        """Prompts, or pieces of them, from the head of the queue, as `grant` gives them room.
 
-    def take_chunks(self, budget_tokens: int, tokens_to_hold: Callable[[int], int]) -> list[Chunk]:
-        """Up to `budget_tokens` of prompts from the head of the queue, the last cut to fit."""
-        trace = self.simulation.trace
+        `tokens_to_hold` is the memory that a request takes when it begins.
+        """
+        prompts = self.simulation.trace.prompt_tokens
         chunks: list[Chunk] = []
-        while self.waiting and budget_tokens > 0:
+        while self.waiting:
             request = self.waiting[0]
             start = self._prefilled_tokens.get(request, 0)
+            missing = prompts[request] - start
+            blocks = 0 if start else blocks_for(tokens_to_hold(request))
+            room = Room(tokens, seats, self.free_blocks, untouched=not chunks)
+            granted = grant(Prompt(missing, 0 if start else 1, blocks), room)
+            if granted == 0:
+                break
             if start == 0:
-                newcomers = sum(chunk.start == 0 for chunk in chunks)
-                if newcomers >= self.seats or not self.room_for(tokens_to_hold(request)):
-                    break
                 self.reserve(request, tokens_to_hold(request))
-            tokens = min(budget_tokens, trace.prompt_tokens[request] - start)
-            chunks.append(Chunk(request, start, tokens))
-            budget_tokens -= tokens
-            if start + tokens == trace.prompt_tokens[request]:
+                seats -= 1
+            chunks.append(Chunk(request, start, granted))
+            tokens -= granted
+            if granted == missing:
                 self.waiting.popleft()
                 self._prefilled_tokens.pop(request, None)
             else:
-                self._prefilled_tokens[request] = start + tokens
+                self._prefilled_tokens[request] = start + granted
         return chunks
 
     def take_ready(self) -> DecodeBatch | None:
@@ -325,5 +322,5 @@ class Instance:
             self._prefilled(request, self)
 
 
-def _in_blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+def blocks_for(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)

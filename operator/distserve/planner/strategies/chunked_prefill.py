@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from distserve.planner.simulator import Instance, Step
 from distserve.planner.strategies.colocated import Colocated
-
-DEFAULT_CHUNK_TOKENS = 512
+from distserve.strategies.chunked_prefill import grant_chunk, step_tokens
 
 
 class ChunkedPrefill(Colocated):
     def choose(self, instance: Instance) -> Step | None:
-        budget = int(self.fleet.options.get("chunkTokens", DEFAULT_CHUNK_TOKENS))
+        option = self.fleet.options.get("chunkTokens")
+        size = step_tokens(option, instance.spec.max_batched_tokens)
         batch = instance.take_ready()
-        chunks = instance.take_chunks(
-            max(budget - (batch.size if batch else 0), 1), self.whole_context
-        )
+        room = max(size - (batch.size if batch else 0), 0)
+        chunks = instance.take(grant_chunk, room, instance.seats, self.whole_context)
         return Step(chunks, batch) if chunks or batch else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from distserve.planner.simulator import Instance, Step
 from distserve.planner.strategies.fleet import SimulatedStrategy
+from distserve.strategies.colocated import grant_whole
 
 
 class Colocated(SimulatedStrategy):
@@ -24,7 +25,10 @@ class Colocated(SimulatedStrategy):
         min(self.instances, key=lambda instance: (instance.load, instance.decoding)).submit(request)
 
     def choose(self, instance: Instance) -> Step | None:
-        chunks = instance.take_prompts(instance.seats, self.whole_context)
+        spec = instance.spec
+        chunks = instance.take(
+            grant_whole, spec.max_batched_tokens, instance.seats, self.whole_context
+        )
         if chunks:
             return Step(chunks)
         batch = instance.take_ready()

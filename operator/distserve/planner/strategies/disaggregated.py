@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from distserve.planner.simulator import Instance, Step
+from distserve.planner.simulator import Instance, Step, blocks_for
 from distserve.planner.strategies.fleet import SimulatedStrategy
+from distserve.strategies.disaggregated import Pull, grant_whole, may_pull
 
 
 class Disaggregated(SimulatedStrategy):
@@ -36,24 +37,28 @@ class Disaggregated(SimulatedStrategy):
         self._pending: dict[Instance, deque[tuple[int, Instance]]] = {
             instance: deque() for instance in self.decode
         }
-        self._pending_tokens = dict.fromkeys(self.decode, 0)
+        self._pending_blocks = dict.fromkeys(self.decode, 0)
         return [*self.prefill, *self.decode]
 
     def arrive(self, request: int) -> None:
         min(self.prefill, key=lambda instance: instance.load).submit(request)
 
     def _choose_prefill(self, instance: Instance) -> Step | None:
-        chunks = instance.take_prompts(
-            instance.spec.max_requests, lambda request: self.trace.prompt_tokens[request]
+        spec = instance.spec
+        chunks = instance.take(
+            grant_whole,
+            spec.max_batched_tokens,
+            spec.max_requests,
+            lambda request: self.trace.prompt_tokens[request],
         )
         return Step(chunks) if chunks else None
 
     def prefilled(self, request: int, instance: Instance) -> None:
         target = min(
-            self.decode, key=lambda other: other.reserved_tokens + self._pending_tokens[other]
+            self.decode, key=lambda other: other.reserved_blocks + self._pending_blocks[other]
         )
         self._pending[target].append((request, instance))
-        self._pending_tokens[target] += self.whole_context(request)
+        self._pending_blocks[target] += blocks_for(self.whole_context(request))
         self._pull(target)
 
     def _pull(self, instance: Instance) -> None:
@@ -62,10 +67,10 @@ class Disaggregated(SimulatedStrategy):
         while pending:
             request, source = pending[0]
             tokens = self.whole_context(request)
-            if not instance.room_for(tokens) or instance.expected >= instance.spec.max_requests:
+            if not _may_pull(instance, blocks_for(tokens)):
                 return
             pending.popleft()
-            self._pending_tokens[instance] -= tokens
+            self._pending_blocks[instance] -= blocks_for(tokens)
             instance.reserve(request, tokens)
             instance.expected += 1
             start = max(simulation.now, source.link_free_ms, instance.link_free_ms)
@@ -78,6 +83,22 @@ class Disaggregated(SimulatedStrategy):
         self.simulation.life.migrated_ms[request] = self.simulation.now
         source.release(request)
         instance.join(request)
+
+
+def _may_pull(instance: Instance, blocks: int) -> bool:
+    """The engine's rule. Whole contexts are reserved, so nothing here grows while it decodes."""
+    seats = instance.spec.max_requests - instance.expected
+    return seats > 0 and may_pull(
+        Pull(
+            blocks=blocks,
+            sequences=1,
+            free_blocks=instance.free_blocks,
+            free_sequences=seats,
+            running=0,
+            waiting_blocks=0,
+            total_blocks=instance.total_blocks,
+        )
+    )
 
 
 def _choose_decode(instance: Instance) -> Step | None:
