@@ -161,6 +161,25 @@ def plan_request(
     )
 
 
+def with_plan(document: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The deployment with the plan's numbers in the fields that hold them under mode Manual.
+
+    What the user set besides (podTemplate, scheduling) stays. Raises InvalidRequest for a plan
+    that is only a nearest miss.
+    """
+    if not plan.feasible:
+        raise InvalidRequest(f"there is no plan to render: {plan.reason}")
+    spec = dict(_section(document, "spec", required=True))
+    for role, part in plan.roles.items():
+        spec[role] = {
+            **_section(spec, role),
+            "instancesPerUnit": part.instances,
+            "parallelism": {"tensor": part.tensor, "pipeline": part.pipeline},
+        }
+    spec["units"] = plan.units
+    return {**document, "spec": spec}
+
+
 def plan_document(plan: Plan) -> dict[str, Any]:
     """The plan as `status.plan` holds it, with what the command shows besides."""
     document: dict[str, Any] = {

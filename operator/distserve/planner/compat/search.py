@@ -6,7 +6,7 @@ certain: when the time to first token misses, decode is not simulated at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -287,7 +287,3 @@ def nearest_miss(verdicts: Iterable[Verdict]) -> Verdict | None:
     """Of the configurations that run but never pass, the one closest to its target."""
     missed = [v for v in verdicts if v.per_gpu_rate == 0]
     return min(missed, key=lambda v: v.miss if v.miss is not None else float("inf"), default=None)
-
-
-Progress = Callable[[int, int], None]
-"""Called with (configurations done, configurations in all)."""
