@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.gateway.fake_engine import Fault
 
 from distserve.wire.dialect import Phases
 
@@ -18,19 +19,12 @@ def alphabet(prompt: str, tokens: int, choice: int = 0) -> str:
     )
 
 
-def fault(house: Any, kind: str, after: int = 0, phases: Phases | None = None) -> Any:
-    """The conftest's own class, reached through what it made."""
-    from types import SimpleNamespace
-
-    return SimpleNamespace(kind=kind, after_tokens=after, phases=phases)
-
-
 @pytest.mark.parametrize("kind", ["refuse", "error", "disconnect"])
 @pytest.mark.parametrize("side", ["prefill", "decode"])
 async def test_nothing_streamed_yet_means_another_route(houses: Any, kind: str, side: str) -> None:
     house = await houses(prefill=2, decode=2)
     for engine in house.engines[:1] if side == "prefill" else house.decodes[:1]:
-        engine.faults.append(fault(house, kind))
+        engine.faults.append(Fault(kind))
     status, answer = await house.complete()
     assert status == 200
     assert answer["choices"][0]["text"] == alphabet("hello", 8)
@@ -45,7 +39,7 @@ async def test_nothing_streamed_yet_means_another_route(houses: Any, kind: str, 
 async def test_tokens_out_already_means_a_replay_of_the_same_text(
     house: Any, kind: str, after: int, stream: bool
 ) -> None:
-    house.decodes[0].faults.append(fault(house, kind, after))
+    house.decodes[0].faults.append(Fault(kind, after))
     if stream:
         *events, done = await house.stream()
         assert done == "[DONE]"
@@ -65,7 +59,7 @@ async def test_an_end_that_was_lost_is_found_again(houses: Any, eos_at: int | No
     """All tokens are out, but not the word that they are all."""
     house = await houses(engine={"eos_at": eos_at})
     tokens = 8 if eos_at is None else eos_at + 1
-    house.decodes[0].faults.append(fault(house, "disconnect", tokens - 1))
+    house.decodes[0].faults.append(Fault("disconnect", tokens - 1))
     *events, _ = await house.stream()
     assert events[-1]["choices"][0]["finish_reason"] == ("length" if eos_at is None else "stop")
     assert len(events) == tokens + 1
@@ -76,7 +70,7 @@ async def test_an_end_that_was_lost_is_found_again(houses: Any, eos_at: int | No
 
 
 async def test_choices_are_replayed_each_from_where_it_is(house: Any) -> None:
-    house.decodes[0].faults.append(fault(house, "error", 5))
+    house.decodes[0].faults.append(Fault("error", 5))
     _, answer = await house.complete(n=3)
     assert [c["text"] for c in answer["choices"]] == [alphabet("hello", 8, i) for i in range(3)]
     replays = house.prefills[0].legs[1:]
@@ -87,7 +81,7 @@ async def test_choices_are_replayed_each_from_where_it_is(house: Any) -> None:
 
 
 async def test_a_lost_prefill_after_its_first_token_does_not_matter(house: Any) -> None:
-    house.prefills[0].faults.append(fault(house, "disconnect", 1))
+    house.prefills[0].faults.append(Fault("disconnect", 1))
     committed = asyncio.Event()
     committed.set()
     house.prefills[0].transfers.of = lambda transfer: committed
@@ -99,7 +93,7 @@ async def test_a_lost_prefill_after_its_first_token_does_not_matter(house: Any) 
 async def test_attempts_are_bounded(houses: Any) -> None:
     house = await houses(prefill=3)
     for engine in house.prefills:
-        engine.faults += [fault(house, "error") for _ in range(5)]
+        engine.faults += [Fault("error") for _ in range(5)]
     status, answer = await house.complete()
     assert status == 502
     assert answer["error"]["code"] == "engine_failed"
@@ -108,7 +102,7 @@ async def test_attempts_are_bounded(houses: Any) -> None:
 
 
 async def test_a_stream_that_cannot_go_on_ends_in_an_error_event(house: Any) -> None:
-    house.decodes[0].faults += [fault(house, "error", 2) for _ in range(3)]
+    house.decodes[0].faults += [Fault("error", 2) for _ in range(3)]
     *events, error, done = await house.stream(max_tokens=20)
     assert done == "[DONE]"
     assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 3 + 2 + 2)
@@ -119,7 +113,7 @@ async def test_a_stream_that_cannot_go_on_ends_in_an_error_event(house: Any) -> 
 
 async def test_an_error_that_is_final_is_not_tried_again(houses: Any) -> None:
     house = await houses(prefill=2)
-    house.prefills[0].faults.append(fault(house, "fatal"))
+    house.prefills[0].faults.append(Fault("fatal"))
     status, _ = await house.complete()
     assert status == 502
     assert sum(len(engine.legs) for engine in house.prefills) == 1
@@ -127,7 +121,7 @@ async def test_an_error_that_is_final_is_not_tried_again(houses: Any) -> None:
 
 async def test_a_declined_leg_goes_elsewhere(houses: Any) -> None:
     house = await houses(decode=2)
-    house.decodes[0].faults.append(fault(house, "decline"))
+    house.decodes[0].faults.append(Fault("decline"))
     _, answer = await house.complete()
     assert answer["choices"][0]["text"] == alphabet("hello", 8)
     assert [len(engine.legs) for engine in house.decodes] == [1, 1]
@@ -140,7 +134,7 @@ async def test_what_hangs_is_ended_by_the_timeout_on_both_sides(
 ) -> None:
     house = await houses(request_timeout_seconds=0.4)
     engine = house.prefills[0] if side == "prefill" else house.decodes[0]
-    engine.faults.append(fault(house, "hang", after))
+    engine.faults.append(Fault("hang", after))
     status, answer = await house.complete()
     assert status == 504
     assert answer["error"]["code"] == "request_timeout"
@@ -204,7 +198,7 @@ async def test_an_instance_that_fails_again_and_again_is_left_alone_then_tried_a
 ) -> None:
     house = await houses(prefill=2)
     bad = house.prefills[0]
-    bad.faults += [fault(house, "refuse") for _ in range(3)]
+    bad.faults += [Fault("refuse") for _ in range(3)]
     for _ in range(3):
         assert (await house.complete())[0] == 200
     member = house.gateway.fleet.members["prefill-0"]
@@ -271,7 +265,7 @@ async def test_a_client_that_leaves_ends_both_legs(houses: Any) -> None:
 
 async def test_the_first_token_does_not_wait_for_the_decode_instance(houses: Any) -> None:
     house = await houses()
-    house.decodes[0].faults.append(fault(house, "hang"))
+    house.decodes[0].faults.append(Fault("hang"))
     async with (
         aiohttp.ClientSession() as http,
         http.post(

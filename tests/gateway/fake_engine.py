@@ -1,0 +1,383 @@
+"""An engine that speaks the Dialect over real sockets and writes the alphabet. Tokens are bytes,
+so that every expectation can be worked out by hand; faults happen on request."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from distserve.wire.auth import bearer
+from distserve.wire.dialect import (
+    AbortLeg,
+    Declined,
+    End,
+    Finish,
+    Handoff,
+    InstanceInfo,
+    InstanceState,
+    KvEvent,
+    Leg,
+    LegError,
+    Lifecycle,
+    Phases,
+    PromptScores,
+    ReleaseTransfer,
+    RequestState,
+    Source,
+    Token,
+)
+from distserve.wire.messages import TokenLogprobs
+
+KEY = b"k" * 32
+BOS, EOS, VOCAB = 256, 257, 258
+BLOCK_TOKENS = 4
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}"
+    "{% if messages[0].content == 'refuse me' %}{{ raise_exception('not this one') }}{% endif %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def make_tokenizer() -> bytes:
+    """One token a byte, ids as the bytes' values."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in printable]
+    vocab = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    assert set(vocab) == set(alphabet)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    assert tokenizer.token_to_id("</s>") == EOS
+    return tokenizer.to_str().encode()
+
+
+def letter(prompt: list[int], choice: int, index: int) -> int:
+    """The token that every instance chooses at this place."""
+    return ord("a") + (sum(prompt) + 5 * choice + index) % 26
+
+
+def scores(token: int, top: int) -> TokenLogprobs:
+    """The chosen token is the likeliest, the next letters follow."""
+    return TokenLogprobs(-0.25, [(token + rank, -0.25 - rank) for rank in range(top)])
+
+
+@dataclass
+class Fault:
+    """What a leg does instead of going well."""
+
+    kind: str
+    """refuse | error | fatal | disconnect | hang | decline"""
+    after_tokens: int = 0
+    phases: Phases | None = None
+    """Only legs of these phases."""
+
+
+@dataclass(eq=False)
+class Transfers:
+    """Stands for the migrators of all engines: which prefills are committed."""
+
+    engines: list["FakeEngine"] = field(default_factory=list)
+    committed: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def of(self, transfer: str) -> asyncio.Event:
+        return self.committed.setdefault(transfer, asyncio.Event())
+
+
+@dataclass(eq=False)
+class FakeEngine:
+    name: str
+    role: str
+    transfers: Transfers
+    strategy: str = "Disaggregated"
+    fingerprint: str = "f0"
+    revision: str = "r0"
+    model: str = "test"
+    max_model_len: int = 256
+    token_seconds: float = 0.0
+    prefill_gate: asyncio.Event | None = None
+    """Prefills wait for it where there is one."""
+    eos_at: int | None = None
+    """Output index at which the model ends by itself."""
+    faults: list[Fault] = field(default_factory=list)
+    legs: list[Leg] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    live: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
+    aborted: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    offered: set[str] = field(default_factory=set)
+    """Transfers whose blocks are held."""
+    kv_lines: list[KvEvent] = field(default_factory=list)
+    free_blocks: int = 1000
+    draining: bool = False
+    epoch: int = 1
+    url: str = ""
+    _sequence: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _runner: web.AppRunner | None = None
+    _port: int = 0
+
+    async def start(self) -> None:
+        app = web.Application(middlewares=[self._authorised])
+        app.add_routes(
+            [
+                web.get("/instance", self._instance),
+                web.get("/instance/files/{name}", self._file),
+                web.get("/state", self._state),
+                web.get("/kv-events", self._kv_events),
+                web.post("/legs", self._leg),
+                web.post("/abort", self._abort),
+                web.post("/release", self._release),
+            ]
+        )
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        assert site._server is not None
+        self._port = site._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def stop(self) -> None:
+        """As killed: every connection breaks."""
+        for task in list(self.live.values()):
+            task.cancel()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def changed(self) -> None:
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    @property
+    def quiet(self) -> bool:
+        return not self.live and not self.offered
+
+    @web.middleware
+    async def _authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.headers.get("Authorization") != bearer(KEY):
+            return web.Response(status=401)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _instance(self, request: web.Request) -> web.Response:
+        info = InstanceInfo(
+            instance=self.name, role=self.role, epoch=self.epoch, fingerprint=self.fingerprint,
+            model=self.model, strategy=self.strategy, block_tokens=BLOCK_TOKENS,
+            total_blocks=1000, max_model_len=self.max_model_len, max_num_seqs=64,
+            max_num_batched_tokens=512, vocab_size=VOCAB, bos_token_id=BOS, eos_token_ids=[EOS],
+            chat_template=TEMPLATE,
+            files={"tokenizer.json": hashlib.sha256(make_tokenizer()).hexdigest()},
+            sampling_defaults={"temperature": 0.5},
+        )  # fmt: skip
+        return web.Response(body=msgspec.json.encode(info), content_type="application/json")
+
+    async def _file(self, request: web.Request) -> web.Response:
+        return web.Response(body=make_tokenizer())
+
+    def _state_line(self) -> bytes:
+        self._sequence += 1
+        requests = [
+            RequestState(
+                leg=leg.id, phase="decode", context_tokens=len(leg.prompt),
+                tokens_left=leg.sampling.max_tokens, tokens_out=0, age_ms=0.0,
+            )
+            for leg in self.legs
+            if leg.id in self.live
+        ]  # fmt: skip
+        state = InstanceState(
+            epoch=self.epoch, sequence=self._sequence, free_blocks=self.free_blocks,
+            total_blocks=1000, waiting=0, running=len(requests), draining=self.draining,
+            requests=requests,
+        )  # fmt: skip
+        return msgspec.json.encode(state) + b"\n"
+
+    async def _state(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            changed = self._changed
+            await response.write(self._state_line())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), 1.0)
+
+    async def _kv_events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        sent = 0
+        while True:
+            changed = self._changed
+            for line in self.kv_lines[sent:]:
+                await response.write(msgspec.json.encode(line) + b"\n")
+            sent = len(self.kv_lines)
+            await changed.wait()
+
+    async def _abort(self, request: web.Request) -> web.Response:
+        leg = msgspec.json.decode(await request.read(), type=AbortLeg).leg
+        self.aborted.append(leg)
+        if task := self.live.get(leg):
+            task.cancel()
+        self.offered -= {known.transfer for known in self.legs if known.id == leg}
+        return web.Response()
+
+    async def _release(self, request: web.Request) -> web.Response:
+        transfer = msgspec.json.decode(await request.read(), type=ReleaseTransfer).transfer
+        self.released.append(transfer)
+        self.offered.discard(transfer)
+        return web.Response()
+
+    async def _leg(self, request: web.Request) -> web.StreamResponse:
+        leg = msgspec.json.decode(await request.read(), type=Leg)
+        self.legs.append(leg)
+        self.headers.append({k.lower(): v for k, v in request.headers.items()})
+        fault = next((f for f in self.faults if f.phases in (None, leg.phases)), None)
+        if fault is not None:
+            self.faults.remove(fault)
+            if fault.kind == "refuse":
+                return web.Response(status=500, text="out of order")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if leg.id in self.aborted:
+            await response.write(_line(LegError("aborted", retryable=False)))
+            return response
+        task = asyncio.current_task()
+        assert task is not None
+        self.live[leg.id] = task
+        self.changed()
+        try:
+            async for event in self._events(leg, fault):
+                if event is None:
+                    assert request.transport is not None
+                    request.transport.abort()
+                    return response
+                await response.write(_line(event))
+        except ConnectionResetError:
+            pass
+        finally:
+            del self.live[leg.id]
+            self.changed()
+        return response
+
+    async def _events(self, leg: Leg, fault: Fault | None) -> AsyncIterator[Any]:
+        """None: the connection breaks."""
+        if fault is not None and fault.kind == "decline":
+            yield Declined(msgspec.json.decode(self._state_line(), type=InstanceState))
+            return
+        if leg.phases is Phases.DECODE:
+            assert leg.source is not None
+            await self.transfers.of(leg.source.transfer).wait()
+        else:
+            if leg.transfer is not None:
+                self.offered.add(leg.transfer)
+                yield Handoff(Source(leg.transfer, f"{self.name}:8101"))
+            if self.prefill_gate is not None:
+                await self.prefill_gate.wait()
+            if leg.sampling.prompt_logprobs is not None:
+                top = leg.sampling.prompt_logprobs
+                yield PromptScores([None, *(scores(t, top) for t in leg.prompt[1:])])
+        made = 0
+        for event in self._output(leg):
+            if fault is not None and made >= fault.after_tokens:
+                if fault.kind in {"error", "fatal"}:
+                    yield LegError("told to fail", retryable=fault.kind == "error", status=500)
+                    return
+                if fault.kind == "disconnect":
+                    yield None
+                    return
+                assert fault.kind == "hang", fault
+                await asyncio.Event().wait()
+            if isinstance(event, Token):
+                made += 1
+                if self.token_seconds:
+                    await asyncio.sleep(self.token_seconds)
+            yield event
+        ended = leg.phases is Phases.PREFILL and isinstance(event, Finish)
+        if leg.phases is Phases.PREFILL and leg.transfer is not None and not ended:
+            self.transfers.of(leg.transfer).set()
+        if leg.phases is Phases.DECODE and leg.source is not None:
+            for engine in self.transfers.engines:
+                engine.offered.discard(leg.source.transfer)
+        yield End(_LIVES[leg.phases], transport="TCP" if leg.source else "",
+                  transfer_bytes=4096 if leg.source else 0)  # fmt: skip
+
+    def _output(self, leg: Leg) -> list[Token | Finish]:
+        """All that the leg brings, choices side by side."""
+        columns = [self._choice(leg, choice) for choice in leg.choices]
+        longest = max(map(len, columns))
+        return [c[row] for row in range(longest) for c in columns if row < len(c)]
+
+    def _choice(self, leg: Leg, choice: int) -> list[Token | Finish]:
+        sampling, begin = leg.sampling, len(leg.prior)
+        events: list[Token | Finish] = []
+        text, shown = "", 0
+        for index in range(sampling.max_tokens):
+            token = letter(leg.prompt, choice, index)
+            if index < begin:
+                assert leg.prior[index] == token, "a replay continues the same text"
+            if index == self.eos_at and not sampling.ignore_eos:
+                finish: Finish | None = Finish(choice, "stop", text[shown:])
+                events.append(Token(choice, index, EOS, ""))
+                events.append(finish)
+                break
+            text += chr(token)
+            place = min((text.find(s) for s in sampling.stop if s in text), default=-1)
+            end = len(text) - _held(text, sampling.stop)
+            finish = None
+            if place >= 0:
+                stop = next(s for s in sampling.stop if s in text)
+                end = place + len(stop) if sampling.include_stop_str_in_output else place
+                finish = Finish(choice, "stop", stop=stop)
+            elif token in sampling.stop_token_ids:
+                end = len(text) - 1
+                finish = Finish(choice, "stop", stop=token)
+            elif index == sampling.max_tokens - 1:
+                finish = Finish(choice, "length", text[end:])
+            k = sampling.logprobs
+            chosen = None if k is None else scores(token, k)
+            events.append(Token(choice, index, token, text[shown:end], chosen))
+            shown = end
+            if finish:
+                events.append(finish)
+                break
+        first = [e for e in events if isinstance(e, Token) and e.index == begin]
+        if leg.phases is Phases.PREFILL:
+            ended = [e for e in events if isinstance(e, Finish)] if len(events) == 2 else []
+            return [*first, *ended]
+        skip = begin + (leg.phases is Phases.DECODE)
+        return [e for e in events if isinstance(e, Finish) or e.index >= skip]
+
+
+_LIVES = {
+    Phases.PREFILL: Lifecycle(context_begin_ms=2.0, context_end_ms=10.0),
+    Phases.DECODE: Lifecycle(
+        migration_begin_ms=1.0, migration_end_ms=12.0, decoding_begin_ms=15.0, decoding_end_ms=40.0
+    ),
+    Phases.BOTH: Lifecycle(
+        context_begin_ms=2.0, context_end_ms=10.0, decoding_begin_ms=10.0, decoding_end_ms=40.0
+    ),
+}
+
+
+def _held(text: str, stops: list[str]) -> int:
+    """Characters at the end that may begin a stop string."""
+    longest = max(map(len, stops), default=1) - 1
+    return next(
+        (
+            n
+            for n in range(min(longest, len(text)), 0, -1)
+            if any(s[:n] == text[-n:] for s in stops)
+        ),
+        0,
+    )
+
+
+def _line(event: Any) -> bytes:
+    return msgspec.json.encode(event) + b"\n"
