@@ -239,7 +239,7 @@ async def test_the_newest_pull_holds(harness):
         assert isinstance(await anext(first), peer.Pulling)
         second.send(peer.Pull(transfer="t", generation=1, epoch=epoch))
         assert isinstance(await anext(second), peer.Pulling)
-        assert await anext(first) == peer.PullFailed("t", 1, "another reader pulls it")
+        assert await anext(first) == peer.PullFailed("t", 1, "gone: another reader pulls it")
         first.send(peer.Done("t", 1))
         assert await anext(first) == peer.LeaseEnd(transfer="t", generation=1, ok=False)
     assert not p.endings("t")
@@ -318,7 +318,9 @@ async def test_a_fetch_that_gets_nothing_ends_at_its_deadline(harness):
 async def test_an_unreachable_source(harness, address):
     _, d = await harness.pair()
     d.expect("t", address)
-    assert isinstance(await d.ending("t"), messages.Failed)
+    failed = await d.ending("t")
+    assert failed.reason.startswith("unreachable: ")
+    assert failed.retryable
 
 
 async def test_blocks_that_the_pool_does_not_have_are_refused(harness):

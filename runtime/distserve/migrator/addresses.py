@@ -14,7 +14,7 @@ def split(address: str) -> tuple[str, int]:
     """Raises TransportError for anything but host:port."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise TransportError(f"{address!r} is no host:port")
+        raise TransportError(f"unreachable: {address!r} is no host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

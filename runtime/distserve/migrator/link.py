@@ -161,8 +161,10 @@ class Link:
                 log.warning("no KV from %s: %s", self.address, error)
                 self._owner.link_failed(self, f"refused: {error}")
                 return
-            except (MigratorError, ProtocolError, OSError, TimeoutError) as error:
-                reason = str(error) or "connection lost: no answer"
+            except MigratorError as error:
+                reason = str(error)
+            except (ProtocolError, OSError, TimeoutError) as error:
+                reason = f"connection lost: {error or 'no answer'}"
             except BaseException:
                 self._disconnected("closed")
                 raise

@@ -141,7 +141,7 @@ def reads(
         layers = max(1, min(read_bytes // per_layer, box.layer_stop - box.layer_start))
         step = max(1, read_bytes // (per_layer * layers)) * layout.block_tokens
         for layer in range(box.layer_start, box.layer_stop, layers):
-            part = replace_layers(box, layer, min(layer + layers, box.layer_stop))
+            part = _with_layers(box, layer, min(layer + layers, box.layer_stop))
             start = tokens.start
             while start < tokens.stop:
                 stop = min((start // step + 1) * step, tokens.stop)
@@ -149,15 +149,8 @@ def reads(
                 start = stop
 
 
-def replace_layers(box: Box, start: int, stop: int) -> Box:
+def _with_layers(box: Box, start: int, stop: int) -> Box:
     return Box(box.rank, box.pool, start, stop, box.head_start, box.head_stop)
-
-
-def read_bytes(read: Read, layout: PoolLayout) -> int:
-    box = read.piece.source
-    heads = box.head_stop - box.head_start
-    layers = box.layer_stop - box.layer_start
-    return 2 * layers * heads * read.tokens.tokens * layout.head_dim * DTYPE_BYTES[layout.dtype]
 
 
 # ---- token ranges and slots ---------------------------------------------------------------------

@@ -110,7 +110,9 @@ class SourceTransfer:
             return actions
         if self.ending or self.over or epoch != self.epoch:
             return [*actions, ToReader(reader, unknown(self.transfer, generation))]
-        actions += self._to_pull(lambda t, g: peer.PullFailed(t, g, "another reader pulls it"))
+        actions += self._to_pull(
+            lambda t, g: peer.PullFailed(t, g, "gone: another reader pulls it")
+        )
         self.pull = (reader, generation)
         self.deadline = now + self.lease_seconds
         answer = peer.Pulling(transfer=self.transfer, generation=generation, spans=self.spans)
