@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     model = _model(args.model)
     strategy = _strategy(args)
 
-    # Torch and transformers take seconds: what can be wrong before them is told before them.
-    from distserve.engine import process
+    from distserve.engine.address import bind
     from distserve.engine.errors import EngineError
     from distserve.engine.settings import Settings
     from distserve.wire.tracing import TracingUnavailable, setup_tracing
@@ -60,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, model, strategy, Settings)
     tracing = _or_usage(lambda: setup_tracing("engine", os.environ), TracingUnavailable)
     try:
-        bound = process.bind(args.host, args.port)
+        bound = bind(args.host, args.port)
     except (OSError, OverflowError) as error:
         raise UsageError(f"cannot listen on {args.host}:{args.port}: {error}") from error
     try:
+        # Torch and transformers take seconds: what can be wrong without them was told by now.
+        from distserve.engine import process
+
         return process.run(settings, bound, tracing)
     except EngineError as error:
         raise UsageError(str(error)) from error
@@ -77,8 +79,8 @@ def _settings(
     args: argparse.Namespace, model: Path, strategy: "StrategySpec", make: Callable[..., T]
 ) -> T:
     from distserve.api.durations import parse_duration
+    from distserve.api.quantities import parse_bytes
     from distserve.api.strategies import Role
-    from distserve.engine.pool import parse_bytes
     from distserve.wire.auth import KeyFileError, read_key
 
     lease = _or_usage(lambda: parse_duration(args.lease), ValueError, "--lease: ")

@@ -1,7 +1,4 @@
-"""The engine process: binds, loads, serves, and ends in order.
-
-bind (port in use shows before the model is loaded) -> assemble -> serve until SIGTERM | SIGINT
-"""
+"""The engine process: loads, serves until SIGTERM or SIGINT, and ends in order."""
 
 import asyncio
 import contextlib
@@ -32,22 +29,6 @@ GRACE_SECONDS = 3
 STOP_SECONDS = 5.0
 """For the running step to end."""
 KEEP_ALIVE_SECONDS = 75
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Reserve the address; uvicorn listens on it once there is something to say.
-
-    Raises OSError.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 def run(settings: Settings, bound: socket.socket, tracing: Tracing) -> int:
