@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,11 +83,13 @@ class Cluster:
         flags = ("--server-side", "--field-manager=test", f"--namespace={namespace}")
         return self.kubectl("apply", *flags, *options, "--filename=-", stdin=text)
 
-    def get(self, kind: str, name: str = "", namespace: str = "default", *options: str) -> Any:
-        """One object, or all of a kind, as kubectl's JSON."""
-        which = [kind, name] if name else [kind]
-        where = f"--namespace={namespace}"
-        return json.loads(self.kubectl("get", *which, where, "--output=json", *options))
+    def get(
+        self, kind: str, name: str = "", namespace: str = "default", *, selector: str = ""
+    ) -> Any:
+        """One object, or all of a kind that the label selector matches, as kubectl's JSON."""
+        which = [kind, name] if name else [kind, f"--selector={selector}"]
+        said = self.kubectl("get", *which, f"--namespace={namespace}", "--output=json")
+        return json.loads(said)
 
     def wait_for(
         self, what: str, condition: Callable[[], bool], seconds: float = READY_SECONDS
@@ -155,13 +158,20 @@ class Cluster:
         # Not applied: a node of that name that is there already is somebody else's.
         self.kubectl("create", "--filename=-", stdin=yaml.safe_dump_all(objects))
         self.fake_node_names += names
-        self.wait_until_ready("node " + " ".join(names))
+
+        def ready() -> bool:
+            found = self.get("nodes", selector=fake_nodes.selector(names))["items"]
+            return len(found) == count and all(map(fake_nodes.is_ready, found))
+
+        self.wait_for(f"{count} fake nodes to be Ready", ready)
         return names
 
     def remove_nodes(self, names: Sequence[str]) -> None:
         """Removes fake nodes; the pods on them go with them."""
         if names:
-            self.kubectl("delete", "node", "--ignore-not-found", *names)
+            # One call for all of them; kubectl delete would make and await one for each.
+            selector = urllib.parse.quote(fake_nodes.selector(names))
+            self.kubectl("delete", f"--raw=/api/v1/nodes?labelSelector={selector}")
         self.fake_node_names = [name for name in self.fake_node_names if name not in names]
 
     def load_image(self, archive: Path) -> None:

@@ -1,6 +1,6 @@
 """Fake nodes: objects whose kubelet is played by kwok, for tests of placement and scale."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,25 @@ def node(name: str, gpus: int, labels: Mapping[str, str]) -> dict[str, Any]:
             "name": name,
             "annotations": {MARK: "fake"},
             "labels": {
+                **labels,
                 "kubernetes.io/hostname": name,
                 "kubernetes.io/os": "linux",
                 "kubernetes.io/arch": "amd64",
-                **labels,
             },
         },
         "spec": {"taints": [TAINT]},
         "status": {"allocatable": room, "capacity": room},
     }
+
+
+def selector(names: Iterable[str]) -> str:
+    """A label selector for nodes by name."""
+    return f"kubernetes.io/hostname in ({','.join(names)})"
+
+
+def is_ready(node: Mapping[str, Any]) -> bool:
+    conditions = node["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def kwok_flags(kubeconfig: Path, pods: str, node_address: str) -> list[str]:
