@@ -14,6 +14,7 @@ from distserve.planner.compat.chain import (
     decode_chain,
     prefill_chain,
 )
+from distserve.planner.compat.parallel import WORTH_PROCESSES, judge_all
 from distserve.planner.compat.rules import Chain
 from distserve.planner.compat.search import (
     Configuration,
@@ -105,6 +106,17 @@ def test_best_rate_of_every_configuration(backend, reference, readme_requests):
     assert best is not None
     assert best.per_gpu_rate == case["winner"]["best_per_gpu_rate"]
     assert best.configuration.accelerators == case["winner"]["gpus"]
+
+
+def test_processes_find_what_one_finds(readme_requests, monkeypatch):
+    search = search_for(readme_requests.sample(40, 0), "66b", slo=Slo(500, 120))
+    tried = configurations_of("66b", "distserve", 2, 8, False)
+    assert len(tried) >= WORTH_PROCESSES
+    counted = itertools.count()
+    apart = judge_all(search, tried, 5, 0.25, lambda: next(counted))
+    assert next(counted) == len(tried)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert apart == judge_all(search, tried, 5, 0.25, lambda: None)
 
 
 def test_enumeration_counts(reference, readme_requests):

@@ -19,6 +19,7 @@ from distserve.planner.commands.arguments import (
     refuse_in_compat,
 )
 from distserve.planner.commands.progress import Progress
+from distserve.planner.compat.parallel import judge_all
 from distserve.planner.compat.search import (
     Configuration,
     Search,
@@ -108,10 +109,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     progress = Progress("configurations", len(tried))
-    verdicts = []
-    for configuration in tried:
-        verdicts.append(search.best_rate(configuration, args.max_per_gpu_rate, args.esp))
-        progress.advance()
+    verdicts = judge_all(search, tried, args.max_per_gpu_rate, args.esp, progress.advance)
     progress.close()
     return report(verdicts, args.output, profile.estimated, compat=True)
 
