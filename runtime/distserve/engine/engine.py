@@ -79,8 +79,7 @@ class Engine:
             case MigratorDown():
                 self._legs.migrator_gone()
             case StartDrain():
-                self._reports.draining = True
-                self._transfers.drain()
+                self._legs.drain()
             case Shutdown():
                 self.fail_all("the instance shuts down", retryable=True)
                 self.is_over = True
@@ -145,12 +144,14 @@ class Engine:
             request.moments.migration_begin = now
             assert request.transfer is not None
             self._transfers.fetch(request.transfer, request.cached_tokens, request.context_tokens)
+            self._metrics.looked_up(request.context_tokens, request.cached_tokens)
         for sequence in step.admitted:
             request = sequence.request
             if request.moments.context_begin is None and not request.forked:
                 request.moments.context_begin = now
                 request.cached_tokens = sequence.computed
-                self._metrics.admitted(sequence.length, sequence.computed)
+                self._metrics.looked_up(sequence.length, sequence.computed)
+                self._metrics.prefilled(sequence.length)
             if request.offers:
                 self._offer(sequence)
         for entry in step.decodes:

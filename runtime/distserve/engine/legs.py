@@ -107,6 +107,15 @@ class Legs:
         prefill_ms = 0.0 if leg.source else self._timer.predict_ms(tokens, 0)
         return is_stall_free(prefill_ms, (s.request.leg.slo.tpot_ms for s in scheduler.running))
 
+    def drain(self) -> None:
+        """Take nothing new. The legs that are here may still begin their transfers."""
+        self._reports.draining = True
+        self._drain_transfers()
+
+    def _drain_transfers(self) -> None:
+        if self._reports.draining and not self._active:
+            self._transfers.drain()
+
     # ---- end -------------------------------------------------------------------------------------
 
     def end(self, request: Request) -> None:
@@ -165,6 +174,7 @@ class Legs:
     def _close(self, request: Request, event: LegEvent) -> None:
         self._active.pop(request.leg.id, None)
         self._reports.emit(request.leg.id, event)
+        self._drain_transfers()
 
     # ---- transfers -------------------------------------------------------------------------------
 

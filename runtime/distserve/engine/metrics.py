@@ -52,9 +52,12 @@ class EngineMetrics:
         self._waiting.set(waiting)
         self._usage.set(usage)
 
-    def admitted(self, prompt_tokens: int, cached_tokens: int) -> None:
-        self._queries.inc(prompt_tokens)
+    def looked_up(self, tokens: int, cached_tokens: int) -> None:
+        """Also by a decode leg: what is cached here need not be fetched."""
+        self._queries.inc(tokens)
         self._hits.inc(cached_tokens)
+
+    def prefilled(self, prompt_tokens: int) -> None:
         self._prompt.inc(prompt_tokens)
 
     def step(self, tokens: int, generated: int, preempted: int) -> None:

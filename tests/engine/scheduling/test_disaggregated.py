@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distserve.engine.commands import DropTransfer, MigratorDown, MigratorUp, StopLeg
+from distserve.engine.commands import DropTransfer, MigratorDown, MigratorUp, StartDrain, StopLeg
 from distserve.wire import messages as wire
 from distserve.wire.dialect import End, Finish, Handoff, LegError, Phases, Source
 
@@ -301,6 +301,24 @@ def test_what_nobody_will_fetch_is_let_go_of(
     drive(both)
     assert len(both.prefill.ends(prefill.id)) == 1
     assert both.prefill.is_quiet()
+
+
+def test_a_drain_lets_what_is_here_be_handed_over(pair: Any, make_leg: Any, reference: Any) -> None:
+    """A migrator that drains refuses offers, so it hears of it after the last one."""
+    both = pair(prefill={"tokens": 8})
+    legs = [hand_over(make_leg, range(i, i + 8), 3, f"t{i}") for i in (1, 2, 3)]
+    for prefill, _ in legs:
+        both.prefill.start(prefill)
+    both.prefill.engine.handle(StartDrain())
+    both.prefill.run()
+    assert wire.Drain() not in both.prefill.sent
+    for _, decode in legs:
+        both.decode.start(decode)
+    both.work()
+    assert both.prefill.sent == [wire.Drain()]
+    drive(both)
+    for prefill, decode in legs:
+        assert both.decode.tokens(decode.id) == reference.continuation(prefill.prompt, 3)[1:]
 
 
 def test_a_release_that_overtakes_its_leg_wins(pair: Any, make_leg: Any) -> None:
