@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_a_search_starts_without_heavy_modules(readme_file):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+
+
+@pytest.mark.parametrize("backend", ["distserve", "vllm"])
+def test_the_nearest_miss_has_figures(readme_file, backend):
+    done = simulate(
+        *("search", "--backend", backend, "--prefill-target", 9000, "--decode-target", 2),
+        *("--N", 60, "--requests", readme_file),
+    )
+    assert done.returncode == 3
+    assert re.search(r"P90 TPOT is \d+ ms and must be below 2 ms", done.stderr)
 
 
 @pytest.mark.parametrize("compat", ["--compat", "--no-compat"])

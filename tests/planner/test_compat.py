@@ -271,6 +271,7 @@ def test_unfinished_requests_of_a_stopped_probe_are_not_numbers(readme_requests)
     _, decode = search.chains(Configuration(1, 2, 1, 1, 1))
 
     class Enough:
+        def first_token(self, requests: range, now_ms: float) -> None: ...
         def finished(self, request: int, now_ms: float) -> None: ...
         def decided(self, now_ms: float) -> bool:
             return now_ms > 2000

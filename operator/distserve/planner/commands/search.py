@@ -111,6 +111,9 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress("configurations", len(tried))
     verdicts = judge_all(search, tried, args.max_per_gpu_rate, args.esp, progress.advance)
     progress.close()
+    best = winner(verdicts)
+    if best is not None and not best.per_gpu_rate:
+        verdicts = [search.measured(verdict) for verdict in verdicts]
     return report(verdicts, args.output, profile.estimated, compat=True)
 
 

@@ -130,6 +130,7 @@ def colocated_chain(
             for request in chunk.requests:
                 first_token_ms[request] = now
                 queue.join(request, prompt[request], output[request])
+            work.first_token(chunk.requests, now)
             head = chunk.requests.stop
         elif queue.context_tokens + queue.size > DECODE_STEP_TOKENS:
             step = queue.split(DECODE_STEP_TOKENS)

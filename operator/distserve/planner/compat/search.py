@@ -7,11 +7,12 @@ certain: when the time to first token misses, decode is not simulated at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
 from distserve.planner.compat.chain import colocated_chain, decode_chain, prefill_chain
+from distserve.planner.compat.observers import ColocatedObserver, Miss, TpotObserver
 from distserve.planner.compat.rules import Chain
 from distserve.planner.errors import NoProfile, PlannerError
 from distserve.planner.models import ModelShape
@@ -81,61 +82,8 @@ class Verdict:
     per_gpu_rate: float | None
     reason: str | None = None
     miss: float | None = None
-
-
-class TpotObserver:
-    """Ends a simulation when the TPOT quantile is certain to meet or to miss its target."""
-
-    def __init__(self, trace: Trace, first_token_ms: Iterable[float], slo: Slo) -> None:
-        self._first_token_ms = list(first_token_ms)
-        self._output = trace.output_tokens
-        self._target_ms = slo.tpot_ms
-        count = len(trace)
-        position = slo.tpot_percent / 100 * (count - 1)
-        low = int(position)
-        self._good_needed = low + 1 if position == low else low + 2
-        self._bad_needed = count - low
-        self._good = self._bad = 0
-        # A request still decoding at its deadline misses, whenever it ends.
-        self._deadlines = sorted(
-            (first + slo.tpot_ms * output, request)
-            for request, (first, output) in enumerate(
-                zip(self._first_token_ms, self._output, strict=True)
-            )
-        )
-        self._next_deadline = 0
-        self._counted = [False] * count
-
-    def finished(self, request: int, now_ms: float) -> None:
-        if self._counted[request]:
-            return
-        self._counted[request] = True
-        tpot_ms = (now_ms - self._first_token_ms[request]) / self._output[request]
-        if tpot_ms < self._target_ms:
-            self._good += 1
-        else:
-            self._bad += 1
-
-    def decided(self, now_ms: float) -> bool:
-        deadlines, counted = self._deadlines, self._counted
-        while self._next_deadline < len(deadlines):
-            deadline, request = deadlines[self._next_deadline]
-            if deadline >= now_ms:
-                break
-            self._next_deadline += 1
-            if not counted[request]:
-                counted[request] = True
-                self._bad += 1
-        return self.outcome is not None
-
-    @property
-    def outcome(self) -> bool | None:
-        """True: meets the target for certain; False: misses it; None: not known yet."""
-        if self._good >= self._good_needed:
-            return True
-        if self._bad >= self._bad_needed:
-            return False
-        return None
+    missed_rate: float | None = None
+    """Per accelerator: the lowest rate that was probed and missed."""
 
 
 class Search:
@@ -212,57 +160,55 @@ class Search:
                     high, miss = rate, missed_by
         except PlannerError as error:
             return Verdict(configuration, None, reason=str(error))
-        reason = None
-        if best == 0:
-            reason = f"at {high:g} requests/s per accelerator {miss}" if miss else "no rate probed"
-        return Verdict(configuration, best, reason, miss.ratio if miss else None)
+        if best or miss is None:
+            return Verdict(configuration, best, None if best else "no rate probed")
+        return Verdict(configuration, 0.0, _missed(high, miss), miss.ratio, high)
+
+    def measured(self, verdict: Verdict) -> Verdict:
+        """A miss whose probe stopped early, with its figures from a whole run."""
+        if verdict.miss is not None or verdict.missed_rate is None:
+            return verdict
+        configuration, slo = verdict.configuration, self.slo
+        result = self.run(configuration, verdict.missed_rate * configuration.accelerators)
+        ttft_ms = result.ttft_quantile_ms(slo.ttft_percent)
+        tpot_ms = result.tpot_quantile_ms(slo.tpot_percent)
+        if ttft_ms / slo.ttft_ms >= tpot_ms / slo.tpot_ms:
+            miss = Miss("TTFT", slo.ttft_percent, ttft_ms, slo.ttft_ms)
+        else:
+            miss = Miss("TPOT", slo.tpot_percent, tpot_ms, slo.tpot_ms)
+        return replace(verdict, reason=_missed(verdict.missed_rate, miss), miss=miss.ratio)
 
     def _probe(self, chains: tuple[Chain, Chain | None], rate: float) -> Miss | None:
+        """None when the rate passes."""
         prefill, decode = chains
-        trace = self.trace(rate)
+        trace, slo = self.trace(rate), self.slo
         if decode is None:
-            first_token_ms, finish_ms = colocated_chain(trace, prefill)
-            ttft_ms = _ttft_quantile(trace, first_token_ms, self.slo)
-            observer = None
+            watch = ColocatedObserver(trace, slo)
+            first_token_ms, finish_ms = colocated_chain(trace, prefill, watch)
+            if watch.outcome is not None:
+                return None if watch.outcome else watch.miss
+            ttft_ms = _ttft_quantile(trace, first_token_ms, slo)
         else:
             key = (id(prefill.times), prefill.pp, rate)
             if key not in self._prefills:
                 instants = prefill_chain(trace, prefill)
-                self._prefills[key] = instants, _ttft_quantile(trace, instants, self.slo)
+                self._prefills[key] = instants, _ttft_quantile(trace, instants, slo)
             first_token_ms, ttft_ms = self._prefills[key]
-        if not ttft_ms < self.slo.ttft_ms:
-            return Miss("TTFT", self.slo.ttft_percent, ttft_ms, self.slo.ttft_ms)
+        if not ttft_ms < slo.ttft_ms:
+            return Miss("TTFT", slo.ttft_percent, ttft_ms, slo.ttft_ms)
         if decode is not None:
-            observer = TpotObserver(trace, first_token_ms, self.slo)
+            observer = TpotObserver(trace, first_token_ms, slo)
             finish_ms = decode_chain(trace, first_token_ms, decode, observer)
-            if observer.outcome is True:
-                return None
-            if observer.outcome is False:
-                return Miss("TPOT", self.slo.tpot_percent, None, self.slo.tpot_ms)
-        tpot_ms = RunResult(trace, first_token_ms, finish_ms).tpot_quantile_ms(
-            self.slo.tpot_percent
-        )
-        if tpot_ms < self.slo.tpot_ms:
+            if observer.outcome is not None:
+                return None if observer.outcome else observer.miss
+        tpot_ms = RunResult(trace, first_token_ms, finish_ms).tpot_quantile_ms(slo.tpot_percent)
+        if tpot_ms < slo.tpot_ms:
             return None
-        return Miss("TPOT", self.slo.tpot_percent, tpot_ms, self.slo.tpot_ms)
+        return Miss("TPOT", slo.tpot_percent, tpot_ms, slo.tpot_ms)
 
 
-@dataclass(frozen=True)
-class Miss:
-    """A quantile that is not below its target; `found_ms` is None when only that is known."""
-
-    metric: str
-    percent: float
-    found_ms: float | None
-    target_ms: float
-
-    @property
-    def ratio(self) -> float | None:
-        return self.found_ms / self.target_ms if self.found_ms is not None else None
-
-    def __str__(self) -> str:
-        found = f"{self.found_ms:.0f} ms" if self.found_ms is not None else "above it"
-        return f"P{self.percent:g} {self.metric} is {found} and must be below {self.target_ms:g} ms"
+def _missed(per_gpu_rate: float, miss: Miss) -> str:
+    return f"at {per_gpu_rate:g} requests/s per accelerator {miss}"
 
 
 def _ttft_quantile(trace: Trace, first_token_ms: Iterable[float], slo: Slo) -> float:

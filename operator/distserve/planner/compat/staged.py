@@ -133,6 +133,7 @@ class Staged:
             if last:
                 for request in done.requests:
                     self.first_token_ms[request] = now
+                self.work.first_token(done.requests, now)
                 self._queue(0, self._fresh(done.requests))
             else:
                 self.chunks[following].append(done)

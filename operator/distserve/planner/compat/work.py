@@ -15,6 +15,8 @@ from distserve.workload import Trace
 class Observer(Protocol):
     """Told of every request that finishes; ends the simulation when it has seen enough."""
 
+    def first_token(self, requests: range, now_ms: float) -> None: ...
+
     def finished(self, request: int, now_ms: float) -> None: ...
 
     def decided(self, now_ms: float) -> bool: ...
@@ -66,6 +68,10 @@ class Decoding:
             if self.observer:
                 self.observer.finished(request, now_ms)
         self.left -= len(requests)
+
+    def first_token(self, requests: range, now_ms: float) -> None:
+        if self.observer:
+            self.observer.first_token(requests, now_ms)
 
     @property
     def over(self) -> bool:
