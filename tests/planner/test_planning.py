@@ -149,6 +149,17 @@ def test_units_lie_within_nodes_of_different_sizes(lengths, quick):
     assert Machine([4, 4], max_accelerators=5).copies(3) == 1
 
 
+def test_a_model_too_large_for_a_node_spans_nodes_by_segments(lengths, quick):
+    asked = question(lengths, Machine([4, 4]), model=find_model("66b"), slo=Slo(5000, 300))
+    plan = make_plan(replace(asked, fixed_tp={"prefill": 2, "decode": 2}))
+    assert plan.feasible
+    large = replace(asked, fixed_tp={"prefill": 3, "decode": 3}, machine=Machine([6, 6]))
+    assert make_plan(large).segments in (1, 2)
+    # Two instances of TP 3 fit no node of 4, nor do their segments.
+    with pytest.raises(NoProfile, match="does not fit"):
+        make_plan(replace(large, machine=Machine([4, 4])))
+
+
 def test_high_affinity_judges_roles_apart_and_pays_for_the_link(lengths, quick):
     """Algorithm 1: instances of both roles in the proportion of their goodputs."""
     near = make_plan(question(lengths, Machine([2, 2, 2], high_affinity=True)))

@@ -72,14 +72,6 @@ class DecodeBatch:
         self.size -= len(finished)
         return finished
 
-    def leave(self, request: int) -> None:
-        """Take out a request before it finishes (it moves to another batch)."""
-        self.finishing.remove((self.due[request], request))
-        heapify(self.finishing)
-        self.members.remove(request)
-        self.context_tokens -= self.base[request] + self.rounds
-        self.size -= 1
-
     def absorb(self, other: DecodeBatch) -> None:
         """Append another batch's requests behind these; the other must not be used afterwards."""
         if other.size > self.size:

@@ -55,9 +55,8 @@ def decode_ms_per_request(spec: InstanceSpec, mean: MeanRequest) -> float:
     return steps * stage_ms / batch
 
 
-def capacity(fleet: Fleet, requests: RequestSet) -> float:
+def capacity(fleet: Fleet, mean: MeanRequest) -> float:
     """Requests per second."""
-    mean = MeanRequest.of(requests)
     prefill_ms = prefill_ms_per_request(fleet.prefill, mean)
     if fleet.decode is None:
         both_ms = prefill_ms + decode_ms_per_request(fleet.prefill, mean)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from distserve.planner.capacity import capacity
-from distserve.planner.errors import OversizedRequest
+from distserve.planner.capacity import MeanRequest, capacity
 from distserve.planner.result import RunResult, Slo
 from distserve.planner.simulator import Instance, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
@@ -128,6 +128,10 @@ class Evaluator:
     arrivals: ArrivalProcess
     slo: Slo
 
+    @cached_property
+    def mean(self) -> MeanRequest:
+        return MeanRequest.of(self.population)
+
     def probe(self, fleet: Fleet, rate: float) -> Probe:
         trace = self.arrivals.trace(self.requests, rate)
         observer = JointObserver(trace, self.slo)
@@ -143,7 +147,7 @@ class Evaluator:
 
     def goodput(self, fleet: Fleet) -> Goodput:
         """Bisect the grid; raises OversizedRequest where a request cannot be held at all."""
-        bound = HEADROOM * capacity(fleet, self.population)
+        bound = HEADROOM * capacity(fleet, self.mean)
 
         def at(index: int) -> float:
             return bound * float(2.0 ** ((index - GRID_RATES) / STEPS_PER_DOUBLING))
@@ -205,22 +209,13 @@ class Evaluator:
             decode=replace(fleet.decode, kv_tokens=1 << 40) if fleet.decode else None,
         )
         if failed is None:
-            roomier = capacity(boundless, self.population)
-            return "memory" if roomier > capacity(fleet, self.population) else "throughput"
+            roomier = capacity(boundless, self.mean)
+            return "memory" if roomier > capacity(fleet, self.mean) else "throughput"
         if fleet.link and self.probe(replace(fleet, link=None), failed.rate).passes:
             return "link"
         if self.probe(boundless, failed.rate).passes:
             return "memory"
         return failed.missed
-
-    def holds(self, fleet: Fleet) -> str | None:
-        """None when every request fits an instance, else why not."""
-        try:
-            simulation = Simulation(self.arrivals.trace(self.requests, 1.0))
-            strategy_class(self.strategy)(simulation, fleet)
-        except OversizedRequest as error:
-            return str(error)
-        return None
 
 
 def _utilisation(instances: list[Instance], lasted_ms: float) -> dict[str, float]:

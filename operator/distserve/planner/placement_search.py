@@ -103,9 +103,11 @@ class PlacementSearch:
     """Requests per second to serve; None asks for the most that the machine can do."""
     progress: Callable[[], None] = lambda: None
 
-    def specs(self, role: str, reach: int) -> Iterator[InstanceSpec]:
+    def specs(self, role: str, reach: int, widest_tp: int) -> Iterator[InstanceSpec]:
         """Instances of at most `reach` accelerators that have step times and hold the weights."""
-        for tp, pp in product(self.model.tensor_degrees(reach), self.model.pipeline_degrees(reach)):
+        for tp, pp in product(
+            self.model.tensor_degrees(widest_tp), self.model.pipeline_degrees(reach)
+        ):
             if tp * pp > reach or self.fixed_tp.get(role, tp) != tp:
                 continue
             if not self.profile.knows(self.model, tp):
@@ -134,8 +136,11 @@ class PlacementSearch:
     def low_affinity(self) -> list[Judged]:
         """Every prefill and decode pair that fits a node, segment by segment."""
         units = []
-        reach = self.machine.largest_node
-        for prefill, decode in product(self.specs("prefill", reach), self.specs("decode", reach)):
+        widest = self.machine.largest_node
+        reach = self.machine.accelerators if self.machine.span_nodes else widest
+        prefills = list(self.specs("prefill", reach, widest))
+        decodes = list(self.specs("decode", reach, widest))
+        for prefill, decode in product(prefills, decodes):
             for segments in self.model.pipeline_degrees(self._most_segments):
                 unit = self._pair(prefill, decode, segments)
                 if unit and unit.copies(self.machine):
@@ -156,7 +161,7 @@ class PlacementSearch:
         """
 
         def bound(unit: Unit) -> Score:
-            return self.score(unit, capacity(unit.fleet, self.evaluator.population))
+            return self.score(unit, capacity(unit.fleet, self.evaluator.mean))
 
         judged: list[Judged] = []
         best = Score(0, 0.0, 0.0)
@@ -213,7 +218,7 @@ class PlacementSearch:
 
     def _best_role(self, role: str, reach: int) -> tuple[InstanceSpec, float] | None:
         best: tuple[float, InstanceSpec, float] | None = None
-        for spec in self.specs(role, reach):
+        for spec in self.specs(role, reach, reach):
             if role == "prefill":
                 fleet = Fleet(spec, replace(self.template, times=INSTANT, tp=1))
                 evaluator = _alone(self.evaluator, output_tokens=1)
@@ -255,7 +260,8 @@ class PlacementSearch:
 
     def colocated(self) -> list[Judged]:
         units = []
-        for spec in self.specs("hybrid", self.machine.accelerators):
+        reach = self.machine.accelerators
+        for spec in self.specs("hybrid", reach, reach):
             within = spec.accelerators <= self.machine.largest_node
             fleet = Fleet(spec, None, 1, 0, options=self.options)
             unit = Unit(fleet, segments=1 if within else 0)

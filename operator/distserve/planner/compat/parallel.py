@@ -23,7 +23,7 @@ def judge_all(
     progress: Callable[[], None],
 ) -> list[Verdict]:
     """A verdict on every configuration, in their order."""
-    processors = len(os.sched_getaffinity(0))
+    processors = _processors()
     if len(tried) < WORTH_PROCESSES or processors < 2:
         verdicts = []
         for configuration in tried:
@@ -41,7 +41,7 @@ def judge_all(
         chain = configuration.tp_prefill, configuration.pp_cross * configuration.pp_prefill
         groups.setdefault(chain, []).append(configuration)
     found: dict[Configuration, Verdict] = {}
-    context = multiprocessing.get_context("fork")  # the search is inherited, not sent
+    context = multiprocessing.get_context("fork")  # what is imported need not be imported again
     with ProcessPoolExecutor(processors, mp_context=context) as pool:
         futures = [
             pool.submit(_judge_group, search, group, highest, precision)
@@ -57,6 +57,13 @@ def judge_all(
                 "a search process was killed, perhaps for memory; give it more or search less"
             ) from error
     return [found[configuration] for configuration in tried]
+
+
+def _processors() -> int:
+    """Those that this process may use; all where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _judge_group(
