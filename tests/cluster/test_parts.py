@@ -230,7 +230,9 @@ def test_a_machine_that_can_do_none_skips_loudly_and_fails_in_ci(
 
 
 def test_without_the_option_cluster_tests_stay_out(tmp_path: Path) -> None:
-    assert "1 deselected" in pytest_run(tmp_path)
+    said = pytest_run(tmp_path)
+    assert "1 deselected" in said
+    assert "1 tests on Kubernetes are left out: --cluster runs them" in said
 
 
 def test_kind_makes_as_many_nodes_as_asked() -> None:

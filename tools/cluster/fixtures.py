@@ -28,6 +28,7 @@ FIXTURES = {
 MARKER = "cluster"
 # The first test of a session also pays for the cluster's start.
 TEST_SECONDS = 300
+_left_out = pytest.StashKey[int]()
 _failures = pytest.StashKey[dict[Profile, ClusterError]]()
 
 
@@ -47,7 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--cluster"):
         left_out = [item for item in items if item.get_closest_marker(MARKER)]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        items[:] = [item for item in items if not item.get_closest_marker(MARKER)]
+        config.stash[_left_out] = len(left_out)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    count = config.stash.get(_left_out, 0)
+    return [f"{count} tests on Kubernetes are left out: --cluster runs them"] if count else []
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

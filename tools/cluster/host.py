@@ -42,7 +42,9 @@ def check(*, real_nodes: bool) -> None:
             "(`make cluster` does it as root)"
         )
     if real_nodes and os.geteuid() != 0:
-        raise Unavailable("real nodes need root: namespaces, mounts and cgroups are theirs")
+        raise Unavailable(
+            "real nodes need root (namespaces, mounts, cgroups), or kind with a Docker engine"
+        )
 
 
 def missing_packages(*, real_nodes: bool) -> list[str]:

@@ -87,21 +87,8 @@ class Node:
         """A cable to the bridge, and routes to the cluster's networks only."""
         addresses = self.home.addresses
         link, bridge = addresses.node_link(self.number), addresses.bridge
-        run(
-            [
-                "ip",
-                "link",
-                "add",
-                link,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                str(holder),
-            ]
-        )
+        inner = ["peer", "name", "eth0", "netns", str(holder)]
+        run(["ip", "link", "add", link, "type", "veth", *inner])
         run(["ip", "link", "set", link, "master", bridge, "up"])
         # The control plane calls webhooks at their pods.
         run(["ip", "route", "replace", addresses.pods(self.number), "via", self.address])
