@@ -317,6 +317,17 @@ def test_plan_for_a_deployment(tmp_path):
     assert plan["binds"] and plan["runnerUp"]["unit"].keys() == {"prefill", "decode"}
 
 
+def test_plan_for_instances_that_do_both(tmp_path):
+    path = deployment(tmp_path)
+    text = path.read_text().replace("  prefill: {}\n  decode: {}\n", "  hybrid: {}\n")
+    path.write_text(text + "  strategy: {name: ChunkedPrefill, options: {chunkTokens: 256}}\n")
+    done = command("plan", "-f", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["unit"].keys() == {"hybrid"}
+    assert plan["hardwareProfile"] == "a100-80g"
+
+
 def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
     (tmp_path / "nodes.yaml").write_text(NODES)
     done = command(
@@ -345,6 +356,10 @@ def test_plan_without_an_answer_is_exit_3(tmp_path):
         (("facebook/opt-13b", "nobody/knows"), "unknown model"),
         (("kind: DistServeDeployment", "kind: Other"), "holds no DistServeDeployment"),
         (("metadata:", "metadata: ]"), "no valid YAML"),
+        (
+            (", hardwareProfile: a100-80g}", "}\n  accelerator: {type: CPU}"),
+            "no step times are shipped for CPUs",
+        ),
     ],
 )
 def test_a_deployment_that_cannot_be_planned_is_one_line(tmp_path, change, message):

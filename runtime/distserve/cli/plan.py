@@ -67,10 +67,14 @@ def _plan(args: argparse.Namespace) -> int:
     deployment = _deployment(args.file, args.name)
     spec = deployment.get("spec") or {}
     planning = spec.get("planning") or {}
-    args.hardware_profile = (
-        args.hardware_profile or planning.get("hardwareProfile") or DEFAULT_PROFILE
-    )
-    resource = (spec.get("accelerator") or {}).get("resourceName", "nvidia.com/gpu")
+    accelerator = spec.get("accelerator") or {}
+    named = args.hardware_profile or planning.get("hardwareProfile")
+    if accelerator.get("type") == "CPU" and not named:
+        raise InvalidRequest(
+            "no step times are shipped for CPUs; measure them and give --hardware-profile FILE"
+        )
+    args.hardware_profile = named or DEFAULT_PROFILE
+    resource = accelerator.get("resourceName", "nvidia.com/gpu")
     nodes = nodes_of(_first_document(args.nodes), resource) if args.nodes else None
     fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
     request = plan_request(
@@ -85,7 +89,7 @@ def _plan(args: argparse.Namespace) -> int:
     progress = Progress("configurations simulated")
     plan = make_plan(request, progress.advance)
     progress.close()
-    document = plan_document(plan)
+    document = plan_document(plan) | {"hardwareProfile": request.profile.name}
     if args.figure:
         from distserve.planner.commands.plan_figure import draw_attainment
 
