@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tools.cluster import binaries, given, home, host, kind, providers
 from tools.cluster.addresses import SLOTS, Addresses, free_slots
 from tools.cluster.cluster import CHECKOUT
-from tools.cluster.errors import CommandFailed, DidNotCome, Unavailable
+from tools.cluster.errors import ClusterError, CommandFailed, DidNotCome, Unavailable
 from tools.cluster.images import Layer, host_python_pod, write_archive
 from tools.cluster.profiles import Profile, Provider
 from tools.cluster.progress import Progress
@@ -140,6 +140,8 @@ def test_claims_are_found_again_and_never_share_a_slot(empty_cache: Path) -> Non
     ]
     assert home.homes() == claimed
     assert len({one.slot for one in claimed}) == 3
+    with pytest.raises(ClusterError, match="there is a cluster c1"):
+        home.claim("c1", Provider.LOCAL, Profile.CONTROL_PLANE, keep=False)
     for one in claimed:
         one.remove()
     assert home.homes() == []

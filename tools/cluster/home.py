@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tools.cluster.addresses import CONTROL_PLANE_PORTS, Addresses, free_slots
-from tools.cluster.errors import CommandFailed, DidNotCome, Unavailable
+from tools.cluster.errors import ClusterError, CommandFailed, DidNotCome, Unavailable
 from tools.cluster.profiles import Profile, Provider
 from tools.cluster.waiting import run, wait_for
 
@@ -163,14 +163,16 @@ def lock_file(file: TextIO, holder: str, seconds: float) -> None:
 
 
 def claim(name: str, provider: Provider, profile: Profile, *, keep: bool) -> Home:
-    """Makes a home in the first free slot."""
+    """Makes a home in the first free slot; the name must not be in use."""
     owner = boot_identity() if keep else process_identity(os.getpid())
     assert owner is not None, "this process lives"
     with registry_lock():
+        if name in {home.name for home in homes()}:
+            raise ClusterError(f"there is a cluster {name}: choose another name, or take it down")
         for addresses in free_slots((home.slot for home in homes()), _routes()):
             if not _in_use(addresses.loopback):
                 home = Home(name, provider, profile, addresses.slot, owner)
-                (home.folder / "logs").mkdir(parents=True)
+                (home.folder / "logs").mkdir(parents=True, exist_ok=True)
                 record = home.folder / "home.json"
                 record.with_suffix(".new").write_text(json.dumps(asdict(home)))
                 record.with_suffix(".new").rename(record)
