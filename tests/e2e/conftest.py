@@ -102,13 +102,14 @@ class Fleet:
             "HF_HUB_OFFLINE": "1",
             "DISTSERVE_PARENT_PID": str(os.getpid()),
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "distserve.cli.main", *arguments],
-            stdout=log.open("ab"),
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=env,
-        )
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "distserve.cli.main", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=env,
+            )
         if cpu is not None:
             os.sched_setaffinity(process.pid, {cpu})
         return Process(name, process, log)

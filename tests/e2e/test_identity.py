@@ -27,8 +27,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
             make_random_model(
-                made[family], family, hidden_size=64, layers=3, heads=4, kv_heads=2,
-                vocab_size=4096, max_positions=512, seed=3,
+                made[family], family, hidden_size=64, layers=3, heads=4,
+                kv_heads=None if family == "opt" else 2, vocab_size=4096, max_positions=512, seed=3,
             )  # fmt: skip
         return made[family]
 
@@ -119,8 +119,7 @@ async def test_preempted_requests_continue_with_the_same_tokens(
     samples = await fleet.metrics(decode.url)
     preempted = [v for k, v in samples.items() if "num_preemptions_total" in k]
     assert sum(preempted) > 0, "the pool was not small enough to test preemption"
-    free_cache = await fleet.state(decode)
-    assert free_cache["free_blocks"] == free_cache["total_blocks"]
+    await fleet.assert_quiet()
 
 
 @pytest.mark.parametrize("hybrid", [False, True], ids=["disaggregated", "colocated"])
