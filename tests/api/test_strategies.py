@@ -6,7 +6,11 @@ import pytest
 
 from distserve.api.strategies import STRATEGIES, StrategyName, module_name, option_names
 
-ROOMS = ("distserve.engine.strategies", "distserve.gateway.strategies")
+ROOMS = (
+    "distserve.engine.strategies",
+    "distserve.gateway.strategies",
+    "distserve.planner.strategies",
+)
 
 
 def test_every_name_has_options_and_roles() -> None:

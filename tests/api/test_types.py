@@ -110,7 +110,7 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"prefill": {"parallelism": {"tensor": 0}}}, "spec.prefill.parallelism.tensor"),
         ({"prefill": {"instancesPerUnit": 65}}, "spec.prefill.instancesPerUnit"),
         ({"kvTransfer": {"transport": "Pigeon"}}, "spec.kvTransfer.transport"),
-        ({"planning": {"mode": "Auto"}}, "spec.planning.mode"),
+        ({"planning": {"mode": "Guess"}}, "spec.planning.mode"),
         ({"gateway": {"replicas": 0}}, "spec.gateway.replicas"),
         ({"prefill": {"podTemplate": {"spec": {"$patch": "delete"}}}}, "$patch is not supported"),
         ({"prefill": {"podTemplate": []}}, "spec.prefill.podTemplate"),
@@ -125,6 +125,68 @@ def test_server_side_metadata_is_let_through() -> None:
 )  # fmt: skip
 def test_mistakes_name_field_and_cure(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     assert said in refused(tmp_path, document(**change))
+
+
+LENGTHS = {"mean": 100, "p90": 200}
+WORKLOAD = {
+    "requestsPerSecond": "4.5",
+    "lengths": {"promptTokens": LENGTHS, "outputTokens": LENGTHS},
+}
+AUTO = {
+    "slo": {"ttft": "250ms", "tpot": "100ms"},
+    "workload": WORKLOAD,
+    "planning": {"mode": "Auto", "maxAccelerators": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "planned"),
+    [
+        ({}, True),
+        ({"planning": {"mode": "Auto", "units": "Planned"}}, True),
+        ({"planning": {"mode": "Auto", "units": "Spec"}, "units": 3}, False),
+        ({"planning": {"mode": "Manual"}, "units": 3}, False),
+    ],
+)
+def test_whose_number_of_units_counts(
+    tmp_path: Path, change: dict[str, Any], planned: bool
+) -> None:
+    deployment = load_deployment(written(tmp_path, document(**(AUTO | change))))
+    assert deployment.spec.planning.plans_units is planned
+
+
+def test_a_rate_is_a_number_or_a_text(tmp_path: Path) -> None:
+    for rate in (3, "4.5", "500m"):
+        workload = WORKLOAD | {"requestsPerSecond": rate}
+        spec = load_deployment(written(tmp_path, document(workload=workload))).spec
+        assert spec.workload and spec.workload.requests_per_second == str(rate)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"slo": None}, "planning.mode Auto needs slo and workload"),
+        ({"workload": None}, "planning.mode Auto needs slo and workload"),
+        ({"units": 2}, "units come from the plan: leave units at 1, or set planning.units: Spec"),
+        ({"units": 0}, "units come from the plan"),
+        ({"prefill": {"parallelism": {"tensor": 2}}}, "come from the plan in planning.mode Auto"),
+        ({"decode": {"instancesPerUnit": 2}}, "come from the plan in planning.mode Auto"),
+        ({"planning": {"units": "Planned"}}, "planning.units Planned belongs to mode Auto"),
+        ({"planning": {"maxAccelerator": 1}}, "unknown field; did you mean maxAccelerators?"),
+        ({"planning": {"hardwareProfile": "/etc/x.json"}}, "spec.planning.hardwareProfile"),
+        ({"workload": {}}, "spec.workload.lengths: missing"),
+        ({"workload": WORKLOAD | {"requestsPerSecond": 4.5}}, 'write decimals as text: "4.5"'),
+        ({"workload": WORKLOAD | {"requestsPerSecond": "0"}}, "a quantity above zero"),
+        (
+            {"workload": {"lengths": {
+                "promptTokens": LENGTHS, "outputTokens": {"mean": 9, "p90": 90}
+            }}},
+            "spec.workload.lengths.outputTokens: p90 must be between mean and 2.27 times it",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_in_what_is_planned(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    assert said in refused(tmp_path, document(**(AUTO | change)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ class Condition(StrEnum):
 
     ACCEPTED = "Accepted"
     """The spec is understood and supported here. False names the field and the cure."""
+    PLANNED = "Planned"
+    """A plan exists that meets the SLO on paper. False says what comes nearest."""
     PLACED = "Placed"
     """Every unit has its nodes. False says what is missing where."""
     PREFILL_READY = "PrefillReady"

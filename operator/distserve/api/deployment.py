@@ -9,6 +9,7 @@ from distserve.api.base import Model, Rule
 from distserve.api.durations import Duration
 from distserve.api.gateway import GatewaySpec
 from distserve.api.model import ModelSpec
+from distserve.api.planning import Planning, Workload
 from distserve.api.quantities import ByteQuantity
 from distserve.api.roles import RoleSpec
 from distserve.api.status import Status
@@ -83,20 +84,6 @@ class Slo(Model):
         ge=1,
         le=100,
         description="Share of requests that should meet both. Unit: percent. Default: 90.",
-    )
-
-
-class PlanningMode(StrEnum):
-    MANUAL = "Manual"
-    """The numbers of the spec as they are."""
-
-
-class Planning(Model):
-    """Who decides the numbers."""
-
-    mode: PlanningMode = Field(
-        default=PlanningMode.MANUAL,
-        description="Manual: the spec's numbers as they are. Default: Manual.",
     )
 
 
@@ -205,6 +192,13 @@ def _without_gpu_settings(spec: "Spec") -> bool:
     )
 
 
+def _leaves_numbers_to_the_plan(spec: "Spec") -> bool:
+    return not spec.planning.automatic or all(
+        section.instances_per_unit == section.parallelism.ranks == 1
+        for section in spec.roles.values()
+    )
+
+
 class Spec(Model):
     """What is wanted."""
 
@@ -226,6 +220,28 @@ class Spec(Model):
             lambda spec: spec.strategy.name == "Disaggregated"
             or spec.gateway.routing.min_remote_prefill_tokens == 0,
         ),
+        Rule(
+            "self.planning.mode != 'Auto' || (has(self.slo) && has(self.workload))",
+            "planning.mode Auto needs slo and workload: add them, or set mode: Manual and give "
+            "instancesPerUnit, parallelism and units",
+            lambda spec: not spec.planning.automatic or None not in (spec.slo, spec.workload),
+        ),
+        Rule(
+            "self.planning.mode != 'Auto' || self.units == 1"
+            " || (has(self.planning.units) && self.planning.units == 'Spec')",
+            "units come from the plan: leave units at 1, or set planning.units: Spec",
+            lambda spec: not spec.planning.plans_units or spec.units == 1,
+        ),
+        Rule(
+            "self.planning.mode != 'Auto' || (" + " && ".join(
+                f"(!has(self.{r}) || (self.{r}.instancesPerUnit == 1"
+                f" && self.{r}.parallelism.tensor == 1 && self.{r}.parallelism.pipeline == 1))"
+                for r in Role
+            ) + ")",
+            "instancesPerUnit and parallelism come from the plan in planning.mode Auto: remove "
+            "them, or set mode: Manual",
+            _leaves_numbers_to_the_plan,
+        ),
     )  # fmt: skip
 
     model: ModelSpec = Field(description="What is served. Required.")
@@ -237,6 +253,10 @@ class Spec(Model):
     )
     slo: Slo | None = Field(
         default=None, description="What clients are promised. Default: nothing is counted."
+    )
+    workload: Workload | None = Field(
+        default=None,
+        description="The load to plan for; required by planning.mode Auto. Default: none.",
     )
     planning: Planning = Field(default_factory=Planning, description="Who decides the numbers.")
     units: int = Field(

@@ -45,10 +45,12 @@ def _positive(text: str) -> str:
 
 
 def _text(value: object) -> object:
+    if isinstance(value, float):
+        raise ValueError(f'write decimals as text: "{value}"')
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-ByteQuantity = Annotated[
+Quantity = Annotated[
     str,
     Field(
         pattern=PATTERN,
@@ -61,4 +63,7 @@ ByteQuantity = Annotated[
     BeforeValidator(_text),
     AfterValidator(_positive),
 ]
-"""An amount of memory; text is kept as written, a plain number counts bytes."""
+"""Text is kept as written; a plain number counts the base unit."""
+
+ByteQuantity = Quantity
+"""An amount of memory in bytes."""

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from distserve.api.base import Model
+from distserve.api.planning import PlanningMode
 
 
 class StatusCondition(Model):
@@ -34,6 +35,42 @@ class RevisionStatus(Model):
     target: str = Field(default="", max_length=16, description="The one that units move to.")
 
 
+class RolePlan(Model):
+    """Instances of one role in a planned unit."""
+
+    instances: int = Field(ge=1, description="Instances in each unit.")
+    tensor: int = Field(ge=1, description="Tensor parallel degree of each. Unit: ranks.")
+    pipeline: int = Field(ge=1, description="Pipeline parallel degree of each. Unit: ranks.")
+
+
+class UnitPlan(Model):
+    """The roles of one planned unit."""
+
+    prefill: RolePlan | None = Field(default=None, description="Prefill instances.")
+    decode: RolePlan | None = Field(default=None, description="Decode instances.")
+    hybrid: RolePlan | None = Field(default=None, description="Instances that do both.")
+
+
+class PlanStatus(Model):
+    """The numbers in use, where a plan decides them."""
+
+    mode: PlanningMode = Field(description="Who decided.")
+    inputs_hash: str = Field(max_length=64, description="Hash of all that the plan depends on.")
+    unit: UnitPlan = Field(description="One unit.")
+    units: int = Field(ge=0, description="Copies of it.")
+    accelerators: int = Field(ge=0, description="Accelerators of all units.")
+    goodput: str = Field(
+        max_length=32,
+        description="Highest rate that meets the SLO. Unit: requests per second per accelerator.",
+    )
+    hardware_profile: str = Field(
+        max_length=128, description="Name of the step times that it rests on."
+    )
+    estimated: bool = Field(
+        description="Whether those were computed from data sheets and not measured."
+    )
+
+
 class Status(Model):
     """What is."""
 
@@ -49,6 +86,9 @@ class Status(Model):
         max_length=8,
         description="Instances by role.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    plan: PlanStatus | None = Field(
+        default=None, description="The numbers in use with planning.mode Auto."
     )
     revision: RevisionStatus = Field(
         default_factory=RevisionStatus, description="Revisions in use."
