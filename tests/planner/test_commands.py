@@ -21,7 +21,7 @@ apiVersion: distserve.io/v1alpha1
 kind: DistServeDeployment
 metadata: {name: opt-13b}
 spec:
-  model: {id: facebook/opt-13b, maxModelLen: 2048}
+  model: {id: facebook/opt-13b, source: {hostPath: /models/opt-13b}, maxModelLen: 2048}
   slo: {ttft: TTFT, tpot: 100ms, attainmentPercent: 90}
   workload:
     requestsPerSecond: "RATE"
@@ -306,7 +306,7 @@ def deployment(folder: Path, ttft="250ms", rate="2") -> Path:
 
 def test_plan_for_a_deployment(tmp_path):
     path = deployment(tmp_path)
-    done = command("plan", "-f", path, "--output", "json")
+    done = command("main", "plan", "-f", path, "--output", "json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["feasible"] and plan["accelerators"] <= 4
@@ -321,7 +321,7 @@ def test_plan_for_instances_that_do_both(tmp_path):
     path = deployment(tmp_path)
     text = path.read_text().replace("  prefill: {}\n  decode: {}\n", "  hybrid: {}\n")
     path.write_text(text + "  strategy: {name: ChunkedPrefill, options: {chunkTokens: 256}}\n")
-    done = command("plan", "-f", path, "--output", "json")
+    done = command("main", "plan", "-f", path, "--output", "json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["unit"].keys() == {"hybrid"}
@@ -331,7 +331,8 @@ def test_plan_for_instances_that_do_both(tmp_path):
 def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
     (tmp_path / "nodes.yaml").write_text(NODES)
     done = command(
-        *("plan", "-f", deployment(tmp_path, rate="1"), "--nodes", tmp_path / "nodes.yaml"),
+        *("main", "plan", "-f", deployment(tmp_path, rate="1")),
+        *("--nodes", tmp_path / "nodes.yaml"),
         *("--figure", tmp_path / "plan.png", "--prefill-tp", 2),
     )
     assert done.returncode == 0, done.stderr
@@ -340,7 +341,7 @@ def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
 
 
 def test_plan_without_an_answer_is_exit_3(tmp_path):
-    done = command("plan", "-f", deployment(tmp_path, ttft="5ms"), "--output", "yaml")
+    done = command("main", "plan", "-f", deployment(tmp_path, ttft="5ms"), "--output", "yaml")
     assert done.returncode == 3
     assert "nearest" in done.stderr
     assert "feasible: false" in done.stdout
@@ -350,11 +351,13 @@ def test_plan_without_an_answer_is_exit_3(tmp_path):
     ("change", "message"),
     [
         (("ttft: 250ms", "ttft: quick"), "spec.slo.ttft"),
-        (("  slo:", "  slow:"), "slo is missing"),
+        (("  slo:", "  slow:"), "spec.slow: unknown field; did you mean slo?"),
+        (("maxAccelerators", "maxAccelerator"), "did you mean maxAccelerators?"),
+        (("  slo: {ttft: 250ms, tpot: 100ms, attainmentPercent: 90}\n", ""), "needs slo and"),
         (("maxAccelerators: 4, ", ""), "maxAccelerators or --nodes"),
         (("p90: 200", "p90: 2000"), "p90 must be between"),
         (("facebook/opt-13b", "nobody/knows"), "unknown model"),
-        (("kind: DistServeDeployment", "kind: Other"), "holds no DistServeDeployment"),
+        (("kind: DistServeDeployment", "kind: Other"), "no document of kind DistServeDeployment"),
         (("metadata:", "metadata: ]"), "no valid YAML"),
         (
             (", hardwareProfile: a100-80g}", "}\n  accelerator: {type: CPU}"),
@@ -365,7 +368,7 @@ def test_plan_without_an_answer_is_exit_3(tmp_path):
 def test_a_deployment_that_cannot_be_planned_is_one_line(tmp_path, change, message):
     path = deployment(tmp_path)
     path.write_text(path.read_text().replace(*change))
-    done = command("plan", "-f", path)
+    done = command("main", "plan", "-f", path)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1

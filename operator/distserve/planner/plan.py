@@ -97,7 +97,9 @@ class Plan:
     feasible: bool
     reason: str
     inputs_hash: str
+    hardware_profile: str
     estimated: bool
+    """Whether step times were computed and not measured."""
     roles: dict[str, RolePlan]
     segments: int
     units: int
@@ -186,6 +188,7 @@ def _sized(
         feasible=feasible,
         reason=reason,
         inputs_hash=request.inputs_hash,
+        hardware_profile=request.profile.name,
         estimated=request.profile.estimated,
         roles=roles_of(unit),
         segments=unit.segments,
@@ -240,6 +243,7 @@ def _nothing(
         feasible=False,
         reason=reason,
         inputs_hash=request.inputs_hash,
+        hardware_profile=request.profile.name,
         estimated=request.profile.estimated,
         roles=roles_of(unit),
         segments=unit.segments,

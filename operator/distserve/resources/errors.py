@@ -1,7 +1,8 @@
 """Why a deployment cannot be rendered.
 
 RenderError
-└── MergeError    a podTemplate takes away what the processes need
+├── MergeError    a podTemplate takes away what the processes need
+└── NoPlan        nothing meets the SLO with what may be used
 """
 
 
@@ -11,3 +12,7 @@ class RenderError(Exception):
 
 class MergeError(RenderError):
     pass
+
+
+class NoPlan(RenderError):
+    """The message has the nearest miss with its numbers."""

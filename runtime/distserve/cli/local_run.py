@@ -20,11 +20,12 @@ Work = Callable[["Session"], Awaitable[int]]
 
 
 def load(path: Path, name: str | None = None) -> "DistServeDeployment":
-    """Raises UsageError."""
+    """The deployment with its numbers. Raises UsageError."""
     from distserve.api.loading import ManifestError, load_deployment
+    from distserve.cli.planned import planned
 
     try:
-        return load_deployment(path, name)
+        return planned(load_deployment(path, name))
     except ManifestError as error:
         raise UsageError(str(error)) from None
 

@@ -15,6 +15,7 @@ from distserve.cli.usage import UsageError as UsageError
 VERBS = {
     "up": "run a deployment's pods as local processes",
     "demo": "serve the tiny model, prefill and decode apart, and show what happened",
+    "plan": "say how many instances of which shape meet a deployment's SLO",
     "render": "print the Kubernetes objects of a deployment",
     "crd": "print, write or check the generated CRD",
     "simulate": "simulate placements and search for the best one",
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.run(args))
     except UsageError as error:
         print(f"distserve {args.verb}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:
         return 0
 

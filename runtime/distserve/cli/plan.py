@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distserve.planner.commands import EXIT_INFEASIBLE, EXIT_OK, EXIT_WRONG_INPUT
+from distserve.cli.usage import Infeasible, UsageError
 from distserve.planner.commands.arguments import add_hardware, add_network, integer_from
-from distserve.planner.errors import InvalidRequest, PlannerError
-from distserve.workload import WorkloadError, read_requests
 
-KIND = "DistServeDeployment"
+if TYPE_CHECKING:
+    from distserve.api.deployment import DistServeDeployment, Spec
+    from distserve.planner.plan import PlanRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,92 +42,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from distserve.api.loading import ManifestError, load_deployment
+    from distserve.planner.errors import PlannerError
+    from distserve.workload import WorkloadError
+
     try:
-        return _plan(args)
-    except (PlannerError, WorkloadError) as error:
-        print(f"distserve plan: {error}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+        return _plan(args, load_deployment(args.file, args.name))
+    except (ManifestError, PlannerError, WorkloadError) as error:
+        raise UsageError(str(error)) from None
 
 
-def _plan(args: argparse.Namespace) -> int:
-    from distserve.planner.commands.arguments import load_hardware
+def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
     from distserve.planner.commands.progress import Progress
-    from distserve.planner.deployment import (
-        machine_of,
-        model_of,
-        nodes_of,
-        plan_document,
-        plan_request,
-    )
-    from distserve.planner.links import DEFAULT_NETWORK
     from distserve.planner.plan import make_plan
-    from distserve.planner.profiles import DEFAULT_PROFILE
+    from distserve.resources.errors import NoPlan
+    from distserve.resources.planned import plan_document, with_plan
 
-    deployment = _deployment(args.file, args.name)
-    spec = deployment.get("spec") or {}
-    planning = spec.get("planning") or {}
-    accelerator = spec.get("accelerator") or {}
-    named = args.hardware_profile or planning.get("hardwareProfile")
-    if accelerator.get("type") == "CPU" and not named:
-        raise InvalidRequest(
-            "no step times are shipped for CPUs; measure them and give --hardware-profile FILE"
-        )
-    args.hardware_profile = named or DEFAULT_PROFILE
-    resource = accelerator.get("resourceName", "nvidia.com/gpu")
-    nodes = nodes_of(_first_document(args.nodes), resource) if args.nodes else None
-    fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
-    request = plan_request(
-        deployment,
-        load_hardware(args, model_of(spec), "distserve"),
-        machine_of(
-            spec, nodes, args.ngpu_per_node, args.is_high_affinity, args.network or DEFAULT_NETWORK
-        ),
-        read_requests(args.requests) if args.requests else None,
-        {role: tp for role, tp in fixed.items() if tp is not None},
-    )
+    request = _request(args, deployment.spec)
     progress = Progress("configurations simulated")
     plan = make_plan(request, progress.advance)
     progress.close()
-    document = plan_document(plan) | {"hardwareProfile": request.profile.name}
     if args.figure:
         from distserve.planner.commands.plan_figure import draw_attainment
 
         draw_attainment(args.figure, request, plan)
-    _print(document, args.output)
-    if plan.feasible:
-        return EXIT_OK
-    print(f"distserve plan: {plan.reason}", file=sys.stderr)
-    return EXIT_INFEASIBLE
-
-
-def _deployment(path: Path, name: str | None) -> Mapping[str, Any]:
-    found = [d for d in _documents(path) if isinstance(d, dict) and d.get("kind") == KIND]
-    if name is not None:
-        found = [d for d in found if (d.get("metadata") or {}).get("name") == name]
-    if len(found) != 1:
-        what = "no" if not found else f"{len(found)}"
-        raise InvalidRequest(f"{path} holds {what} {KIND}; name one with --name")
-    return found[0]
-
-
-def _first_document(path: Path) -> Mapping[str, Any]:
-    documents = [d for d in _documents(path) if isinstance(d, dict)]
-    if not documents:
-        raise InvalidRequest(f"{path} is empty; give the output of `kubectl get nodes -o yaml`")
-    return documents[0]
-
-
-def _documents(path: Path) -> list[Any]:
+    _print(plan_document(deployment, plan), args.output)
     try:
-        import yaml
-    except ImportError as error:
-        raise InvalidRequest("plan reads YAML: pip install distserve[api]") from error
+        with_plan(deployment, plan)
+    except NoPlan as error:
+        raise Infeasible(str(error)) from None
+    return 0
+
+
+def _request(args: argparse.Namespace, spec: Spec) -> PlanRequest:
+    """The deployment's question, as far as no flag says otherwise."""
+    from distserve.api.deployment import DEFAULT_RESOURCE_NAME
+    from distserve.planner.links import DEFAULT_NETWORK
+    from distserve.resources.planning import (
+        machine_of,
+        model_of,
+        nodes_of,
+        plan_request,
+        profile_of,
+    )
+    from distserve.workload import read_requests
+
+    resource = spec.accelerator.resource_name or DEFAULT_RESOURCE_NAME
+    nodes = nodes_of(_document(args.nodes), resource) if args.nodes else None
+    network = args.network or DEFAULT_NETWORK
+    fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
+    return plan_request(
+        spec,
+        machine_of(spec, nodes, args.ngpu_per_node, args.is_high_affinity, network),
+        profile_of(spec, model_of(spec), args.hardware_profile, args.estimate),
+        read_requests(args.requests) if args.requests else None,
+        {role: tp for role, tp in fixed.items() if tp is not None},
+    )
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+
     try:
-        return list(yaml.safe_load_all(path.read_text()))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise InvalidRequest(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, Mapping):
+        raise UsageError(f"{path}: give the output of `kubectl get nodes -o yaml`")
+    return found
 
 
 def _print(document: dict[str, Any], output: str) -> None:
@@ -150,13 +134,3 @@ def _print_table(document: Mapping[str, Any], prefix: str) -> None:
             print(f"{prefix + key:32}" + "  ".join(f"{k} {v}" for k, v in value.items()))
         else:
             print(f"{prefix + key:32}{value}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="distserve plan", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

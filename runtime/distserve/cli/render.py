@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from distserve.api.loading import ManifestError, load_deployments
+    from distserve.cli.planned import planned
     from distserve.cli.usage import UsageError
     from distserve.resources.errors import RenderError
     from distserve.resources.render import render
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     settings = RenderSettings(released_images())
     try:
         chosen = [d for d in load_deployments(args.file) if args.name in (None, d.name)]
-        objects = [o for deployment in chosen for o in render(deployment, settings)]
+        objects = [o for deployment in chosen for o in render(planned(deployment), settings)]
     except ManifestError as error:
         raise UsageError(str(error)) from None
     except RenderError as error:

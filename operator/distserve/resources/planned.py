@@ -1,0 +1,103 @@
+"""A plan back into its deployment: the same spec with the plan's numbers, and `status.plan`."""
+
+from dataclasses import asdict
+from typing import Any
+
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.planning import Planning
+from distserve.api.roles import Parallelism, RoleSpec
+from distserve.api.status import PlanStatus
+from distserve.planner.plan import Plan, RolePlan
+from distserve.resources.errors import NoPlan
+
+
+def with_plan(deployment: DistServeDeployment, plan: Plan) -> DistServeDeployment:
+    """What a user would write under mode Manual for the plan's numbers; all else stays.
+
+    Raises NoPlan for a plan that is only a nearest miss.
+    """
+    if not plan.feasible:
+        raise NoPlan(plan.reason)
+    spec = deployment.spec
+    units = _units(deployment, plan)
+    wanted, limit = units * _per_unit(plan), spec.planning.max_accelerators
+    if limit is not None and wanted > limit:
+        raise NoPlan(
+            f"spec.units {units} of {_per_unit(plan)} accelerators each need {wanted}, and "
+            f"planning.maxAccelerators is {limit}; lower units or raise maxAccelerators"
+        )
+    sections = {
+        role.value: _with_numbers(section, plan.roles[role.value])
+        for role, section in spec.roles.items()
+    }
+    numbers = {**sections, "units": units, "planning": Planning()}
+    return deployment.model_copy(update={"spec": spec.model_copy(update=numbers)})
+
+
+def plan_status(deployment: DistServeDeployment, plan: Plan) -> PlanStatus:
+    """`status.plan`."""
+    units = _units(deployment, plan)
+    return PlanStatus.model_validate(
+        {
+            "mode": deployment.spec.planning.mode,
+            "inputsHash": plan.inputs_hash,
+            "unit": _unit(plan.roles),
+            "units": units,
+            "accelerators": units * _per_unit(plan),
+            "goodput": f"{plan.goodput:.3g}",
+            "hardwareProfile": plan.hardware_profile,
+            "estimated": plan.estimated,
+        }
+    )
+
+
+def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]:
+    """What `distserve plan` prints: `status.plan`, and what led to it."""
+    document: dict[str, Any] = {
+        "feasible": plan.feasible,
+        "reason": plan.reason,
+        **plan_status(deployment, plan).model_dump(mode="json", exclude_none=True),
+        "totalGoodput": f"{plan.total_goodput:.4g}",
+        "binds": plan.binds,
+    }
+    if plan.prediction:
+        found = plan.prediction
+        document["predicted"] = {
+            "requestsPerSecond": f"{found.rate:.4g}",
+            "attainmentPercent": round(found.attainment_percent, 2),
+            "ttftMilliseconds": {f"p{p}": round(ms, 1) for p, ms in found.ttft_ms.items()},
+            "tpotMilliseconds": {f"p{p}": round(ms, 1) for p, ms in found.tpot_ms.items()},
+            "utilisation": {role: round(share, 3) for role, share in found.utilisation.items()},
+        }
+    if plan.runner_up:
+        document["runnerUp"] = {
+            "unit": _unit(plan.runner_up.roles),
+            "goodput": f"{plan.runner_up.goodput:.3g}",
+        }
+    return document
+
+
+def plan_line(deployment: DistServeDeployment, plan: Plan) -> str:
+    """The plan in one line."""
+    status = plan_status(deployment, plan)
+    basis = f"{status.hardware_profile}{', estimated' if status.estimated else ''}"
+    return f"{plan.reason}; units {status.units}, accelerators {status.accelerators} ({basis})"
+
+
+def _with_numbers(section: RoleSpec, part: RolePlan) -> RoleSpec:
+    parallelism = Parallelism(tensor=part.tensor, pipeline=part.pipeline)
+    numbers = {"instances_per_unit": part.instances, "parallelism": parallelism}
+    return section.model_copy(update=numbers)
+
+
+def _units(deployment: DistServeDeployment, plan: Plan) -> int:
+    spec = deployment.spec
+    return spec.units if spec.planning.automatic and not spec.planning.plans_units else plan.units
+
+
+def _per_unit(plan: Plan) -> int:
+    return sum(part.instances * part.tensor * part.pipeline for part in plan.roles.values())
+
+
+def _unit(roles: dict[str, RolePlan]) -> dict[str, dict[str, int]]:
+    return {role: asdict(part) for role, part in roles.items()}

@@ -1,0 +1,180 @@
+"""A deployment and the cluster's nodes -> the question that the planner answers.
+
+Used alike by `distserve plan`, `render`, `up` and the operator, so that all of them ask the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from distserve.api.deployment import (
+    DEFAULT_MEMORY_UTILIZATION,
+    DEFAULT_RESOURCE_NAME,
+    AcceleratorType,
+    Slo,
+    Spec,
+)
+from distserve.api.durations import parse_duration
+from distserve.api.model import Dtype
+from distserve.api.planning import LengthSummary
+from distserve.api.quantities import parse_quantity
+from distserve.models.builtin import builtin_path
+from distserve.planner import result
+from distserve.planner.errors import InvalidRequest, NoProfile
+from distserve.planner.links import DEFAULT_NETWORK
+from distserve.planner.machine import Machine
+from distserve.planner.models import ModelShape, find_model
+from distserve.planner.plan import PlanRequest
+from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
+from distserve.planner.roofline import ACCELERATORS, with_estimates
+from distserve.workload import RequestSet
+from distserve.workload.lengths import from_summary
+
+SUMMARY_REQUESTS = 5000
+NODE_ACCELERATORS = 8
+"""Size of the nodes of a machine of which only the number of accelerators is known."""
+_DTYPE_BYTES = {Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
+
+
+def plan_request(
+    spec: Spec,
+    machine: Machine | None = None,
+    profile: HardwareProfile | None = None,
+    requests: RequestSet | None = None,
+    fixed_tp: Mapping[str, int] | None = None,
+) -> PlanRequest:
+    """The whole question; what is given replaces what the spec says.
+
+    Raises InvalidRequest, NoProfile or WorkloadError, naming the field and the cure.
+    """
+    model = model_of(spec)
+    profile = profile or profile_of(spec, model)
+    rate = spec.workload and spec.workload.requests_per_second
+    scheduling = [section.scheduling for section in spec.roles.values()]
+    return PlanRequest(
+        model=model,
+        profile=_within_memory(spec, profile),
+        slo=_slo(spec.slo),
+        requests=requests or _requests(spec, model),
+        machine=machine or machine_of(spec),
+        rate=float(parse_quantity(rate)) if rate else None,
+        strategy=spec.strategy.name.value,
+        options=spec.strategy.options,
+        fixed_tp=fixed_tp or {},
+        max_batched_tokens=scheduling[0].max_num_batched_tokens,
+        max_requests=min(bounds.max_num_seqs for bounds in scheduling),
+    )
+
+
+def model_of(spec: Spec) -> ModelShape:
+    """The model's shape: a known id, else the config.json of its source where that is at hand."""
+    source = spec.model.source
+    if source.builtin is not None:
+        shape = find_model(str(builtin_path(source.builtin.value)))
+    else:
+        try:
+            shape = find_model(spec.model.id)
+        except InvalidRequest:
+            path = source.host_path or source.image_path
+            if path is None:
+                raise
+            shape = replace(find_model(path), name=spec.model.id)
+    return replace(shape, dtype_bytes=_DTYPE_BYTES.get(spec.model.dtype, shape.dtype_bytes))
+
+
+def profile_of(
+    spec: Spec, model: ModelShape, named: str | None = None, estimate: bool = False
+) -> HardwareProfile:
+    """`named`, a shipped profile or a file, replaces the spec's; `estimate` allows estimates."""
+    name = named or spec.planning.hardware_profile
+    if name is None and spec.accelerator.type == AcceleratorType.CPU:
+        raise InvalidRequest(
+            "no step times are shipped for CPUs; measure them and give --hardware-profile FILE"
+        )
+    name = name or DEFAULT_PROFILE
+    if estimate or spec.planning.estimate:
+        return with_estimates(name, "distserve", model)
+    if name in ACCELERATORS and name != DEFAULT_PROFILE:
+        raise NoProfile(
+            f"no step times were measured on {name}; set planning.estimate: true (or --estimate)"
+        )
+    profile = load_profile(name)
+    if not any(known == model.name for known, _ in profile.entries):
+        raise NoProfile(
+            f"no profile for {model.name}, give --hardware-profile or --estimate "
+            "(in the deployment: planning.estimate: true)"
+        )
+    return profile
+
+
+def nodes_of(listing: Mapping[str, Any], resource: str = DEFAULT_RESOURCE_NAME) -> list[int]:
+    """Allocatable accelerators of each schedulable node in `kubectl get nodes -o yaml`."""
+    try:
+        nodes = [
+            int(parse_quantity(str(node["status"]["allocatable"].get(resource, 0))))
+            for node in listing.get("items", [listing])
+            if not node["spec"].get("unschedulable")
+        ]
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise InvalidRequest(
+            "--nodes holds no nodes; give the output of `kubectl get nodes -o yaml`"
+        ) from None
+    if not any(nodes):
+        raise InvalidRequest(f"no schedulable node offers {resource}; check --nodes")
+    return [count for count in nodes if count]
+
+
+def machine_of(
+    spec: Spec,
+    nodes: list[int] | None = None,
+    per_node: int = NODE_ACCELERATORS,
+    high_affinity: bool = False,
+    network: str = DEFAULT_NETWORK,
+) -> Machine:
+    """The given nodes, else `maxAccelerators` in nodes of `per_node`; a unit lies in one node."""
+    limit = spec.planning.max_accelerators
+    if nodes is None:
+        if limit is None:
+            raise InvalidRequest("give spec.planning.maxAccelerators or --nodes")
+        full, rest = divmod(limit, per_node)
+        nodes = [per_node] * full + ([rest] if rest else [])
+    return Machine(nodes, limit, high_affinity, network, span_nodes=False)
+
+
+def _slo(slo: Slo | None) -> result.Slo:
+    if slo is None:
+        raise InvalidRequest("spec.slo is missing; a plan needs its ttft and tpot")
+    percent = float(slo.attainment_percent)
+    ttft_ms, tpot_ms = (parse_duration(text) * 1000 for text in (slo.ttft, slo.tpot))
+    return result.Slo(ttft_ms, tpot_ms, percent, percent)
+
+
+def _requests(spec: Spec, model: ModelShape) -> RequestSet:
+    """The workload's lengths as requests that the model can serve."""
+    if spec.workload is None:
+        raise InvalidRequest("spec.workload is missing; add it, or give --requests FILE")
+
+    def summary(lengths: LengthSummary) -> tuple[float, float]:
+        return float(lengths.mean), float(lengths.p90)
+
+    lengths = spec.workload.lengths
+    return from_summary(
+        summary(lengths.prompt_tokens),
+        summary(lengths.output_tokens),
+        spec.model.max_model_len or model.max_positions,
+        SUMMARY_REQUESTS,
+    )
+
+
+def _within_memory(spec: Spec, profile: HardwareProfile) -> HardwareProfile:
+    """The profile with no more memory than the engines are told to take."""
+    if spec.accelerator.type == AcceleratorType.CPU:
+        return profile
+    share = min(
+        float(section.accelerator_memory_utilization or DEFAULT_MEMORY_UTILIZATION)
+        for section in spec.roles.values()
+    )
+    budget = profile.memory_bytes * share
+    if budget >= profile.kv_budget_bytes:
+        return profile
+    return replace(profile, kv_budget_bytes=budget, max_tokens={})

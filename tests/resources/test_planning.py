@@ -1,0 +1,224 @@
+"""Deployments in mode Auto: the question that they ask, and the plan put back into them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.loading import load_deployment, parse_deployment
+from distserve.planner.errors import InvalidRequest, NoProfile
+from distserve.planner.plan import Plan, PlanRequest, RolePlan, make_plan
+from distserve.resources.errors import NoPlan
+from distserve.resources.planned import plan_document, plan_line, plan_status, with_plan
+from distserve.resources.planning import (
+    machine_of,
+    model_of,
+    nodes_of,
+    plan_request,
+    profile_of,
+)
+from distserve.resources.render import render
+from distserve.resources.settings import RenderSettings, released_images
+from distserve.workload import RequestSet
+
+SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "opt-13b.yaml"
+
+
+def deployment(**changes: Any) -> DistServeDeployment:
+    spec = {
+        "model": {"id": "facebook/opt-13b", "source": {"hostPath": "/models/opt-13b"}},
+        "slo": {"ttft": "250ms", "tpot": "0.1s", "attainmentPercent": 95},
+        "workload": {
+            "requestsPerSecond": "3",
+            "lengths": {
+                "promptTokens": {"mean": 300, "p90": 600},
+                "outputTokens": {"mean": 50, "p90": 100},
+            },
+        },
+        "planning": {"mode": "Auto", "maxAccelerators": 6},
+        "prefill": {"scheduling": {"maxNumBatchedTokens": 4096}},
+        "decode": {"scheduling": {"maxNumSeqs": 64}},
+    }
+    found = {"kind": "DistServeDeployment", "metadata": {"name": "x"}, "spec": spec | changes}
+    return parse_deployment(found, "test")
+
+
+def question(**changes: Any) -> PlanRequest:
+    return plan_request(deployment(**changes).spec)
+
+
+def made(feasible: bool = True, **changes: Any) -> Plan:
+    """A plan as the planner gives it, without its work."""
+    roles = {"prefill": RolePlan(1, 2, 1), "decode": RolePlan(2, 1, 1)}
+    fields = {
+        "feasible": feasible, "reason": "because", "inputs_hash": "abc", "estimated": False,
+        "hardware_profile": "a100-80g", "roles": roles, "segments": 1, "units": 3,
+        "accelerators": 12, "goodput": 1.564, "total_goodput": 18.8, "binds": "TTFT",
+        "prediction": None, "runner_up": None,
+    }  # fmt: skip
+    return Plan(**(fields | changes))
+
+
+def test_the_question_of_a_deployment() -> None:
+    asked = question()
+    assert (asked.slo.ttft_ms, asked.slo.tpot_ms, asked.slo.ttft_percent) == (250, 100, 95)
+    assert (asked.rate, asked.strategy) == (3, "Disaggregated")
+    assert (asked.max_batched_tokens, asked.max_requests) == (4096, 64)
+    assert asked.machine.accelerators == 6 and not asked.machine.span_nodes
+    longest = map(sum, zip(asked.requests.prompt_tokens, asked.requests.output_tokens, strict=True))
+    assert max(longest) <= 2048
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slo": {"ttft": "251ms", "tpot": "100ms", "attainmentPercent": 95}},
+        {"planning": {"mode": "Auto", "maxAccelerators": 7}},
+        {"planning": {"mode": "Auto", "maxAccelerators": 6, "hardwareProfile": "h100-80g",
+                      "estimate": True}},
+        {"prefill": {"acceleratorMemoryUtilization": "0.5"}},
+        {"decode": {}},
+        {"model": {"id": "facebook/opt-13b", "source": {"hostPath": "/m"}, "dtype": "float32"}},
+        {"model": {"id": "facebook/opt-13b", "source": {"hostPath": "/m"}, "maxModelLen": 999}},
+        {"strategy": {"name": "Colocated"}, "prefill": None, "decode": None, "hybrid": {}},
+    ],
+)  # fmt: skip
+def test_what_a_plan_depends_on_changes_its_hash(change: dict[str, Any]) -> None:
+    assert question(**change).inputs_hash != question().inputs_hash
+
+
+def test_what_a_plan_does_not_depend_on_keeps_its_hash() -> None:
+    same = question(gateway={"replicas": 5}, rollout={"drainDeadline": "5s"})
+    assert same.inputs_hash == question().inputs_hash
+
+
+def test_a_plan_takes_no_more_memory_than_the_engines_may() -> None:
+    full, half = question(), question(prefill={"acceleratorMemoryUtilization": "0.5"})
+    assert full.profile.kv_budget_bytes == 0.9 * full.profile.memory_bytes
+    assert half.profile.kv_tokens(half.model, 1, 1) < full.profile.kv_tokens(full.model, 1, 1)
+
+
+def test_requests_of_one_s_own_replace_the_summary() -> None:
+    own, spec = RequestSet([10], [20]), deployment(workload=None, planning={"maxAccelerators": 2})
+    assert plan_request(spec.spec, requests=own).requests is own
+    with pytest.raises(InvalidRequest, match="workload is missing; add it, or give --requests"):
+        plan_request(spec.spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"slo": None, "planning": {"maxAccelerators": 2}}, InvalidRequest, "slo is missing"),
+        ({"planning": {"mode": "Auto"}}, InvalidRequest, "maxAccelerators or --nodes"),
+        ({"model": {"id": "a/b", "source": {"imagePath": "/m"}}}, InvalidRequest, "unknown model"),
+        (
+            {"model": {"id": "facebook/opt-175b", "source": {"imagePath": "/m"}}},
+            NoProfile, "give --hardware-profile or --estimate .*planning.estimate: true",
+        ),
+        (
+            {"planning": {"mode": "Auto", "maxAccelerators": 2, "hardwareProfile": "h100-80g"}},
+            NoProfile, "measured on h100-80g; set planning.estimate: true",
+        ),
+        ({"accelerator": {"type": "CPU"}}, InvalidRequest, "no step times are shipped for CPUs"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_names_the_cure(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        question(**changes)
+
+
+def test_shape_and_times_of_a_model_that_nobody_measured() -> None:
+    spec = deployment(model={"id": "tiny", "source": {"builtin": "tiny"}, "dtype": "float64"}).spec
+    model = model_of(spec)
+    assert (model.name, model.dtype_bytes) == ("tiny", 8)
+    assert profile_of(spec, model, estimate=True).estimated
+
+
+def test_nodes_that_can_be_used() -> None:
+    node = {"spec": {}, "status": {"allocatable": {"nvidia.com/gpu": "8", "cpu": "4"}}}
+    cordoned = {"spec": {"unschedulable": True}, "status": node["status"]}
+    plain = {"spec": {}, "status": {"allocatable": {"cpu": "4"}}}
+    assert nodes_of({"items": [node, cordoned, plain]}) == nodes_of(node) == [8]
+    with pytest.raises(InvalidRequest, match="no schedulable node offers amd"):
+        nodes_of({"items": [node]}, "amd.com/gpu")
+    for wrong in ({"items": "none"}, {"items": [3]}, {"kind": "Pod", "spec": {}}):
+        with pytest.raises(InvalidRequest, match="kubectl get nodes -o yaml"):
+            nodes_of(wrong)
+
+
+def test_without_nodes_the_limit_is_laid_out_in_nodes() -> None:
+    spec = deployment(planning={"maxAccelerators": 20}).spec
+    assert list(machine_of(spec).nodes) == [8, 8, 4]
+    assert machine_of(spec, [8, 8, 8]).accelerators == 20
+
+
+def test_a_plan_s_numbers_stand_where_the_user_would_write_them() -> None:
+    asked = deployment(planning={"mode": "Auto", "maxAccelerators": 12})
+    planned = with_plan(asked, made())
+    prefill, decode = planned.spec.prefill, planned.spec.decode
+    assert prefill and decode
+    assert (prefill.instances_per_unit, prefill.parallelism.tensor) == (1, 2)
+    assert (decode.instances_per_unit, decode.parallelism.tensor) == (2, 1)
+    assert planned.spec.units == 3
+    assert prefill.scheduling.max_num_batched_tokens == 4096
+    manual = DistServeDeployment.model_validate(planned.document())
+    assert manual == planned and not manual.spec.planning.automatic
+
+
+def test_units_of_the_spec_are_kept_within_the_limit() -> None:
+    planning = {"mode": "Auto", "maxAccelerators": 12, "units": "Spec"}
+    for units in (0, 2):
+        asked = deployment(planning=planning, units=units)
+        assert with_plan(asked, made()).spec.units == units
+        assert plan_status(asked, made()).units == units
+        assert plan_status(asked, made()).accelerators == units * 4
+    with pytest.raises(NoPlan, match="4 of 4 accelerators each need 16, and planning"):
+        with_plan(deployment(planning=planning, units=4), made())
+
+
+def test_a_miss_is_not_rendered() -> None:
+    with pytest.raises(NoPlan, match="because"):
+        with_plan(deployment(), made(feasible=False))
+
+
+def test_status_holds_the_plan() -> None:
+    asked = deployment()
+    status = plan_status(asked, made(estimated=True))
+    assert status.document() == {
+        "mode": "Auto",
+        "inputsHash": "abc",
+        "unit": {
+            "prefill": {"instances": 1, "tensor": 2, "pipeline": 1},
+            "decode": {"instances": 2, "tensor": 1, "pipeline": 1},
+        },
+        "units": 3,
+        "accelerators": 12,
+        "goodput": "1.56",
+        "hardwareProfile": "a100-80g",
+        "estimated": True,
+    }
+    assert plan_document(asked, made(estimated=True)).items() >= status.document().items()
+    assert plan_line(asked, made(estimated=True)) == (
+        "because; units 3, accelerators 12 (a100-80g, estimated)"
+    )
+
+
+def test_the_sample_runs_with_its_plan_s_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real planner, and the objects that come of it."""
+    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 300)
+    sample = load_deployment(SAMPLE)
+    plan = make_plan(plan_request(sample.spec))
+    planned = with_plan(sample, plan)
+    objects = render(planned, RenderSettings(released_images()))
+    engines = [
+        next(c for c in o["spec"]["template"]["spec"]["containers"] if c["name"] == "engine")
+        for o in objects
+        if o["kind"] == "StatefulSet"
+    ]
+    assert len(engines) == plan.units * sum(part.instances for part in plan.roles.values())
+    asked = sum(int(e["resources"]["limits"]["nvidia.com/gpu"]) for e in engines)
+    assert asked == plan.accelerators == plan_status(sample, plan).accelerators <= 16
+    assert plan.total_goodput >= 4.5
