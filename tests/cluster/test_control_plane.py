@@ -130,6 +130,38 @@ def test_rules_of_the_crd_are_enforced(control_plane: Cluster, crd: str) -> None
             control_plane.apply(renamed, namespace)
 
 
+def test_planning_rules_are_enforced(control_plane: Cluster, crd: str) -> None:
+    auto = yaml.safe_load((CHECKOUT / "manifests" / "samples" / "opt-13b.yaml").read_text())
+
+    def changed(**spec: Any) -> dict[str, Any]:
+        return {**auto, "spec": {k: v for k, v in (auto["spec"] | spec).items() if v is not None}}
+
+    prompt, wide = {"mean": 9, "p90": 10}, {"mean": 9, "p90": 90}
+    with control_plane.namespace() as namespace:
+        for bad, message in (
+            (changed(workload=None), "planning.mode Auto needs slo and workload"),
+            (changed(slo=None), "planning.mode Auto needs slo and workload"),
+            (changed(units=2), "units come from the plan"),
+            (changed(decode={"parallelism": {"tensor": 2}}), "come from the plan in planning"),
+            (changed(planning={"units": "Planned"}), "planning.units Planned belongs to mode"),
+            (
+                changed(workload={"lengths": {"promptTokens": prompt, "outputTokens": wide}}),
+                "p90 must be between mean and",
+            ),
+        ):
+            with pytest.raises(CommandFailed, match=message):
+                control_plane.apply(bad, namespace)
+        control_plane.apply(auto, namespace)
+        with pytest.raises(CommandFailed, match="units come from the plan"):
+            control_plane.kubectl(
+                "scale", "dsd/opt-13b", "--replicas=3", f"--namespace={namespace}"
+            )
+        control_plane.apply(
+            changed(planning={"mode": "Auto", "units": "Spec", "maxAccelerators": 8}, units=2),
+            namespace,
+        )
+
+
 def test_helm_installs_a_chart(control_plane: Cluster, tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.1.0\n")

@@ -103,7 +103,6 @@ def _request(args: argparse.Namespace, spec: Spec) -> PlanRequest:
 def _document(path: Path) -> Mapping[str, Any]:
     import yaml
 
-
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
