@@ -45,7 +45,7 @@ class MigratorLink:
                 self._channel.send(message)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled; what was sent before is still delivered."""
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -56,6 +56,10 @@ class MigratorLink:
             try:
                 if await self._listen(channel):
                     pause = FIRST_PAUSE_SECONDS
+            except asyncio.CancelledError:
+                self.address = ""  # left by us: nothing is wrong
+                await channel.close()
+                raise
             finally:
                 self._end(channel)
             await asyncio.sleep(pause)

@@ -5,9 +5,9 @@ Whoever owns a block, the scheduler decides; here are only bytes and their view 
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
-import re
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,8 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {f"{unit}i": 1 << 10 * power for power, unit in enumerate("KMGT", 1)}
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)")
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""Its size is for good: whoever maps it can never be led beyond its end (SIGBUS)."""
 _RESERVE_BYTES = 64 << 20
 """Stays free beside the pool: the step's activations need memory too."""
 
@@ -37,14 +36,6 @@ class KvShape:
     layers: int
     kv_heads: int
     head_dim: int
-
-
-def parse_bytes(quantity: str) -> int:
-    """A Kubernetes quantity ("64Mi", "2G", "1048576") in bytes. Raises ValueError."""
-    match = _QUANTITY.fullmatch(quantity.strip())
-    if match is None:
-        raise ValueError(f"{quantity!r} is no amount of memory: write it like 64Mi or 2Gi")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def layout_for(
@@ -96,9 +87,10 @@ class KvPool:
         if device != "cpu":
             raise PoolMemoryError(f"no KV pool on device {device!r}: only cpu is supported")
         _require_memory(layout.pool_bytes, available_bytes())
-        fd = os.memfd_create("distserve-kv-pool", os.MFD_CLOEXEC)
+        fd = os.memfd_create("distserve-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, layout.pool_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             memory = mmap.mmap(fd, layout.pool_bytes)
         except OSError as error:
             os.close(fd)

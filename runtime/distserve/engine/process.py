@@ -110,11 +110,11 @@ async def _serve(
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     ended = await asyncio.to_thread(loop.stop, STOP_SECONDS)
     hub.close()
+    for task in tasks:
+        task.cancel()  # before the migrator is told to end as well, which is no fault then
     server.should_exit = True
     await serving
     stopped.cancel()
-    for task in tasks:
-        task.cancel()
     await asyncio.gather(*tasks, stopped, return_exceptions=True)
     tracing.close()
     if ended:
