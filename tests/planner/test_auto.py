@@ -99,6 +99,34 @@ def test_mistakes_are_one_line_and_exit_2(verb, change, message, written, capsys
     assert not output
 
 
+def test_a_profile_of_one_s_own_plans_for_cpus(written, tmp_path, capsys):
+    """Step times of the tiny model in milliseconds."""
+    times = {"prefill": [1.0, 0.1, 0.0], "decoding_smallbs": [2.0, 0.0, 0.1]}
+    profile = tmp_path / "cpu.json"
+    profile.write_text(json.dumps({"tiny": {"1": times | {"decoding_largebs": [2.0, 0.0, 0.1]}}}))
+    path = written(
+        model={"id": "tiny", "source": {"builtin": "tiny"}},
+        accelerator={"type": "CPU", "kvCache": "64Mi"},
+        slo={"ttft": "1s", "tpot": "100ms"},
+        planning={"mode": "Auto", "maxAccelerators": 8},
+    )
+    _, error = said(capsys, 2, "render", "-f", path)
+    assert "no step times are shipped for CPUs" in error
+    asked = ("-f", path, "--hardware-profile", profile, "--output", "json")
+    plan = json.loads(said(capsys, 0, "plan", *asked)[0])
+    rendered, line = said(capsys, 0, "render", *asked)
+    sets = [o for o in json.loads(rendered)["items"] if o["kind"] == "StatefulSet"]
+    assert len(sets) == plan["accelerators"] == 2
+    assert "(cpu.json)" in line
+
+
+def test_a_profile_in_mode_manual_has_no_effect_and_is_refused(capsys):
+    manual = SAMPLE.parent / "tiny-cpu.yaml"
+    for verb in ("render", "up"):
+        _, error = said(capsys, 2, verb, "-f", manual, "--hardware-profile", "a100-80g")
+        assert "has no effect in planning.mode Manual" in error
+
+
 def test_planning_has_a_deadline(written):
     from distserve.api.loading import load_deployment
 

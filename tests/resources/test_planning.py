@@ -99,6 +99,18 @@ def test_a_plan_takes_no_more_memory_than_the_engines_may() -> None:
     assert half.profile.kv_tokens(half.model, 1, 1) < full.profile.kv_tokens(full.model, 1, 1)
 
 
+def test_a_cpu_s_kv_cache_is_what_a_plan_may_fill() -> None:
+    def tokens(cache: str) -> int:
+        source = {"id": "tiny", "source": {"builtin": "tiny"}}
+        spec = deployment(model=source, accelerator={"type": "CPU", "kvCache": cache}).spec
+        model = model_of(spec)
+        asked = plan_request(spec, profile=profile_of(spec, model, "a100-80g", estimate=True))
+        assert asked.profile.kv_tokens(model, 2, 1) == 2 * asked.profile.kv_tokens(model, 1, 1)
+        return asked.profile.kv_tokens(model, 1, 1) * model.kv_bytes_per_token
+
+    assert (tokens("64Mi"), tokens("1Mi")) == (64 << 20, 1 << 20)
+
+
 def test_requests_of_one_s_own_replace_the_summary() -> None:
     own, spec = RequestSet([10], [20]), deployment(workload=None, planning={"maxAccelerators": 2})
     assert plan_request(spec.spec, requests=own).requests is own

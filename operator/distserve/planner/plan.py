@@ -50,6 +50,7 @@ class PlanRequest:
         parts = (
             self.model,
             (self.profile.name, entries, self.profile.kv_budget_bytes),
+            sorted(self.profile.max_tokens.items()),
             self.slo,
             (list(self.requests.prompt_tokens), list(self.requests.output_tokens)),
             self.requests.arrival_ms and list(self.requests.arrival_ms),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from distserve.api.deployment import (
+    DEFAULT_KV_CACHE,
     DEFAULT_MEMORY_UTILIZATION,
     DEFAULT_RESOURCE_NAME,
     AcceleratorType,
@@ -17,7 +18,7 @@ from distserve.api.deployment import (
 from distserve.api.durations import parse_duration
 from distserve.api.model import Dtype
 from distserve.api.planning import LengthSummary
-from distserve.api.quantities import parse_quantity
+from distserve.api.quantities import parse_bytes, parse_quantity
 from distserve.models.builtin import builtin_path
 from distserve.planner import result
 from distserve.planner.errors import InvalidRequest, NoProfile
@@ -53,7 +54,7 @@ def plan_request(
     scheduling = [section.scheduling for section in spec.roles.values()]
     return PlanRequest(
         model=model,
-        profile=_within_memory(spec, profile),
+        profile=_within_memory(spec, profile, model),
         slo=_slo(spec.slo),
         requests=requests or _requests(spec, model),
         machine=machine or machine_of(spec),
@@ -166,10 +167,10 @@ def _requests(spec: Spec, model: ModelShape) -> RequestSet:
     )
 
 
-def _within_memory(spec: Spec, profile: HardwareProfile) -> HardwareProfile:
+def _within_memory(spec: Spec, profile: HardwareProfile, model: ModelShape) -> HardwareProfile:
     """The profile with no more memory than the engines are told to take."""
     if spec.accelerator.type == AcceleratorType.CPU:
-        return profile
+        return replace(profile, max_tokens=_tokens_of_kv_cache(spec, profile, model))
     share = min(
         float(section.accelerator_memory_utilization or DEFAULT_MEMORY_UTILIZATION)
         for section in spec.roles.values()
@@ -178,3 +179,19 @@ def _within_memory(spec: Spec, profile: HardwareProfile) -> HardwareProfile:
     if budget >= profile.kv_budget_bytes:
         return profile
     return replace(profile, kv_budget_bytes=budget, max_tokens={})
+
+
+def _tokens_of_kv_cache(
+    spec: Spec, profile: HardwareProfile, model: ModelShape
+) -> dict[tuple[str, int, int], int]:
+    """Tokens whose KV fits the ranks' `kvCache`, by (model, tensor, pipeline)."""
+    rank_bytes = parse_bytes(spec.accelerator.kv_cache or DEFAULT_KV_CACHE)
+    return {
+        (name, tensor, pipeline): rank_bytes
+        * min(tensor, model.kv_heads)
+        * pipeline
+        // model.kv_bytes_per_token
+        for name, tensor in profile.entries
+        for pipeline in model.pipeline_degrees(model.layers)
+        if name == model.name
+    }

@@ -19,13 +19,15 @@ INTERRUPTED = 130
 Work = Callable[["Session"], Awaitable[int]]
 
 
-def load(path: Path, name: str | None = None) -> "DistServeDeployment":
+def load(
+    path: Path, name: str | None = None, hardware_profile: str | None = None
+) -> "DistServeDeployment":
     """The deployment with its numbers. Raises UsageError."""
     from distserve.api.loading import ManifestError, load_deployment
     from distserve.cli.planned import planned
 
     try:
-        return planned(load_deployment(path, name))
+        return planned(load_deployment(path, name), hardware_profile)
     except ManifestError as error:
         raise UsageError(str(error)) from None
 

@@ -6,17 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distserve.cli.planned import add_planning, planned
+from distserve.cli.usage import UsageError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, required=True, help="manifest")
     parser.add_argument("--name", help="which deployment, where the manifest has several")
+    add_planning(parser)
     parser.add_argument("--output", choices=("yaml", "json"), default="yaml")
 
 
 def run(args: argparse.Namespace) -> int:
     from distserve.api.loading import ManifestError, load_deployments
-    from distserve.cli.planned import planned
-    from distserve.cli.usage import UsageError
     from distserve.resources.errors import RenderError
     from distserve.resources.render import render
     from distserve.resources.settings import RenderSettings, released_images
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     settings = RenderSettings(released_images())
     try:
         chosen = [d for d in load_deployments(args.file) if args.name in (None, d.name)]
-        objects = [o for deployment in chosen for o in render(planned(deployment), settings)]
+        objects = [o for d in chosen for o in render(planned(d, args.hardware_profile), settings)]
     except ManifestError as error:
         raise UsageError(str(error)) from None
     except RenderError as error:

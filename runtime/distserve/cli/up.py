@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distserve.cli.planned import add_planning
+
 if TYPE_CHECKING:
     from distserve.local.session import Session
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, required=True, help="manifest")
     parser.add_argument("--name", help="which deployment, where the manifest has several")
+    add_planning(parser)
     parser.add_argument(
         "--port", type=int, default=8000, help="of the gateway on 127.0.0.1 (default: 8000)"
     )
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
 
-    deployment = load(args.file, args.name)
+    deployment = load(args.file, args.name, args.hardware_profile)
     return run_locally(deployment, args.port, args.log_dir, serve, table=sys.stderr.isatty())
 
 
