@@ -194,6 +194,8 @@ def test_units_of_the_spec_are_kept_within_the_limit() -> None:
 def test_a_miss_is_not_rendered() -> None:
     with pytest.raises(NoPlan, match="because"):
         with_plan(deployment(), made(feasible=False))
+    with pytest.raises(NoPlan, match="there is no plan yet"):
+        render(deployment(), RenderSettings(released_images()))
 
 
 def test_status_holds_the_plan() -> None:
