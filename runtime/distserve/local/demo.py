@@ -1,5 +1,6 @@
 """The demo's main job: prompts through the gateway, their text as it comes, then a table."""
 
+import asyncio
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from distserve.local.table import format_bytes, format_ms
 
 MAX_TOKENS = 64
 TIMEOUT_SECONDS = 120.0
+SETTLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,22 @@ async def _ask(
     except (TimeoutError, aiohttp.ClientError, ValueError) as error:
         answer.error = str(error) or type(error).__name__
     print(flush=True)
-    after = await read_stats(http, base_url) or before
-    answer.moved = after.moved_since(before)
+    answer.moved = (await _settled(http, base_url, before)).moved_since(before)
     return answer
+
+
+async def _settled(
+    http: aiohttp.ClientSession, base_url: str, before: GatewayStats
+) -> GatewayStats:
+    """The gateway's counts once it is done with the request: the answer's last line leaves a
+    moment before its legs have reported what they moved."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        stats = await read_stats(http, base_url) or before
+        done = stats.requests > before.requests and not stats.in_flight
+        if done or time.monotonic() > deadline:
+            return stats
+        await asyncio.sleep(0.01)
 
 
 async def _stream(
