@@ -187,6 +187,9 @@ def test_units_of_the_spec_are_kept_within_the_limit() -> None:
         assert with_plan(asked, made()).spec.units == units
         assert plan_status(asked, made()).units == units
         assert plan_status(asked, made()).accelerators == units * 4
+        assert float(plan_document(asked, made())["totalGoodput"]) == pytest.approx(
+            units * 4 * 1.564, rel=1e-3
+        )
     with pytest.raises(NoPlan, match="4 of 4 accelerators each need 16, and planning"):
         with_plan(deployment(planning=planning, units=4), made())
 

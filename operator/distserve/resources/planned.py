@@ -53,11 +53,12 @@ def plan_status(deployment: DistServeDeployment, plan: Plan) -> PlanStatus:
 
 def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]:
     """What `distserve plan` prints: `status.plan`, and what led to it."""
+    status = plan_status(deployment, plan)
     document: dict[str, Any] = {
         "feasible": plan.feasible,
         "reason": plan.reason,
-        **plan_status(deployment, plan).model_dump(mode="json", exclude_none=True),
-        "totalGoodput": f"{plan.total_goodput:.4g}",
+        **status.model_dump(mode="json", exclude_none=True),
+        "totalGoodput": f"{plan.goodput * status.accelerators:.4g}",
         "binds": plan.binds,
     }
     if plan.prediction:
@@ -80,7 +81,8 @@ def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]
 def plan_line(deployment: DistServeDeployment, plan: Plan) -> str:
     """The plan in one line."""
     status = plan_status(deployment, plan)
-    basis = f"{status.hardware_profile}{', estimated' if status.estimated else ''}"
+    profile = status.hardware_profile.removesuffix(" (estimate)")
+    basis = f"{profile}, estimated" if status.estimated else profile
     return f"{plan.reason}; units {status.units}, accelerators {status.accelerators} ({basis})"
 
 
