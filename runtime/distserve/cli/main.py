@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from distserve.cli.usage import UsageError as UsageError
 
@@ -26,9 +27,16 @@ VERBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Its mistakes are one line, as every other's; argparse would print the whole usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="distserve", description=__doc__.splitlines()[0])
+    parser = Parser(prog="distserve", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     asked = next((a for a in arguments if not a.startswith("-")), None)
     for name, summary in VERBS.items():
