@@ -74,7 +74,7 @@ class Fault:
     """What a leg does instead of going well."""
 
     kind: str
-    """refuse | error | fatal | disconnect | hang | decline"""
+    """refuse | closed | error | fatal | disconnect | hang | decline"""
     after_tokens: int = 0
     phases: Phases | None = None
     """Only legs of these phases."""
@@ -243,6 +243,9 @@ class FakeEngine:
             self.faults.remove(fault)
             if fault.kind == "refuse":
                 return web.Response(status=500, text="out of order")
+            if fault.kind == "closed":
+                refusal = LegError("takes nothing now", retryable=True, status=503)
+                return web.Response(status=503, body=_line(refusal))
         response = web.StreamResponse()
         await response.prepare(request)
         if leg.id in self.aborted:

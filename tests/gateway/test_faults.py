@@ -209,6 +209,29 @@ async def test_an_instance_that_fails_again_and_again_is_left_alone_then_tried_a
     assert member.failures == 0
 
 
+async def test_many_legs_that_fail_at_once_are_one_fault(houses: Any) -> None:
+    house = await houses(prefill=2)
+    member = house.gateway.fleet.members["prefill-0"]
+    for _ in range(50):
+        member.failed(100.0)
+    assert member.evicted_until == 100.0 + 2.0
+    member.failed(102.5)
+    assert member.evicted_until == 102.5 + 4.0, "it fails again: longer"
+
+
+async def test_a_decode_instance_that_takes_nothing_is_left_alone_until_it_does(
+    houses: Any,
+) -> None:
+    """Its migrator restarts, say. The prefill instance is not blamed for it."""
+    house = await houses()
+    house.decodes[0].faults += [Fault("closed")] * 3
+    assert (await house.complete())[0] == 503
+    members = house.gateway.fleet.members
+    assert (members["prefill-0"].failures, members["decode-0"].failures) == (0, 3)
+    assert members["decode-0"] not in house.gateway.fleet.ready()
+    assert (await house.complete())[0] == 200, "it waits until the instance is tried again"
+
+
 async def test_an_instance_that_comes_back_is_used_again(houses: Any) -> None:
     house = await houses()
     await house.prefills[0].stop()

@@ -137,7 +137,10 @@ class Member:
 
     def failed(self, now: float) -> None:
         """After some failures in a row the instance is left alone, longer each time; then one
-        more failure evicts it again."""
+        more failure evicts it again. What fails meanwhile was sent before, and is the same fault:
+        one death takes many legs with it."""
+        if now < self.evicted_until:
+            return
         self.failures += 1
         excess = self.failures - EVICT_AFTER_FAILURES
         if excess >= 0:

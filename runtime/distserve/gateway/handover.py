@@ -111,7 +111,7 @@ class Handover:
         try:
             return decode.result()
         except LegFailed as failure:
-            if failure.answered:
+            if not failure.is_own:
                 failure.suspects |= {self.taken.stops[0][0].member.name}
             raise
 

@@ -21,6 +21,8 @@ from distserve.wire.dialect import (
     Token,
 )
 
+TAKES_NOTHING = 503
+
 Progressing = Handoff | Token | Finish | PromptScores
 
 
@@ -39,6 +41,12 @@ class LegFailed(Exception):
         """The instance said so itself; otherwise the connection failed."""
         self.suspects = frozenset({member.name})
         """Instances that another attempt should rather not use."""
+
+    @property
+    def is_own(self) -> bool:
+        """The instance's own doing, and not that of the one whose KV it was to fetch: it does not
+        answer, or takes nothing."""
+        return not self.answered or self.status == TAKES_NOTHING
 
 
 class LegDeclined(Exception):
@@ -107,7 +115,7 @@ class LegRunner:
 
     def _count(self, flight: Flight, failure: LegFailed) -> None:
         """A decode that reports a failure is often the messenger: its source may have died."""
-        messenger = failure.answered and flight.phases is Phases.DECODE
+        messenger = flight.phases is Phases.DECODE and not failure.is_own
         if failure.retryable and not messenger:
             flight.member.failed(self.fleet.clock())
 
