@@ -26,4 +26,4 @@ class Settings:
     body_seconds: float = 30.0
     """Longest pause of a client while it sends a body."""
     shutdown_seconds: float = 25.0
-    """Time that running streams get after SIGTERM; below the 30 s that Kubernetes gives a pod."""
+    """Time that running streams get after SIGTERM: within any pod's grace period (default 30 s)."""
