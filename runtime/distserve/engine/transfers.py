@@ -6,8 +6,9 @@ have the transfer as an owner of their own, so they survive their request:
     offer:  OFFER .. RELEASED                    peers read; ends here also at the lease's deadline
     fetch:  EXPECT .. FETCH .. FETCHED | FAILED  the migrator writes
 
-When the migrator dies nobody writes any more, so fetches are over at once. A peer may still be
-reading what was offered: these blocks wait until the lease has run out.
+When the migrator is gone its fetches have failed. But only the channel is known to be gone: a peer
+may still be reading what was offered, and the migrator still be writing what it fetched, so these
+blocks wait until the lease has run out.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,14 +31,9 @@ from distserve.wire.pool import BlockSpan, TokenRange
 
 
 @dataclass(slots=True)
-class _Offered:
+class _Entry:
     reclaim_at: float | None = None
     """Set when the migrator that kept the lease is gone."""
-    aborted: bool = False
-
-
-@dataclass(slots=True)
-class _Expected:
     aborted: bool = False
 
 
@@ -48,8 +44,8 @@ class Transfers:
         self._blocks = blocks
         self._send = send
         self._lease_seconds = lease_seconds
-        self._offers: dict[str, _Offered] = {}
-        self._expected: dict[str, _Expected] = {}
+        self._offers: dict[str, _Entry] = {}
+        self._expected: dict[str, _Entry] = {}
         self.address: str | None = None
         """Where peers reach this instance's migrator; None while it is not there."""
 
@@ -67,13 +63,18 @@ class Transfers:
 
     @property
     def next_due(self) -> float | None:
-        return min((o.reclaim_at for o in self._offers.values() if o.reclaim_at), default=None)
+        return min((e.reclaim_at for _, e in self._entries if e.reclaim_at), default=None)
+
+    @property
+    def _entries(self) -> Iterable[tuple[str, _Entry]]:
+        yield from self._offers.items()
+        yield from self._expected.items()
 
     # ---- prefill side ----------------------------------------------------------------------------
 
     def offer(self, transfer: str, tokens: int, table: Sequence[int]) -> None:
         """These blocks will hold the KV of the first `tokens` tokens."""
-        self._offers[transfer] = _Offered()
+        self._offers[transfer] = _Entry()
         self._blocks.share(offer_owner(transfer), table)
         self._send(
             Offer(
@@ -94,7 +95,7 @@ class Transfers:
     # ---- decode side -----------------------------------------------------------------------------
 
     def expect(self, transfer: str, peer: str, timeout_ms: float) -> None:
-        self._expected[transfer] = _Expected()
+        self._expected[transfer] = _Entry()
         self._send(Expect(transfer=transfer, peer=peer, timeout_ms=timeout_ms))
 
     def fetch(self, transfer: str, have_tokens: int, tokens: int) -> None:
@@ -130,16 +131,18 @@ class Transfers:
     def migrator_gone(self, now: float) -> list[str]:
         """Returns the fetches that failed by it."""
         self.address = None
-        failed = list(self._expected)
+        failed = [t for t, expected in self._expected.items() if expected.reclaim_at is None]
         for transfer in failed:
-            self.over(transfer)
-        for offered in self._offers.values():
-            offered.reclaim_at = offered.reclaim_at or now + self._lease_seconds
+            if not self._blocks.table(fetch_owner(transfer)):
+                self.over(transfer)
+        for _, entry in self._entries:
+            entry.reclaim_at = entry.reclaim_at or now + self._lease_seconds
         return failed
 
     def reclaim(self, now: float) -> list[str]:
-        """Take back what was offered by a migrator that is gone, once its lease has run out."""
-        due = [t for t, o in self._offers.items() if o.reclaim_at and o.reclaim_at <= now]
+        """Take back what a migrator that is gone was to read or write, once its lease has run
+        out."""
+        due = [t for t, e in self._entries if e.reclaim_at and e.reclaim_at <= now]
         for transfer in due:
             self.over(transfer)
         return due

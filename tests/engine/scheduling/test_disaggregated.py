@@ -378,11 +378,17 @@ def test_fetches_fail_at_once_with_their_migrator(pair: Any, make_leg: Any) -> N
     _, decode = hand_over(make_leg, range(1, 9), 5, "t1")
     both.decode.start(decode)
     both.decode.run()
+    held = both.decode.blocks.held
+    assert held
     both.decode.engine.handle(MigratorDown())
     both.decode.run()
     (end,) = both.decode.ends(decode.id)
     assert isinstance(end, LegError)
     assert end.retryable
+    # Only its channel is known to be gone: it may still write.
+    assert both.decode.blocks.held == held
+    both.decode.clock.now += 31
+    both.decode.run()
     assert both.decode.is_quiet()
 
 
