@@ -1,5 +1,6 @@
 """The commands as a user runs them: processes, files, exit codes, one line for a mistake."""
 
+import argparse
 import csv
 import json
 import os
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from distserve.planner.commands import sweep
+from distserve.planner.commands.figure import goodput
 
 README_COMMAND = (
     "--num-node 1 --ngpu-per-node 4 --model-type facebook/opt-13b --workload sharegpt "
@@ -279,6 +283,27 @@ def test_a_json_workload_brings_its_times(tmp_path):
     done = simulate("run", "--workload", path, "--output-requests", tmp_path / "out.csv")
     assert done.returncode == 0, done.stderr
     assert [float(row["arrival_ms"]) for row in csv_rows(tmp_path / "out.csv")] == [0, 250]
+
+
+@pytest.mark.parametrize(
+    ("curve", "rate"),
+    [
+        ([(1, 100), (2, 95), (3, 85)], 2.5),
+        ([(1, 100), (2, 90), (3, 80)], 2.0),
+        ([(3, 99), (1, 100)], 3.0),
+        ([(1, 89), (2, 40)], 0.0),
+    ],
+)
+def test_goodput_of_a_curve_is_where_it_falls_below_ninety_percent(curve, rate):
+    assert goodput(curve)[0] == pytest.approx(rate)
+
+
+def test_sweep_with_a_figure_needs_no_grid_from_the_user():
+    parser = argparse.ArgumentParser()
+    sweep.add_arguments(parser)
+    assert parser.parse_args([]).figure_rate in sweep.ABLATION_GRID["per_gpu_rate"]
+    assert 1.0 in sweep.ABLATION_GRID["slo_scales"]
+    assert sweep.GRID.keys() == sweep.ABLATION_GRID.keys()
 
 
 def test_sweep_draws_four_curves(readme_file, tmp_path):

@@ -34,19 +34,41 @@ from distserve.planner.errors import NoProfile
 from distserve.planner.models import ModelShape, find_model
 from distserve.planner.result import Slo
 
+GRID: dict[str, Any] = {
+    "model": "facebook/opt-13b",
+    "per_gpu_rate": [1, 2, 3, 4, 5],
+    **{key: [1] for key in ("tp_prefill", "pp_prefill", "tp_decode", "pp_decode")},
+    "prefill_target": 200.0,
+    "decode_target": 100.0,
+    "slo_scales": [1.0, 0.4, 0.6, 0.8, 1.2],
+}
+"""What is swept unless asked otherwise: the reference's defaults."""
+
+ABLATION_GRID: dict[str, Any] = {
+    "model": "facebook/opt-66b",
+    "per_gpu_rate": [0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75],
+    **{key: [1, 2, 4, 8] for key in ("tp_prefill", "pp_prefill", "tp_decode", "pp_decode")},
+    "prefill_target": 400.0,
+    "decode_target": 100.0,
+    "slo_scales": [1.0, 0.4, 0.6, 0.8, 1.2, 1.4, 1.6],
+}
+"""The same with --figure: the grid of the paper's Figure 11."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
-    parser.add_argument("--model", default="facebook/opt-13b", help="(%(default)s)")
+    parser.add_argument("--model", help="(opt-13b; opt-66b with --figure)")
     parser.add_argument(
-        "--per-gpu-rate", type=number_list, default=[1, 2, 3, 4, 5], help="requests/s per GPU"
+        "--per-gpu-rate",
+        type=number_list,
+        help="requests/s per GPU (1 to 5; the paper's with --figure)",
     )
     parser.add_argument(
         "--base-N", type=integer_list, default=[25], help="requests per GPU (%(default)s)"
     )
     for role in ("prefill", "decode"):
-        parser.add_argument(f"--tp-{role}", type=integer_list, default=[1])
-        parser.add_argument(f"--pp-{role}", type=integer_list, default=[1])
+        parser.add_argument(f"--tp-{role}", type=integer_list, help="(1; 1,2,4,8 with --figure)")
+        parser.add_argument(f"--pp-{role}", type=integer_list, help="(1; 1,2,4,8 with --figure)")
     parser.add_argument("--total-gpu", type=integer_from(1), default=32)
     parser.add_argument("--output", choices=("table", "json"), default="table")
     parser.add_argument("--output-summary", type=Path, help="csv of all rows")
@@ -64,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-node", type=integer_from(1), default=4)
     add_load(parser)
     add_source(parser)
+    parser.set_defaults(**dict.fromkeys(GRID))  # filled in by run, when --figure is known
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
             "sweep reproduces the reference's grids and knows only --compat; "
             "use run or search for the default mode"
         )
+    for name, default in (ABLATION_GRID if args.figure else GRID).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     model = find_model(args.model)
     backends = ("distserve", "vllm") if args.figure else (args.backend,)
     rows = []
