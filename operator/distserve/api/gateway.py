@@ -70,7 +70,7 @@ class GatewaySpec(Model):
     )
     max_waiting_requests: int = Field(
         default=512,
-        ge=0,
+        ge=1,
         le=1000000,
         description="Requests that may wait in all gateways together; more are answered with 429 "
         "and Retry-After. Unit: requests. Default: 512.",

@@ -23,7 +23,7 @@ STAGE_BUCKETS = (
 )  # fmt: skip
 """Upper bounds in seconds. Fine at the low end: a fast decoder's TPOT lies below 10 ms."""
 
-CODES = ("200", "400", "404", "413", "429", "499", "500", "502", "503", "504")
+CODES = ("200", "400", "404", "408", "413", "429", "499", "500", "502", "503", "504")
 
 
 class Metrics:
