@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,13 +230,16 @@ class Fleet:
                 samples[name] = float(value)
         return samples
 
-    async def complete(self, **body: Any) -> dict[str, Any]:
+    async def complete(
+        self, headers: Mapping[str, str] | None = None, /, **body: Any
+    ) -> dict[str, Any]:
         """One answer of /v1/completions."""
         async with (
             aiohttp.ClientSession() as http,
             http.post(
                 f"{self.gateway_url}/v1/completions",
                 json={"model": "test"} | body,
+                headers=headers,
                 timeout=aiohttp.ClientTimeout(60),
             ) as answer,
         ):

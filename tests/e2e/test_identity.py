@@ -91,10 +91,12 @@ async def test_disaggregated_greedy_equals_generate(
     assert await tokens_of(fleet, prompts[:1]) == expected[:1]
     assert await tokens_of(fleet, prompts) == expected
     assert await tokens_of(fleet, prompts) == expected, "with prefix hits on both sides"
-    four = await fleet.complete(**greedy(prompts[3], n=4))
+    four = await fleet.complete({"x-request-id": "trace-me-7"}, **greedy(prompts[3], n=4))
     assert [c["token_ids"] for c in four["choices"]] == [expected[3]] * 4
 
     decode = next(i for i in fleet.instances if i.role == "decode")
+    for instance in fleet.instances:
+        assert instance.migrator and "trace-me-7" in instance.migrator.log.read_text()
     samples = await fleet.metrics(f"http://{decode.host}:8102")
     moved = {
         name: value

@@ -162,9 +162,10 @@ class Engine:
             self._reports.changed()
 
     def _offer(self, sequence: Choice) -> None:
-        transfer = sequence.request.transfer
+        transfer, table = sequence.request.transfer, self._blocks.table(sequence.owner)
         assert transfer is not None
-        self._transfers.offer(transfer, sequence.length, self._blocks.table(sequence.owner))
+        request_id = sequence.request.leg.request_id
+        self._transfers.offer(transfer, sequence.length, table, request_id)
         self._transfers.chunk_ready(transfer, 0, sequence.computed)
 
     def _fail_step(self, entries: list[Entry], error: Exception) -> None:

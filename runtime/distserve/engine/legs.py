@@ -80,7 +80,8 @@ class Legs:
             assert request.transfer is not None
             self._by_transfer[request.transfer] = request
         if leg.source:
-            self._transfers.expect(leg.source.transfer, leg.source.migrator, leg.timeout_ms)
+            source = leg.source
+            self._transfers.expect(source.transfer, source.migrator, leg.timeout_ms, leg.request_id)
         self._scheduler.add(request)
 
     def _refusal(self, leg: Leg) -> LegEvent | None:

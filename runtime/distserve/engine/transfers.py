@@ -72,7 +72,7 @@ class Transfers:
 
     # ---- prefill side ----------------------------------------------------------------------------
 
-    def offer(self, transfer: str, tokens: int, table: Sequence[int]) -> None:
+    def offer(self, transfer: str, tokens: int, table: Sequence[int], request_id: str = "") -> None:
         """These blocks will hold the KV of the first `tokens` tokens."""
         self._offers[transfer] = _Entry()
         self._blocks.share(offer_owner(transfer), table)
@@ -81,6 +81,7 @@ class Transfers:
                 transfer=transfer,
                 spans=[BlockSpan(TokenRange(0, tokens), list(table))],
                 lease_ms=self._lease_seconds * 1000,
+                request_id=request_id,
             )
         )
 
@@ -94,9 +95,11 @@ class Transfers:
 
     # ---- decode side -----------------------------------------------------------------------------
 
-    def expect(self, transfer: str, peer: str, timeout_ms: float) -> None:
+    def expect(self, transfer: str, peer: str, timeout_ms: float, request_id: str = "") -> None:
         self._expected[transfer] = _Entry()
-        self._send(Expect(transfer=transfer, peer=peer, timeout_ms=timeout_ms))
+        self._send(
+            Expect(transfer=transfer, peer=peer, timeout_ms=timeout_ms, request_id=request_id)
+        )
 
     def fetch(self, transfer: str, have_tokens: int, tokens: int) -> None:
         """Fill the fetch owner's blocks with what the prefix cache lacks."""

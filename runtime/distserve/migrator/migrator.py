@@ -172,6 +172,7 @@ class Migrator:
     def _handle(self, instance: LocalInstance, message: messages.EngineMessage) -> None:
         match message:
             case messages.Offer(transfer=name):
+                log.info("offered", extra=_of(message))
                 if self._welcome(name):
                     self.source.offer(message)
                 else:
@@ -181,6 +182,7 @@ class Migrator:
             case messages.Commit():
                 self.source.commit(message)
             case messages.Expect(transfer=name):
+                log.info("expected from %s", message.peer, extra=_of(message))
                 if self._welcome(name):
                     self.target.expect(message)
                 else:
@@ -217,3 +219,8 @@ class Migrator:
         if self._owes_drained and not self._busy and self._instance is not None:
             self._owes_drained = False
             self._instance.send(messages.Drained())
+
+
+def _of(message: messages.Offer | messages.Expect) -> dict[str, str]:
+    """Log fields: later lines name the transfer alone, this one joins it to its request."""
+    return {"transfer": message.transfer, "request_id": message.request_id}

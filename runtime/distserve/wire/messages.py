@@ -71,6 +71,8 @@ class Offer(Struct, frozen=True, tag="offer", kw_only=True):
     transfer: str
     spans: list[BlockSpan]
     lease_ms: float
+    request_id: str = ""
+    """Of the client's request: joins the migrator's logs to the others'."""
 
 
 class ChunkReady(Struct, frozen=True, tag="chunk_ready"):
@@ -94,6 +96,7 @@ class Expect(Struct, frozen=True, tag="expect", kw_only=True):
     peer: str
     """host:port of the migrator that holds the offer."""
     timeout_ms: float
+    request_id: str = ""
 
 
 class Fetch(Struct, frozen=True, tag="fetch", kw_only=True):
