@@ -74,7 +74,7 @@ async def tokens_of(fleet: Any, prompts: Sequence[Sequence[int]]) -> list[list[i
 
 @pytest.mark.parametrize(
     ("family", "transport"),
-    [("llama", "SharedMemory"), ("llama", "TCP"), ("qwen2", "TCP"), ("opt", "SharedMemory")],
+    [(f, t) for f in ("llama", "qwen2", "opt") for t in ("SharedMemory", "TCP")],
 )
 async def test_disaggregated_greedy_equals_generate(
     fleets: Any, model_folder: Any, family: str, transport: str
