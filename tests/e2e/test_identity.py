@@ -106,6 +106,33 @@ async def test_disaggregated_greedy_equals_generate(
     assert sum(moved.values()) > 0, f"no byte went over {transport}: {samples}"
 
 
+def reference_until_close(folder: Path, prompt: Sequence[int], tokens: int) -> list[int]:
+    """Greedy float32 tokens by transformers, up to the first that a rounding error could change."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([list(prompt)])
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
+        min_new_tokens=tokens, pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    best = [step[0].topk(2).values for step in output.logits]
+    close = next((i for i, (a, b) in enumerate(best) if a - b < 1e-4), tokens)
+    return [int(t) for t in output.sequences[0, len(prompt) : len(prompt) + close]]
+
+
+async def test_float32_equals_generate_up_to_the_first_close_call(
+    fleets: Any, model_folder: Any
+) -> None:
+    folder = model_folder("llama")
+    prompts = mixed_prompts(8, seed=21)
+    expected = [
+        await asyncio.to_thread(reference_until_close, folder, p, OUTPUT_TOKENS) for p in prompts
+    ]
+    fleet = await fleets(folder, dtype="float32")
+    got = await tokens_of(fleet, prompts)
+    assert [g[: len(e)] for g, e in zip(got, expected, strict=True)] == expected
+    assert sum(map(len, expected)) > 0.5 * len(prompts) * OUTPUT_TOKENS, "too little was compared"
+
+
 async def test_preempted_requests_continue_with_the_same_tokens(
     fleets: Any, model_folder: Any
 ) -> None:
