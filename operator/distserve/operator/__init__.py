@@ -1,0 +1,1 @@
+"""The operator: watches deployments and makes the cluster what they say."""

@@ -1,0 +1,194 @@
+"""What a reconcile sees and what it decides: the seam between watching, deciding and acting.
+
+    watch events -> Store -> Observed -> decide(observed, answers) -> Decision -> Cluster
+                                             ^                           |
+                                             +------- questions ---------+
+
+Deciding is pure. What it cannot know (a plan, a place, what the API server says of a pod) it asks;
+the reconciler answers what can be answered at once and calls it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from distserve.planner.errors import PlannerError
+from distserve.planner.plan import Plan, PlanRequest
+
+Object = dict[str, Any]
+"""A Kubernetes object as the API server serves it, without managedFields."""
+
+
+class Key(NamedTuple):
+    """A deployment."""
+
+    namespace: str
+    name: str
+
+
+class Ref(NamedTuple):
+    """An object in the deployment's namespace."""
+
+    api_version: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What decisions need of a pod."""
+
+    name: str
+    uid: str
+    instance: str
+    """Empty for a gateway's."""
+    unit: str
+    revision: str
+    node: str
+    """Empty until it is bound."""
+    ready: bool
+    terminating: bool
+    created: float
+    """Seconds since the epoch, as all times here."""
+    unschedulable: str = ""
+    """What the scheduler says of it, while it finds no node."""
+    restarts: int = 0
+    """Of the container that restarted most."""
+    waiting: str = ""
+    """Reason of a container that cannot start: ImagePullBackOff, CrashLoopBackOff..."""
+    message: str = ""
+    """The kubelet's words to that, or how the container ended last."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the cluster and the namespace offer."""
+
+    served: frozenset[str] = frozenset()
+    """Kinds that not every cluster has, as `monitoring.coreos.com/v1/PodMonitor`."""
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    kubernetes: tuple[int, int] = (1, 34)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The world as far as it concerns one deployment."""
+
+    document: Object
+    children: Mapping[Ref, Object]
+    """Live objects that this deployment controls, pods left out."""
+    pods: tuple[Pod, ...]
+    features: Features
+    now: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a unit goes: kept in an annotation of its StatefulSets, so that it is never asked
+    twice."""
+
+    level: str
+    """Name of the topology level; empty where the whole cluster is the domain."""
+    label: str
+    """The level's node label; empty where the level has none and nodes are named."""
+    value: str
+    nodes: Mapping[str, tuple[str, ...]]
+    """Instance -> the nodes that its pods should prefer."""
+
+
+@dataclass(frozen=True)
+class NoPlace:
+    """Why a unit waits."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class PlanQuestion:
+    """Make this plan, keyed by `request.inputs_hash`."""
+
+    request: PlanRequest
+
+
+@dataclass(frozen=True)
+class PlacementQuestion:
+    """Find a place for these units (of this deployment, rendered as `distserve.placement` needs
+    it); units that are not named are no longer waited for."""
+
+    units: tuple[Any, ...]  # distserve.placement's UnitRequest
+
+
+@dataclass(frozen=True)
+class DryRunQuestion:
+    """Would the API server take these objects? Asked once per revision."""
+
+    revision: str
+    objects: tuple[Object, ...]
+
+
+Question = PlanQuestion | PlacementQuestion | DryRunQuestion
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The answer is being worked out; the deployment's key is queued again when it is there."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was asked so far. An absent key: not asked yet."""
+
+    plans: Mapping[str, Plan | PlannerError | Pending] = field(default_factory=dict)
+    """By `PlanRequest.inputs_hash`."""
+    placements: Mapping[str, Placement | NoPlace | Pending] = field(default_factory=dict)
+    """By unit."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """By revision: the API server's words, empty when it takes all."""
+    foreign: frozenset[Ref] = frozenset()
+    """Objects that have our names and are not ours: they are never touched."""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply. Without `uid` the object is to be new: whoever acts looks first and, when
+    an object of that name is there, reports it as foreign. With it, the live object must have it."""
+
+    object: Object
+    uid: str = ""
+    create_only: bool = False
+    """Never applied again: the deployment's key, ControllerRevisions."""
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete with a uid precondition."""
+
+    ref: Ref
+    uid: str
+    grace_seconds: int | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Told to users once, when something changes."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done, in this order. Doing a part of it and deciding again is always right."""
+
+    questions: tuple[Question, ...] = ()
+    """While there are any, the rest is what can be done without their answers."""
+    actions: tuple[Apply | Delete, ...] = ()
+    status: Object | None = None
+    """The whole new status, or None where it is already so."""
+    events: tuple[Event, ...] = ()
+    again_seconds: float | None = None
+    """Decide again after this long even if nothing changes: a timeout runs."""
