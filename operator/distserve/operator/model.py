@@ -154,7 +154,7 @@ class Answers:
 @dataclass(frozen=True)
 class Apply:
     """Server-side apply. Without `uid` the object is to be new: whoever acts looks first and, when
-    an object of that name is there, reports it as foreign. With it, the live object must have it."""
+    one of that name is there, reports it as foreign. With it, the live object must have it."""
 
     object: Object
     uid: str = ""
