@@ -14,7 +14,7 @@ from distserve.local import checks, rundir
 from distserve.local.addresses import reserve_addresses
 from distserve.local.errors import Refused
 from distserve.local.launch import Place, expand, launch, rewrite
-from distserve.local.localise import with_gateway_port, with_one_gateway
+from distserve.local.localise import localised, with_one_gateway
 from distserve.local.probes import ProbeCount
 from distserve.local.specs import ProbeSpec, read_inventory
 from distserve.local.stats import GatewayStats, parse_stats
@@ -43,7 +43,7 @@ def deployment(**spec: Any) -> Any:
 
 def local_objects(port: int = 8765, **spec: Any) -> list[dict[str, Any]]:
     settings = RenderSettings(released_images(), key="k" * 64)
-    return with_gateway_port(render(with_one_gateway(deployment(**spec)), settings), port)
+    return localised(render(with_one_gateway(deployment(**spec)), settings), port)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,17 @@ def test_gateway_listens_on_the_asked_port() -> None:
     assert words[words.index("--max-waiting-requests") + 1] == "512"
     assert container.readiness and container.readiness.port == 8765
     assert container.pre_stop == ()
+
+
+def test_gateway_hears_of_the_instances_by_a_file() -> None:
+    inventory = read_inventory(local_objects())
+    (gateway,) = [p for p in inventory.pods if p.is_gateway]
+    folders = {v["name"]: Path("/f") / v["name"] for v in gateway.volumes}
+    place = Place(gateway, "127.9.9.2", folders)
+    words = launch(gateway.containers[0], place, inventory, {}, 42).argv
+    assert words[words.index("--discovery") + 1] == "file:/f/discovery/endpoints.json"
+    (config_map,) = inventory.config_maps.values()
+    assert config_map["data"] == {"endpoints.json": '{"endpoints": []}'}
 
 
 def test_init_container_is_refused() -> None:

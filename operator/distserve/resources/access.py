@@ -1,4 +1,4 @@
-"""Who may do what: service accounts, the gateway's role, the deployment's key, discovery."""
+"""Who may do what: service accounts, the gateway's role, the deployment's key."""
 
 import base64
 
@@ -6,7 +6,6 @@ from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming
 from distserve.resources.objects import Object, new_object
-from distserve.resources.processes import DISCOVERY_FILE
 from distserve.resources.settings import RenderSettings
 
 RBAC = "rbac.authorization.k8s.io"
@@ -18,7 +17,6 @@ def access_objects(deployment: DistServeDeployment, settings: RenderSettings) ->
         _service_account(deployment, naming.gateway_name(deployment)),
         _role_binding(deployment, settings.gateway_cluster_role),
         _key(deployment, settings.key),
-        _discovery(deployment),
     ]
 
 
@@ -50,9 +48,3 @@ def _key(deployment: DistServeDeployment, key: str | None) -> Object:
         }
         return found
     return found | {"immutable": True, "data": {"key": base64.b64encode(key.encode()).decode()}}
-
-
-def _discovery(deployment: DistServeDeployment) -> Object:
-    """Begins empty; kept by whoever watches the instances."""
-    found = new_object(deployment, "v1", "ConfigMap", naming.discovery_name(deployment))
-    return found | {"data": {DISCOVERY_FILE: '{"endpoints": []}'}}

@@ -65,14 +65,7 @@ def _pod(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
                 }
             ],
             "containers": [_container(deployment, settings)],
-            "volumes": [
-                parts.key_volume(deployment),
-                parts.scratch_volume(),
-                {
-                    "name": "discovery",
-                    "configMap": {"name": naming.discovery_name(deployment)},
-                },
-            ],
+            "volumes": [parts.key_volume(deployment), parts.scratch_volume()],
         },
     }
 
@@ -93,11 +86,7 @@ def _container(deployment: DistServeDeployment, settings: RenderSettings) -> Obj
         ),
         "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_SECONDS}}},
         "securityContext": parts.container_security(),
-        "volumeMounts": [
-            parts.key_mount(),
-            parts.scratch_mount(),
-            {"name": "discovery", "mountPath": processes.DISCOVERY_FOLDER, "readOnly": True},
-        ],
+        "volumeMounts": [parts.key_mount(), parts.scratch_mount()],
     }
 
 

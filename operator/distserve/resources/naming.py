@@ -57,10 +57,6 @@ def key_secret_name(deployment: DistServeDeployment) -> str:
     return f"{deployment.name}-key"
 
 
-def discovery_name(deployment: DistServeDeployment) -> str:
-    return f"{deployment.name}-discovery"
-
-
 def url(deployment: DistServeDeployment) -> str:
     """Where clients in the cluster go."""
     host = f"{gateway_name(deployment)}.{deployment.namespace}.svc"

@@ -9,7 +9,7 @@ from distserve.api.deployment import (
     DistServeDeployment,
 )
 from distserve.api.strategies import Role
-from distserve.resources.naming import Instance
+from distserve.resources.naming import Instance, headless_service_name
 
 ENGINE_PORT: Final = 8100
 MIGRATOR_PORT: Final = 8101
@@ -18,10 +18,8 @@ GATEWAY_PORT: Final = 8000
 
 RUN_FOLDER: Final = "/run/distserve"
 KEY_FOLDER: Final = "/etc/distserve/key"
-DISCOVERY_FOLDER: Final = "/etc/distserve/discovery"
 MODEL_FOLDER: Final = "/var/lib/distserve/model"
 KEY_FILE: Final = f"{KEY_FOLDER}/key"
-DISCOVERY_FILE: Final = "endpoints.json"
 MIGRATOR_SOCKET: Final = f"{RUN_FOLDER}/migrator.sock"
 PEER_SOCKET: Final = f"{RUN_FOLDER}/peer.sock"
 
@@ -49,6 +47,7 @@ def engine_arguments(
         "strategy": spec.strategy.name.value,
         "strategy-options": json.dumps(spec.strategy.options, sort_keys=True),
         "instance": "$(POD_NAME)",
+        "unit": instance.unit,
         "revision": revision,
         "host": "$(POD_IP)",
         "port": str(ENGINE_PORT),
@@ -97,7 +96,7 @@ def gateway_arguments(deployment: DistServeDeployment) -> list[str]:
         "port": str(GATEWAY_PORT),
         "model": spec.model.id,
         "strategy": spec.strategy.name.value,
-        "discovery": f"file:{DISCOVERY_FOLDER}/{DISCOVERY_FILE}",
+        "discovery": f"endpointslices:{deployment.namespace}/{headless_service_name(deployment)}",
         "key-file": KEY_FILE,
         "routing-policy": gateway.routing.policy.value,
         "min-remote-prefill-tokens": str(gateway.routing.min_remote_prefill_tokens),

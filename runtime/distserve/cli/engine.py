@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strategy", choices=[*map(str, StrategyName)], default=str(StrategyName.COLOCATED))
     add("--strategy-options", default="{}", help="the strategy's own, as JSON")
     add("--instance", required=True, help="name of this instance")
-    add("--revision", default="", help="the deployment's revision, a label of its metrics")
+    add("--unit", default="", help="the unit that it is of: routes stay in one where they can")
+    add("--revision", default="", help="the deployment's revision; also a label of its metrics")
+    add("--domain", default="", help="the fabric domain that it is placed in")
     add("--host", required=True, help="address to listen on: the pod's IP")
     add("--port", type=int, default=8100)
     add("--migrator-socket", type=Path, help="its migrator's; absent: it cannot migrate")
@@ -92,7 +94,9 @@ def _settings(
         role=Role(args.role),
         strategy=strategy,
         instance=args.instance,
+        unit=args.unit,
         revision=args.revision,
+        domain=args.domain,
         host=args.host,
         port=args.port,
         migrator_socket=args.migrator_socket,

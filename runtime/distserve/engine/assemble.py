@@ -103,6 +103,9 @@ def _info(
     return InstanceInfo(
         instance=settings.instance,
         role=str(settings.role),
+        unit=settings.unit,
+        revision=settings.revision,
+        domain=settings.domain,
         epoch=epoch,
         fingerprint=fingerprint(
             model.config,

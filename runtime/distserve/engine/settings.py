@@ -15,7 +15,10 @@ class Settings:
     role: Role
     strategy: StrategySpec
     instance: str
+    unit: str = ""
     revision: str
+    domain: str = ""
+    """Of the fabric that it is placed in."""
     host: str
     port: int
     migrator_socket: Path | None

@@ -19,10 +19,11 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
     name: str
     url: str
-    role: str
+    role: str = ""
     unit: str = ""
     revision: str = ""
     domain: str = ""
+    """Empty ones are asked of the instance itself."""
     ready: bool = True
     terminating: bool = False
 

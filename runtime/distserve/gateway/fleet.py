@@ -61,7 +61,19 @@ class Member:
 
     @property
     def role(self) -> str:
-        return self.endpoint.role
+        return self.endpoint.role or (self.info.role if self.info else "")
+
+    @property
+    def unit(self) -> str:
+        return self.endpoint.unit or (self.info.unit if self.info else "")
+
+    @property
+    def revision(self) -> str:
+        return self.endpoint.revision or (self.info.revision if self.info else "")
+
+    @property
+    def domain(self) -> str:
+        return self.endpoint.domain or (self.info.domain if self.info else "")
 
     @property
     def fingerprint(self) -> str:

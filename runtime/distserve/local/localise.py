@@ -1,10 +1,17 @@
-"""A deployment as it is run here: the same objects, but for one gateway and its port."""
+"""A deployment as it is run here: the same objects, but for one gateway, its port, and a file that
+tells it of the instances instead of a cluster's API."""
 
 import copy
+import json
+from typing import Any, Final
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.local.specs import Object
+
+DISCOVERY_MAP: Final = "discovery"
+DISCOVERY_FILE: Final = "endpoints.json"
+_DISCOVERY_FOLDER: Final = "/etc/distserve/discovery"
 
 
 def with_one_gateway(deployment: DistServeDeployment) -> DistServeDeployment:
@@ -14,9 +21,16 @@ def with_one_gateway(deployment: DistServeDeployment) -> DistServeDeployment:
     return deployment.model_copy(update={"spec": spec})
 
 
-def with_gateway_port(objects: list[Object], port: int) -> list[Object]:
-    """The gateway listens on the port that users asked for: what a Service's mapping does."""
-    return [_remapped(o, port) if _is_gateway(o) else o for o in objects]
+def localised(objects: list[Object], port: int) -> list[Object]:
+    """The gateway listens on the port that users asked for, which is what a Service's mapping does,
+    and reads the instances from a ConfigMap's file, which the runner keeps."""
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": DISCOVERY_MAP, "labels": {}},
+        "data": {DISCOVERY_FILE: json.dumps({"endpoints": []})},
+    }
+    return [config_map, *(_gateway_here(o, port) if _is_gateway(o) else o for o in objects)]
 
 
 def _is_gateway(found: Object) -> bool:
@@ -24,13 +38,25 @@ def _is_gateway(found: Object) -> bool:
     return found["kind"] == "Deployment" and bool(component == labels.COMPONENT_GATEWAY)
 
 
-def _remapped(found: Object, port: int) -> Object:
+def _gateway_here(found: Object, port: int) -> Object:
     changed = copy.deepcopy(found)
-    for container in changed["spec"]["template"]["spec"]["containers"]:
+    pod = changed["spec"]["template"]["spec"]
+    volume = {"name": DISCOVERY_MAP, "configMap": {"name": DISCOVERY_MAP}}
+    pod["volumes"] = [*pod.get("volumes", []), volume]
+    for container in pod["containers"]:
         arguments = container.get("args", [])
-        if "--port" in arguments:
-            arguments[arguments.index("--port") + 1] = str(port)
+        if "--discovery" not in arguments:
+            continue  # a user's sidecar
+        _set(arguments, "--port", str(port))
+        _set(arguments, "--discovery", f"file:{_DISCOVERY_FOLDER}/{DISCOVERY_FILE}")
+        mount = {"name": DISCOVERY_MAP, "mountPath": _DISCOVERY_FOLDER}
+        container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
         for declared in container.get("ports", []):
             if declared.get("name") == "http":
                 declared["containerPort"] = port
     return changed
+
+
+def _set(arguments: list[Any], flag: str, value: str) -> None:
+    if flag in arguments:
+        arguments[arguments.index(flag) + 1] = value

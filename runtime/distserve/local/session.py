@@ -15,13 +15,16 @@ from distserve.local import checks
 from distserve.local.addresses import reserve_addresses
 from distserve.local.discovery import DiscoveryFile
 from distserve.local.errors import PodFailed
-from distserve.local.localise import with_gateway_port, with_one_gateway
+from distserve.local.localise import (
+    DISCOVERY_FILE,
+    DISCOVERY_MAP,
+    localised,
+    with_one_gateway,
+)
 from distserve.local.rundir import run_directory
 from distserve.local.specs import read_inventory
 from distserve.local.stats import read_stats
 from distserve.local.supervisor import Supervisor, supervise
-from distserve.resources import naming
-from distserve.resources.processes import DISCOVERY_FILE
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
 
@@ -68,14 +71,12 @@ async def open_session(
     checks.check_port(port)
     local = with_one_gateway(deployment)
     settings = RenderSettings(released_images(), key=secrets.token_hex(32))
-    inventory = read_inventory(with_gateway_port(render(local, settings), port))
+    inventory = read_inventory(localised(render(local, settings), port))
     checks.check_memory(inventory, checks.available_memory_bytes())
     with run_directory() as folder, reserve_addresses(random.Random()) as addresses:
         logs = log_directory or folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         async with supervise(inventory, addresses, folder, logs) as supervisor:
-            discovery = DiscoveryFile(
-                folder / "configmaps" / naming.discovery_name(local) / DISCOVERY_FILE
-            )
+            discovery = DiscoveryFile(folder / "configmaps" / DISCOVERY_MAP / DISCOVERY_FILE)
             supervisor.watchers.append(lambda: discovery.publish(supervisor.pods))
             yield Session(local, supervisor, f"http://127.0.0.1:{port}", logs)

@@ -230,6 +230,10 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
 
     instance: str
     role: str
+    unit: str = ""
+    revision: str = ""
+    domain: str = ""
+    """Of its fabric. What two instances of a route should share: unit, revision, domain."""
     epoch: int
     fingerprint: str
     model: str

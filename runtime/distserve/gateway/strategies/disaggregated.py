@@ -28,9 +28,9 @@ def exchange(prefill: Member, decode: Member) -> bool:
 
 
 _NEARNESS: tuple[Callable[[Member], str], ...] = (
-    lambda m: m.endpoint.revision,
-    lambda m: m.endpoint.unit,
-    lambda m: m.endpoint.domain,
+    lambda m: m.revision,
+    lambda m: m.unit,
+    lambda m: m.domain,
 )
 """What two instances should share, most wanted first."""
 
@@ -97,11 +97,7 @@ def _pairs(ready: list[Member]) -> dict[Member, list[Member]]:
 def _with_kin(pairs: dict[Member, list[Member]]) -> list[Member]:
     """Prefill instances with a decode instance of their own revision, else all: while a rollout
     runs, a revision that is still incomplete does not draw requests."""
-    kin = [
-        p
-        for p, decodes in pairs.items()
-        if any(d.endpoint.revision == p.endpoint.revision for d in decodes)
-    ]
+    kin = [p for p, decodes in pairs.items() if any(d.revision == p.revision for d in decodes)]
     return kin or list(pairs)
 
 
