@@ -18,6 +18,7 @@ VERBS = {
     "demo": "serve the tiny model, prefill and decode apart, and show what happened",
     "plan": "say how many instances of which shape meet a deployment's SLO",
     "render": "print the Kubernetes objects of a deployment",
+    "why": "say what keeps a deployment in a cluster from serving",
     "crd": "print, write or check the generated CRD",
     "simulate": "simulate placements and search for the best one",
     "engine": "process: one instance of the model",
