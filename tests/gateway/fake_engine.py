@@ -117,6 +117,7 @@ class FakeEngine:
     kv_lines: list[KvEvent] = field(default_factory=list)
     free_blocks: int = 1000
     draining: bool = False
+    ready: bool = True
     epoch: int = 1
     url: str = ""
     _sequence: int = 0
@@ -170,10 +171,11 @@ class FakeEngine:
 
     async def _instance(self, request: web.Request) -> web.Response:
         info = InstanceInfo(
-            instance=self.name, role=self.role, epoch=self.epoch, fingerprint=self.fingerprint,
-            model=self.model, strategy=self.strategy, block_tokens=BLOCK_TOKENS,
-            total_blocks=1000, max_model_len=self.max_model_len, max_num_seqs=64,
-            max_num_batched_tokens=512, vocab_size=VOCAB, bos_token_id=BOS, eos_token_ids=[EOS],
+            instance=self.name, role=self.role, unit="u0", revision=self.revision,
+            epoch=self.epoch, fingerprint=self.fingerprint, model=self.model,
+            strategy=self.strategy, block_tokens=BLOCK_TOKENS, total_blocks=1000,
+            max_model_len=self.max_model_len, max_num_seqs=64, max_num_batched_tokens=512,
+            vocab_size=VOCAB, bos_token_id=BOS, eos_token_ids=[EOS],
             chat_template=TEMPLATE,
             files={"tokenizer.json": hashlib.sha256(make_tokenizer()).hexdigest()},
             sampling_defaults={"temperature": 0.5},
@@ -196,7 +198,7 @@ class FakeEngine:
         state = InstanceState(
             epoch=self.epoch, sequence=self._sequence, free_blocks=self.free_blocks,
             total_blocks=1000, waiting=0, running=len(requests), draining=self.draining,
-            requests=requests,
+            ready=self.ready, requests=requests,
         )  # fmt: skip
         return msgspec.json.encode(state) + b"\n"
 

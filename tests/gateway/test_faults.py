@@ -182,6 +182,22 @@ async def test_a_request_waits_for_an_instance_that_gets_ready(houses: Any) -> N
     assert status == 200
 
 
+async def test_a_request_waits_for_an_instance_whose_migrator_comes_back(houses: Any) -> None:
+    """Not sent to fail there: its attempts would be spent in a moment."""
+    house = await houses()
+    (decode,) = house.decodes
+    decode.ready = False
+    decode.changed()
+    await house.until(lambda: not house.gateway.ready)
+    asked = asyncio.create_task(house.complete())
+    await house.until(lambda: house.gateway.admission.waiting == 1)
+    assert not house.prefills[0].legs
+    decode.ready = True
+    decode.changed()
+    assert (await asked)[0] == 200
+    assert len(decode.legs) == 1
+
+
 async def test_draining_terminating_and_unready_instances_get_nothing_new(houses: Any) -> None:
     house = await houses(prefill=4, decode=1)
     house.prefills[0].draining = True

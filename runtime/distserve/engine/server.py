@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from msgspec.structs import replace
 
 from distserve.engine.commands import DropTransfer, StartDrain, StartLeg, StopLeg
 from distserve.engine.hub import Events, Hub, closes
@@ -67,7 +68,7 @@ class Served:
     @property
     def instance(self) -> InstanceInfo:
         address = self.link.address if self.link else ""
-        return msgspec.structs.replace(self.info, migrator=address)
+        return replace(self.info, migrator=address)
 
 
 def make_app(served: Served) -> FastAPI:
@@ -144,7 +145,8 @@ async def _leg_lines(
 def _add_reports(router: APIRouter, served: Served) -> None:
     @router.get("/state")
     async def state() -> Response:
-        return StreamingResponse(_lines(served.hub.states()), media_type=_LINES)
+        states = (replace(s, ready=not served.unready) async for s in served.hub.states())
+        return StreamingResponse(_lines(states), media_type=_LINES)
 
     @router.get("/kv-events")
     async def kv_events() -> Response:

@@ -140,6 +140,7 @@ class Member:
             and not self.endpoint.terminating
             and self.info is not None
             and self.state is not None
+            and self.state.ready
             and not self.state.draining
             and now >= self.evicted_until
         )

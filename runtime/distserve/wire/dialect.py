@@ -210,6 +210,8 @@ class InstanceState(Struct, frozen=True, kw_only=True, tag="state"):
     step_rest_ms: float = 0.0
     """Predicted rest of the running step."""
     draining: bool = False
+    ready: bool = True
+    """As `/readyz` has it. False: nothing new here now, for example while there is no migrator."""
     requests: list[RequestState] = []
 
 

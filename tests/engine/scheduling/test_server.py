@@ -18,10 +18,12 @@ import uvicorn
 
 from distserve.engine.batch import Span, SpanResult
 from distserve.engine.blocks import BlockManager
+from distserve.engine.commands import MigratorDown, MigratorUp
 from distserve.engine.engine import Engine
 from distserve.engine.hub import Hub
 from distserve.engine.loop import EngineLoop
 from distserve.engine.metrics import EngineMetrics
+from distserve.engine.migrator_link import MigratorLink
 from distserve.engine.scheduler import Limits, Scheduler
 from distserve.engine.server import Served, make_app
 from distserve.engine.strategies.colocated import compose
@@ -228,6 +230,29 @@ async def test_state_comes_on_change_and_at_least_every_second(site: Site, make_
         await running
         while json.loads(await answer.content.readline())["requests"]:
             pass
+
+
+async def test_state_says_at_once_when_the_migrator_is_gone(site: Site, tmp_path: Path) -> None:
+    loop = site.served.loop
+    link = site.served.link = MigratorLink(tmp_path / "none.sock", None, [], loop.tell)  # type: ignore[arg-type]
+
+    async def until(answer: aiohttp.ClientResponse, ready: bool) -> dict[str, Any]:
+        while (state := json.loads(await answer.content.readline()))["ready"] is not ready:
+            pass
+        return dict(state)
+
+    async with site.http.get(f"{site.url}/state") as answer:
+        before = await until(answer, False)
+        link.address = "127.0.0.1:8101"
+        loop.tell(MigratorUp(link.address))
+        up = await until(answer, True)
+        link.address = ""
+        loop.tell(MigratorDown())
+        down = await until(answer, False)
+    # On the change, not with the line that is repeated each second.
+    assert before["sequence"] < up["sequence"] < down["sequence"]
+    async with site.http.get(f"{site.url}/readyz") as answer:
+        assert answer.status == 503
 
 
 async def test_cache_events_start_with_all_hashes(site: Site, make_leg: Any) -> None:
