@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8000)
     add("--model", required=True, help="name that clients use")
     add("--strategy", choices=[*map(str, StrategyName)], default=str(StrategyName.DISAGGREGATED))
-    add("--discovery", required=True, help="where the instances are: file:PATH")
+    add(
+        "--discovery",
+        required=True,
+        help="where the instances are: file:PATH or endpointslices:NAMESPACE/SERVICE",
+    )
     add("--key-file", required=True, help="file with the deployment's key")
     add(
         "--routing-policy",
@@ -76,7 +80,7 @@ def _settings(args: argparse.Namespace, key: bytes, make: Callable[..., T]) -> T
     from distserve.wire.dialect import Slo
 
     strategy = StrategyName(args.strategy)
-    _or_usage(lambda: make_discovery(args.discovery), ValueError)
+    _or_usage(lambda: make_discovery(args.discovery), ValueError, "--discovery: ")
     for flag in ("max_waiting_requests", "min_remote_prefill_tokens"):
         if getattr(args, flag) < 0:
             raise UsageError(f"--{flag.replace('_', '-')} must not be negative")

@@ -81,7 +81,7 @@ class EngineClient:
             if answer.status != 200:
                 yield _refusal(answer.status, await answer.content.read(1 << 16))
                 return
-            async for event in _split(answer, _EVENTS):
+            async for event in json_lines(answer, _EVENTS):
                 yield event
 
     async def abort(self, url: str, leg: str) -> None:
@@ -121,7 +121,7 @@ class EngineClient:
         )
         async with self._session.get(url, timeout=timeout, allow_redirects=False) as answer:
             answer.raise_for_status()
-            async for line in _split(answer, decoder):
+            async for line in json_lines(answer, decoder):
                 yield line
 
 
@@ -134,7 +134,7 @@ def _refusal(status: int, body: bytes) -> LegError:
         return LegError(f"engine answered {status}: {text}", retryable, status)
 
 
-async def _split(
+async def json_lines(
     answer: aiohttp.ClientResponse, decoder: "msgspec.json.Decoder[T]"
 ) -> AsyncGenerator[T, None]:
     """JSON lines. All lines of one read come without a pause between them."""

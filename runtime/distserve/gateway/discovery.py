@@ -1,8 +1,11 @@
-"""Where the engines are: an interface, and the file that a runner keeps (docs/processes.md)."""
+"""Where the engines are: an interface, and the file that a runner keeps (docs/processes.md).
+In a cluster it is slice_discovery.py."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +15,8 @@ from msgspec import Struct
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+_FORMS = "write file:PATH, or in a cluster endpointslices:NAMESPACE/SERVICE"
+_DNS_LABEL = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -74,9 +79,16 @@ class FileDiscovery:
         return None
 
 
-def make_discovery(location: str) -> Discovery:
-    """`file:PATH`. Raises ValueError."""
+def make_discovery(location: str, environment: Mapping[str, str] = os.environ) -> Discovery:
+    """`file:PATH` or `endpointslices:NAMESPACE/SERVICE`. Raises ValueError."""
     kind, _, rest = location.partition(":")
-    if kind != "file" or not rest:
-        raise ValueError(f"discovery {location!r} is not known: write file:PATH")
-    return FileDiscovery(Path(rest))
+    if kind == "file" and rest:
+        return FileDiscovery(Path(rest))
+    service = re.fullmatch(f"({_DNS_LABEL})/({_DNS_LABEL})", rest)
+    if kind == "endpointslices" and service:
+        # It imports this module, and HTTP, which a file does not need.
+        from distserve.gateway.api_server import api_server_of_pod
+        from distserve.gateway.slice_discovery import SliceDiscovery
+
+        return SliceDiscovery(api_server_of_pod(environment), service[1], service[2])
+    raise ValueError(f"discovery {location!r} is not known: {_FORMS}")

@@ -99,6 +99,9 @@ class FleetWatcher:
 
     async def _introduce(self, member: Member) -> None:
         info = await self.client.instance(member.url)
+        if info.instance != member.name:
+            # Its address went to another one, and discovery lags behind: not to be counted twice.
+            raise Mismatch(f"at {member.url} answers {info.instance!r}")
         if info.model != self.model:
             raise Mismatch(f"it serves {info.model!r}, not {self.model!r}")
         if info.strategy != self.strategy:
