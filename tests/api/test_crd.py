@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from distserve.api.base import Model
+from distserve.api.conditions import REASONS, Condition
 from distserve.api.crd import custom_resource_definition
 from distserve.api.deployment import Spec
+from distserve.api.reference import described, reference
 from distserve.cli import crd as command
 from distserve.cli.main import main
 
@@ -55,7 +57,7 @@ def test_every_node_is_structural(path: str) -> None:
 @pytest.mark.parametrize("path", [p for p in NODES if p.startswith((".spec", ".status"))])
 def test_every_field_is_described_and_bounded(path: str) -> None:
     node = NODES[path]
-    assert node["description"]
+    assert node.get("description") or (path.endswith("[]") and node["type"] == "string")
     if path.startswith(".spec") and node.get("type") == "string" and "enum" not in node:
         assert "maxLength" in node, "rules about it would have no bounded cost"
     if path.startswith(".spec") and node.get("type") == "integer":
@@ -80,7 +82,7 @@ def test_subresources_and_columns_point_at_fields() -> None:
     assert at(scale["labelSelectorPath"])["type"] == "string"
     assert VERSION["subresources"]["status"] == {}
     names = [column["name"] for column in VERSION["additionalPrinterColumns"]]
-    assert names == ["Ready", "Reason", "Units", "Prefill", "Decode", "Hybrid", "Age"]
+    assert names == ["Ready", "Reason", "Units", "Prefill", "Decode", "Hybrid", "Domain", "Age"]
     for column in VERSION["additionalPrinterColumns"]:
         assert set(column) <= {"name", "type", "jsonPath", "description", "priority"}
 
@@ -115,6 +117,16 @@ def test_committed_files_are_what_the_types_say() -> None:
     for path, text in command.generated_files().items():
         assert (ROOT / path).read_text() == text, "run `make crds`"
     assert yaml.safe_load((ROOT / command.CRD_FILE).read_text()) == CRD
+
+
+def test_every_condition_and_reason_is_explained() -> None:
+    assert set(REASONS) == set(Condition)
+    page = reference()
+    for condition, reasons in REASONS.items():
+        for text in (*described(Condition).values(), *described(reasons).values()):
+            assert text.endswith(".") and text in page
+        assert list(described(reasons)) == [reason.value for reason in reasons]
+        assert f"### {condition}" in page
 
 
 def test_check_names_what_differs(

@@ -189,6 +189,46 @@ def test_mistakes_in_what_is_planned(tmp_path: Path, change: dict[str, Any], sai
     assert said in refused(tmp_path, document(**(AUTO | change)))
 
 
+LEVELS = [
+    {"name": "nvlink", "nodeLabel": "nvidia.com/gpu.clique"},
+    {"name": "zone", "nodeLabel": "topology.kubernetes.io/zone"},
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"topology": {"packWithin": "nvlink"}}, "packWithin names no level"),
+        ({"topology": {"levels": LEVELS, "packWithin": "rack"}}, "packWithin names no level"),
+        ({"topology": {"levels": [LEVELS[0]] * 2}}, "two levels have one name: name each"),
+        ({"topology": {"levels": LEVELS, "preset": "AWS"}}, "preset brings its own levels"),
+        ({"topology": {"preset": "GKE", "packWithin": "nvlink"}}, "GKE has the levels leaf, spine"),
+        ({"topology": {"enforcement": "Preferred"}}, "Preferred says how packWithin is meant"),
+        (
+            {"topology": {"levels": LEVELS, "packWithin": "zone", "relaxAfter": "1m"}},
+            "relaxAfter belongs to enforcement Preferred",
+        ),
+        ({"topology": {"levels": [{"name": "a", "nodeLabel": "no label"}]}}, "levels[0].nodeLabel"),
+        ({"rollout": {"maxSurgeUnits": 0}}, "both 0, so no unit could ever be replaced: set one"),
+        ({"rollout": {"whenFull": "Hope"}}, "spec.rollout.whenFull"),
+        ({"restart": {"budget": 0}}, "spec.restart.budget"),
+    ],
+)
+def test_mistakes_in_how_it_is_kept(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    assert said in refused(tmp_path, document(**change))
+
+
+def test_levels_are_given_or_the_presets(tmp_path: Path) -> None:
+    def topology(**fields: Any) -> Any:
+        return load_deployment(written(tmp_path, document(topology=fields))).spec.topology
+
+    given = topology(levels=LEVELS, packWithin="zone", enforcement="Preferred")
+    assert [level.name for level in given.resolved_levels] == ["nvlink", "zone"]
+    assert given.relax_after_seconds == 300
+    preset = topology(preset="NVIDIA", packWithin="nvlink").resolved_levels
+    assert [level.model_dump(by_alias=True) for level in preset] == LEVELS
+
+
 @pytest.mark.parametrize(
     "name", ["x" * 31, "1tiny", "Tiny", "tiny-", "ti.ny", ""], ids=lambda n: n or "empty"
 )

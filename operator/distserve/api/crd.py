@@ -87,6 +87,7 @@ def _printer_columns() -> list[dict[str, Any]]:
         _column("Prefill", _role("prefill"), "Ready prefill instances.", kind="integer"),
         _column("Decode", _role("decode"), "Ready decode instances.", kind="integer"),
         _column("Hybrid", _role("hybrid"), "Ready hybrid instances.", kind="integer", priority=1),
+        _column("Domain", ".status.units[0].domain.value", "Where the first unit lies."),
         _column("Age", ".metadata.creationTimestamp", "Time since creation.", kind="date"),
     ]
 

@@ -9,11 +9,13 @@ from distserve.api.base import Model, Rule
 from distserve.api.durations import Duration
 from distserve.api.gateway import GatewaySpec
 from distserve.api.model import ModelSpec
+from distserve.api.operations import Disruption, Observability, Restart, Rollout
 from distserve.api.planning import Planning, Workload
 from distserve.api.quantities import ByteQuantity
 from distserve.api.roles import RoleSpec
 from distserve.api.status import Status
 from distserve.api.strategies import STRATEGIES, Role, StrategyKind, StrategyName, StrategySpec
+from distserve.api.topology import Topology
 
 MAX_NAME = 30
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -149,28 +151,6 @@ class NetworkPolicySpec(Model):
     )
 
 
-class Disruption(Model):
-    """What voluntary disruptions, such as draining a node, may take."""
-
-    min_available_units: int = Field(
-        default=1,
-        ge=0,
-        le=10000,
-        description="Units that evictions leave whole. With units not above it no pod can be "
-        "evicted. Unit: units. Default: 1.",
-    )
-
-
-class Rollout(Model):
-    """How instances are replaced."""
-
-    drain_deadline: Duration = Field(
-        default="60s",
-        description="How long an instance that has to end may take to finish its requests. Unit: "
-        "a duration. Default: 60s.",
-    )
-
-
 def _section_rules() -> tuple[Rule, ...]:
     def rule(name: StrategyName, kind: StrategyKind) -> Rule:
         used = [role.value for role in kind.roles]
@@ -280,12 +260,21 @@ class Spec(Model):
         default_factory=KvTransfer, description="How KV cache moves between instances."
     )
     gateway: GatewaySpec = Field(default_factory=GatewaySpec, description="The OpenAI endpoint.")
-    rollout: Rollout = Field(default_factory=Rollout, description="How instances are replaced.")
+    topology: Topology = Field(
+        default_factory=Topology, description="How near a unit's pods must be to one another."
+    )
+    rollout: Rollout = Field(default_factory=Rollout, description="How units are replaced.")
     disruption: Disruption = Field(
         default_factory=Disruption, description="What voluntary disruptions may take."
     )
+    restart: Restart = Field(
+        default_factory=Restart, description="When pods that keep failing are given up."
+    )
     network_policy: NetworkPolicySpec = Field(
         default_factory=NetworkPolicySpec, description="Who may connect to whom."
+    )
+    observability: Observability = Field(
+        default_factory=Observability, description="Objects for the Prometheus operator."
     )
     images: Images = Field(default_factory=Images, description="Container images.")
 

@@ -1,9 +1,12 @@
 """docs/reference.md, made from the CRD: every field with type, bounds and description."""
 
+import ast
+import inspect
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
-from distserve.api.conditions import Condition
+from distserve.api.conditions import REASONS, Condition
 from distserve.api.crd import custom_resource_definition
 from distserve.api.labels import API_VERSION, KIND
 
@@ -26,9 +29,26 @@ def reference() -> str:
         parts.append("")
     parts.append("## Rules\n\nWhat the API server refuses, besides wrong types and bounds:\n")
     parts.extend(f"- {message}" for message in _messages(schema))
-    parts.append("\n## Conditions\n")
-    parts.extend(f"- `{name}`" for name in Condition)
+    parts.append("\n## Conditions")
+    for condition, what in described(Condition).items():
+        parts.append(f"\n### {condition}\n\n{what}\n\n| reason | meaning |\n|---|---|")
+        reasons = described(REASONS[Condition(condition)])
+        parts.extend(f"| `{reason}` | {meaning} |" for reason, meaning in reasons.items())
     return "\n".join(parts) + "\n"
+
+
+def described(kind: type[StrEnum]) -> dict[str, str]:
+    """Value -> the docstring under it, of every member: Python keeps those in the source only."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    names, texts = [], []
+    for statement in body.body[1:]:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                names.append(name)
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                texts.append(" ".join(text.split()))
+    return {kind[name].value: text for name, text in zip(names, texts, strict=True)}
 
 
 def _rows(schema: dict[str, Any], prefix: str) -> Iterator[str]:

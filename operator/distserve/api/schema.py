@@ -74,7 +74,8 @@ def _leaf(generated: Schema, model: type[Model]) -> Schema:
         del node["default"]
     if node.get("x-kubernetes-int-or-string"):
         node.pop("type", None)
-    return {key: node[key] for key in _KEPT if key in node}
+    kept = {key: node[key] for key in _KEPT if key in node}
+    return kept | ({"items": _leaf(node["items"], model)} if "items" in node else {})
 
 
 def _nested_model(annotation: Any) -> type[Model] | None:

@@ -1,5 +1,7 @@
 """`.status`: what the operator observed. Everything in it can be observed again."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from distserve.api.base import Model
@@ -26,6 +28,27 @@ class RoleStatus(Model):
     desired: int = Field(ge=0, description="Instances that should be.")
     ready: int = Field(ge=0, description="Instances that are ready.")
     updated: int = Field(ge=0, description="Instances of the target revision.")
+
+
+class DomainStatus(Model):
+    """The fabric domain that holds a unit."""
+
+    level: str = Field(max_length=32, description="Name of the topology level.")
+    value: str = Field(max_length=253, description="Value of the level's node label.")
+
+
+class UnitStatus(Model):
+    """One unit: as many instances of each role as instancesPerUnit says."""
+
+    name: str = Field(max_length=16, description="Its name in pods' names and labels.")
+    revision: str = Field(default="", max_length=16, description="Revision of its pods.")
+    domain: DomainStatus | None = Field(
+        default=None, description="Where it lies; absent where levels are not asked for."
+    )
+    nodes: list[Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=list, max_length=1024, description="Nodes of its pods, in their order."
+    )
+    ready: bool = Field(default=False, description="Whether all its instances are ready.")
 
 
 class RevisionStatus(Model):
@@ -85,6 +108,12 @@ class Status(Model):
         default_factory=list,
         max_length=8,
         description="Instances by role.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    units: list[UnitStatus] = Field(
+        default_factory=list,
+        max_length=10000,
+        description="Units that are there.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     plan: PlanStatus | None = Field(

@@ -22,8 +22,8 @@ def revision_of(deployment: DistServeDeployment) -> str:
         mode="json",
         exclude_defaults=True,
         include={
-            "model", "accelerator", "strategy", "prefill", "decode", "hybrid", "kv_transfer",
-            "rollout",
+            "model": True, "accelerator": True, "strategy": True, "prefill": True, "decode": True,
+            "hybrid": True, "kv_transfer": True, "rollout": {"drain_deadline"},
         },
     )  # fmt: skip
     images = deployment.spec.images

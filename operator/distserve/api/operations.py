@@ -1,0 +1,104 @@
+"""How a running deployment is kept: rollouts, disruptions, restarts, and who watches it."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from distserve.api.base import Model, Rule
+from distserve.api.durations import Duration
+
+
+class WhenFull(StrEnum):
+    WAIT = "Wait"
+    """Until there is room for one more unit."""
+    REPLACE_ONE = "ReplaceOne"
+    """One old unit is drained and deleted to make room for a new one."""
+
+
+class Rollout(Model):
+    """How units are replaced by those of a new revision."""
+
+    rules = (
+        Rule(
+            "!has(self.maxSurgeUnits) || self.maxSurgeUnits > 0 || self.maxUnavailableUnits > 0",
+            "maxSurgeUnits and maxUnavailableUnits are both 0, so no unit could ever be replaced: "
+            "set one of them to 1",
+            lambda self: self.max_surge_units + self.max_unavailable_units > 0,
+        ),
+    )
+
+    max_surge_units: int = Field(
+        default=1,
+        ge=0,
+        le=10000,
+        description="Units that a rollout may have above spec.units. Unit: units. Default: 1.",
+    )
+    max_unavailable_units: int = Field(
+        default=0,
+        ge=0,
+        le=10000,
+        description="Units that may be missing while a rollout lasts. Unit: units. Default: 0.",
+    )
+    when_full: WhenFull = Field(
+        default=WhenFull.WAIT,
+        description="What happens when no room is left for a surge unit. Wait: the rollout waits. "
+        "ReplaceOne: one old unit is drained and makes room. Default: Wait.",
+    )
+    drain_deadline: Duration = Field(
+        default="60s",
+        description="How long an instance that has to end may take to finish its requests. Unit: "
+        "a duration. Default: 60s.",
+    )
+    progress_deadline: Duration = Field(
+        default="20m",
+        description="How long a rollout may go without a step before it is said to be stuck. "
+        "Unit: a duration. Default: 20m.",
+    )
+    paused: bool = Field(
+        default=False,
+        description="Whether a rollout stands still: changes wait until it is false again. "
+        "Default: false.",
+    )
+
+
+class Disruption(Model):
+    """What voluntary disruptions, such as draining a node, may take."""
+
+    min_available_units: int = Field(
+        default=1,
+        ge=0,
+        le=10000,
+        description="Units that evictions leave whole. With units not above it no pod can be "
+        "evicted. Unit: units. Default: 1.",
+    )
+
+
+class Restart(Model):
+    """When pods that keep failing are given up."""
+
+    budget: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Restarts of one instance within `within`; one more and the deployment is "
+        "Failed. Unit: restarts. Default: 5.",
+    )
+    within: Duration = Field(
+        default="10m",
+        description="Time over which restarts are counted. Unit: a duration. Default: 10m.",
+    )
+
+
+class Observability(Model):
+    """Objects for the Prometheus operator; made only where the cluster serves their kinds."""
+
+    pod_monitor: bool = Field(
+        default=True,
+        description="Whether PodMonitors are made, so that Prometheus scrapes gateways, engines "
+        "and migrators. Default: true.",
+    )
+    prometheus_rule: bool = Field(
+        default=True,
+        description="Whether a PrometheusRule is made: attainment of the SLO, and alerts. "
+        "Default: true.",
+    )

@@ -1,0 +1,167 @@
+"""`spec.topology`: which nodes are near one another, and how near a unit's pods must be."""
+
+from enum import StrEnum
+from typing import Final
+
+from pydantic import Field
+
+from distserve.api.base import Model, Rule
+from distserve.api.durations import Duration, parse_duration
+
+MAX_LEVELS: Final = 8
+DEFAULT_RELAX_AFTER: Final = "5m"
+ZONE: Final = "topology.kubernetes.io/zone"
+
+
+class Enforcement(StrEnum):
+    REQUIRED = "Required"
+    """A unit waits until one domain has room for it."""
+    PREFERRED = "Preferred"
+    """After each relaxAfter the next wider level will do."""
+
+
+class Preset(StrEnum):
+    NVIDIA = "NVIDIA"
+    """NVIDIA's GPU feature discovery."""
+    AWS = "AWS"
+    GKE = "GKE"
+    COREWEAVE = "CoreWeave"
+    TOPOGRAPH = "Topograph"
+
+
+PRESETS: Final[dict[Preset, dict[str, str]]] = {
+    Preset.NVIDIA: {"nvlink": "nvidia.com/gpu.clique", "zone": ZONE},
+    Preset.AWS: {
+        "nvlink": "topology.k8s.aws/ultraserver-id",
+        "leaf": "topology.k8s.aws/network-node-layer-3",
+        "spine": "topology.k8s.aws/network-node-layer-2",
+        "core": "topology.k8s.aws/network-node-layer-1",
+        "zone": ZONE,
+    },
+    Preset.GKE: {
+        "leaf": "cloud.google.com/gce-topology-subblock",
+        "spine": "cloud.google.com/gce-topology-block",
+        "zone": ZONE,
+    },
+    Preset.COREWEAVE: {"nvlink": "ds.coreweave.com/nvlink.domain", "zone": ZONE},
+    Preset.TOPOGRAPH: {
+        "nvlink": "accelerator.topograph.run/domain",
+        "leaf": "fabric.topograph.run/tier-0",
+        "spine": "fabric.topograph.run/tier-1",
+        "zone": ZONE,
+    },
+}
+"""Level -> node label, tightest first, as each of them labels nodes."""
+
+
+class Level(Model):
+    """Nodes that share a value of a label."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=32,
+        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
+        description="What the level is called, such as nvlink. Required.",
+    )
+    node_label: str = Field(
+        min_length=1,
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        description="Label of the nodes; those that share its value are one domain, a node "
+        "without it is one by itself. Required.",
+    )
+
+
+def _known(topology: "Topology") -> bool:
+    names = [level.name for level in topology.resolved_levels]
+    return topology.pack_within is None or topology.pack_within in names
+
+
+def _levels_of_preset(preset: Preset) -> Rule:
+    names = list(PRESETS[preset])
+    return Rule(
+        f"!has(self.preset) || self.preset != '{preset}' || !has(self.packWithin)"
+        f" || self.packWithin in {names}",
+        f"preset {preset} has the levels {', '.join(names)}: packWithin must be one of them",
+        lambda self: self.preset != preset or _known(self),
+    )
+
+
+class Topology(Model):
+    """Which nodes are near one another, and how near a unit's pods must be."""
+
+    rules = (
+        Rule(
+            "!has(self.levels) || self.levels.all(one,"
+            " self.levels.exists_one(other, other.name == one.name))",
+            "two levels have one name: name each level once",
+            lambda self: len({level.name for level in self.levels}) == len(self.levels),
+        ),
+        Rule(
+            "!has(self.preset) || !has(self.levels) || self.levels.size() == 0",
+            "preset brings its own levels: remove levels, or preset",
+            lambda self: self.preset is None or not self.levels,
+        ),
+        Rule(
+            "!has(self.packWithin) || has(self.preset)"
+            " || (has(self.levels) && self.levels.exists(one, one.name == self.packWithin))",
+            "packWithin names no level: take the name of one of levels, or add it there",
+            lambda self: self.preset is not None or _known(self),
+        ),
+        *(_levels_of_preset(preset) for preset in PRESETS),
+        Rule(
+            "!has(self.enforcement) || self.enforcement == 'Required' || has(self.packWithin)",
+            "enforcement Preferred says how packWithin is meant: add packWithin, or remove it",
+            lambda self: self.enforcement == Enforcement.REQUIRED or self.pack_within is not None,
+        ),
+        Rule(
+            "!has(self.relaxAfter) || self.enforcement == 'Preferred'",
+            "relaxAfter belongs to enforcement Preferred: remove it, or set enforcement: Preferred",
+            lambda self: self.relax_after is None or self.enforcement == Enforcement.PREFERRED,
+        ),
+    )
+
+    preset: Preset | None = Field(
+        default=None,
+        description="Levels by who labels the nodes, instead of levels: "
+        + "; ".join(f"{p} has {', '.join(levels)}" for p, levels in PRESETS.items())
+        + ". Default: none.",
+    )
+    levels: list[Level] = Field(
+        default_factory=list,
+        max_length=MAX_LEVELS,
+        description="Levels of nearness, tightest first. Default: none, all nodes are alike.",
+    )
+    pack_within: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="Name of the level of which a unit gets one domain for all its pods. "
+        "Default: none, a unit may lie anywhere.",
+    )
+    enforcement: Enforcement = Field(
+        default=Enforcement.REQUIRED,
+        description="Required: a unit waits until one domain of packWithin has room for it. "
+        "Preferred: after relaxAfter the next wider level will do. Default: Required.",
+    )
+    relax_after: Duration | None = Field(
+        default=None,
+        description="Wait before each wider level; only with enforcement Preferred. Unit: a "
+        f"duration. Default: {DEFAULT_RELAX_AFTER}.",
+    )
+    gang_timeout: Duration = Field(
+        default="30s",
+        description="How long a unit that never served may have pods without a node before it is "
+        "taken back whole and placed anew. Unit: a duration. Default: 30s.",
+    )
+
+    @property
+    def resolved_levels(self) -> list[Level]:
+        """`levels`, or those of the preset; tightest first."""
+        if self.preset is None:
+            return self.levels
+        return [Level(name=name, node_label=key) for name, key in PRESETS[self.preset].items()]
+
+    @property
+    def relax_after_seconds(self) -> float:
+        return parse_duration(self.relax_after or DEFAULT_RELAX_AFTER)
