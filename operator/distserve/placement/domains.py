@@ -1,0 +1,42 @@
+"""Which nodes are one domain: those that share a value of a level's label, or one that lacks it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from distserve.placement.nodes import HOSTNAME, Node
+from distserve.placement.requests import Domain, Level
+
+
+def domain_of(node: Node, level: Level) -> Domain:
+    value = node.labels.get(level.node_label)
+    if value:
+        return Domain(level.name, level.node_label, value)
+    return Domain(level.name, HOSTNAME, node.hostname)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The nodes of one domain; without a domain, of the whole cluster. Made once a pass."""
+
+    domain: Domain | None
+    nodes: tuple[str, ...]
+
+
+def groups(nodes: Iterable[Node], level: Level | None) -> list[Group]:
+    if level is None:
+        return [Group(None, tuple(node.name for node in nodes))]
+    found: dict[Domain, list[str]] = {}
+    for node in nodes:
+        found.setdefault(domain_of(node, level), []).append(node.name)
+    return [Group(domain, tuple(names)) for domain, names in found.items()]
+
+
+def share_together(places: Iterable[str], nodes: Mapping[str, Node], level: Level | None) -> float:
+    """Share of the pairs of pods, one node name each, that lie in one domain of the level."""
+    counts: dict[Domain | None, int] = {}
+    for place in places:
+        domain = domain_of(nodes[place], level) if level else None
+        counts[domain] = counts.get(domain, 0) + 1
+    everyone = sum(counts.values())
+    pairs = everyone * (everyone - 1)
+    return sum(n * (n - 1) for n in counts.values()) / pairs if pairs else 1.0

@@ -1,0 +1,197 @@
+"""The cluster as placement sees it, kept by the operator's watches so that no pass lists anything.
+
+    a unit's place for a pod:  reserved --bound--> the pod's own node and requests
+                                  ^----pod gone----'         until release(unit)
+
+So between decision and binding, and between a pod's end and its replacement, the room is counted
+once, as long as the unit is reserved.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from distserve.placement.nodes import Node, node_from
+from distserve.placement.pods import Pod, pod_from
+from distserve.placement.quantities import Amounts
+from distserve.placement.requests import UnitId, UnitRequest
+
+
+class Seat(NamedTuple):
+    """The room that one pod of a unit takes or will take."""
+
+    node: str
+    amounts: Amounts
+
+
+@dataclass(slots=True)
+class UnitRecord:
+    """What is known of one unit's pods, by pod name."""
+
+    reserved: dict[str, Seat]
+    bound: dict[str, Pod]
+
+    def seat(self, pod: str) -> Seat | None:
+        found = self.bound.get(pod)
+        return Seat(found.node, found.amounts) if found else self.reserved.get(pod)
+
+    @property
+    def seats(self) -> dict[str, Seat]:
+        names = {**self.reserved, **self.bound}
+        return {name: seat for name in names if (seat := self.seat(name))}
+
+
+class Inventory:
+    """Nodes, what their pods take, and what was decided for pods that are not bound yet.
+
+    Every method may be called again with the same thing: nothing is counted twice.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._pods: dict[str, Pod] = {}
+        self._uids: dict[tuple[str, str], str] = {}
+        self._units: dict[UnitId, UnitRecord] = {}
+        self._used: dict[str, dict[str, int]] = {}
+        """By node name: also of nodes that are not known (yet, or any more)."""
+        self._permanent: dict[str, dict[str, int]] = {}
+
+    # What the watches tell
+
+    def put_node(self, document: Mapping[str, Any]) -> None:
+        """A Node was added or changed. Raises ValueError for a quantity that is none."""
+        node = node_from(document)
+        self._nodes[node.name] = node
+
+    def drop_node(self, name: str) -> None:
+        self._nodes.pop(name, None)
+
+    def put_pod(self, document: Mapping[str, Any]) -> None:
+        """A Pod was added or changed. Raises ValueError for a quantity that is none."""
+        pod = pod_from(document)
+        metadata = document["metadata"]
+        self.drop_pod(metadata["uid"])
+        if pod is None:
+            return
+        name = (pod.namespace, pod.name)
+        if name in self._uids:  # Another of its name: it is gone, only the news is late.
+            self.drop_pod(self._uids[name])
+        self._uids[name] = pod.uid
+        self._pods[pod.uid] = pod
+        if pod.permanent:
+            _add(self._permanent, pod.node, pod.amounts)
+        if pod.unit is None:
+            _add(self._used, pod.node, pod.amounts)
+            return
+        record = self._record(pod.unit)
+        self._count(record.seat(pod.name), -1)
+        record.bound[pod.name] = pod
+        self._count(record.seat(pod.name))
+
+    def drop_pod(self, uid: str) -> None:
+        pod = self._pods.pop(uid, None)
+        if pod is None:
+            return
+        del self._uids[(pod.namespace, pod.name)]
+        if pod.permanent:
+            _add(self._permanent, pod.node, pod.amounts, -1)
+        if pod.unit is None:
+            _add(self._used, pod.node, pod.amounts, -1)
+            return
+        record = self._units[pod.unit]
+        self._count(record.seat(pod.name), -1)
+        del record.bound[pod.name]
+        self._count(record.seat(pod.name))
+        self._forget_if_empty(pod.unit)
+
+    # What was decided
+
+    def reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
+        """Counts the unit's pods on these nodes until each is bound, and again while it is not.
+
+        `nodes` is Placed.nodes, or what a deployment's own StatefulSets say after a restart: pods
+        without an entry are not counted. Replaces what was reserved for the unit before.
+        """
+        self.release(unit.id)
+        record = self._record(unit.id)
+        for instance in unit.instances:
+            for pod in instance.pod_names:
+                if pod in nodes:
+                    record.reserved[pod] = Seat(nodes[pod], instance.amounts)
+                    if pod not in record.bound:
+                        self._count(record.reserved[pod])
+        self._forget_if_empty(unit.id)
+
+    def release(self, unit: UnitId) -> None:
+        """The unit was deleted or is to be placed anew; bound pods count until they are gone."""
+        record = self._units.get(unit)
+        if record is None:
+            return
+        for pod, seat in record.reserved.items():
+            if pod not in record.bound:
+                self._count(seat, -1)
+        record.reserved.clear()
+        self._forget_if_empty(unit)
+
+    # What a pass reads
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        return self._nodes
+
+    @property
+    def units(self) -> Mapping[UnitId, UnitRecord]:
+        """Units with reserved or bound pods."""
+        return self._units
+
+    def free(self, node: str) -> dict[str, int]:
+        """Of a known node. Below zero where somebody took what was decided for another."""
+        used = self._used.get(node, {})
+        return {
+            name: count - used.get(name, 0) for name, count in self._nodes[node].allocatable.items()
+        }
+
+    def free_when_empty(self, node: str) -> dict[str, int]:
+        """What would be free if only pods that belong to the node itself were there."""
+        kept = self._permanent.get(node, {})
+        return {
+            name: count - kept.get(name, 0) for name, count in self._nodes[node].allocatable.items()
+        }
+
+    def pods_on(self, node: str) -> Iterator[Pod]:
+        """Bound there; a walk over all pods, for messages and tests."""
+        return (pod for pod in self._pods.values() if pod.node == node)
+
+    def _record(self, unit: UnitId) -> UnitRecord:
+        return self._units.setdefault(unit, UnitRecord({}, {}))
+
+    def _forget_if_empty(self, unit: UnitId) -> None:
+        record = self._units[unit]
+        if not record.reserved and not record.bound:
+            del self._units[unit]
+
+    def _count(self, seat: Seat | None, sign: int = 1) -> None:
+        if seat is not None:
+            _add(self._used, seat.node, seat.amounts, sign)
+
+
+def inventory_of(
+    nodes: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]] = ()
+) -> Inventory:
+    """From lists, as files and tests have them."""
+    found = Inventory()
+    for document in nodes:
+        found.put_node(document)
+    for document in pods:
+        found.put_pod(document)
+    return found
+
+
+def _add(counts: dict[str, dict[str, int]], node: str, amounts: Amounts, sign: int = 1) -> None:
+    used = counts.setdefault(node, {})
+    for name, count in amounts.items():
+        used[name] = used.get(name, 0) + sign * count
+        if not used[name]:
+            del used[name]
+    if not used:
+        del counts[node]

@@ -1,0 +1,90 @@
+"""One pod as placement sees it: where it is, what it takes there, and which unit it is of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from sys import intern
+from typing import Any
+
+from distserve.placement.quantities import PODS, Amounts, amounts
+from distserve.placement.requests import UnitId
+
+# Equal to distserve.api.labels, which this room may not import; a test compares them.
+DEPLOYMENT_LABEL = "distserve.io/deployment"
+UNIT_LABEL = "distserve.io/unit"
+
+_FINISHED = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    uid: str
+    namespace: str
+    name: str
+    node: str
+    amounts: Amounts
+    unit: UnitId | None
+    terminating: bool
+    permanent: bool
+    """A DaemonSet's or the node's own: it is there on an empty node, too."""
+
+
+def pod_from(document: Mapping[str, Any]) -> Pod | None:
+    """From a Pod as the API serves it; None while it takes no room: not bound, or finished."""
+    metadata, spec = document["metadata"], document["spec"]
+    node = spec.get("nodeName")
+    if not node or (document.get("status") or {}).get("phase") in _FINISHED:
+        return None
+    labels = metadata.get("labels") or {}
+    namespace = intern(metadata["namespace"])
+    owners = {one["kind"] for one in metadata.get("ownerReferences") or ()}
+    unit = None
+    if DEPLOYMENT_LABEL in labels and UNIT_LABEL in labels:
+        unit = UnitId(namespace, intern(labels[DEPLOYMENT_LABEL]), intern(labels[UNIT_LABEL]))
+    return Pod(
+        uid=metadata["uid"],
+        namespace=namespace,
+        name=metadata["name"],
+        node=intern(node),
+        amounts=pod_amounts(spec),
+        unit=unit,
+        terminating="deletionTimestamp" in metadata,
+        permanent=bool(owners & {"DaemonSet", "Node"}),
+    )
+
+
+def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:
+    """What a pod asks of its node.
+
+    The larger of what runs at once and what each init step needs beside the sidecars started
+    before it (KEP-753); pod-level resources, where given, take the place of the containers'
+    (KEP-2837); overhead is added.
+    """
+    sidecars: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in spec.get("initContainers") or ():
+        asked = _requests(container)
+        if container.get("restartPolicy") == "Always":
+            sidecars = _sum(sidecars, asked)
+            peak = _max(peak, sidecars)
+        else:
+            peak = _max(peak, _sum(sidecars, asked))
+    together = sidecars
+    for container in spec.get("containers") or ():
+        together = _sum(together, _requests(container))
+    found = _max(peak, together) | _requests(spec)
+    found = _sum(found, amounts(spec.get("overhead") or {}))
+    return {intern(name): count for name, count in found.items() if count} | {PODS: 1}
+
+
+def _requests(holder: Mapping[str, Any]) -> dict[str, int]:
+    resources = holder.get("resources") or {}
+    # A limit without a request is a request: the API server fills it in, a file may lack it.
+    return amounts((resources.get("limits") or {}) | (resources.get("requests") or {}))
+
+
+def _sum(one: Amounts, other: Amounts) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+
+
+def _max(one: Amounts, other: Amounts) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
