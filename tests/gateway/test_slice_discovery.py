@@ -1,0 +1,336 @@
+"""Discovery by EndpointSlices against a server that fails in all the ways that servers do."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway.api_stub import ApiStub, endpoint
+
+from distserve.gateway import service
+from distserve.gateway.api_server import NotInCluster, api_server_of_pod
+from distserve.gateway.discovery import Endpoint, make_discovery
+from distserve.gateway.slice_discovery import Pace, SliceDiscovery
+
+WAIT_SECONDS = 20.0
+QUICK = Pace(first_pause_seconds=0.01, max_pause_seconds=0.05, quick_seconds=0.0)
+
+
+@dataclass(eq=False)
+class Follower:
+    """Somebody who follows a discovery."""
+
+    stub: ApiStub
+    seen: list[list[Endpoint]] = field(default_factory=list)
+
+    async def follow(self, pace: Pace) -> None:
+        discovery = SliceDiscovery(self.stub.api, "n", "tiny-instances", pace, random.Random(1))
+        async for endpoints in discovery.watch():
+            self.seen.append(endpoints)
+
+    @property
+    def ready(self) -> list[str]:
+        """Who may get work by the last word."""
+        last = self.seen[-1] if self.seen else []
+        return [e.name for e in last if e.ready and not e.terminating]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def until_ready(self, *names: str) -> None:
+        await self.until(lambda: bool(self.seen) and self.ready == list(names))
+
+
+@pytest.fixture
+async def stub(tmp_path: Path) -> AsyncIterator[ApiStub]:
+    made = ApiStub(tmp_path)
+    await made.start()
+    made.put("s1", endpoint("a", "10.0.0.1"), endpoint("b", "10.0.0.2"))
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def follow(stub: ApiStub) -> AsyncIterator[Callable[..., Any]]:
+    """follow(pace=QUICK) -> a Follower that has seen the list and watches."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def start(pace: Pace = QUICK) -> Follower:
+        follower = Follower(stub)
+        tasks.append(asyncio.create_task(follower.follow(pace)))
+        await follower.until_ready("a", "b")
+        await follower.until(lambda: stub.watching == 1)
+        return follower
+
+    yield start
+    for task in tasks:
+        assert not task.done(), task.exception()
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# ---- what it says -------------------------------------------------------------------------------
+
+
+async def test_changes_come_as_they_happen(stub: ApiStub, follow: Any) -> None:
+    follower = await follow()
+    stub.put("s2", endpoint("c", "10.0.0.3", serving=False))
+    await follower.until(lambda: len(follower.seen[-1]) == 3)
+    assert follower.ready == ["a", "b"]
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    await follower.until_ready("a", "b", "c")
+    stub.put("s1", endpoint("a", "10.0.0.1", terminating=True), endpoint("b", "10.0.0.2"))
+    await follower.until_ready("b", "c")
+    assert [e.terminating for e in follower.seen[-1]] == [True, False, False]
+    stub.delete("s1")
+    await follower.until_ready("c")
+    stub.put("s2")
+    await follower.until_ready()
+    assert follower.seen[-1] == []
+    assert (stub.lists, len(stub.watches)) == (1, 1)
+
+
+async def test_what_changes_nothing_is_not_told(stub: ApiStub, follow: Any) -> None:
+    follower = await follow()
+    stub.bookmark()
+    stub.put("s2", endpoint("b", "10.0.0.2"))  # on its way from one slice to another
+    stub.put("s1", endpoint("a", "10.0.0.1"))
+    stub.put("s3", endpoint("c", "10.0.0.3"))
+    await follower.until_ready("a", "b", "c")
+    assert len(follower.seen) == 2
+
+
+async def test_a_watch_goes_on_where_the_last_one_ended(stub: ApiStub, follow: Any) -> None:
+    follower = await follow()
+    stub.bookmark()
+    noted = str(stub.version)
+    await follower.until(lambda: stub.watching == 1)
+    stub.misbehave("end")
+    await follower.until(lambda: len(stub.watches) > 3)
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    stub.misbehave("")
+    await follower.until_ready("a", "b", "c")
+    assert stub.lists == 1
+    assert stub.watches[1]["resourceVersion"] == noted
+    asked = stub.watches[0]
+    assert asked["allowWatchBookmarks"] == "true"
+    assert int(asked["timeoutSeconds"]) == QUICK.watch_seconds
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["event", "refused"])
+async def test_lost_history_is_a_new_list(stub: ApiStub, follow: Any, how: str) -> None:
+    follower = await follow()
+    stub.slices["s1"]["endpoints"].append(endpoint("c", "10.0.0.3"))  # nobody is told
+    stub.forget_history()
+    stub.misbehave("refused" if how == "refused" else "end")
+    await follower.until(lambda: len(stub.watches) >= 2)
+    stub.misbehave("")
+    await follower.until_ready("a", "b", "c")
+    assert stub.lists >= 2
+
+
+async def test_a_watch_that_died_in_silence_is_noticed(stub: ApiStub, follow: Any) -> None:
+    follower = await follow(
+        Pace(silence_seconds=0.3, first_pause_seconds=0.01, max_pause_seconds=0.05)
+    )
+    stub.misbehave("silent")
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    await follower.until_ready("a", "b", "c")
+    assert stub.lists >= 2
+
+
+@pytest.mark.parametrize("fault", ["cut", "garbage"])
+async def test_broken_answers_lose_nothing(stub: ApiStub, follow: Any, fault: str) -> None:
+    follower = await follow()
+    before = len(follower.seen)
+    stub.misbehave(fault)
+    await follower.until(lambda: len(stub.watches) >= 4)
+    assert len(follower.seen) == before
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    stub.misbehave("")
+    await follower.until_ready("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("RENAMED", {"metadata": {"name": "s1"}}),
+        ("ERROR", {"metadata": {}, "code": 500, "message": "etcd is away"}),
+        ("MODIFIED", {"metadata": {"name": "s1"}, "endpoints": 7}),
+    ],
+)
+async def test_events_that_cannot_be_are_a_new_list(
+    stub: ApiStub, follow: Any, kind: str, found: dict[str, Any]
+) -> None:
+    follower = await follow()
+    stub.say(kind, found)
+    await follower.until(lambda: stub.lists >= 2)
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    await follower.until_ready("a", "b", "c")
+
+
+async def test_what_no_watch_told_comes_with_the_next_list(stub: ApiStub, follow: Any) -> None:
+    follower = await follow(Pace(relist_seconds=0.2, quick_seconds=0.0))
+    stub.slices["s1"]["endpoints"].append(endpoint("c", "10.0.0.3"))
+    stub.misbehave("end")
+    await follower.until_ready("a", "b", "c")
+    assert stub.lists >= 2
+
+
+async def test_the_last_endpoints_stay_while_the_server_is_away(
+    stub: ApiStub, follow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    follower = await follow()
+    before = len(follower.seen)
+    await stub.stop()
+    await follower.until(lambda: caplog.text.count("2 known instances stay") >= 5)
+    assert len(follower.seen) == before
+    stub.put("s1", endpoint("b", "10.0.0.2"))
+    await stub.start()
+    await follower.until_ready("b")
+    stub.bookmark()
+    await follower.until(lambda: "are followed again" in caplog.text)
+
+
+async def test_a_token_that_was_replaced_is_used(
+    stub: ApiStub, follow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = await follow()
+    stub.token = "t2"
+    stub.misbehave("end")
+    await follower.until(lambda: caplog.text.count("401: Unauthorized") >= 2)
+    assert "automountServiceAccountToken" in caplog.text
+    assert follower.ready == ["a", "b"]
+    stub.misbehave("")
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    stub.write_token()
+    await follower.until_ready("a", "b", "c")
+    assert "t1" not in caplog.text and "t2" not in caplog.text
+
+
+async def test_a_token_that_cannot_be_read_is_waited_for(
+    stub: ApiStub, follow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = await follow()
+    (stub.credentials / "token").unlink()
+    stub.misbehave("end")
+    await follower.until(lambda: caplog.text.count("No such file") >= 2)
+    stub.misbehave("")
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    stub.write_token()
+    await follower.until_ready("a", "b", "c")
+
+
+async def test_a_missing_right_is_said_with_its_cure(
+    stub: ApiStub, follow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = await follow()
+    stub.refuse = (403, "endpointslices is forbidden")
+    stub.misbehave("end")
+    await follower.until(lambda: caplog.text.count("403: endpointslices is forbidden") >= 2)
+    assert "ClusterRole distserve-gateway" in caplog.text
+    assert follower.ready == ["a", "b"]
+
+
+async def test_watches_that_end_at_once_are_failures(
+    stub: ApiStub, follow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a broken proxy would be asked without a pause."""
+    follower = await follow(Pace(first_pause_seconds=0.01, max_pause_seconds=0.02))
+    stub.misbehave("end")
+    await follower.until(lambda: caplog.text.count("ends watches at once") >= 3)
+    assert follower.ready == ["a", "b"]
+
+
+def test_pauses_grow_with_jitter_and_a_bound(tmp_path: Path) -> None:
+    discovery = SliceDiscovery(ApiStub(tmp_path).api, "n", "s", Pace(), random.Random(1))
+    pauses = [discovery._pause_seconds() for _ in range(40)]
+    for at, pause in enumerate(pauses):
+        longest = min(0.25 * 2**at, 30.0)
+        assert longest / 2 <= pause <= longest
+    assert len(set(pauses[10:])) > 20
+
+
+# ---- the flag -----------------------------------------------------------------------------------
+
+
+def test_a_pod_knows_its_api_server(tmp_path: Path) -> None:
+    for name in ("token", "ca.crt"):
+        (tmp_path / name).write_text("x")
+    for host, url in (("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")):
+        said = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}
+        assert api_server_of_pod(said, tmp_path).url == url
+
+
+def test_outside_of_a_cluster_it_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no pod of a cluster.*file:PATH"):
+        make_discovery("endpointslices:n/s", {})
+    with pytest.raises(NotInCluster, match="automountServiceAccountToken"):
+        api_server_of_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path)
+
+
+@pytest.mark.parametrize("rest", ["", "n", "n/", "/s", "n/s/t", "N/s", "n/s?x=1", "n/../s", "-n/s"])
+def test_names_that_are_none_are_refused(rest: str) -> None:
+    with pytest.raises(ValueError, match="endpointslices:NAMESPACE/SERVICE"):
+        make_discovery(f"endpointslices:{rest}", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"})
+
+
+# ---- the gateway --------------------------------------------------------------------------------
+
+
+async def test_requests_are_served_by_what_slices_and_instances_say(
+    stub: ApiStub, houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Roles, units and revisions come from the engines: slices carry no labels of pods."""
+    discovery = SliceDiscovery(stub.api, "n", "tiny-instances", QUICK)
+    monkeypatch.setattr(service, "make_discovery", lambda location: discovery)
+    house = await houses(prefill=2, decode=2, ready=False, engine={"token_seconds": 0.01})
+
+    def publish(**conditions: dict[str, bool]) -> None:
+        for engine in house.engines:
+            said = endpoint(engine.name, **conditions.get(engine.name, {}))
+            stub.put(engine.name, said, port=int(engine.url.rpartition(":")[2]))
+
+    publish()
+    fleet = house.gateway.fleet
+    await house.until(lambda: len(fleet.ready()) == 4)
+    assert [m.role for m in fleet.ready()] == ["decode", "decode", "prefill", "prefill"]
+    assert {(m.unit, m.revision) for m in fleet.ready()} == {("u0", "r0")}
+
+    running = asyncio.create_task(house.complete(max_tokens=50))
+    await house.until(lambda: any(e.live for e in house.decodes))
+    (busy,) = (e for e in house.decodes if e.live)
+    publish(**{busy.name: {"serving": False, "terminating": True}})
+    await house.until(lambda: len(fleet.ready()) == 3)
+    await stub.stop()
+    before = len(busy.legs)
+    for _ in range(4):
+        assert (await house.complete())[0] == 200
+    assert len(busy.legs) == before, "a terminating instance gets no new work"
+    status, answer = await running
+    assert status == 200 and answer["usage"]["completion_tokens"] == 50
+
+
+async def test_an_address_that_went_to_another_instance_is_not_used_twice(
+    stub: ApiStub, houses: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = SliceDiscovery(stub.api, "n", "tiny-instances", QUICK)
+    monkeypatch.setattr(service, "make_discovery", lambda location: discovery)
+    house = await houses(ready=False)
+    for engine in house.engines:
+        stub.put(engine.name, endpoint(engine.name), port=int(engine.url.rpartition(":")[2]))
+    decode = house.decodes[0]
+    stub.put("old", endpoint("decode-9"), port=int(decode.url.rpartition(":")[2]))
+    await house.until(lambda: "answers 'decode-0'" in caplog.text)
+    await house.until(lambda: house.gateway.ready)
+    assert [m.name for m in house.gateway.fleet.ready()] == ["decode-0", "prefill-0"]
