@@ -1,0 +1,131 @@
+{{/* Where all names begin. */}}
+{{- define "distserve.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "distserve.operator" -}}
+{{ include "distserve.fullname" . }}-operator
+{{- end }}
+
+{{/* The one ClusterRole that the operator may bind. */}}
+{{- define "distserve.gatewayRole" -}}
+{{ include "distserve.fullname" . }}-gateway
+{{- end }}
+
+{{/* The engines' NetworkPolicies know the operator by this name, so that it cannot be overridden. */}}
+{{- define "distserve.selector" -}}
+app.kubernetes.io/name: distserve-operator
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* Of pods: a new version of the chart alone restarts nothing. */}}
+{{- define "distserve.podLabels" -}}
+{{ include "distserve.selector" . }}
+app.kubernetes.io/part-of: distserve
+{{- end }}
+
+{{- define "distserve.labels" -}}
+{{ include "distserve.podLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Argument: a list of the root and one of .Values.images. */}}
+{{- define "distserve.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- with $root.Values.images.registry }}{{ . }}/{{ end -}}
+{{- $image.repository -}}
+{{- if $image.digest -}}
+{{- with $image.tag }}:{{ . }}{{ end }}@{{ $image.digest -}}
+{{- else -}}
+:{{ $image.tag | default $root.Chart.AppVersion -}}
+{{- end -}}
+{{- end }}
+
+{{- define "distserve.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "distserve.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* What the operator does in the namespaces that it keeps; docs/decisions/042-chart.md has the reasons. */}}
+{{- define "distserve.rules" -}}
+- apiGroups: [distserve.io]
+  resources: [distservedeployments]
+  verbs: [get, list, watch]
+- apiGroups: [distserve.io]
+  resources: [distservedeployments/status]
+  verbs: [patch, update]
+- # Owner references that block deletion need it where OwnerReferencesPermissionEnforcement is on.
+  apiGroups: [distserve.io]
+  resources: [distservedeployments/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [statefulsets, deployments, controllerrevisions]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [""]
+  resources: [services, serviceaccounts, configmaps]
+  verbs: [create, delete, get, list, patch, watch]
+- # A deployment's key: made once, read by its name, never changed; its owner's deletion removes it.
+  apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, get]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [delete, get, list, watch]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [rolebindings]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  resourceNames: [{{ include "distserve.gatewayRole" . }}]
+  verbs: [bind]
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors, prometheusrules]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+
+{{/* Argument: a list of the root, one of Auto, Always, Never, and the kind. */}}
+{{- define "distserve.wanted" -}}
+{{- $root := index . 0 -}}
+{{- $when := index . 1 -}}
+{{- if or (eq $when "Always") (and (eq $when "Auto") ($root.Capabilities.APIVersions.Has (index . 2))) }}true{{ end -}}
+{{- end }}
+
+{{/* Not the operator's: the test's pod is in neither its Deployment nor its NetworkPolicy. */}}
+{{- define "distserve.testLabels" -}}
+app.kubernetes.io/name: distserve-test
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/part-of: distserve
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
