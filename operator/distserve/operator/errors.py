@@ -1,0 +1,39 @@
+"""What the API server may answer; whether trying again helps is the type.
+
+ClusterError
+ |- Refused        it will not take this: the message is the API server's (400, 403, 422...)
+ |- NotFound       no such object, or no such kind (404)
+ |- Conflict       another object or another version is there (409); look again, then decide anew
+ `- Unavailable    no answer, or none now (429, 5xx, connection, timeout); try again, no sooner than
+                   `retry_after_seconds`
+
+LeaseLost          this replica may not write any more: the process ends
+"""
+
+
+class ClusterError(Exception):
+    """A call to the API server failed; the message names the call."""
+
+
+class Refused(ClusterError):
+    """The object or the right is at fault: trying again without a change is of no use."""
+
+
+class NotFound(ClusterError):
+    """There is none of that name."""
+
+
+class Conflict(ClusterError):
+    """What was seen is not what is there."""
+
+
+class Unavailable(ClusterError):
+    """The API server did not answer in time or asked to come later."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LeaseLost(Exception):
+    """Another replica may lead now; writing on would undo what it does."""

@@ -1,0 +1,77 @@
+"""The kinds that the operator watches or writes, and where the API server serves them.
+
+Secrets are not watched: that would need the right to list every one. The deployment's key is made
+once, create-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distserve.api import labels
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind at one version."""
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def group(self) -> str:
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def version(self) -> str:
+        return self.api_version.rpartition("/")[2]
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """Without a namespace: of all namespaces."""
+        parts = ["apis" if self.group else "api", self.api_version]
+        if self.namespaced and namespace:
+            parts += ["namespaces", namespace]
+        parts += [part for part in (self.plural, name, subresource) if part]
+        return "/" + "/".join(parts)
+
+
+DEPLOYMENTS = Kind(labels.API_VERSION, labels.KIND, labels.PLURAL)
+PODS = Kind("v1", "Pod", "pods")
+NODES = Kind("v1", "Node", "nodes", namespaced=False)
+NAMESPACES = Kind("v1", "Namespace", "namespaces", namespaced=False)
+SECRETS = Kind("v1", "Secret", "secrets")
+LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
+EVENTS = Kind("events.k8s.io/v1", "Event", "events")
+
+CHILDREN = (
+    Kind("v1", "ServiceAccount", "serviceaccounts"),
+    Kind("v1", "ConfigMap", "configmaps"),
+    Kind("v1", "Service", "services"),
+    Kind("apps/v1", "StatefulSet", "statefulsets"),
+    Kind("apps/v1", "Deployment", "deployments"),
+    Kind("apps/v1", "ControllerRevision", "controllerrevisions"),
+    Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
+    Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+)
+"""Watched by the label of their deployment."""
+
+OPTIONAL_CHILDREN = (
+    Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
+    Kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
+)
+"""Watched and written only where the cluster serves them."""
+
+WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL_CHILDREN, PODS, NODES, NAMESPACES)
+
+_BY_NAME = {(kind.api_version, kind.kind): kind for kind in (*WATCHED, SECRETS)}
+
+
+def kind_of(api_version: str, kind: str) -> Kind:
+    """Raises KeyError for a kind that the operator has no business with."""
+    try:
+        return _BY_NAME[api_version, kind]
+    except KeyError:
+        raise KeyError(f"the operator does not handle {api_version} {kind}") from None

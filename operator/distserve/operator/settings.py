@@ -1,0 +1,90 @@
+"""What can be set about the operator: each with its unit, its default and the reason for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LeaseSettings:
+    """Who writes. duration > renew_deadline > renew: the old holder stops before a new one may
+    start, whatever the network does. A killed holder is followed after at most `duration` plus a
+    call; one that ends is followed at once, because it gives the lease back."""
+
+    namespace: str = "default"
+    name: str = "distserve-operator"
+    identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{os.getpid()}")
+    duration_seconds: int = 10
+    """Below 15 s with the calls that follow; above what an API server needs for a restart."""
+    renew_deadline_seconds: float = 7.0
+    """Without a renewal for this long the process ends; 3 s for clocks and a paused process."""
+    renew_seconds: float = 3.0
+    """0.33 calls/s, and two tries before the deadline."""
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """How the world is seen, and how soon blindness is noticed."""
+
+    server_timeout_seconds: int = 600
+    """The API server ends each watch after this: fifteen watches are 0.025 calls/s a replica."""
+    inactivity_seconds: float = 75.0
+    """The API server sends a bookmark each 60 s; a watch without one for longer is dead."""
+    connect_seconds: float = 10.0
+    chunk_size: int = 250
+    """Objects of a listing in memory at a time."""
+    resync_seconds: float = 600.0
+    """Every object's version is compared with the cluster's, and every deployment decided anew."""
+    proof_seconds: float = 90.0
+    """What a listing shows must have come through its watch by then (a silent watch is replaced
+    in `inactivity_seconds`); else the watch is dead, and the process is not healthy."""
+
+
+@dataclass(frozen=True)
+class QueueSettings:
+    workers: int = 4
+    """Reconciles at the same time; nearly all of their time is waiting for the API server."""
+    backoff_seconds: float = 0.5
+    """Wait after the first failure of a deployment, doubled with each further one."""
+    backoff_cap_seconds: float = 120.0
+    """A fault that lasts is tried this rarely, and its end is noticed this late."""
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    seconds: float = 10.0
+    """Bound of every call; the API server's own for most is 60 s, and what takes longer than 10 is
+    better tried again later."""
+    connections: int = 32
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    deadline_seconds: float = 600.0
+    """The largest searches take minutes; an endless one must not hold a process for ever."""
+    processes: int = 1
+    """Plans at the same time: each takes a CPU and about 100 MB."""
+    kept: int = 256
+    """Plans in memory, of about 2 KB."""
+    retry_seconds: float = 300.0
+    """A plan that came too late or whose process died is tried again after this."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    namespaces: tuple[str, ...] = ()
+    """None: all. Nodes and namespaces are read in either case: placement needs them."""
+    kubeconfig: Path | None = None
+    """None: the pod's service account, else $KUBECONFIG or ~/.kube/config."""
+    health_port: int = 8081
+    metrics_port: int = 8080
+    host: str = "0.0.0.0"
+    """Kubelet and Prometheus come from outside the pod. Tests bind to 127.0.0.1."""
+    lease: LeaseSettings = field(default_factory=LeaseSettings)
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    calls: CallSettings = field(default_factory=CallSettings)
+    plans: PlanSettings = field(default_factory=PlanSettings)

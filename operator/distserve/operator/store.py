@@ -1,0 +1,189 @@
+"""What the watches have shown, kept small: a reconcile reads this and not the API server.
+
+Filled from three sides, in any order: watches, the answers to our own writes, and the comparison
+with a listing (`resync`), which finds what a watch did not tell.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from distserve.operator.kinds import (
+    CHILDREN,
+    DEPLOYMENTS,
+    NAMESPACES,
+    NODES,
+    OPTIONAL_CHILDREN,
+    PODS,
+    WATCHED,
+    Kind,
+)
+from distserve.operator.model import Features, Key, Object, Observed, Pod, Ref
+from distserve.operator.records import owner, pack, pod_key, pod_record, unpack, version
+from distserve.placement.inventory import Inventory
+
+log = logging.getLogger(__name__)
+
+_CHILD_KINDS = frozenset((*CHILDREN, *OPTIONAL_CHILDREN))
+
+Name = tuple[str, str]
+"""(namespace, name); the namespace is empty where the kind has none."""
+
+
+class Seen(NamedTuple):
+    uid: str
+    version: int
+
+
+class Child(NamedTuple):
+    owner_uid: str
+    text: bytes
+
+
+class Store:
+    """`put` and `drop` may be called again with the same object, or with an older one."""
+
+    def __init__(self) -> None:
+        self.features = Features()
+        """Of the cluster; the namespace's labels are added in `observe`."""
+        self.inventory = Inventory()
+        """Nodes and what all pods take of them."""
+        self._seen: dict[Kind, dict[Name, Seen]] = {kind: {} for kind in WATCHED}
+        self._deployments: dict[Key, bytes] = {}
+        self._children: dict[Key, dict[Ref, Child]] = {}
+        """By the deployment's name: one that was deleted and made anew has two uids here."""
+        self._child_keys: dict[tuple[str, Ref], Key] = {}
+        self._pods: dict[Key, dict[str, Pod]] = {}
+        self._pod_keys: dict[Name, Key] = {}
+        self._namespaces: dict[str, Mapping[str, str]] = {}
+
+    @property
+    def keys(self) -> list[Key]:
+        return list(self._deployments)
+
+    def seen(self, kind: Kind) -> Mapping[Name, Seen]:
+        """Every object of the kind that is there, as far as is known."""
+        return self._seen[kind]
+
+    def observe(self, key: Key, now: float) -> Observed | None:
+        """None: there is no such deployment."""
+        text = self._deployments.get(key)
+        if text is None:
+            return None
+        uid = self._seen[DEPLOYMENTS][key].uid
+        children = {
+            ref: unpack(child.text)
+            for ref, child in self._children.get(key, {}).items()
+            if child.owner_uid == uid
+        }
+        labels = self._namespaces.get(key.namespace, {})
+        return Observed(
+            document=unpack(text),
+            children=children,
+            pods=tuple(pod for _, pod in sorted(self._pods.get(key, {}).items())),
+            features=replace(self.features, namespace_labels=labels),
+            now=now,
+        )
+
+    def put(self, kind: Kind, document: Object) -> set[Key]:
+        """An object was seen; returns the deployments for which that may mean something.
+
+        The answer to an own write does not make its watch event old: somebody else's change may
+        have been in it.
+        """
+        metadata = document["metadata"]
+        name = (metadata.get("namespace", ""), metadata["name"])
+        found, known = Seen(metadata["uid"], version(document)), self._seen[kind].get(name)
+        if known is not None and known.version > found.version:
+            return set()
+        self._seen[kind][name] = found
+        if kind == DEPLOYMENTS:
+            self._deployments[Key(*name)] = pack(document)
+            return {Key(*name)}
+        if kind == PODS:
+            return self._put_pod(name, document)
+        if kind == NODES:
+            self._put_node(document)
+            return set()
+        if kind == NAMESPACES:
+            return self._put_namespace(name[1], metadata.get("labels") or {})
+        return self._put_child(name, Ref(kind.api_version, kind.kind, name[1]), document)
+
+    def drop(self, kind: Kind, name: Name, uid: str) -> set[Key]:
+        """It is gone. Does nothing when another of its name is there already."""
+        known = self._seen[kind].get(name)
+        if known is None or known.uid != uid:
+            return set()
+        del self._seen[kind][name]
+        if kind == DEPLOYMENTS:
+            del self._deployments[Key(*name)]
+            return {Key(*name)}
+        if kind == PODS:
+            self.inventory.drop_pod(uid)
+            return self._forget_pod(name)
+        if kind == NODES:
+            self.inventory.drop_node(name[1])
+            return set()
+        if kind == NAMESPACES:
+            self._namespaces.pop(name[1], None)
+            return set()
+        return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
+
+    def _put_child(self, name: Name, ref: Ref, document: Object) -> set[Key]:
+        touched = self._forget_child(name[0], ref)
+        if (found := owner(document)) is not None:
+            key, uid = found
+            self._children.setdefault(key, {})[ref] = Child(uid, pack(document))
+            self._child_keys[name[0], ref] = key
+            touched.add(key)
+        return touched
+
+    def _forget_child(self, namespace: str, ref: Ref) -> set[Key]:
+        key = self._child_keys.pop((namespace, ref), None)
+        if key is None:
+            return set()
+        del self._children[key][ref]
+        if not self._children[key]:
+            del self._children[key]
+        return {key}
+
+    def _put_pod(self, name: Name, document: Object) -> set[Key]:
+        try:
+            self.inventory.put_pod(document)
+        except ValueError as error:
+            log.warning("pod %s/%s is not counted: %s", *name, error)
+        before = self._pods.get(self._pod_keys.get(name, Key("", "")), {}).get(name[1])
+        key = pod_key(document)
+        record = pod_record(document) if key is not None else None
+        if record == before and key == self._pod_keys.get(name):
+            return set()  # Most changes of a pod are of no interest.
+        touched = self._forget_pod(name)
+        if key is not None and record is not None:
+            self._pods.setdefault(key, {})[name[1]] = record
+            self._pod_keys[name] = key
+            touched.add(key)
+        return touched
+
+    def _forget_pod(self, name: Name) -> set[Key]:
+        key = self._pod_keys.pop(name, None)
+        if key is None:
+            return set()
+        del self._pods[key][name[1]]
+        if not self._pods[key]:
+            del self._pods[key]
+        return {key}
+
+    def _put_node(self, document: Object) -> None:
+        try:
+            self.inventory.put_node(document)
+        except ValueError as error:
+            log.warning("node %s is not counted: %s", document["metadata"]["name"], error)
+
+    def _put_namespace(self, name: str, labels: Mapping[str, str]) -> set[Key]:
+        before, self._namespaces[name] = self._namespaces.get(name), labels
+        if before is None or before == labels:
+            return set()
+        return {key for key in self._deployments if key.namespace == name}

@@ -1,0 +1,163 @@
+"""kopf as the source of events, and nothing else of it: no handler state, no finalizer, no writes.
+
+kopf lists and watches in a thread with a loop of its own, because it ends every task of the loop
+that it runs in. What it sees is handed over to the operator's loop, one call per event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
+from kubernetes.aio.client import Configuration
+
+from distserve.api import labels
+from distserve.operator.kinds import CHILDREN, OPTIONAL_CHILDREN, WATCHED, Kind
+from distserve.operator.model import Object
+from distserve.operator.settings import WatchSettings
+
+log = logging.getLogger(__name__)
+
+See = Callable[[Kind, Object, bool], None]
+"""(kind, object, whether it is gone)"""
+Login = Callable[[], Configuration]
+
+
+class Watches:
+    """All of the operator's watches. `see` is called in the loop that made this."""
+
+    def __init__(
+        self, settings: WatchSettings, namespaces: Sequence[str], login: Login, see: See
+    ) -> None:
+        self._settings = settings
+        self._namespaces = namespaces
+        self._login = login
+        self._see = see
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        """Done when watching ended, with its error if it has one. That is the process's end."""
+        self.last_seen: dict[Kind, float] = dict.fromkeys(WATCHED, time.monotonic())
+        """When the kind's watch showed something, by time.monotonic."""
+        self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 5.0) -> None:
+        """Waits for the thread; a daemon thread that hangs does not hold up the process."""
+        self._stop.set()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._watch())
+            self._tell(None)
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception | None) -> None:
+        def end() -> None:
+            if self.ended.done():
+                return
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(end)
+
+    async def _watch(self) -> None:
+        registry = kopf.OperatorRegistry()
+        kopf.on.login(registry=registry)(self._log_in)
+        for kind in WATCHED:
+            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(
+                self._handler(kind)
+            )
+        where: dict[str, Any] = (
+            {"namespaces": list(self._namespaces)} if self._namespaces else {"clusterwide": True}
+        )
+        await kopf.operator(
+            registry=registry,
+            settings=kopf_settings(self._settings, scanning=not self._namespaces),
+            memories=_NoMemories(),
+            standalone=True,
+            stop_flag=self._stop,
+            **where,
+        )
+
+    def _handler(self, kind: Kind) -> Any:
+        async def handler(event: Any, **_: Any) -> None:
+            gone = event["type"] == "DELETED"
+            self._loop.call_soon_threadsafe(self._hand_over, kind, event["object"], gone)
+
+        handler.__name__ = kind.plural
+        return handler
+
+    def _hand_over(self, kind: Kind, document: Object, gone: bool) -> None:
+        self.last_seen[kind] = time.monotonic()
+        self._see(kind, document, gone)
+
+    async def _log_in(self, **_: Any) -> kopf.ConnectionInfo:
+        found = self._login()
+        token = await found.get_api_key_with_prefix("BearerToken")
+        scheme, _space, secret = (token or "").rpartition(" ")
+        return kopf.ConnectionInfo(
+            server=found.host,
+            ca_path=found.ssl_ca_cert,
+            insecure=not found.verify_ssl,
+            scheme=scheme.capitalize() or None,
+            token=secret or None,
+            certificate_path=found.cert_file,
+            private_key_path=found.key_file,
+        )
+
+
+def kopf_settings(settings: WatchSettings, *, scanning: bool) -> kopf.OperatorSettings:
+    found = kopf.OperatorSettings()
+    found.posting.enabled = False
+    found.peering.standalone = True
+    found.scanning.disabled = not scanning
+    found.watching.server_timeout = settings.server_timeout_seconds
+    found.watching.client_timeout = settings.server_timeout_seconds + settings.connect_seconds
+    found.watching.connect_timeout = settings.connect_seconds
+    found.watching.inactivity_timeout = settings.inactivity_seconds
+    found.watching.chunk_size = settings.chunk_size
+    found.networking.connect_timeout = settings.connect_seconds
+    found.networking.request_timeout = 60.0
+    # About a minute; what lasts longer ends the process, and its restart begins with a listing.
+    found.networking.error_backoffs = (0.5, 1, 2, 4, 8, 10, 10, 10, 10, 10)
+    # Each object's worker keeps the object: let it end at once.
+    found.queueing.idle_timeout = 0.2
+    found.queueing.error_delays = (1, 5, 10)
+    found.persistence.diffbase_storage = _NoDiffBase()
+    for kind in (*CHILDREN, *OPTIONAL_CHILDREN):
+        found.watching.label_selectors[kind.group, kind.version, kind.plural] = labels.DEPLOYMENT
+    return found
+
+
+class _NoMemories(ResourceMemories):
+    """kopf keeps about 2 KB for each object that it ever saw; nothing of that is used here."""
+
+    async def recall(self, raw_body: Any, **options: Any) -> ResourceMemory:
+        return await super().recall(raw_body, **{**options, "ephemeral": True})
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """kopf copies each object to see what changed; handlers of raw events do not ask."""
+
+    def build(self, *, body: Any, extra_fields: Iterable[Any] | None = None) -> Any:
+        return {}
+
+    def fetch(self, *, body: Any) -> Any:
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        """Never called: there is no handler whose state could be stored."""
