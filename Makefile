@@ -68,10 +68,25 @@ format: $(STAMP) ## format and fix what ruff can
 crds: $(STAMP) ## write the CRD from the types in distserve.api
 	@$(RUN)/distserve crd --write
 
+.PHONY: manifests
+manifests: crds ## write manifests/distserve.yaml from the chart
+	@$(RUN)/python -m tools.chart
+
 .PHONY: lock
 lock: $(UV) ## resolve the dependencies anew
 	@$(UV) pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --constraint <(echo 'torch==2.13.0') --output-file requirements.lock
+	@# What each image needs of it: names only, versions and hashes stay in the lock.
+	@for image in operator gateway migrator engine; do
+	  extras="--extra $$image"
+	  case $$image in gateway|engine) extras="$$extras --extra tracing";; esac
+	  $(UV) pip compile --quiet pyproject.toml $$extras --universal --python-version 3.11 \
+	    --no-header --no-annotate --constraint requirements.lock | sed 's/==.*//' | sort -u \
+	    > tools/images/packages/$$image.txt
+	done
+	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(UV) pip compile --quiet - --universal \
+	  --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --constraint requirements.lock --output-file tools/images/build.lock
 
 .PHONY: bench
 bench: $(STAMP) ## the serving benchmark, against transformers' generate in the same run
@@ -94,3 +109,10 @@ cluster-down: ## remove what `make cluster` made
 cluster-test: $(STAMP) ## the tests that need Kubernetes
 	@$(KUBERNETES) install
 	@$(RUN)/pytest -q --cluster -m cluster
+
+# tools/images: by docker, podman or buildah, whichever works. TARGETS="gateway migrator" builds some.
+TARGETS ?= operator gateway migrator engine
+
+.PHONY: images
+images: $(STAMP) ## build the container images and print their sizes
+	@$(RUN)/python -m tools.images build $(TARGETS)

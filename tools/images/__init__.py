@@ -1,0 +1,1 @@
+"""The project's container images: `python -m tools.images`, and `archives` for tests."""

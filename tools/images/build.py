@@ -1,0 +1,85 @@
+"""Builds images into archives that are named by what they are made of.
+
+    <cache>/distserve/images/archives/<target>-<key>.tar     imported by clusters
+    <cache>/distserve/images/base-<key>.tar                  where the base is of our own making
+    <cache>/distserve/images/layers-<key>/                   buildah's storage, one per lock
+
+An archive that is there is current: the key is the hash of all that it was made of.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.cluster.home import cache, lock_file
+from tools.cluster.progress import Progress
+from tools.images import builders
+from tools.images.archive import write_archive
+from tools.images.base import LocalBase
+from tools.images.context import TARGETS, Context
+
+LOCK_SECONDS = 3600.0
+ENDED_SECONDS = 60.0
+KEPT = 2
+"""Archives per target, and storages: two checkouts do not throw out each other's."""
+
+
+def archives(
+    targets: Sequence[str] = ("operator", "gateway", "migrator"),
+    progress: Progress | None = None,
+    *,
+    base: str = "",
+    context: Context | None = None,
+) -> dict[str, Path]:
+    """The archive of each target, current with the checkout; what is missing is built.
+
+    `Cluster.load_image` takes them; the images' names are those that rendered pods have. Raises
+    Unavailable where nothing here can build, CommandFailed with the builder's last words.
+    """
+    context, progress = context or Context(), progress or Progress()
+    folder = cache() / "images"
+    (folder / "archives").mkdir(parents=True, exist_ok=True)
+    key = context.key(base or LocalBase(folder).name)
+    wanted = {target: folder / "archives" / f"{target}-{key}.tar" for target in targets}
+    if all(path.exists() for path in wanted.values()):
+        return wanted
+    with (folder / ".lock").open("w") as lock:
+        lock_file(lock, "another process that builds images", LOCK_SECONDS)
+        builder = builders.choose(
+            folder, context.packages_key(base or LocalBase(folder).name), base, progress
+        )
+        for target, archive in wanted.items():
+            if not archive.exists():
+                _build(builder, context, target, archive, progress)
+        _remove_old(folder)
+    return wanted
+
+
+def _build(
+    builder: builders.Builder, context: Context, target: str, archive: Path, progress: Progress
+) -> None:
+    with progress.step(f"image {target}") as step:
+        builder.build(context, target, step)
+        with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+            layout = Path(folder) / "layout"
+            layout.mkdir()
+            builder.export(context.image(target), layout)
+            write_archive(layout, context.image(target), archive)
+
+
+def _remove_old(folder: Path) -> None:
+    """Keeps the newest few of each kind."""
+    for target in TARGETS:
+        for old in _oldest(folder / "archives", f"{target}-*.tar"):
+            old.unlink()
+    for old in _oldest(folder, "layers-*"):
+        # A storage that a crash left mounted would take its layers' mounts with it.
+        subprocess.run(["umount", str(old / "storage/overlay")], capture_output=True, check=False)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _oldest(folder: Path, pattern: str) -> list[Path]:
+    newest_first = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    return newest_first[KEPT:]
