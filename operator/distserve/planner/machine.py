@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distserve.planner.errors import InvalidRequest
@@ -42,6 +42,20 @@ class Machine:
         """How many units fit whose `segments` parts of `segment` accelerators each fit a node."""
         slots = sum(node // segment for node in self.nodes)
         return min(slots // segments, self.accelerators // (segment * segments))
+
+    def scattered(self, parts: Mapping[int, int]) -> int:
+        """How many units fit of which each part, `parts[accelerators]` of them, needs one node.
+
+        Of at most two sizes: a room that no large part takes holds as many small ones as it can.
+        """
+        large, small = max(parts), min(parts)
+        rooms = sum(node // large for node in self.nodes)
+        fitting = rooms // parts[large]
+        if small < large:
+            each = large // small
+            rest = sum(node % large // small for node in self.nodes)
+            fitting = min(fitting, (rooms * each + rest) // (parts[large] * each + parts[small]))
+        return min(fitting, self.accelerators // sum(n * size for size, n in parts.items()))
 
     def link(self, within_node: bool) -> Link:
         return load_link(self.network, "intra_node" if within_node else "inter_node")

@@ -6,61 +6,21 @@ carries the hash of the inputs that it came from.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from distserve.planner.errors import NoProfile
 from distserve.planner.goodput import Evaluator, Forecast
-from distserve.planner.machine import Machine
-from distserve.planner.models import ModelShape
-from distserve.planner.placement_search import INSTANT, Judged, PlacementSearch, Unit
-from distserve.planner.profiles import HardwareProfile
-from distserve.planner.result import Slo, quantile
+from distserve.planner.placement_search import PlacementSearch
+from distserve.planner.question import PlanRequest as PlanRequest
+from distserve.planner.result import quantile
+from distserve.planner.role_rates import INSTANT
+from distserve.planner.shortage import shortage_of
 from distserve.planner.simulator import InstanceSpec
-from distserve.workload import ArrivalProcess, RequestSet
+from distserve.planner.units import Judged, Unit
 
 SEARCH_REQUESTS = 400
 FORECAST_REQUESTS = 2000
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """All that a plan depends on; `rate` None asks for the most that the machine can do."""
-
-    model: ModelShape
-    profile: HardwareProfile
-    slo: Slo
-    requests: RequestSet
-    machine: Machine
-    rate: float | None = None
-    arrivals: ArrivalProcess = field(default_factory=ArrivalProcess)
-    strategy: str = "Disaggregated"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fixed_tp: Mapping[str, int] = field(default_factory=dict)
-    max_batched_tokens: int = 8192
-    max_requests: int = 256
-
-    @property
-    def inputs_hash(self) -> str:
-        """Equal for equal questions, whatever process asks."""
-        entries = sorted((key, times) for key, times in self.profile.entries.items())
-        parts = (
-            self.model,
-            (self.profile.name, entries, self.profile.kv_budget_bytes),
-            sorted(self.profile.max_tokens.items()),
-            self.slo,
-            (list(self.requests.prompt_tokens), list(self.requests.output_tokens)),
-            self.requests.arrival_ms and list(self.requests.arrival_ms),
-            (list(self.machine.nodes), self.machine.max_accelerators),
-            (self.machine.high_affinity, self.machine.network, self.machine.span_nodes),
-            (self.rate, self.strategy, sorted(self.options.items())),
-            (self.arrivals.kind, self.arrivals.cv, self.arrivals.seed),
-            (sorted(self.fixed_tp.items()), self.max_batched_tokens, self.max_requests),
-        )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -127,7 +87,8 @@ def attainment_at(request: PlanRequest, unit: Unit, rate: float, count: int) -> 
 def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None) -> Plan:
     """Search, settle the best candidates in a long run, and size the winner for the asked rate.
 
-    Raises NoProfile when no step times are known for the model on this machine.
+    A machine too small for the model is answered with the nearest miss, as is an SLO that nothing
+    meets. Raises NoProfile when no step times are known for the model.
     """
     population = request.requests
     recorded = request.arrivals.kind == "recorded"
@@ -144,11 +105,13 @@ def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None)
         dict(request.options),
         FORECAST_REQUESTS,
         request.rate,
+        request.max_ranks,
         progress,
     )
     judged = search.run()
     if not judged:
-        raise NoProfile(_nothing_to_judge(request))
+        shortage = shortage_of(search)
+        return _nothing(request, shortage.unit, shortage.reason, "memory", None)
     winner, *others = judged
     if not winner.rate:
         return _missed(request, judged, evaluator)
@@ -286,15 +249,3 @@ def _in_words(unit: Unit, rate: float) -> str:
         for role, plan in roles_of(unit).items()
     )
     return f"{roles}: {rate:.3g} requests/s per unit" if rate else roles
-
-
-def _nothing_to_judge(request: PlanRequest) -> str:
-    model, machine = request.model, request.machine
-    if not any(name == model.name for name, _ in request.profile.entries):
-        return f"no profile for {model.name}, give --hardware-profile or --estimate"
-    degrees = sorted(tp for name, tp in request.profile.entries if name == model.name)
-    return (
-        f"{model.name} does not fit {machine.accelerators} accelerators in nodes of "
-        f"{machine.largest_node} at the profiled TP {', '.join(map(str, degrees))}; "
-        "give more accelerators, or --estimate for other degrees"
-    )

@@ -57,7 +57,9 @@ class HardwareProfile:
     def kv_tokens(self, model: ModelShape, tp: int, pp: int) -> int:
         """KV tokens that fit one instance; 0 where the model does not fit."""
         measured = self.max_tokens.get((model.name, tp, pp))
-        return measured or kv_tokens(model, tp, pp, self.kv_budget_bytes)
+        if measured is not None:
+            return measured
+        return kv_tokens(model, tp, pp, self.kv_budget_bytes)
 
 
 def load_profile(name: str = DEFAULT_PROFILE, engine: str = "distserve") -> HardwareProfile:

@@ -9,7 +9,8 @@ import multiprocessing
 from multiprocessing.connection import Connection
 
 from distserve.planner.errors import PlannerError
-from distserve.planner.plan import Plan, PlanRequest, make_plan
+from distserve.planner.plan import Plan, make_plan
+from distserve.planner.question import PlanRequest
 
 
 class PlanningOverdue(PlannerError):

@@ -25,8 +25,8 @@ from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.machine import Machine
 from distserve.planner.models import ModelShape, find_model
-from distserve.planner.plan import PlanRequest
 from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
+from distserve.planner.question import PlanRequest
 from distserve.planner.roofline import ACCELERATORS, with_estimates
 from distserve.workload import RequestSet
 from distserve.workload.lengths import from_summary
