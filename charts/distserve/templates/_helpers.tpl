@@ -70,7 +70,7 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch]
 - apiGroups: [distserve.io]
   resources: [distservedeployments/status]
-  verbs: [patch, update]
+  verbs: [patch]
 - # Owner references that block deletion need it where OwnerReferencesPermissionEnforcement is on.
   apiGroups: [distserve.io]
   resources: [distservedeployments/finalizers]
@@ -110,7 +110,7 @@ capabilities: {drop: [ALL]}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors, prometheusrules]
   verbs: [create, delete, get, list, patch, watch]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end }}

@@ -1,0 +1,146 @@
+"""Rendered objects by kind and name, and releases of the chart in a real API server."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tools.chart.rendering import CHART, objects
+from tools.cluster import fake_nodes
+from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.errors import CommandFailed
+
+CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
+
+Object = dict[str, Any]
+
+
+class Rendered:
+    """The chart's objects with some values."""
+
+    def __init__(self, values: Object | None = None, **options: Any) -> None:
+        self.objects: list[Object] = objects(values, **options)
+
+    def all(self, kind: str) -> list[Object]:
+        return [found for found in self.objects if found["kind"] == kind]
+
+    def one(self, kind: str, name: str = "") -> Object:
+        (found,) = [one for one in self.all(kind) if name in ("", one["metadata"]["name"])]
+        return found
+
+    @property
+    def pod(self) -> Object:
+        """The spec of the operator's pods."""
+        spec: Object = self.one("Deployment")["spec"]["template"]["spec"]
+        return spec
+
+    @property
+    def container(self) -> Object:
+        (found,) = self.pod["containers"]
+        return dict(found)
+
+    @property
+    def flags(self) -> dict[str, str]:
+        args = self.container["args"]
+        return dict(zip(args[::2], args[1::2], strict=True))
+
+
+@pytest.fixture
+def render() -> type[Rendered]:
+    return Rendered
+
+
+@dataclass(frozen=True)
+class Release:
+    """The chart as helm installed it."""
+
+    cluster: Cluster
+    name: str
+    namespace: str
+
+    @property
+    def operator(self) -> str:
+        """Name of the Deployment, its ServiceAccount and its Lease."""
+        return f"{self.name}-operator"
+
+    @property
+    def user(self) -> str:
+        """The operator, as the API server knows it."""
+        return f"system:serviceaccount:{self.namespace}:{self.operator}"
+
+    def helm(self, verb: str, *args: str) -> str:
+        return self.cluster.helm(verb, self.name, *args, f"--namespace={self.namespace}")
+
+    def upgrade(self, chart: Path = CHART, *args: str) -> str:
+        return self.helm("upgrade", str(chart), "--reuse-values", *args)
+
+    def as_operator(self, *args: str, stdin: str | None = None) -> str:
+        """kubectl with the operator's rights."""
+        return self.cluster.kubectl(f"--as={self.user}", *args, stdin=stdin)
+
+
+Install = Callable[..., contextlib.AbstractContextManager[Release]]
+
+
+@pytest.fixture(scope="session")
+def install(control_plane: Cluster) -> Install:
+    """install(name, values): the chart in a namespace of its own, whose pods must be restricted.
+
+    The session's CRD is taken over and given back.
+    """
+
+    @contextlib.contextmanager
+    def release(name: str, values: Object) -> Iterator[Release]:
+        with control_plane.namespace() as namespace:
+            enforce = "pod-security.kubernetes.io/enforce=restricted"
+            control_plane.kubectl("label", "namespace", namespace, enforce)
+            found = Release(control_plane, name, namespace)
+            given = control_plane.home.folder / f"{namespace}.yaml"
+            tolerations = {"operator": {"tolerations": [fake_nodes.TOLERATION]}}
+            given.write_text(yaml.safe_dump({**tolerations, **values}))
+            flags = ("--take-ownership", "--force-conflicts", "--wait", "--timeout=60s")
+            try:
+                found.helm("install", str(CHART), f"--values={given}", *flags)
+            except CommandFailed as failed:
+                failed.add_note(control_plane.describe())
+                raise
+            try:
+                yield found
+            finally:
+                found.helm("uninstall", "--ignore-not-found", "--wait", "--timeout=60s")
+
+    return release
+
+
+@pytest.fixture(scope="session")
+def release(control_plane: Cluster, install: Install) -> Iterator[Release]:
+    """For all namespaces, on two fake nodes."""
+    nodes = control_plane.nodes(2, gpus=0, prefix="chart")
+    try:
+        with install("distserve", {}) as found:
+            yield found
+    finally:
+        control_plane.apply(CRD, "default", "--force-conflicts")
+        control_plane.remove_nodes(nodes)
+
+
+@dataclass(frozen=True)
+class Confined:
+    """A release that keeps one namespace, and a namespace that is none of its business."""
+
+    release: Release
+    kept: str
+    foreign: str
+
+
+@pytest.fixture(scope="session")
+def confined(release: Release, install: Install) -> Iterator[Confined]:
+    """Beside the other release, and without nodes of its own."""
+    cluster = release.cluster
+    with cluster.namespace("kept") as kept, cluster.namespace("foreign") as foreign:
+        values = {"namespaces": [kept], "crds": {"install": False}, "replicas": 1}
+        with install("distserve-one", values) as found:
+            yield Confined(found, kept, foreign)
