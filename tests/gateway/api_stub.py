@@ -13,7 +13,7 @@ from aiohttp import web
 from distserve.gateway.api_server import ApiServer
 
 
-def endpoint(name: str, address: str = "127.0.0.1", **conditions: bool) -> dict[str, Any]:
+def endpoint(name: str, address: str = "127.0.0.1", /, **conditions: bool) -> dict[str, Any]:
     return {
         "addresses": [address],
         "conditions": {"ready": True, "serving": True, "terminating": False} | conditions,

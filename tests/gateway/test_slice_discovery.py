@@ -24,12 +24,11 @@ QUICK = Pace(first_pause_seconds=0.01, max_pause_seconds=0.05, quick_seconds=0.0
 class Follower:
     """Somebody who follows a discovery."""
 
-    stub: ApiStub
+    discovery: SliceDiscovery
     seen: list[list[Endpoint]] = field(default_factory=list)
 
-    async def follow(self, pace: Pace) -> None:
-        discovery = SliceDiscovery(self.stub.api, "n", "tiny-instances", pace, random.Random(1))
-        async for endpoints in discovery.watch():
+    async def follow(self) -> None:
+        async for endpoints in self.discovery.watch():
             self.seen.append(endpoints)
 
     @property
@@ -62,8 +61,9 @@ async def follow(stub: ApiStub) -> AsyncIterator[Callable[..., Any]]:
     tasks: list[asyncio.Task[None]] = []
 
     async def start(pace: Pace = QUICK) -> Follower:
-        follower = Follower(stub)
-        tasks.append(asyncio.create_task(follower.follow(pace)))
+        draw = random.Random(1)
+        follower = Follower(SliceDiscovery(stub.api, "n", "tiny-instances", pace, draw))
+        tasks.append(asyncio.create_task(follower.follow()))
         await follower.until_ready("a", "b")
         await follower.until(lambda: stub.watching == 1)
         return follower
@@ -283,6 +283,34 @@ def test_outside_of_a_cluster_it_is_refused_with_the_cure(tmp_path: Path) -> Non
 def test_names_that_are_none_are_refused(rest: str) -> None:
     with pytest.raises(ValueError, match="endpointslices:NAMESPACE/SERVICE"):
         make_discovery(f"endpointslices:{rest}", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"})
+
+
+# ---- how old the word is ------------------------------------------------------------------------
+
+
+async def test_signs_of_life_are_counted_as_such(stub: ApiStub, follow: Any) -> None:
+    follower = await follow()
+    listed = follower.discovery.heard_at
+    stub.bookmark()
+    await follower.until(lambda: follower.discovery.heard_at > listed)
+    await stub.stop()
+    before = follower.discovery.heard_at
+    await follower.until(lambda: follower.discovery._failures >= 3)
+    assert follower.discovery.heard_at == before
+
+
+async def test_a_blind_gateway_says_so_in_its_metrics(house: Any) -> None:
+    async def age_is(condition: Callable[[float], bool]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition((await house.metrics())["distserve_gateway_discovery_age_seconds"]):
+                await asyncio.sleep(0.05)
+
+    await age_is(lambda age: age < 1)
+    (house.folder / "endpoints.json").unlink()
+    await age_is(lambda age: age > 1)
+    assert (await house.complete())[0] == 200
+    house.publish()
+    await age_is(lambda age: age < 1)
 
 
 # ---- the gateway --------------------------------------------------------------------------------

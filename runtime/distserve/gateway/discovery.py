@@ -40,6 +40,9 @@ class Endpoints(Struct, frozen=True):
 
 
 class Discovery(Protocol):
+    heard_at: float
+    """When its source last gave a sign of life, by the event loop's clock."""
+
     def watch(self) -> AsyncIterator[list[Endpoint]]:
         """All endpoints, once at the start and again after each change."""
         ...
@@ -49,6 +52,8 @@ class FileDiscovery:
     """Polls the file's identity, so that it works on every file system and for ConfigMap mounts.
     While the file is missing or broken, what was last read stays in force."""
 
+    heard_at = 0.0
+
     def __init__(self, path: Path, poll_seconds: float = POLL_SECONDS) -> None:
         self._path = path
         self._poll_seconds = poll_seconds
@@ -56,7 +61,9 @@ class FileDiscovery:
     async def watch(self) -> AsyncIterator[list[Endpoint]]:
         seen: object = ()
         while True:
-            if (identity := self._identity()) != seen:
+            if (identity := self._identity()) is not None:
+                self.heard_at = asyncio.get_running_loop().time()
+            if identity != seen:
                 seen = identity
                 if (endpoints := self._read()) is not None:
                     yield endpoints

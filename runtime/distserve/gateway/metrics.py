@@ -71,6 +71,11 @@ class Metrics:
         self.waiting = Gauge(
             "distserve_requests_waiting", "Prompts without a first token", registry=self.registry
         )
+        self.discovery_age = Gauge(
+            "distserve_gateway_discovery_age_seconds",
+            "Since the source of the instances' addresses last gave a sign of life",
+            registry=self.registry,
+        )
         self.prompt_tokens = Counter(
             "distserve_prompt_tokens", "Prompt tokens of answered requests", registry=self.registry
         )

@@ -80,10 +80,14 @@ class Gateway:
             self._janitor,
             StageRecorder(self.metrics.observe_stage, self._observe_transfer),
         )
+        discovery = make_discovery(self.settings.discovery)
+        loop = asyncio.get_running_loop()
+        discovery.heard_at = loop.time()
+        self.metrics.discovery_age.set_function(lambda: loop.time() - discovery.heard_at)
         watcher = FleetWatcher(
             self.fleet,
             client,
-            make_discovery(self.settings.discovery),
+            discovery,
             self.settings.model,
             self.settings.strategy,
             self._index,

@@ -82,6 +82,8 @@ class SliceDiscovery:
     service: str
     pace: Pace = Pace()
     draw: random.Random = field(default_factory=random.Random)
+    heard_at: float = 0.0
+    """When the server last said something, by the event loop's clock; a bookmark counts."""
     _failures: int = 0
 
     async def watch(self) -> AsyncIterator[list[Endpoint]]:
@@ -115,6 +117,7 @@ class SliceDiscovery:
         now = asyncio.get_running_loop().time
         relist_at = now() + self.pace.relist_seconds * self.draw.uniform(0.75, 1.25)
         listed = await self._list(session)
+        self.heard_at = now()
         slices = {one.metadata.name: one for one in listed.items or ()}
         version = listed.metadata.resource_version
         yield slices
@@ -123,7 +126,7 @@ class SliceDiscovery:
             async with contextlib.aclosing(self._watch(session, version)) as events:
                 async for event in events:
                     version = _apply(event, slices)
-                    heard = True
+                    heard, self.heard_at = True, now()
                     self._worked()
                     yield slices
             if not heard and now() - began < self.pace.quick_seconds:
