@@ -24,7 +24,8 @@ class Group:
 
 def groups(nodes: Iterable[Node], level: Level | None) -> list[Group]:
     if level is None:
-        return [Group(None, tuple(node.name for node in nodes))]
+        names = tuple(node.name for node in nodes)
+        return [Group(None, names)] if names else []
     found: dict[Domain, list[str]] = {}
     for node in nodes:
         found.setdefault(domain_of(node, level), []).append(node.name)

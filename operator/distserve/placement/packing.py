@@ -1,32 +1,39 @@
-"""One unit into one group of nodes: which pod goes to which node, or that it does not fit.
+"""Pods into one group of nodes: which pod goes to which node, or that they do not fit together.
 
 First the quick way, which is right nearly always: instances largest first, each on the fullest
 node that takes it whole, else on as few nodes as possible. Where that fails though the sums would
 do, a bounded search over all ways.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from distserve.placement.domains import Group
 from distserve.placement.quantities import Amounts
-from distserve.placement.requests import InstanceRequest, UnitRequest
+from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 from distserve.placement.room import Room, Shelf
 
-Seats = dict[str, str]
-"""Pod name -> node name."""
+STEPS_PER_SEARCH = 2_000
+
+
+class PodKey(NamedTuple):
+    unit: UnitId
+    pod: str
+
+
+Seats = dict[PodKey, str]
+"""Where each pod goes: names of nodes."""
 Allowed = Callable[[InstanceRequest], Collection[str]]
 """Names of the nodes that an instance's pods may go to."""
-
-STEPS_PER_SEARCH = 500
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is left to seat of one instance."""
+    """Pods of one instance that need seats."""
 
     each: Amounts
-    pods: tuple[str, ...]
+    pods: tuple[PodKey, ...]
     allowed: Collection[str]
 
 
@@ -41,40 +48,46 @@ class Budget:
         return self.steps >= 0
 
 
-def sizes(unit: UnitRequest) -> dict[str, Amounts]:
-    return {pod: instance.amounts for instance in unit.instances for pod in instance.pod_names}
+def parts_of(unit: UnitRequest, allowed: Allowed, seated: Collection[str] = ()) -> list[Part]:
+    """What is to be seated of a unit, but for pods that have their seats."""
+    found = []
+    for instance in unit.instances:
+        names = [pod for pod in instance.pod_names if pod not in seated]
+        if names:
+            pods = tuple(PodKey(unit.id, pod) for pod in names)
+            found.append(Part(instance.amounts, pods, allowed(instance)))
+    return found
 
 
 def pack(
-    unit: UnitRequest,
-    group: Group,
-    room: Room,
-    *,
-    scarce: str,
-    allowed: Allowed,
-    budget: Budget,
-    pinned: Mapping[str, str] | None = None,
+    parts: Sequence[Part], group: Group, room: Room, scarce: str, budget: Budget
 ) -> Seats | None:
-    """Seats of all pods but the pinned ones, taken from the room; None, and the room as it was."""
-    pins = pinned or {}
-    parts = [
-        Part(instance.amounts, names, allowed(instance))
-        for instance in unit.instances
-        if (names := tuple(pod for pod in instance.pod_names if pod not in pins))
-    ]
-    parts.sort(key=lambda part: (part.each.get(scarce, 0), len(part.pods)), reverse=True)
+    """Seats for all the pods, taken from the room; None, and the room as it was."""
     shelf = room.shelf(group, scarce)
     if shelf.total < sum(part.each.get(scarce, 0) * len(part.pods) for part in parts):
         return None
-    sized = {pod: part.each for part in parts for pod in part.pods}
+    ordered = sorted(parts, key=lambda p: (p.each.get(scarce, 0), len(p.pods)), reverse=True)
     seats: Seats = {}
-    for part in parts:
+    for part in ordered:
         found = _seat(part, room, shelf)
         if found is None:
-            room.take_all(seats, sized, -1)
-            return _search(parts, group, room, Budget(min(STEPS_PER_SEARCH, budget.steps)), budget)
+            give_back(seats, ordered, room)
+            return _search(ordered, group, room, budget)
         seats |= found
     return seats
+
+
+def give_back(seats: Seats, parts: Sequence[Part], room: Room) -> None:
+    for part in parts:
+        for pod in part.pods:
+            if pod in seats:
+                room.take(seats[pod], part.each, -1)
+
+
+def take_again(seats: Seats, parts: Sequence[Part], room: Room) -> None:
+    for part in parts:
+        for pod in part.pods:
+            room.take(seats[pod], part.each)
 
 
 def _seat(part: Part, room: Room, shelf: Shelf) -> Seats | None:
@@ -82,13 +95,13 @@ def _seat(part: Part, room: Room, shelf: Shelf) -> Seats | None:
     seats: Seats = {}
     waiting = list(part.pods)
     while waiting:
-        node = _fullest(part, len(waiting), room, shelf)
         count = len(waiting)
+        node = _fullest(part, count, room, shelf)
         if node is None and count > 1:
             count = _largest_capacity(part, count, room, shelf)
             node = _fullest(part, count, room, shelf) if count else None
         if node is None:
-            room.take_all(seats, dict.fromkeys(seats, part.each), -1)
+            give_back(seats, [part], room)
             return None
         room.take(node, part.each, count)
         seats |= dict.fromkeys(waiting[:count], node)
@@ -105,55 +118,65 @@ def _fullest(part: Part, count: int, room: Room, shelf: Shelf) -> str | None:
 
 
 def _largest_capacity(part: Part, at_most: int, room: Room, shelf: Shelf) -> int:
-    best = 0
-    each = part.each.get(shelf.resource, 0)
-    for node in shelf.from_tightest(each):
-        if node in part.allowed:
-            best = max(best, room.capacity(node, part.each, at_most))
-    return best
+    nodes = shelf.from_tightest(part.each.get(shelf.resource, 0))
+    return max(
+        (room.capacity(node, part.each, at_most) for node in nodes if node in part.allowed),
+        default=0,
+    )
 
 
-def _search(
-    parts: Sequence[Part], group: Group, room: Room, own: Budget, whole: Budget
-) -> Seats | None:
-    """Any seating at all, by depth-first search; None too when the budget ends."""
+def _search(parts: Sequence[Part], group: Group, room: Room, budget: Budget) -> Seats | None:
+    """Any seating at all, by depth-first search; None too when a budget ends."""
     for part in parts:
-        places = sum(
+        places = (
             room.capacity(node, part.each, len(part.pods))
             for node in group.nodes
             if node in part.allowed
         )
-        if places < len(part.pods):
+        if sum(places) < len(part.pods):
             return None
-    seats: Seats = {}
-    pods = [(part, pod) for part in parts for pod in part.pods]
+    search = _Search(parts, group, room, budget, Budget(STEPS_PER_SEARCH))
+    return search.seats if search.descend(0, 0) else None
 
-    def descend(depth: int, first: int) -> bool:
-        if depth == len(pods):
+
+class _Search:
+    def __init__(
+        self, parts: Sequence[Part], group: Group, room: Room, budget: Budget, own: Budget
+    ) -> None:
+        self.seats: Seats = {}
+        self._parts, self._group, self._room = parts, group, room
+        self._pods = [(part, pod) for part in parts for pod in part.pods]
+        self._budget, self._own = budget, own
+
+    def descend(self, depth: int, first: int) -> bool:
+        """Seats the pods from `depth` on, the next one on the node at `first` or after it."""
+        if depth == len(self._pods):
             return True
-        part, pod = pods[depth]
-        alike: set[tuple[object, ...]] = set()
-        for position in range(first, len(group.nodes)):
-            node = group.nodes[position]
-            if node not in part.allowed or not room.capacity(node, part.each, 1):
+        part, pod = self._pods[depth]
+        # Pods of one instance are alike: among themselves they go to ascending nodes.
+        together = depth + 1 < len(self._pods) and self._pods[depth + 1][0] is part
+        tried: set[object] = set()
+        for position in range(first, len(self._group.nodes)):
+            node = self._group.nodes[position]
+            if node not in part.allowed or not self._room.capacity(node, part.each, 1):
                 continue
-            kind = (
-                *sorted(room.free(node).items()),
-                *(node in other.allowed for other in parts),
-            )
-            if kind in alike:
+            kind = self._kind(node)
+            if kind in tried:
                 continue
-            if not (own.spend() and whole.spend()):
+            if not (self._own.spend() and self._budget.spend()):
                 return False
-            alike.add(kind)
-            room.take(node, part.each)
-            seats[pod] = node
-            same_next = depth + 1 < len(pods) and pods[depth + 1][0] is part
-            # Pods of one instance are alike: only ascending nodes are tried.
-            if descend(depth + 1, position if same_next else 0):
+            tried.add(kind)
+            self._room.take(node, part.each)
+            self.seats[pod] = node
+            if self.descend(depth + 1, position if together else 0):
                 return True
-            room.take(node, part.each, -1)
-            del seats[pod]
+            self._room.take(node, part.each, -1)
+            del self.seats[pod]
         return False
 
-    return seats if descend(0, 0) else None
+    def _kind(self, node: str) -> object:
+        """Equal for nodes that make no difference."""
+        return (
+            frozenset(self._room.free(node).items()),
+            *(node in part.allowed for part in self._parts),
+        )

@@ -4,21 +4,33 @@ Called by the operator whenever nodes, pods or units changed, and by `distserve 
 from a file. It changes nothing: who acts on a decision reserves it in the inventory.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from distserve.placement import explain
+from distserve.placement.candidates import Choice
 from distserve.placement.decisions import Decision, Placed, Reason, Waiting
-from distserve.placement.domains import Group, domain_of, share_together
-from distserve.placement.inventory import Inventory, UnitRecord
-from distserve.placement.packing import Allowed, Budget, Seats, pack
-from distserve.placement.requests import Domain, InstanceRequest, Level, UnitId, UnitRequest
+from distserve.placement.domains import Group, share_together
+from distserve.placement.explain import Explainer
+from distserve.placement.inventory import Inventory
+from distserve.placement.ladder import asked, common_domain, fulfils, ladder_now, tighter
+from distserve.placement.packing import (
+    Allowed,
+    Budget,
+    Part,
+    Seats,
+    give_back,
+    pack,
+    parts_of,
+)
+from distserve.placement.rearranging import Budgets, Movable, rearrange
+from distserve.placement.requests import InstanceRequest, Level, UnitId, UnitRequest
 from distserve.placement.room import Room
-from distserve.placement.view import View, asked_level, promised_levels, tighter_levels
+from distserve.placement.view import View
 
-STEPS_PER_PASS = 50_000
-"""Of the searches that follow when the quick packing fails."""
+SEARCH_STEPS = 50_000
+"""A pass's bound on what follows when the quick packing fails, in pods tried on nodes."""
+REARRANGING_TRIES = 1_000
+"""And on units tried in groups."""
 
 
 def place(inventory: Inventory, waiting: Sequence[UnitRequest], now: float) -> list[Decision]:
@@ -27,12 +39,19 @@ def place(inventory: Inventory, waiting: Sequence[UnitRequest], now: float) -> l
     Priority first, then age. A unit that is reserved or bound already keeps its nodes while they
     will do, so a pass may be run again at any time, with the units that are placed or without.
     """
+    ordered = sorted(waiting, key=order)
     at_work = Pass(inventory, now)
-    return [at_work.decide(unit) for unit in sorted(waiting, key=order)]
+    for unit in ordered:
+        at_work.decide(unit)
+    return [at_work.decision(unit) for unit in ordered]
 
 
 def order(unit: UnitRequest) -> tuple[int, float, UnitId]:
     return (-unit.priority, unit.waiting_since, unit.id)
+
+
+Places = dict[str, str]
+"""Pod name -> node name, of one unit."""
 
 
 @dataclass
@@ -45,12 +64,18 @@ class Pass:
     room: Room = field(init=False)
     emptied: Room = field(init=False)
     """As if only the nodes' own pods were there: what could ever fit."""
-    budget: Budget = field(default_factory=lambda: Budget(STEPS_PER_PASS))
     held: set[str] = field(default_factory=set)
     """Nodes kept for a unit that waited too long, closed to those behind it."""
     homes: dict[tuple[str, str], dict[UnitId, set[str]]] = field(default_factory=dict)
     """Nodes of each unit of a deployment."""
-    _failed: dict[tuple[object, Group], tuple[int, int]] = field(default_factory=dict)
+    placed: dict[UnitId, Places] = field(default_factory=dict)
+    waiting: dict[UnitId, Waiting] = field(default_factory=dict)
+    movable: dict[UnitId, Movable] = field(default_factory=dict)
+    """Decided anew in this pass."""
+    search: Budget = field(default_factory=lambda: Budget(SEARCH_STEPS))
+    rearranging: Budget = field(default_factory=lambda: Budget(REARRANGING_TRIES))
+    _failed: dict[object, tuple[int, int]] = field(default_factory=dict)
+    _stuck: dict[object, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.view = View(self.inventory)
@@ -62,26 +87,34 @@ class Pass:
         for unit, record in self.inventory.units.items():
             self._settle(unit, {seat.node for seat in record.seats.values()})
 
-    def decide(self, unit: UnitRequest) -> Decision:
+    def decide(self, unit: UnitRequest) -> None:
         pins = self._leave(unit)
-        seats = self._as_before(unit, pins)
-        if seats is None:
-            seats = self._anew(unit, pins, self._open)
-        if seats is None:
-            self._settle(unit.id, set(pins.values()))
-            return self._wait(unit, pins)
-        self._settle(unit.id, set(seats.values()))
+        places = (
+            self._as_before(unit, pins)
+            or self._anew(unit, pins, self._open)
+            or self._rearranged(unit, pins)
+        )
+        if places is not None:
+            self._place(unit.id, places)
+            return
+        self._settle(unit.id, set(pins.values()))
+        self.waiting[unit.id] = self._wait(unit, pins)
+
+    def decision(self, unit: UnitRequest) -> Decision:
+        if unit.id in self.waiting:
+            return self.waiting[unit.id]
+        places, nodes = self.placed[unit.id], self.inventory.nodes
         return Placed(
             unit.id,
-            self._common_domain(unit, seats),
-            seats,
-            share_together(seats.values(), self.inventory.nodes, asked_level(unit)),
+            common_domain(unit, places, nodes),
+            places,
+            share_together(places.values(), nodes, asked(unit)),
         )
 
-    def _leave(self, unit: UnitRequest) -> Seats:
+    def _leave(self, unit: UnitRequest) -> Places:
         """Gives back the unit's own room, but for pods that run: those stay where they are."""
         record = self.inventory.units.get(unit.id)
-        pins: Seats = {}
+        pins: Places = {}
         if record is None:
             return pins
         for pod in unit.pod_names:
@@ -94,128 +127,138 @@ class Pass:
                 self.room.take(seat.node, seat.amounts, -1)
         return pins
 
-    def _as_before(self, unit: UnitRequest, pins: Seats) -> Seats | None:
-        """What is reserved for the unit, if all of it still will do."""
-        record = self.inventory.units.get(unit.id, UnitRecord({}, {}))
-        seats = {pod: seat.node for pod, seat in record.reserved.items()} | pins
-        known = self.inventory.nodes
-        if set(seats) != set(unit.pod_names) or any(node not in known for node in seats.values()):
+    def _as_before(self, unit: UnitRequest, pins: Places) -> Places | None:
+        """What was decided for the unit already, if all of it still will do."""
+        record, nodes = self.inventory.units.get(unit.id), self.inventory.nodes
+        if record is None:
             return None
-        if not self._fulfils(unit, seats):
+        places = {pod: seat.node for pod, seat in record.reserved.items()} | pins
+        places = {pod: places[pod] for pod in unit.pod_names if places.get(pod) in nodes}
+        if len(places) < len(unit.pod_names) or not fulfils(unit, places, nodes):
             return None
-        taken: list[tuple[str, InstanceRequest]] = []
-        for instance in unit.instances:
-            for pod in instance.pod_names:
-                if pod in pins:
-                    continue
-                node = seats[pod]
-                if node not in self.view.allowed(instance) or not self.room.capacity(
-                    node, instance.amounts, 1
-                ):
-                    for where, what in taken:
-                        self.room.take(where, what.amounts, -1)
+        parts = parts_of(unit, self.view.allowed, pins)
+        seats: Seats = {}
+        for part in parts:
+            for key in part.pods:
+                node = places[key.pod]
+                if node not in part.allowed or not self.room.capacity(node, part.each, 1):
+                    give_back(seats, parts, self.room)
                     return None
-                self.room.take(node, instance.amounts)
-                taken.append((node, instance))
-        return {pod: seats[pod] for pod in unit.pod_names}
+                self.room.take(node, part.each)
+                seats[key] = node
+        return places
 
-    def _anew(self, unit: UnitRequest, pins: Seats, allowed: Allowed) -> Seats | None:
+    def _anew(self, unit: UnitRequest, pins: Places, allowed: Allowed) -> Places | None:
         """The best place of those that fit, taken."""
-        for promised in promised_levels(unit, self.now):
-            for level in [*tighter_levels(unit, promised), promised]:
-                for group in self._candidates(unit, level, promised, pins):
-                    if seats := self._pack(unit, group, pins, allowed):
-                        return seats
+        scarce, parts = self.view.scarce(unit), parts_of(unit, allowed, pins)
+        for promised in ladder_now(unit, self.now):
+            for level in [*tighter(unit, promised), promised]:
+                choice = Choice(unit, level, promised, set(pins.values()), self._siblings(unit))
+                for group in choice.ranked(self.view, self.room):
+                    seats = self._pack(unit, parts, group, scarce, bool(pins))
+                    if seats is not None:
+                        places = places_of(seats) | pins
+                        self._remember(unit, promised, parts, seats, pins)
+                        return places
         return None
 
-    def _pack(self, unit: UnitRequest, group: Group, pins: Seats, allowed: Allowed) -> Seats | None:
-        """`pack`, remembering what failed until something in the group changes."""
-        scarce = self.view.scarce(unit)
-        state = (self.room.shelf(group, scarce).changes, len(self.held))
-        key = (self._shape(unit), group)
-        if not pins and self._failed.get(key) == state:
+    def _pack(
+        self, unit: UnitRequest, parts: Sequence[Part], group: Group, scarce: str, pinned: bool
+    ) -> Seats | None:
+        """`pack`, not tried again for units alike until something in the group changes."""
+        key = (self.view.shape(unit), group)
+        shelf = self.room.shelf(group, scarce)
+        if not pinned and self._failed.get(key) == (shelf.changes, len(self.held)):
             return None
-        seats = pack(
-            unit,
-            group,
-            self.room,
-            scarce=scarce,
-            allowed=allowed,
-            budget=self.budget,
-            pinned=pins,
-        )
-        if seats is None:
-            self._failed[key] = (self.room.shelf(group, scarce).changes, len(self.held))
+        seats = pack(parts, group, self.room, scarce, self.search)
+        if seats is None and not pinned:
+            self._failed[key] = (shelf.changes, len(self.held))
+        return seats
+
+    def _remember(
+        self,
+        unit: UnitRequest,
+        promised: Level | None,
+        parts: Sequence[Part],
+        seats: Seats,
+        pins: Places,
+    ) -> None:
+        if not pins and unit.within is None:
+            home = self.view.group_of(next(iter(seats.values())), promised)
+            self.movable[unit.id] = Movable(unit.id, parts, home, seats)
+
+    def _rearranged(self, unit: UnitRequest, pins: Places) -> Places | None:
+        """A place that others of this pass make way for, if both fit then."""
+        key = self.view.shape(unit)
+        if pins or unit.within or self._stuck.get(key) == len(self.movable):
             return None
-        return {pod: pins.get(pod) or seats[pod] for pod in unit.pod_names}
+        parts = parts_of(unit, self._open)
+        newcomer = Movable(unit.id, parts, None, {})
+        for promised in ladder_now(unit, self.now):
+            groups = self.view.groups(promised)
+            found = rearrange(
+                newcomer,
+                list(self.movable.values()),
+                groups,
+                self.room,
+                self.view.scarce(unit),
+                Budgets(self.search, self.rearranging),
+            )
+            if found is not None:
+                for moved in found:
+                    self.movable[moved.unit] = moved
+                    self._place(moved.unit, places_of(moved.seats))
+                return self.placed[unit.id]
+        self._stuck[key] = len(self.movable)
+        return None
 
-    def _shape(self, unit: UnitRequest) -> object:
-        return tuple(
-            (i.pods, tuple(sorted(i.amounts.items())), self.view.constraints(i))
-            for i in unit.instances
-        )
+    def _wait(self, unit: UnitRequest, pins: Places) -> Waiting:
+        level = ladder_now(unit, self.now)[-1]
+        choice = Choice(unit, level, level, set(pins.values()), ())
+        groups = list(choice.possible(self.view))
+        explainer = Explainer(self.view, self.room, self.emptied, self.search)
+        finding = explainer.finding(unit, level, groups, pins, self._open)
+        holds: tuple[str, ...] = ()
+        if finding.reason in (Reason.NO_ROOM, Reason.HELD_FOR_ANOTHER) and not pins:
+            holds = self._hold(unit)
+        return Waiting(unit.id, finding.reason, finding.message, holds)
 
-    def _candidates(
-        self, unit: UnitRequest, level: Level | None, promised: Level | None, pins: Seats
-    ) -> Iterator[Group]:
-        """Domains of the level that could do, best first: far from the deployment's other units,
-        then with the least free, then with fewer of its units."""
-        scarce = self.view.scarce(unit)
-        need = unit.total.get(scarce, 0) if not pins else 0
-        loosest = unit.levels[-1] if unit.levels else None
-        failure = loosest if promised not in (None, loosest) else None
-        far = self._siblings(unit, failure)
-        near = self._siblings(unit, level)
-        nodes = self.inventory.nodes
-        pinned = {domain_of(nodes[node], level) for node in pins.values()} if level else {None}
-        ranked = []
-        for group in self.view.groups(level):
-            if pins and pinned != {group.domain}:
-                continue
-            first = nodes[group.nodes[0]]
-            if unit.within and promised and domain_of(first, promised) != unit.within:
-                continue
-            total = self.room.shelf(group, scarce).total
-            if total >= need:
-                apart = far[domain_of(first, failure)] if failure else 0
-                ranked.append((apart, total, near[group.domain], group.nodes[0], group))
-        return (group for *_, group in sorted(ranked, key=lambda entry: entry[:4]))
+    def _hold(self, unit: UnitRequest) -> tuple[str, ...]:
+        """Keeps the nodes for it that are nearest to being free, once it has waited enough.
 
-    def _siblings(self, unit: UnitRequest, level: Level | None) -> Counter[Domain | None]:
-        """How many of the deployment's other units are in each domain."""
-        found: Counter[Domain | None] = Counter()
-        if level is None:
-            return found
-        for other, names in self.homes.get(unit.id[:2], {}).items():
-            if other != unit.id:
-                known = [self.inventory.nodes[name] for name in names]
-                found.update({domain_of(node, level) for node in known})
-        return found
+        They can only become emptier then, as nothing behind it in the order goes there: so it is
+        placed when enough of what runs there has ended.
+        """
+        patience = unit.reserve_after_seconds
+        if patience is None or unit.waited(self.now) < patience:
+            return ()
+        parts, scarce = parts_of(unit, self._open), self.view.scarce(unit)
+        for promised in ladder_now(unit, self.now):
+            groups = Choice(unit, promised, promised, (), ()).possible(self.view)
+            for group in sorted(groups, key=lambda g: -self.room.shelf(g, scarce).total):
+                seats = pack(parts, group, self.emptied, scarce, self.search)
+                if seats is not None:
+                    give_back(seats, parts, self.emptied)
+                    kept = set(seats.values())
+                    self.held |= kept
+                    return tuple(sorted(kept))
+        return ()
+
+    def _siblings(self, unit: UnitRequest) -> list[set[str]]:
+        others = self.homes.get(unit.id[:2], {})
+        return [nodes for other, nodes in others.items() if other != unit.id]
+
+    def _place(self, unit: UnitId, places: Places) -> None:
+        self.placed[unit] = places
+        self._settle(unit, set(places.values()))
 
     def _settle(self, unit: UnitId, nodes: set[str]) -> None:
-        known = nodes & set(self.inventory.nodes) if nodes else nodes
-        self.homes.setdefault(unit[:2], {})[unit] = known
+        self.homes.setdefault(unit[:2], {})[unit] = nodes & self.inventory.nodes.keys()
 
-    def _fulfils(self, unit: UnitRequest, seats: Mapping[str, str]) -> bool:
-        if unit.pack_within is None and unit.within is None:
-            return True
-        return self._common_domain(unit, seats) is not None or (
-            promised_levels(unit, float("inf"))[-1] is None
-        )
-
-    def _common_domain(self, unit: UnitRequest, seats: Mapping[str, str]) -> Domain | None:
-        """The tightest of the domains that would do for the unit and that has all its pods."""
-        for level in promised_levels(unit, float("inf")):
-            if level is not None:
-                names = seats.values()
-                found = {domain_of(self.inventory.nodes[name], level) for name in names}
-                if len(found) == 1 and (unit.within is None or found == {unit.within}):
-                    return found.pop()
-        return None
-
-    def _open(self, instance: InstanceRequest) -> frozenset[str]:
-        allowed = frozenset(self.view.allowed(instance))
+    def _open(self, instance: InstanceRequest) -> Collection[str]:
+        allowed = self.view.allowed(instance)
         return allowed - self.held if self.held else allowed
 
-    def _wait(self, unit: UnitRequest, pins: Seats) -> Waiting:
-        return Waiting(unit.id, Reason.NO_ROOM, explain.no_room(unit))
+
+def places_of(seats: Seats) -> Places:
+    return {key.pod: node for key, node in seats.items()}

@@ -44,6 +44,7 @@ class Room:
 
     read: Callable[[str], dict[str, int]]
     rank: Callable[[str, str], int] = lambda node, resource: 0
+    changes: int = 0
     _free: dict[str, dict[str, int]] = field(default_factory=dict)
     _shelves: dict[tuple[Group, str], Shelf] = field(default_factory=dict)
     _of_node: dict[str, list[Shelf]] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Room:
 
     def take(self, node: str, each: Amounts, pods: int = 1) -> None:
         """Negative `pods` gives back. Does not ask whether it fits."""
+        self.changes += 1
         self.free(node)
         free = self._free[node]
         before = {shelf.resource: free.get(shelf.resource, 0) for shelf in self._on(node)}
@@ -73,13 +75,6 @@ class Room:
             free[name] = free.get(name, 0) - count * pods
         for shelf in self._on(node):
             shelf.move(node, before[shelf.resource], free.get(shelf.resource, 0))
-
-    def take_all(
-        self, seats: Mapping[str, str], sizes: Mapping[str, Amounts], pods: int = 1
-    ) -> None:
-        """Pod name -> node name, with each pod's size."""
-        for pod, node in seats.items():
-            self.take(node, sizes[pod], pods)
 
     def shelf(self, group: Group, resource: str) -> Shelf:
         found = self._shelves.get((group, resource))

@@ -1,22 +1,22 @@
 """What does not change during a pass: domains, who may go where, what is scarce."""
 
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from distserve.placement.domains import Group, groups
+from distserve.placement.domains import Group, domain_of, groups
 from distserve.placement.inventory import Inventory
 from distserve.placement.matching import constraints_key, misfit
 from distserve.placement.quantities import PODS, Amounts
-from distserve.placement.requests import Enforcement, InstanceRequest, Level, UnitRequest
+from distserve.placement.requests import Domain, InstanceRequest, Level, UnitRequest
 
 
 @dataclass
 class View:
     inventory: Inventory
-    _groups: dict[Level | None, list[Group]] = field(default_factory=dict)
-    _allowed: dict[str, frozenset[str]] = field(default_factory=dict)
+    _groups: dict[tuple[Level | None, bool], list[Group]] = field(default_factory=dict)
+    _group_of: dict[Level | None, dict[str, Group]] = field(default_factory=dict)
+    _allowed: dict[tuple[str, bool], frozenset[str]] = field(default_factory=dict)
     _keys: dict[int, tuple[InstanceRequest, str]] = field(default_factory=dict)
 
     @cached_property
@@ -26,13 +26,25 @@ class View:
             found.update(node.allocatable)
         return found
 
-    def groups(self, level: Level | None) -> list[Group]:
-        """Domains with their usable nodes. For no level: one group, the whole cluster."""
-        found = self._groups.get(level)
+    def groups(self, level: Level | None, usable: bool = True) -> list[Group]:
+        """Domains with their usable nodes, or all. For no level one group, the whole cluster."""
+        found = self._groups.get((level, usable))
         if found is None:
-            usable = (node for node in self.inventory.nodes.values() if node.usable)
-            found = self._groups[level] = groups(usable, level)
+            every = self.inventory.nodes.values()
+            nodes = (node for node in every if node.usable or not usable)
+            found = self._groups[(level, usable)] = groups(nodes, level)
         return found
+
+    def domain(self, node: str, level: Level | None) -> Domain | None:
+        return domain_of(self.inventory.nodes[node], level) if level else None
+
+    def group_of(self, node: str, level: Level | None) -> Group:
+        """Of a usable node."""
+        found = self._group_of.get(level)
+        if found is None:
+            found = {name: group for group in self.groups(level) for name in group.nodes}
+            self._group_of[level] = found
+        return found[node]
 
     def constraints(self, instance: InstanceRequest) -> str:
         # By identity: an instance's mappings have no hash, and it lives as long as the pass.
@@ -41,53 +53,37 @@ class View:
             found = self._keys[id(instance)] = (instance, constraints_key(instance))
         return found[1]
 
-    def allowed(self, instance: InstanceRequest) -> Collection[str]:
+    def allowed(self, instance: InstanceRequest) -> frozenset[str]:
         """Nodes that the instance's own constraints leave, whatever runs there."""
-        key = self.constraints(instance)
+        return self._matching(instance, when_well=False)
+
+    def allowed_when_well(self, instance: InstanceRequest) -> frozenset[str]:
+        """As if all nodes were ready and none cordoned."""
+        return self._matching(instance, when_well=True)
+
+    def _matching(self, instance: InstanceRequest, when_well: bool) -> frozenset[str]:
+        key = (self.constraints(instance), when_well)
         found = self._allowed.get(key)
         if found is None:
             nodes = self.inventory.nodes.values()
-            found = frozenset(node.name for node in nodes if misfit(instance, node) is None)
+            found = frozenset(n.name for n in nodes if misfit(instance, n, when_well) is None)
             self._allowed[key] = found
         return found
 
     def scarce(self, unit: UnitRequest) -> str:
         """The resource of which the unit takes the largest share of the cluster."""
 
+        totals = self.totals
+
         def share(name: str) -> tuple[float, str]:
-            total = self.totals.get(name, 0)
+            total = totals.get(name, 0)
             return (unit.total[name] / total if total else float("inf"), name)
 
         return max(unit.total, key=share, default=PODS)
 
-
-def promised_levels(unit: UnitRequest, now: float) -> list[Level | None]:
-    """Levels of which one domain will do for the unit now, best first. None: the cluster."""
-    if unit.within is not None:
-        return [Level(unit.within.level, unit.within.node_label)]
-    if unit.pack_within is None:
-        return [None]
-    ladder = [*ladder_from(unit, unit.pack_within), None]
-    if unit.enforcement is Enforcement.REQUIRED:
-        return ladder[:1]
-    if unit.relax_after_seconds <= 0:
-        return ladder
-    return ladder[: 1 + int(unit.waited(now) // unit.relax_after_seconds)]
-
-
-def ladder_from(unit: UnitRequest, name: str) -> list[Level]:
-    names = [level.name for level in unit.levels]
-    return list(unit.levels[names.index(name) :])
-
-
-def tighter_levels(unit: UnitRequest, promised: Level | None) -> list[Level]:
-    """Those below the promised one, tightest first: the unit lies in one of theirs where it can."""
-    if promised is None:
-        return list(unit.levels)
-    names = [level.name for level in unit.levels]
-    return list(unit.levels[: names.index(promised.name)]) if promised.name in names else []
-
-
-def asked_level(unit: UnitRequest) -> Level | None:
-    """The level that the unit should lie in one domain of."""
-    return next((level for level in unit.levels if level.name == unit.pack_within), None)
+    def shape(self, unit: UnitRequest) -> object:
+        """Equal for units that fit or do not fit alike."""
+        return tuple(
+            (one.pods, tuple(sorted(one.amounts.items())), self.constraints(one))
+            for one in unit.instances
+        )

@@ -1,0 +1,64 @@
+"""In which order domains are tried for a unit: the score, as a key to sort by.
+
+First those with fewest of the deployment's other units in their failure domain (the loosest
+level), then the fullest that could do, so that large gaps stay large, then those with fewest of the
+deployment's units themselves.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from distserve.placement.domains import Group, domain_of
+from distserve.placement.ladder import spread_over
+from distserve.placement.requests import Domain, Level, UnitRequest
+from distserve.placement.room import Room
+from distserve.placement.view import View
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Domains of `level`, inside a domain of `promised`, that have all of `pinned` in them."""
+
+    unit: UnitRequest
+    level: Level | None
+    promised: Level | None
+    pinned: Collection[str]
+    """Nodes where pods of the unit run already."""
+    siblings: Collection[Collection[str]]
+    """Nodes of each other unit of the deployment."""
+
+    def ranked(self, view: View, room: Room) -> list[Group]:
+        """Those whose sum of the scarce resource would do, best first."""
+        scarce = view.scarce(self.unit)
+        need = 0 if self.pinned else self.unit.total.get(scarce, 0)
+        failure = spread_over(self.unit, self.promised)
+        far, near = self._units_in(view, failure), self._units_in(view, self.level)
+        found = []
+        for group in self.possible(view):
+            total = room.shelf(group, scarce).total
+            if total >= need:
+                first = group.nodes[0]
+                apart = far[view.domain(first, failure)] if failure else 0
+                found.append((apart, total, near[group.domain], first, group))
+        found.sort(key=lambda entry: entry[:4])
+        return [group for *_, group in found]
+
+    def possible(self, view: View) -> Iterable[Group]:
+        """Whatever is free there."""
+        within = self.unit.within
+        homes = {view.domain(node, self.level) for node in self.pinned}
+        for group in view.groups(self.level):
+            if self.pinned and homes != {group.domain}:
+                continue
+            if within and view.domain(group.nodes[0], self.promised) != within:
+                continue
+            yield group
+
+    def _units_in(self, view: View, level: Level | None) -> Counter[Domain | None]:
+        found: Counter[Domain | None] = Counter()
+        if level is not None:
+            nodes = view.inventory.nodes
+            for names in self.siblings:
+                found.update({domain_of(nodes[name], level) for name in names})
+        return found
