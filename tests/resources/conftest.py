@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from distserve.api.deployment import DistServeDeployment
 from distserve.api.loading import parse_deployment
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
@@ -13,7 +14,7 @@ Object = dict[str, Any]
 KEY = "k" * 64
 
 
-def rendered(name: str = "opt-13b", uid: str = "", **spec: Any) -> list[Object]:
+def deployed(name: str = "opt-13b", uid: str = "", **spec: Any) -> DistServeDeployment:
     document = {
         "apiVersion": "distserve.io/v1alpha1",
         "kind": "DistServeDeployment",
@@ -27,8 +28,16 @@ def rendered(name: str = "opt-13b", uid: str = "", **spec: Any) -> list[Object]:
         }
         | spec,
     }
-    settings = RenderSettings(released_images(), key=KEY)
-    return render(parse_deployment(document, "test"), settings)
+    return parse_deployment(document, "test")
+
+
+def rendered(name: str = "opt-13b", uid: str = "", **spec: Any) -> list[Object]:
+    return render(deployed(name, uid, **spec), RenderSettings(released_images(), key=KEY))
+
+
+@pytest.fixture
+def deployment() -> Callable[..., DistServeDeployment]:
+    return deployed
 
 
 @pytest.fixture

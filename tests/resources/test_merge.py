@@ -163,6 +163,7 @@ def test_preferences_and_pod_terms_add_up() -> None:
         ),
         ({"spec": {"volumes": [{"name": "key", "emptyDir": {}}]}}, r"volumes\[key\]"),
         ({"metadata": {"labels": {"a": "2"}}}, "labels.a"),
+        ({"metadata": {"labels": {"distserve.io/unit": "u7"}}}, "labels of distserve.io are the"),
         ({"metadata": {"name": "x"}}, "metadata.name"),
         ({"kind": "Pod"}, "kind: unknown"),
         ({"spec": {"containers": [{"image": "x"}]}}, "each item needs name"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.quantities import parse_bytes
+from distserve.api.status import RolePlan, UnitPlan
 from distserve.resources import naming
 
 Object = dict[str, Any]
@@ -147,14 +148,9 @@ def test_no_instance_name_is_too_long(name: str, units: int, index: int) -> None
             },
         }
     )  # fmt: skip
-    longest = max(
-        (
-            naming.Instance(
-                f"u{units - 1}", r, index - 1, s, f"{name}-u{units - 1}-{r}-{index - 1}"
-            )
-        ).name
-        for r, s in deployment.spec.roles.items()
-    )
+    unit = naming.units(deployment)[-1]
+    shape = UnitPlan(prefill=RolePlan(instances=index, tensor=1, pipeline=1))
+    longest = naming.instances(deployment, unit, shape)[-1].name
     assert len(longest) <= 52
 
 

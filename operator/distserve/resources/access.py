@@ -2,7 +2,6 @@
 
 import base64
 
-from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming
 from distserve.resources.objects import Object, new_object
@@ -16,7 +15,7 @@ def access_objects(deployment: DistServeDeployment, settings: RenderSettings) ->
         _service_account(deployment, naming.engine_name(deployment)),
         _service_account(deployment, naming.gateway_name(deployment)),
         _role_binding(deployment, settings.gateway_cluster_role),
-        _key(deployment, settings.key),
+        *([key_secret(deployment, settings.key)] if settings.key else []),
     ]
 
 
@@ -34,17 +33,11 @@ def _role_binding(deployment: DistServeDeployment, cluster_role: str) -> Object:
     }
 
 
-def _key(deployment: DistServeDeployment, key: str | None) -> Object:
+def key_secret(deployment: DistServeDeployment, key: str) -> Object:
     """The key that engines, migrators and gateways know each other by; made once, never changed.
 
-    Without a value the Secret has no `key`, so that pods wait instead of running with a key that
-    anybody could know.
+    Until it is there, the pods wait for the volume that holds it.
     """
     found = new_object(deployment, "v1", "Secret", naming.key_secret_name(deployment))
-    found["type"] = "Opaque"
-    if key is None:
-        found["metadata"]["annotations"] = {
-            f"{labels.GROUP}/placeholder": "data.key is made when the deployment is applied"
-        }
-        return found
-    return found | {"immutable": True, "data": {"key": base64.b64encode(key.encode()).decode()}}
+    data = {"key": base64.b64encode(key.encode()).decode()}
+    return found | {"type": "Opaque", "immutable": True, "data": data}

@@ -10,8 +10,9 @@ from distserve.api.deployment import (
 )
 from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
+from distserve.api.strategies import Role
 from distserve.resources import naming, parts, processes
-from distserve.resources.naming import Instance
+from distserve.resources.merge import merge_pod_template
 from distserve.resources.objects import Object
 from distserve.resources.settings import RenderSettings
 
@@ -27,10 +28,23 @@ ENGINE_MEMORY: Final = 1 << 30
 MIGRATOR_MEMORY: Final = 128 << 20
 
 
-def engine_pod(
-    deployment: DistServeDeployment, instance: Instance, revision: str, settings: RenderSettings
+def engine_template(
+    deployment: DistServeDeployment, role: Role, revision: str, settings: RenderSettings
 ) -> Object:
-    """Pod template of one instance, before the user's podTemplate."""
+    """Pod template of all instances of a role, with the user's podTemplate. Raises MergeError.
+
+    `instances.stateful_set` adds the labels that tell them apart.
+    """
+    return merge_pod_template(
+        _pod(deployment, role, revision, settings),
+        deployment.spec.roles[role].pod_template,
+        f"spec.{role}.podTemplate",
+    )
+
+
+def _pod(
+    deployment: DistServeDeployment, role: Role, revision: str, settings: RenderSettings
+) -> Object:
     drain_seconds = math.ceil(parse_duration(deployment.spec.rollout.drain_deadline))
     spec: Object = {
         "serviceAccountName": naming.engine_name(deployment),
@@ -38,14 +52,14 @@ def engine_pod(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": drain_seconds + END_SECONDS,
         "securityContext": parts.pod_security(),
-        "containers": [_engine(deployment, instance, revision, settings)],
-        "volumes": _volumes(deployment, instance),
+        "containers": [_engine(deployment, role, revision, settings)],
+        "volumes": _volumes(deployment, role),
     }
-    if processes.migrates(instance):
+    if processes.migrates(role):
         spec["initContainers"] = [_migrator(deployment, settings)]
     return {
         "metadata": {
-            "labels": naming.instance_labels(deployment, instance, revision),
+            "labels": naming.role_labels(deployment, role, revision),
             "annotations": {"kubectl.kubernetes.io/default-container": ENGINE},
         },
         "spec": spec,
@@ -53,11 +67,11 @@ def engine_pod(
 
 
 def _engine(
-    deployment: DistServeDeployment, instance: Instance, revision: str, settings: RenderSettings
+    deployment: DistServeDeployment, role: Role, revision: str, settings: RenderSettings
 ) -> Object:
     threads = str(deployment.spec.accelerator.cpus_per_rank or 1)
     mounts = [parts.key_mount(), parts.scratch_mount()]
-    if processes.migrates(instance):
+    if processes.migrates(role):
         mounts.append(_run_mount())
     if (model := _model_mount(deployment)) is not None:
         mounts.append(model)
@@ -65,10 +79,10 @@ def _engine(
         "name": ENGINE,
         "image": deployment.spec.images.engine or settings.images.engine,
         "command": ["distserve", "engine"],
-        "args": processes.engine_arguments(deployment, instance, revision),
-        "env": parts.environment(OMP_NUM_THREADS=threads),
+        "args": processes.engine_arguments(deployment, role, revision),
+        "env": parts.instance_environment() + parts.environment(OMP_NUM_THREADS=threads),
         "ports": [parts.container_port("engine", processes.ENGINE_PORT)],
-        "resources": _engine_resources(deployment, instance),
+        "resources": _engine_resources(deployment, role),
         "startupProbe": parts.http_probe(
             "/healthz", "engine", period_seconds=1, failures=LOADING_SECONDS
         ),
@@ -115,8 +129,8 @@ def _migrator(deployment: DistServeDeployment, settings: RenderSettings) -> Obje
     }
 
 
-def _engine_resources(deployment: DistServeDeployment, instance: Instance) -> Object:
-    accelerator, ranks = deployment.spec.accelerator, instance.section.parallelism.ranks
+def _engine_resources(deployment: DistServeDeployment, role: Role) -> Object:
+    accelerator, ranks = deployment.spec.accelerator, deployment.spec.roles[role].parallelism.ranks
     if accelerator.type == "CPU":
         pools = parse_bytes(accelerator.kv_cache or DEFAULT_KV_CACHE) * ranks
         cpus = str((accelerator.cpus_per_rank or 1) * ranks)
@@ -128,9 +142,9 @@ def _engine_resources(deployment: DistServeDeployment, instance: Instance) -> Ob
     }
 
 
-def _volumes(deployment: DistServeDeployment, instance: Instance) -> list[Object]:
+def _volumes(deployment: DistServeDeployment, role: Role) -> list[Object]:
     volumes = [parts.key_volume(deployment), parts.scratch_volume()]
-    if processes.migrates(instance):
+    if processes.migrates(role):
         volumes.append({"name": "run", "emptyDir": {}})
     source = deployment.spec.model.source
     if source.host_path is not None:

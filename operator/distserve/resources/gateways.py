@@ -15,18 +15,26 @@ LEAVE_SECONDS: Final = 5
 GRACE_SECONDS: Final = 60
 
 
-def gateway_objects(deployment: DistServeDeployment, settings: RenderSettings) -> list[Object]:
-    return [_deployment(deployment, settings), _service(deployment), _disruption_budget(deployment)]
+def gateway_objects(deployment: DistServeDeployment, template: Object) -> list[Object]:
+    return [
+        _deployment(deployment, template),
+        _service(deployment),
+        _disruption_budget(deployment),
+    ]
+
+
+def gateway_template(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
+    """Pod template of the gateways, with the user's podTemplate. Raises MergeError."""
+    return merge_pod_template(
+        _pod(deployment, settings), deployment.spec.gateway.pod_template, "spec.gateway.podTemplate"
+    )
 
 
 def _selector(deployment: DistServeDeployment) -> dict[str, str]:
     return naming.component_selector(deployment, labels.COMPONENT_GATEWAY)
 
 
-def _deployment(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
-    template = merge_pod_template(
-        _pod(deployment, settings), deployment.spec.gateway.pod_template, "spec.gateway.podTemplate"
-    )
+def _deployment(deployment: DistServeDeployment, template: Object) -> Object:
     component = {labels.APP_COMPONENT: labels.COMPONENT_GATEWAY}
     found = new_object(
         deployment, "apps/v1", "Deployment", naming.gateway_name(deployment), component

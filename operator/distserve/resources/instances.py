@@ -1,63 +1,39 @@
 """StatefulSets of the instances, their headless Service and the units' disruption budgets."""
 
-import hashlib
-import json
+import copy
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming, processes
-from distserve.resources.engines import engine_pod
-from distserve.resources.merge import merge_pod_template
+from distserve.resources.affinity import Placement, with_place
 from distserve.resources.naming import Instance
 from distserve.resources.objects import Object, new_object
-from distserve.resources.settings import RenderSettings
-
-REVISION_LENGTH = 8
+from distserve.resources.revisions import Revision
 
 
-def revision_of(deployment: DistServeDeployment) -> str:
-    """Hash of what the instances' pods are made from: units and the gateway change nothing in it,
-    a field that a later version adds does not either while it has its default."""
-    spec = deployment.spec.model_dump(
-        mode="json",
-        exclude_defaults=True,
-        include={
-            "model": True, "accelerator": True, "strategy": True, "prefill": True, "decode": True,
-            "hybrid": True, "kv_transfer": True, "rollout": {"drain_deadline"},
-        },
-    )  # fmt: skip
-    images = deployment.spec.images
-    spec["images"] = [images.engine, images.migrator]
-    for role in deployment.spec.roles:
-        spec[role].pop("instancesPerUnit", None)
-    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:REVISION_LENGTH]
-
-
-def instance_objects(deployment: DistServeDeployment, settings: RenderSettings) -> list[Object]:
-    revision = revision_of(deployment)
-    return [
-        _headless_service(deployment),
-        *(_disruption_budget(deployment, i, u) for i, u in enumerate(naming.units(deployment))),
-        *(_stateful_set(deployment, i, revision, settings) for i in naming.instances(deployment)),
-    ]
-
-
-def _stateful_set(
-    deployment: DistServeDeployment, instance: Instance, revision: str, settings: RenderSettings
+def stateful_set(
+    deployment: DistServeDeployment,
+    instance: Instance,
+    revision: Revision,
+    placement: Placement | None = None,
 ) -> Object:
-    """OnDelete: instances are replaced by whoever knows the unit, never by a template's change."""
-    template = merge_pod_template(
-        engine_pod(deployment, instance, revision, settings),
-        instance.section.pod_template,
-        f"spec.{instance.role}.podTemplate",
-    )
+    """One instance: the stored template with the instance's labels and its unit's place.
+
+    OnDelete: instances are replaced by whoever knows the unit, never by a template's change.
+    """
+    domain = placement.value if placement else ""
+    own_labels = naming.instance_labels(instance, domain)
+    template = copy.deepcopy(revision.templates[instance.role])
+    template["metadata"]["labels"] |= own_labels
+    if placement is not None:
+        affinity = with_place(template["spec"].get("affinity", {}), placement, instance.name)
+        template["spec"] |= {"affinity": affinity} if affinity else {}
     found = new_object(
         deployment,
         "apps/v1",
         "StatefulSet",
         instance.name,
-        naming.instance_labels(deployment, instance, revision),
+        naming.role_labels(deployment, instance.role, revision.name) | own_labels,
     )
     return found | {
         "spec": {
@@ -71,7 +47,7 @@ def _stateful_set(
     }
 
 
-def _headless_service(deployment: DistServeDeployment) -> Object:
+def headless_service(deployment: DistServeDeployment) -> Object:
     """Gives the instances' pods names before they are ready: ranks and migrators meet early."""
     found = new_object(deployment, "v1", "Service", naming.headless_service_name(deployment))
     ports = {
@@ -92,10 +68,9 @@ def _headless_service(deployment: DistServeDeployment) -> Object:
     }
 
 
-def _disruption_budget(deployment: DistServeDeployment, index: int, unit: str) -> Object:
-    """The first minAvailableUnits units lose no pod to evictions; the others may, since a unit is
-    of use only whole."""
-    kept = index < deployment.spec.disruption.min_available_units
+def disruption_budget(deployment: DistServeDeployment, unit: str, *, kept: bool) -> Object:
+    """A kept unit loses no pod to evictions; another may lose all, since a unit is of use only
+    whole."""
     found = new_object(
         deployment,
         "policy/v1",

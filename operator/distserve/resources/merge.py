@@ -21,6 +21,7 @@ arguments, ports, mounts and POD_ variables of our own containers, stay as they 
 import copy
 from typing import Any
 
+from distserve.api.labels import GROUP
 from distserve.resources.errors import MergeError
 from distserve.resources.objects import Object
 
@@ -50,6 +51,11 @@ def merge_pod_template(rendered: Object, template: Object, field: str) -> Object
         raise MergeError(
             f"{field}.metadata.{min(unknown)}: not taken over; set labels or annotations"
         )
+    for label in metadata.get("labels") or {}:
+        if label.startswith(f"{GROUP}/"):
+            raise MergeError(
+                f"{field}.metadata.labels.{label}: labels of {GROUP} are the renderer's; remove it"
+            )
     merged: Object = _merge(rendered, template, field)
     _check_protected(rendered, merged, field)
     return merged

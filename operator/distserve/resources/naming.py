@@ -1,14 +1,16 @@
 """Names and labels of the rendered objects, and the instances that a deployment has."""
 
-from collections.abc import Iterator
+import hashlib
+import re
 from dataclasses import dataclass
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
-from distserve.api.roles import RoleSpec
+from distserve.api.status import UnitPlan
 from distserve.api.strategies import Role
 
 Labels = dict[str, str]
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,22 @@ class Instance:
     role: Role
     index: int
     """Among the instances of its role in its unit."""
-    section: RoleSpec
     name: str
-    """At most 47 characters: 30 of the deployment, unit u9999, role hybrid, index 63."""
+    """At most 47 characters: 30 of the deployment, unit u9999, role prefill, index 63."""
 
     @property
     def leads_unit(self) -> bool:
         return self.index == 0 and self.role in (Role.PREFILL, Role.HYBRID)
 
 
-def instances(deployment: DistServeDeployment) -> Iterator[Instance]:
-    """Every instance, unit by unit."""
-    for unit in units(deployment):
-        for role, section in deployment.spec.roles.items():
-            for index in range(section.instances_per_unit):
-                name = f"{deployment.name}-{unit}-{role}-{index}"
-                yield Instance(unit, role, index, section, name)
+def instances(deployment: DistServeDeployment, unit: str, shape: UnitPlan) -> list[Instance]:
+    """Those of one unit, in the order prefill, decode, hybrid."""
+    return [
+        Instance(unit, role, index, f"{deployment.name}-{unit}-{role}-{index}")
+        for role in Role
+        if (part := getattr(shape, role.value)) is not None
+        for index in range(part.instances)
+    ]
 
 
 def units(deployment: DistServeDeployment) -> list[str]:
@@ -95,12 +97,25 @@ def scale_selector(deployment: DistServeDeployment) -> str:
     )
 
 
-def instance_labels(deployment: DistServeDeployment, instance: Instance, revision: str) -> Labels:
-    found = common_labels(deployment) | {
+def role_labels(deployment: DistServeDeployment, role: Role, revision: str) -> Labels:
+    """What the pods of all instances of a role have in common: part of a stored template."""
+    return common_labels(deployment) | {
         labels.APP_COMPONENT: labels.COMPONENT_ENGINE,
-        labels.ROLE: instance.role.value,
-        labels.UNIT: instance.unit,
-        labels.INSTANCE: instance.name,
+        labels.ROLE: role.value,
         labels.REVISION: revision,
     }
-    return found | ({labels.UNIT_LEADER: "true"} if instance.leads_unit else {})
+
+
+def instance_labels(instance: Instance, domain: str = "") -> Labels:
+    """What tells an instance's pods from others of its role: set on a copy of the template."""
+    found = {labels.UNIT: instance.unit, labels.INSTANCE: instance.name}
+    if instance.leads_unit:
+        found[labels.UNIT_LEADER] = "true"
+    return found | ({labels.DOMAIN: label_value(domain)} if domain else {})
+
+
+def label_value(text: str) -> str:
+    """The text, or its hash where it is no valid value of a label."""
+    if _LABEL_VALUE.fullmatch(text):
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming
 from distserve.resources.objects import Object
@@ -32,10 +33,19 @@ def container_security() -> Object:
 
 
 def environment(**more: str) -> list[Object]:
+    """POD_ variables stand in arguments, so that one template serves all instances of a role."""
     return [
         _from_field("POD_NAME", "metadata.name"),
         _from_field("POD_IP", "status.podIP"),
         *({"name": name, "value": value} for name, value in {"HOME": "/tmp", **more}.items()),
+    ]
+
+
+def instance_environment() -> list[Object]:
+    """Empty where the pod has no such label."""
+    return [
+        _from_field("POD_UNIT", f"metadata.labels['{labels.UNIT}']"),
+        _from_field("POD_DOMAIN", f"metadata.labels['{labels.DOMAIN}']"),
     ]
 
 

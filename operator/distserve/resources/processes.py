@@ -9,7 +9,7 @@ from distserve.api.deployment import (
     DistServeDeployment,
 )
 from distserve.api.strategies import Role
-from distserve.resources.naming import Instance, headless_service_name
+from distserve.resources.naming import headless_service_name
 
 ENGINE_PORT: Final = 8100
 MIGRATOR_PORT: Final = 8101
@@ -24,9 +24,9 @@ MIGRATOR_SOCKET: Final = f"{RUN_FOLDER}/migrator.sock"
 PEER_SOCKET: Final = f"{RUN_FOLDER}/peer.sock"
 
 
-def migrates(instance: Instance) -> bool:
-    """Whether an instance exchanges KV with others, and so has a migrator."""
-    return instance.role is not Role.HYBRID
+def migrates(role: Role) -> bool:
+    """Whether instances of a role exchange KV with others, and so have a migrator."""
+    return role is not Role.HYBRID
 
 
 def model_argument(deployment: DistServeDeployment) -> str:
@@ -36,18 +36,18 @@ def model_argument(deployment: DistServeDeployment) -> str:
     return source.image_path or MODEL_FOLDER
 
 
-def engine_arguments(
-    deployment: DistServeDeployment, instance: Instance, revision: str
-) -> list[str]:
-    spec, section = deployment.spec, instance.section
+def engine_arguments(deployment: DistServeDeployment, role: Role, revision: str) -> list[str]:
+    """The same for all instances of a role: what differs comes from the pod's own fields."""
+    spec, section = deployment.spec, deployment.spec.roles[role]
     flags = {
         "model": model_argument(deployment),
         "served-name": spec.model.id,
-        "role": instance.role.value,
+        "role": role.value,
         "strategy": spec.strategy.name.value,
         "strategy-options": json.dumps(spec.strategy.options, sort_keys=True),
         "instance": "$(POD_NAME)",
-        "unit": instance.unit,
+        "unit": "$(POD_UNIT)",
+        "domain": "$(POD_DOMAIN)",
         "revision": revision,
         "host": "$(POD_IP)",
         "port": str(ENGINE_PORT),
@@ -60,7 +60,7 @@ def engine_arguments(
     }
     if spec.model.max_model_len is not None:
         flags["max-model-len"] = str(spec.model.max_model_len)
-    if migrates(instance):
+    if migrates(role):
         flags["migrator-socket"] = MIGRATOR_SOCKET
     if spec.accelerator.type == "CPU":
         flags["kv-cache"] = spec.accelerator.kv_cache or DEFAULT_KV_CACHE

@@ -1,25 +1,68 @@
 """A deployment as Kubernetes objects: what the operator applies, `render` prints and `up` runs."""
 
 from distserve.api.deployment import DistServeDeployment
+from distserve.resources import naming
 from distserve.resources.access import access_objects
-from distserve.resources.errors import NoPlan
+from distserve.resources.affinity import Placement
 from distserve.resources.gateways import gateway_objects
-from distserve.resources.instances import instance_objects
+from distserve.resources.instances import disruption_budget, headless_service, stateful_set
 from distserve.resources.network import network_objects
 from distserve.resources.objects import Object
+from distserve.resources.revisions import Revision, make_revision
 from distserve.resources.settings import RenderSettings
 
 
 def render(deployment: DistServeDeployment, settings: RenderSettings) -> list[Object]:
-    """All objects, in the order in which they are applied. Raises RenderError.
+    """All objects, in the order in which they are applied, of a revision made now and without
+    placement. Raises RenderError.
 
-    The numbers are the spec's: in mode Auto `planned.with_plan` puts the plan's there before.
+    The numbers are the spec's: in mode Auto `planned.with_plan` puts the plan's there before. The
+    operator keeps its revisions in ControllerRevisions besides.
     """
-    if deployment.spec.planning.automatic:
-        raise NoPlan("planning.mode Auto: there is no plan yet to take the numbers from")
+    revision = make_revision(deployment, settings)
+    return [
+        *shared_objects(deployment, settings, revision),
+        *(
+            found
+            for unit in naming.units(deployment)
+            for found in unit_objects(deployment, unit, revision)
+        ),
+    ]
+
+
+def shared_objects(
+    deployment: DistServeDeployment, settings: RenderSettings, revision: Revision
+) -> list[Object]:
+    """All that is there once per deployment. The key's Secret is among them only where the
+    settings have a key: an operator makes it once, by `access.key_secret`."""
     return [
         *access_objects(deployment, settings),
         *network_objects(deployment),
-        *instance_objects(deployment, settings),
-        *gateway_objects(deployment, settings),
+        headless_service(deployment),
+        *gateway_objects(deployment, revision.gateway),
+    ]
+
+
+def unit_objects(
+    deployment: DistServeDeployment,
+    unit: str,
+    revision: Revision,
+    placement: Placement | None = None,
+    *,
+    kept: bool | None = None,
+) -> list[Object]:
+    """One unit: its instances and its disruption budget.
+
+    `kept`: whether evictions must leave it whole. None: it is one of the first
+    disruption.minAvailableUnits units.
+    """
+    if kept is None:
+        first = naming.units(deployment)[: deployment.spec.disruption.min_available_units]
+        kept = unit in first
+    return [
+        disruption_budget(deployment, unit, kept=kept),
+        *(
+            stateful_set(deployment, instance, revision, placement)
+            for instance in naming.instances(deployment, unit, revision.unit)
+        ),
     ]

@@ -1,0 +1,222 @@
+"""A revision: what a deployment's pods are made from, kept in a ControllerRevision.
+
+    spec + plan --make_revision--> Revision --to_object--> ControllerRevision
+                                      |   <--from_object--
+                                      +--> stateful_set, gateway: templates as they are stored
+
+Templates are rendered once, and afterwards applied as they were stored: an operator with other
+builders restarts no pod. One template serves all instances of a role, since arguments take what
+differs from the pod's own fields (POD_NAME, POD_IP, POD_UNIT, POD_DOMAIN); labels and placement
+are added to a copy of it by `instances.stateful_set`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from distserve.api import labels
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.planning import Planning
+from distserve.api.roles import Parallelism
+from distserve.api.status import PlanStatus, RolePlan, UnitPlan
+from distserve.api.strategies import Role
+from distserve.resources.engines import engine_template
+from distserve.resources.errors import NoPlan
+from distserve.resources.gateways import gateway_template
+from distserve.resources.objects import Object, new_object
+from distserve.resources.settings import RenderSettings
+
+HASH_LENGTH: Final = 8
+API_VERSION: Final = "apps/v1"
+KIND: Final = "ControllerRevision"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """The resolved numbers of a plan and the rendered pod templates."""
+
+    name: str
+    """The label `distserve.io/revision` of the engines' pods: the hash of what they are made from.
+    Two revisions may share it, where only the gateway or the numbers of a unit differ."""
+    gateway_name: str
+    """The same of the gateways' pods."""
+    templates: Mapping[Role, Object]
+    """Pod templates of the engines."""
+    gateway: Object
+    """Pod template of the gateways."""
+    unit: UnitPlan
+    """Instances of each role in a unit, and their parallelism."""
+    plan: PlanStatus | None = None
+    """What `status.plan` says of it; None with planning.mode Manual."""
+    replan: str = ""
+    """Value of the annotation distserve.io/replan that it was made for."""
+    number: int = 1
+    """Later ones have greater numbers."""
+
+    @property
+    def digest(self) -> str:
+        """Tells all revisions of a deployment apart."""
+        return _hash(
+            [self.name, self.gateway_name, _document(self.unit), _document(self.plan), self.replan]
+        )
+
+
+def make_revision(
+    deployment: DistServeDeployment,
+    settings: RenderSettings,
+    known: Iterable[Revision] = (),
+    plan: PlanStatus | None = None,
+) -> Revision:
+    """The revision of a spec whose numbers stand in it (`planned.with_plan`, `with_numbers`).
+
+    `known` are the stored ones: what they have already is taken from there and not rendered again,
+    down to the whole revision. So it may be called at each reconcile. Raises RenderError.
+    """
+    if deployment.spec.planning.automatic:
+        raise NoPlan("planning.mode Auto: there is no plan yet to take the numbers from")
+    stored = sorted(known, key=lambda revision: revision.number)
+    name, gateway_name = revision_of(deployment), _gateway_revision_of(deployment)
+    engines = next((r.templates for r in stored if r.name == name), None)
+    gateway = next((r.gateway for r in stored if r.gateway_name == gateway_name), None)
+    made = Revision(
+        name=name,
+        gateway_name=gateway_name,
+        templates=engines
+        or {
+            role: engine_template(deployment, role, name, settings)
+            for role in deployment.spec.roles
+        },
+        gateway=gateway or gateway_template(deployment, settings),
+        unit=_numbers(deployment),
+        plan=plan,
+        replan=deployment.metadata.annotations.get(labels.REPLAN, ""),
+        number=stored[-1].number + 1 if stored else 1,
+    )
+    return next((r for r in stored if r.digest == made.digest), made)
+
+
+def revision_of(deployment: DistServeDeployment) -> str:
+    """Hash of what the instances' pods are made from: units and the gateway change nothing in it,
+    a field that a later version adds does not either while it has its default.
+
+    The annotation distserve.io/refresh does: with it, everything is rendered anew.
+    """
+    spec = deployment.spec.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        include={
+            "model": True, "accelerator": True, "strategy": True, "prefill": True, "decode": True,
+            "hybrid": True, "kv_transfer": True, "rollout": {"drain_deadline"},
+        },
+    )  # fmt: skip
+    images = deployment.spec.images
+    spec["images"] = [images.engine, images.migrator]
+    for role in deployment.spec.roles:
+        spec[role].pop("instancesPerUnit", None)
+    return _hash(spec | _refresh(deployment))
+
+
+def _gateway_revision_of(deployment: DistServeDeployment) -> str:
+    spec = deployment.spec.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        include={
+            "model": {"id"}, "strategy": {"name"}, "slo": True,
+            "gateway": {"replicas", "routing", "max_waiting_requests", "request_timeout",
+                        "pod_template"},
+        },
+    )  # fmt: skip
+    return _hash(spec | {"image": deployment.spec.images.gateway} | _refresh(deployment))
+
+
+def with_numbers(deployment: DistServeDeployment, revision: Revision) -> DistServeDeployment:
+    """The deployment with the numbers of a revision that was planned for it: as `with_plan`, but
+    without a plan at hand."""
+    spec = deployment.spec
+    sections: dict[str, Any] = {}
+    for role, section in spec.roles.items():
+        part: RolePlan = getattr(revision.unit, role.value)
+        parallelism = Parallelism(tensor=part.tensor, pipeline=part.pipeline)
+        numbers = {"instances_per_unit": part.instances, "parallelism": parallelism}
+        sections[role.value] = section.model_copy(update=numbers)
+    planned = revision.plan is not None and spec.planning.plans_units
+    units = revision.plan.units if planned and revision.plan else spec.units
+    update = {**sections, "units": units, "planning": Planning()}
+    return deployment.model_copy(update={"spec": spec.model_copy(update=update)})
+
+
+def object_name(deployment: DistServeDeployment, revision: Revision) -> str:
+    return f"{deployment.name}-{revision.digest}"
+
+
+def to_object(deployment: DistServeDeployment, revision: Revision) -> Object:
+    """The ControllerRevision. Its data never changes: `create_only`.
+
+    StatefulSets have ControllerRevisions of their own under the same labels; ours are controlled by
+    the deployment.
+    """
+    found = new_object(
+        deployment,
+        API_VERSION,
+        KIND,
+        object_name(deployment, revision),
+        {labels.REVISION: revision.name},
+    )
+    return found | {
+        "revision": revision.number,
+        "data": {
+            "revision": revision.name,
+            "gatewayRevision": revision.gateway_name,
+            "unit": _document(revision.unit),
+            "plan": _document(revision.plan),
+            "replan": revision.replan,
+            "templates": {role.value: found for role, found in revision.templates.items()},
+            "gatewayTemplate": revision.gateway,
+        },
+    }
+
+
+def from_object(document: Object) -> Revision:
+    """Raises KeyError or pydantic.ValidationError for what `to_object` did not make."""
+    data = document["data"]
+    return Revision(
+        name=data["revision"],
+        gateway_name=data["gatewayRevision"],
+        templates={Role(role): template for role, template in data["templates"].items()},
+        gateway=data["gatewayTemplate"],
+        unit=UnitPlan.model_validate(data["unit"]),
+        plan=None if data["plan"] is None else PlanStatus.model_validate(data["plan"]),
+        replan=data["replan"],
+        number=document["revision"],
+    )
+
+
+def _numbers(deployment: DistServeDeployment) -> UnitPlan:
+    return UnitPlan.model_validate(
+        {
+            role.value: {
+                "instances": section.instances_per_unit,
+                "tensor": section.parallelism.tensor,
+                "pipeline": section.parallelism.pipeline,
+            }
+            for role, section in deployment.spec.roles.items()
+        }
+    )
+
+
+def _document(model: UnitPlan | PlanStatus | None) -> Object | None:
+    return None if model is None else model.model_dump(mode="json", exclude_none=True)
+
+
+def _refresh(deployment: DistServeDeployment) -> dict[str, str]:
+    asked = deployment.metadata.annotations.get(labels.REFRESH)
+    return {} if asked is None else {"refresh": asked}
+
+
+def _hash(value: Any) -> str:
+    if isinstance(value, dict):  # a section in which nothing is said is as one that is not there
+        value = {key: found for key, found in value.items() if found != {}}
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
