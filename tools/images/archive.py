@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,21 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
+def merged(layers: Iterable[Sequence[tarfile.TarInfo]]) -> dict[str, tarfile.TarInfo]:
+    """The files of layers that lie one over the other, the lowest first."""
+    found: dict[str, tarfile.TarInfo] = {}
+    for entries in layers:
+        named = {entry.name.removeprefix("./").rstrip("/"): entry for entry in entries}
+        # A layer's removals are of what the layers below it hold.
+        for path in filter(_is_removal, named):
+            gone = _removed(path)
+            for each in [one for one in found if one == gone or one.startswith(f"{gone}/")]:
+                del found[each]
+        found |= {path: entry for path, entry in named.items() if not _is_removal(path)}
+    found.pop("", None)
+    return found
+
+
 @dataclass(frozen=True)
 class Layer:
     size_bytes: int
@@ -80,17 +95,7 @@ class Image:
 
     def files(self) -> dict[str, tarfile.TarInfo]:
         """What a container finds, by path without the leading slash."""
-        found: dict[str, tarfile.TarInfo] = {}
-        for entries in self._layer_entries():
-            named = {entry.name.removeprefix("./").rstrip("/"): entry for entry in entries}
-            # A layer's removals are of what the layers below it hold.
-            for path in filter(_is_removal, named):
-                gone = _removed(path)
-                for each in [one for one in found if one == gone or one.startswith(f"{gone}/")]:
-                    del found[each]
-            found |= {path: entry for path, entry in named.items() if not _is_removal(path)}
-        found.pop("", None)
-        return found
+        return merged(self._layer_entries())
 
     def _layer_entries(self) -> Iterator[list[tarfile.TarInfo]]:
         with tarfile.open(self.archive) as outer:

@@ -21,7 +21,6 @@ from tools.images.base import LocalBase
 from tools.images.context import TARGETS, Context
 
 LOCK_SECONDS = 3600.0
-ENDED_SECONDS = 60.0
 KEPT = 2
 """Archives per target, and storages: two checkouts do not throw out each other's."""
 
@@ -40,21 +39,26 @@ def archives(
     """
     context, progress = context or Context(), progress or Progress()
     folder = cache() / "images"
-    (folder / "archives").mkdir(parents=True, exist_ok=True)
-    key = context.key(base or LocalBase(folder).name)
-    wanted = {target: folder / "archives" / f"{target}-{key}.tar" for target in targets}
+    wanted = _names(folder, targets, context, base)
     if all(path.exists() for path in wanted.values()):
         return wanted
-    with (folder / ".lock").open("w") as lock:
+    (folder / "archives").mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock, tempfile.TemporaryDirectory() as copied:
         lock_file(lock, "another process that builds images", LOCK_SECONDS)
-        builder = builders.choose(
-            folder, context.packages_key(base or LocalBase(folder).name), base, progress
-        )
+        still = context.copy_to(Path(copied))
+        wanted = _names(folder, targets, still, base)
+        packages_key = still.packages_key(base or LocalBase(folder).name)
+        builder = builders.choose(folder, packages_key, base, progress)
         for target, archive in wanted.items():
             if not archive.exists():
-                _build(builder, context, target, archive, progress)
+                _build(builder, still, target, archive, progress)
         _remove_old(folder)
     return wanted
+
+
+def _names(folder: Path, targets: Sequence[str], context: Context, base: str) -> dict[str, Path]:
+    key = context.key(base or LocalBase(folder).name)
+    return {target: folder / "archives" / f"{target}-{key}.tar" for target in targets}
 
 
 def _build(

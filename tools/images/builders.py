@@ -82,9 +82,7 @@ class Buildah:
         follow([*command, str(context.folder)], step, BUILD_SECONDS, self._environment)
 
     def export(self, image: str, layout: Path) -> None:
-        # Not compressed: containerd and kind unpack it once and soon throw it away.
-        command = [*self._buildah("push"), "--quiet", "--disable-compression", image]
-        run([*command, f"oci:{layout}:latest"], env=self._environment, seconds=EXPORT_SECONDS)
+        self._run("push", "--quiet", image, f"oci:{layout}:latest")
 
     def add_base(self, tree: Path) -> None:
         """Makes the base image of a file tree's tar, unless it is there."""

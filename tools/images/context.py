@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ class Context:
             for folder, folders, names in os.walk(path):
                 folders[:] = sorted(name for name in folders if name != "__pycache__")
                 yield from (Path(folder) / name for name in sorted(names) if ".pyc" not in name)
+
+    def copy_to(self, folder: Path) -> "Context":
+        """The same files where nobody edits them: a build takes minutes."""
+        for path in self.files():
+            copy = folder / path.relative_to(self.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+        return Context(folder)
 
     def key(self, base: str) -> str:
         """Hash of the base's name and of every file."""
