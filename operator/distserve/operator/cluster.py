@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
 
 from distserve.operator.errors import (
     ClusterError,
@@ -51,18 +52,21 @@ class CountCall(Protocol):
     def __call__(self, verb: Verb, outcome: str) -> None: ...
 
 
+class NoCluster(Exception):
+    """Nothing says where the API server is."""
+
+
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
-    """The pod's service account, else the file, $KUBECONFIG or ~/.kube/config."""
+    """The pod's service account, else the file, $KUBECONFIG or ~/.kube/config. Raises NoCluster."""
     found = Configuration()
-    if kubeconfig is None:
-        try:
+    try:
+        if kubeconfig is None and Path(SERVICE_TOKEN_FILENAME).exists():
             config.load_incluster_config(client_configuration=found)
-            return found
-        except config.ConfigException:
-            pass  # Not in a pod.
-    await config.load_kube_config(
-        config_file=str(kubeconfig) if kubeconfig else None, client_configuration=found
-    )
+        else:
+            file = str(kubeconfig) if kubeconfig else None
+            await config.load_kube_config(config_file=file, client_configuration=found)
+    except (config.ConfigException, OSError) as error:
+        raise NoCluster(f"no cluster: {error}; give --kubeconfig, or run in a pod") from error
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -44,6 +45,12 @@ def owner(document: Mapping[str, Any]) -> tuple[Key, str] | None:
         ):
             return Key(metadata["namespace"], reference["name"]), reference["uid"]
     return None
+
+
+def conditions_of(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """(type, status) of each of a deployment's conditions."""
+    found = (document.get("status") or {}).get("conditions") or ()
+    return tuple((sys.intern(one["type"]), sys.intern(one["status"])) for one in found)
 
 
 def pod_key(document: Mapping[str, Any]) -> Key | None:

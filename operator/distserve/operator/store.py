@@ -7,6 +7,7 @@ with a listing (`resync`), which finds what a watch did not tell.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,7 +23,15 @@ from distserve.operator.kinds import (
     Kind,
 )
 from distserve.operator.model import Features, Key, Object, Observed, Pod, Ref
-from distserve.operator.records import owner, pack, pod_key, pod_record, unpack, version
+from distserve.operator.records import (
+    conditions_of,
+    owner,
+    pack,
+    pod_key,
+    pod_record,
+    unpack,
+    version,
+)
 from distserve.placement.inventory import Inventory
 
 log = logging.getLogger(__name__)
@@ -53,6 +62,7 @@ class Store:
         """Nodes and what all pods take of them."""
         self._seen: dict[Kind, dict[Name, Seen]] = {kind: {} for kind in WATCHED}
         self._deployments: dict[Key, bytes] = {}
+        self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
         self._children: dict[Key, dict[Ref, Child]] = {}
         """By the deployment's name: one that was deleted and made anew has two uids here."""
         self._child_keys: dict[tuple[str, Ref], Key] = {}
@@ -64,9 +74,16 @@ class Store:
     def keys(self) -> list[Key]:
         return list(self._deployments)
 
+    def conditions(self) -> Counter[tuple[str, str]]:
+        """How many deployments have a condition of this type with this status."""
+        return Counter(one for conditions in self._conditions.values() for one in conditions)
+
     def seen(self, kind: Kind) -> Mapping[Name, Seen]:
         """Every object of the kind that is there, as far as is known."""
         return self._seen[kind]
+
+    def watches(self, kind: Kind) -> bool:
+        return kind in self._seen
 
     def observe(self, key: Key, now: float) -> Observed | None:
         """None: there is no such deployment."""
@@ -102,6 +119,7 @@ class Store:
         self._seen[kind][name] = found
         if kind == DEPLOYMENTS:
             self._deployments[Key(*name)] = pack(document)
+            self._conditions[Key(*name)] = conditions_of(document)
             return {Key(*name)}
         if kind == PODS:
             return self._put_pod(name, document)
@@ -119,7 +137,7 @@ class Store:
             return set()
         del self._seen[kind][name]
         if kind == DEPLOYMENTS:
-            del self._deployments[Key(*name)]
+            del self._deployments[Key(*name)], self._conditions[Key(*name)]
             return {Key(*name)}
         if kind == PODS:
             self.inventory.drop_pod(uid)

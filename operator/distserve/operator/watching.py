@@ -26,18 +26,21 @@ log = logging.getLogger(__name__)
 
 See = Callable[[Kind, Object, bool], None]
 """(kind, object, whether it is gone)"""
-Login = Callable[[], Configuration]
 
 
 class Watches:
     """All of the operator's watches. `see` is called in the loop that made this."""
 
     def __init__(
-        self, settings: WatchSettings, namespaces: Sequence[str], login: Login, see: See
+        self,
+        settings: WatchSettings,
+        namespaces: Sequence[str],
+        configuration: Configuration,
+        see: See,
     ) -> None:
         self._settings = settings
         self._namespaces = namespaces
-        self._login = login
+        self._configuration = configuration
         self._see = see
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
@@ -53,7 +56,8 @@ class Watches:
     def stop(self, seconds: float = 5.0) -> None:
         """Waits for the thread; a daemon thread that hangs does not hold up the process."""
         self._stop.set()
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
@@ -106,7 +110,7 @@ class Watches:
         self._see(kind, document, gone)
 
     async def _log_in(self, **_: Any) -> kopf.ConnectionInfo:
-        found = self._login()
+        found = self._configuration
         token = await found.get_api_key_with_prefix("BearerToken")
         scheme, _space, secret = (token or "").rpartition(" ")
         return kopf.ConnectionInfo(

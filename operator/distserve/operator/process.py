@@ -1,0 +1,165 @@
+"""The operator as a process: watches in every replica, writes in the one that holds the lease.
+
+watches --> store --> queue --> workers --> cluster        until SIGTERM, or until any part
+   ^          ^          ^        (leading)                of it ends: with its error, and
+   +-- resync-+          +-- placing, planning             the restart begins with a listing
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from distserve.operator.cluster import Cluster, load_configuration
+from distserve.operator.events import Events
+from distserve.operator.kinds import NODES, PODS, Kind
+from distserve.operator.lease import Lease
+from distserve.operator.metrics import Metrics
+from distserve.operator.model import Key, Object
+from distserve.operator.placing import Placing, Stated
+from distserve.operator.planning import Planning
+from distserve.operator.probes import serve_metrics, serve_probes
+from distserve.operator.reconciler import Decide, Reconciler
+from distserve.operator.resync import Resync
+from distserve.operator.settings import Settings
+from distserve.operator.store import Store
+from distserve.operator.watching import Watches
+from distserve.operator.worker import Worker
+from distserve.operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+
+class WatchingEnded(Exception):
+    """Without its watches the operator is blind: the process ends."""
+
+
+async def run(settings: Settings, decide: Decide, stated: Stated, stop: asyncio.Event) -> None:
+    """Returns after `stop`. Raises what else ended it: LeaseLost, WatchDead, PortTaken..."""
+    metrics = Metrics()
+    configuration = await load_configuration(settings.kubeconfig)
+    cluster = Cluster(configuration, settings.calls, metrics.count_call)
+    operator = Operator(settings, decide, stated, cluster, metrics)
+    watches = Watches(settings.watch, settings.namespaces, configuration, operator.see)
+    _gauges(metrics, operator, watches)
+
+    async def watched() -> None:
+        watches.start()
+        await watches.ended
+        raise WatchingEnded("the watches ended without an error")
+
+    try:
+        async with (
+            serve_probes(settings.host, settings.health_port, operator.trouble, operator.unready),
+            serve_metrics(settings.host, settings.metrics_port, metrics.registry),
+        ):
+            try:
+                await first_of(stop.wait(), watched(), operator.resync.run(), operator.lead())
+            finally:
+                # Whatever the end is, the other replica need not wait.
+                await operator.lease.release()
+    finally:
+        operator.planning.close()
+        await asyncio.to_thread(watches.stop)
+        await cluster.close()
+
+
+class Operator:
+    """The parts, wired."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        decide: Decide,
+        stated: Stated,
+        cluster: Cluster,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self.store = Store()
+        self.queue: WorkQueue[Key] = WorkQueue(settings.queue)
+        self.lease = Lease(cluster, settings.lease, time.monotonic)
+        cluster.may_write = lambda: self.lease.held
+        self.planning = Planning(settings.plans, self._wake)
+        self.placing = Placing(self.store.inventory, self._wake, time.time, stated)
+        self.resync = Resync(cluster, self.store, settings.watch, settings.namespaces, self._wake)
+        events = Events(cluster, settings.lease.identity)
+        reconciler = Reconciler(self.store, cluster, decide, self.planning, self.placing, events)
+        self._worker = Worker(self.queue, reconciler.reconcile, metrics.reconciled)
+
+    def see(self, kind: Kind, document: Object, gone: bool) -> None:
+        """From the watches."""
+        metadata = document["metadata"]
+        if gone:
+            name = (metadata.get("namespace", ""), metadata["name"])
+            touched = self.store.drop(kind, name, metadata["uid"])
+        else:
+            touched = self.store.put(kind, document)
+        for key in touched:
+            self._wake(key)
+        if kind in (PODS, NODES):
+            self.placing.look()
+
+    async def lead(self) -> None:
+        """Once all is seen and the lease is ours: decides and acts. Ends with LeaseLost."""
+        await self.resync.ready.wait()
+        await self.lease.acquire()
+        self.placing.begin(self.store.keys)
+        for key in self.store.keys:
+            self.queue.add(key)
+        workers = [self._worker.run() for _ in range(self._settings.queue.workers)]
+        await first_of(self.lease.keep(), self.placing.run(), *workers)
+
+    def trouble(self) -> str:
+        """Why the kubelet should restart the process. What it notices itself ends it anyway."""
+        watch, silent = self._settings.watch, time.monotonic() - self.resync.proven
+        if silent < 3 * watch.resync_seconds + watch.proof_seconds:
+            return ""
+        return f"for {silent:.0f} s no listing has proven that the watches show what is there"
+
+    def unready(self) -> str:
+        return "" if self.resync.ready.is_set() else "not everything has been listed yet"
+
+    def _wake(self, key: Key) -> None:
+        # The others' queue begins with everything when they lead.
+        if self.lease.held:
+            self.queue.add(key)
+
+
+async def first_of(*parts: Coroutine[Any, Any, Any]) -> None:
+    """Runs all; when the first of them ends the others are cancelled. Raises its error."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
+    metrics.gauge("leader", "1 in the replica that writes.", lambda: operator.lease.held)
+    metrics.gauge("queue_depth", "Deployments that wait for a worker.", lambda: len(operator.queue))
+    metrics.gauge("deployments", "Deployments that are seen.", lambda: len(operator.store.keys))
+    metrics.gauge(
+        "proof_age_seconds",
+        "Time since a listing proved that the watches show what is there.",
+        lambda: time.monotonic() - operator.resync.proven,
+    )
+    metrics.gauges(
+        "watch_age_seconds",
+        "Time since the kind's watch showed something; quiet kinds are quiet for long.",
+        ("kind",),
+        lambda: {(kind.kind,): time.monotonic() - when for kind, when in watches.last_seen.items()},
+    )
+    metrics.gauges(
+        "deployments_by_condition",
+        "Deployments that have this condition with this status.",
+        ("condition", "status"),
+        operator.store.conditions,
+    )

@@ -1,0 +1,283 @@
+"""One deployment, once: observe, decide, answer, act. All of the operator's writes begin here.
+
+    observe --> decide <--> answers           (at most ROUNDS times)
+                  |
+                  v
+        look, act in order --> status --> events
+
+Doing a part of it and beginning again is always right, so every error simply ends it: the queue
+comes back to the deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from distserve.api import labels
+from distserve.operator.cluster import Cluster
+from distserve.operator.errors import ClusterError, Conflict, NotFound, Refused
+from distserve.operator.events import Events
+from distserve.operator.kinds import DEPLOYMENTS, kind_of
+from distserve.operator.model import (
+    Answers,
+    Apply,
+    Decision,
+    Delete,
+    DryRunQuestion,
+    Event,
+    Key,
+    Object,
+    Observed,
+    PlacementQuestion,
+    PlanQuestion,
+    Question,
+    Ref,
+)
+from distserve.operator.placing import Placing
+from distserve.operator.planning import Planning
+from distserve.operator.records import owner
+from distserve.operator.store import Store
+
+log = logging.getLogger(__name__)
+
+Decide = Callable[[Observed, Answers], Decision]
+
+ROUNDS = 6
+"""Of questions and answers: plan, place, dry run, and each may lead to the next."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What stands where something new is to be made."""
+
+    uids: dict[Ref, str] = field(default_factory=dict)
+    """Ours already: made by a reconcile that was cut short, or hidden by a changed label."""
+    foreign: frozenset[Ref] = frozenset()
+
+
+class Reconciler:
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        decide: Decide,
+        planning: Planning,
+        placing: Placing,
+        events: Events,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._decide = decide
+        self._planning = planning
+        self._placing = placing
+        self._events = events
+        self._clock = clock
+        self._taken: dict[Key, frozenset[str]] = {}
+        """Revisions that the API server would take: asked once."""
+        self._made: OrderedDict[tuple[str, Ref], None] = OrderedDict()
+        """Unwatched objects (by the deployment's uid) that are known to be there."""
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Makes the cluster what the deployment says. Returns after how many seconds to look
+        again, None: when something changes. Raises ClusterError, LeaseLost."""
+        observed = self._store.observe(key, self._clock())
+        if observed is None or "deletionTimestamp" in observed.document["metadata"]:
+            # Owner references clean up; nothing is made for what goes.
+            self._taken.pop(key, None)
+            self._placing.release(key)
+            return None
+        self._placing.settle(key, _units(observed))
+        decision, looked = await self._settle(key, observed)
+        try:
+            for action in decision.actions:
+                await self._act(observed, action, looked)
+        except Refused as error:
+            await self._events.tell(observed.document, _refused(error))
+            raise
+        if decision.status is not None:
+            await self._report(observed.document, decision.status)
+        for event in decision.events:
+            await self._events.tell(observed.document, event)
+        return decision.again_seconds
+
+    async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Looked]:
+        """Decides until there is nothing left to ask."""
+        answers = Answers(refusals=dict.fromkeys(self._taken.get(key, ()), ""))
+        looked = Looked()
+        for _ in range(ROUNDS):
+            decision = self._decide(observed, answers)
+            before = answers
+            for question in decision.questions:
+                answers = await self._answer(key, question, answers)
+            if answers == before:
+                looked = await self._look(observed, decision)
+                answers = replace(answers, foreign=answers.foreign | looked.foreign)
+            if answers == before:
+                break
+        else:
+            log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": _text(key)})
+        # A refusal is asked about again: it may be cured from outside, by a quota or a label.
+        self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
+        return decision, looked
+
+    async def _answer(self, key: Key, question: Question, answers: Answers) -> Answers:
+        if isinstance(question, PlanQuestion):
+            found = self._planning.ask(key, question.request)
+            return replace(answers, plans={**answers.plans, question.request.inputs_hash: found})
+        if isinstance(question, PlacementQuestion):
+            return replace(answers, placements=self._placing.ask(key, question.units))
+        if question.revision in answers.refusals:
+            return answers
+        # Others were of an earlier spec.
+        return replace(answers, refusals={question.revision: await self._dry_run(question)})
+
+    async def _dry_run(self, question: DryRunQuestion) -> str:
+        for document in question.objects:
+            try:
+                await self._cluster.apply(document, dry_run=True)
+            except Refused as error:
+                return str(error)
+        return ""
+
+    async def _look(self, observed: Observed, decision: Decision) -> Looked:
+        """Before something new is made: is there one of that name, and whose?"""
+        metadata = observed.document["metadata"]
+        new = [
+            action.object
+            for action in decision.actions
+            if isinstance(action, Apply)
+            and not action.uid
+            and (metadata["uid"], _ref(action.object)) not in self._made
+        ]
+        found = await asyncio.gather(
+            *(
+                self._cluster.get(
+                    kind_of(one["apiVersion"], one["kind"]),
+                    metadata["namespace"],
+                    one["metadata"]["name"],
+                    metadata_only=True,
+                )
+                for one in new
+            )
+        )
+        uids, foreign = {}, set()
+        for wanted, live in zip(new, found, strict=True):
+            if live is None:
+                continue
+            controlled_by = owner(live)
+            if controlled_by is not None and controlled_by[1] == metadata["uid"]:
+                uids[_ref(wanted)] = live["metadata"]["uid"]
+            else:
+                foreign.add(_ref(wanted))
+        return Looked(uids, frozenset(foreign))
+
+    async def _act(self, observed: Observed, action: Apply | Delete, looked: Looked) -> None:
+        namespace = observed.document["metadata"]["namespace"]
+        ref = action.ref if isinstance(action, Delete) else _ref(action.object)
+        try:
+            if isinstance(action, Delete):
+                await self._cluster.delete(namespace, ref, action.uid, action.grace_seconds)
+                log.info("deleted %s %s", ref.kind, ref.name, extra={"namespace": namespace})
+                return
+            made = (observed.document["metadata"]["uid"], ref)
+            if action.create_only and (made in self._made or ref in looked.uids):
+                self._remember(made)
+                return
+            if ref in looked.foreign:
+                return  # Decided before it was seen; it is never touched.
+            await self._apply(action, action.uid or looked.uids.get(ref, ""))
+            if action.create_only:
+                self._remember(made)
+        except NotFound:
+            if not isinstance(action, Delete):
+                raise  # The namespace goes, or the kind does.
+            await self._see_again(namespace, ref, action.uid)
+        except Conflict:
+            await self._see_again(namespace, ref, action.uid)
+            raise
+
+    async def _apply(self, action: Apply, uid: str) -> None:
+        document = action.object
+        if action.create_only:
+            live = await self._cluster.create(document)
+        else:
+            # What is new is not forced: if another made one since we looked, this conflicts.
+            live = await self._cluster.apply(document, uid, force=bool(uid))
+        ref = _ref(document)
+        log.info(
+            "%s %s %s",
+            "applied" if uid else "made",
+            ref.kind,
+            ref.name,
+            extra={"namespace": document["metadata"]["namespace"]},
+        )
+        self._keep(live)
+
+    def _keep(self, live: Object) -> None:
+        """The answer to a write is news, too: the next decision must not wait for the watch."""
+        kind = kind_of(live["apiVersion"], live["kind"])
+        if self._store.watches(kind):
+            self._store.put(kind, live)
+
+    async def _see_again(self, namespace: str, ref: Ref, uid: str) -> None:
+        """The store was wrong about this object: a watch is late, or missed something."""
+        kind = kind_of(ref.api_version, ref.kind)
+        live = await self._cluster.get(kind, namespace, ref.name)
+        if not self._store.watches(kind):
+            return
+        if live is not None:
+            self._store.put(kind, live)
+        if uid and (live is None or live["metadata"]["uid"] != uid):
+            self._store.drop(kind, (namespace, ref.name), uid)
+
+    async def _report(self, document: Object, status: Object) -> None:
+        metadata = document["metadata"]
+        wanted = {
+            "apiVersion": labels.API_VERSION,
+            "kind": labels.KIND,
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "status": status,
+        }
+        try:
+            live = await self._cluster.apply(wanted, metadata["uid"], subresource="status")
+        except (NotFound, Conflict):
+            await self._see_again(
+                metadata["namespace"],
+                Ref(labels.API_VERSION, labels.KIND, metadata["name"]),
+                metadata["uid"],
+            )
+            raise
+        self._store.put(DEPLOYMENTS, live)
+
+    def _remember(self, made: tuple[str, Ref]) -> None:
+        self._made[made] = None
+        if len(self._made) > 10_000:
+            self._made.popitem(last=False)
+
+
+def _ref(document: Object) -> Ref:
+    return Ref(document["apiVersion"], document["kind"], document["metadata"]["name"])
+
+
+def _units(observed: Observed) -> dict[str, list[Object]]:
+    """The StatefulSets of each unit that has any."""
+    found: dict[str, list[Object]] = {}
+    for ref, child in observed.children.items():
+        unit = (child["metadata"].get("labels") or {}).get(labels.UNIT)
+        if unit and ref.kind == "StatefulSet" and "deletionTimestamp" not in child["metadata"]:
+            found.setdefault(unit, []).append(child)
+    return found
+
+
+def _refused(error: ClusterError) -> Event:
+    return Event("Warning", "ApplyRefused", f"the API server refused an object: {error}")
+
+
+def _text(key: Key) -> str:
+    return f"{key.namespace}/{key.name}"

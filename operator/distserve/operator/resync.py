@@ -1,0 +1,134 @@
+"""Compares what the watches have shown with a listing: the proof that events still flow.
+
+    listed, and not seen        wait for the watch; if it never comes, the watch is dead
+    seen, and not listed        its end was missed: drop it
+    all is there                ready (the first time), healthy
+
+It lists metadata only, and its first run is the operator's readiness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from distserve.api import labels
+from distserve.operator.cluster import Cluster
+from distserve.operator.errors import ClusterError
+from distserve.operator.kinds import CHILDREN, OPTIONAL_CHILDREN, WATCHED, Kind
+from distserve.operator.model import Features, Key
+from distserve.operator.settings import WatchSettings
+from distserve.operator.store import Name, Seen, Store
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+RETRY_SECONDS = 2.0
+
+
+class WatchDead(Exception):
+    """A watch does not show what is there; a restart begins with a listing."""
+
+
+@dataclass
+class Resync:
+    cluster: Cluster
+    store: Store
+    settings: WatchSettings
+    namespaces: Sequence[str]
+    wake: Callable[[Key], None]
+    jitter: Callable[[], float] = random.random
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once everything that is there has been seen."""
+    proven: float = field(default_factory=time.monotonic)
+    """When the last comparison came out well, by time.monotonic."""
+
+    async def run(self) -> None:
+        """Raises WatchDead."""
+        while True:
+            try:
+                await self.compare()
+            except ClusterError as error:
+                log.warning("no comparison with a listing: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self.proven = time.monotonic()
+            if not self.ready.is_set():
+                log.info("everything is seen", extra={"deployments": len(self.store.keys)})
+            self.ready.set()
+            # Two replicas, and all deployments, not at once.
+            await asyncio.sleep(self.settings.resync_seconds * (0.8 + 0.4 * self.jitter()))
+            for key in self.store.keys:
+                self.wake(key)
+
+    async def compare(self) -> None:
+        self.store.features = await discover(self.cluster)
+        for kind in WATCHED:
+            name = f"{kind.api_version}/{kind.kind}"
+            if kind not in OPTIONAL_CHILDREN or name in self.store.features.served:
+                await self._compare(kind)
+
+    async def _compare(self, kind: Kind) -> None:
+        end = time.monotonic() + self.settings.proof_seconds
+        while True:
+            known = dict(self.store.seen(kind))
+            listed = await self._list(kind)
+            for name, seen in known.items():
+                if name not in listed:
+                    log.warning("missed the end of %s %s/%s", kind.kind, *name)
+                    for key in self.store.drop(kind, name, seen.uid):
+                        self.wake(key)
+            # A listing once more: what is missing may be gone meanwhile.
+            again = min(end, time.monotonic() + self.settings.proof_seconds / 3)
+            while missing := self._missing(kind, listed):
+                if time.monotonic() > end:
+                    raise WatchDead(
+                        f"the watch of {kind.plural} does not show {len(missing)} objects that "
+                        f"are there, one is {missing[0][0]}/{missing[0][1]}"
+                    )
+                if time.monotonic() > again:
+                    break
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
+
+    def _missing(self, kind: Kind, listed: dict[Name, Seen]) -> list[Name]:
+        known = self.store.seen(kind)
+        return [
+            name
+            for name, found in listed.items()
+            if name not in known or known[name].version < found.version
+        ]
+
+    async def _list(self, kind: Kind) -> dict[Name, Seen]:
+        selector = labels.DEPLOYMENT if kind in (*CHILDREN, *OPTIONAL_CHILDREN) else ""
+        found = {}
+        for namespace in self.namespaces if self.namespaces and kind.namespaced else ("",):
+            async for one in self.cluster.list_metadata(
+                kind, namespace, selector, self.settings.chunk_size
+            ):
+                metadata = one["metadata"]
+                name = (metadata.get("namespace", ""), metadata["name"])
+                found[name] = Seen(metadata["uid"], int(metadata["resourceVersion"]))
+        return found
+
+
+async def discover(cluster: Cluster) -> Features:
+    """What not every cluster has, and its version."""
+    version = await cluster.call("get", "/version")
+    groups = await cluster.call("get", "/apis")
+    offered = {
+        one["groupVersion"] for group in groups["groups"] for one in group.get("versions") or ()
+    }
+    served = set()
+    for kind in OPTIONAL_CHILDREN:
+        if kind.api_version in offered:
+            resources = await cluster.call("get", f"/apis/{kind.api_version}")
+            if any(one["kind"] == kind.kind for one in resources["resources"]):
+                served.add(f"{kind.api_version}/{kind.kind}")
+    minor = "".join(filter(str.isdigit, version["minor"]))
+    return Features(served=frozenset(served), kubernetes=(int(version["major"]), int(minor)))
