@@ -6,6 +6,7 @@ from distserve.resources.access import access_objects
 from distserve.resources.affinity import Placement
 from distserve.resources.gateways import gateway_objects
 from distserve.resources.instances import disruption_budget, headless_service, stateful_set
+from distserve.resources.monitoring import monitoring_objects
 from distserve.resources.network import network_objects
 from distserve.resources.objects import Object
 from distserve.resources.revisions import Revision, make_revision
@@ -40,6 +41,7 @@ def shared_objects(
         *network_objects(deployment),
         headless_service(deployment),
         *gateway_objects(deployment, revision.gateway),
+        *monitoring_objects(deployment, settings),
     ]
 
 

@@ -25,6 +25,9 @@ def released_images() -> DefaultImages:
 class RenderSettings:
     images: DefaultImages
     key: str | None = None
-    """The deployment's key. None: the Secret is rendered empty and no pod starts with it."""
+    """The deployment's key. None: its Secret is not rendered."""
     gateway_cluster_role: str = "distserve-gateway"
     """ClusterRole that lets a gateway read EndpointSlices; the chart makes it."""
+    served: frozenset[str] = frozenset()
+    """Kinds that not every cluster serves and this one does: monitoring.coreos.com/v1/PodMonitor
+    and monitoring.coreos.com/v1/PrometheusRule are rendered only then."""

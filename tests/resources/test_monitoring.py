@@ -1,0 +1,91 @@
+"""What Prometheus is told: only where it is served, and with metrics that the processes have."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from distserve.api.deployment import DistServeDeployment
+from distserve.gateway.metrics import Metrics
+from distserve.resources.render import render
+from distserve.resources.settings import RenderSettings, released_images
+from distserve.wire.dialect import Slo
+
+Object = dict[str, Any]
+Deploy = Callable[..., DistServeDeployment]
+SLO = {"ttft": "250ms", "tpot": "100ms"}
+KINDS = ("PodMonitor", "PrometheusRule")
+SETTINGS = RenderSettings(
+    released_images(), served=frozenset(f"monitoring.coreos.com/v1/{kind}" for kind in KINDS)
+)
+
+
+def monitoring(deployment: DistServeDeployment, settings: RenderSettings) -> dict[str, Object]:
+    return {o["kind"]: o for o in render(deployment, settings) if o["kind"] in KINDS}
+
+
+def rules(deployment: DistServeDeployment) -> dict[str, Object]:
+    (group,) = monitoring(deployment, SETTINGS)["PrometheusRule"]["spec"]["groups"]
+    return {rule.get("alert") or rule["record"]: rule for rule in group["rules"]}
+
+
+def test_only_where_it_is_served_and_asked_for(deployment: Deploy) -> None:
+    assert set(monitoring(deployment(), SETTINGS)) == set(KINDS)
+    assert monitoring(deployment(), replace(SETTINGS, served=frozenset())) == {}
+    one = replace(SETTINGS, served=frozenset({"monitoring.coreos.com/v1/PodMonitor"}))
+    assert set(monitoring(deployment(), one)) == {"PodMonitor"}
+    asked = deployment(observability={"podMonitor": False})
+    assert set(monitoring(asked, SETTINGS)) == {"PrometheusRule"}
+    asked = deployment(observability={"prometheusRule": False})
+    assert set(monitoring(asked, SETTINGS)) == {"PodMonitor"}
+
+
+def test_every_metrics_port_is_scraped(deployment: Deploy) -> None:
+    monitor = monitoring(deployment(), SETTINGS)["PodMonitor"]["spec"]
+    scraped = {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
+    ports = set()
+    for found in render(deployment(), SETTINGS):
+        if found["kind"] in ("StatefulSet", "Deployment"):
+            template = found["spec"]["template"]
+            assert (
+                monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+            )
+            spec = template["spec"]
+            for container in (*spec.get("initContainers", []), *spec["containers"]):
+                ports |= {port["name"] for port in container["ports"]}
+    assert scraped == ports - {"migrator"}
+
+
+def test_rules_use_metrics_that_the_gateway_has(deployment: Deploy) -> None:
+    registry = Metrics(Slo(ttft_ms=1, tpot_ms=1), 90).registry
+    served = {s.name: s.labels for metric in registry.collect() for s in metric.samples}
+    records = {rule["record"] for rule in rules(deployment(slo=SLO)).values() if "record" in rule}
+    used = set()
+    for rule in rules(deployment(slo=SLO)).values():
+        for metric, matchers in re.findall(r"([a-z_:0-9]+)\{([^}]*)\}", rule["expr"]):
+            used.add(metric)
+            names = set(re.findall(r"(\w+)=", matchers)) - {"namespace", "pod", "deployment"}
+            assert names <= ({"slo"} if metric in records else set(served[metric])), metric
+    assert used == {
+        "distserve_slo_attained_total", "distserve_requests_total", "distserve_slo_target_ratio",
+        *records,
+    }  # fmt: skip
+
+
+def test_a_gateways_pods_are_chosen_and_no_others(deployment: Deploy) -> None:
+    expression = rules(deployment())["DistServeRequestsFailing"]["expr"]
+    pattern = re.search(r'pod=~"([^"]*)"', expression)
+    assert pattern and re.fullmatch(pattern[1], "opt-13b-gateway-6f9c5d7b8-x2k4q")
+    assert not re.fullmatch(pattern[1], "opt-13b-u0-prefill-0-0")
+    assert not re.fullmatch(pattern[1], "opt-13b-gateway-gateway-6f9c5d7b8-x2k4q")
+
+
+def test_alerts_say_what_to_do(deployment: Deploy) -> None:
+    found = rules(deployment(slo=SLO))
+    alerts = {name: rule for name, rule in found.items() if "alert" in rule}
+    assert set(alerts) == {"DistServeSloMissed", "DistServeRequestsFailing"}
+    for rule in alerts.values():
+        assert rule["annotations"]["summary"].startswith("llm/opt-13b: ")
+        assert "opt-13b" in rule["annotations"]["runbook"]
+        assert rule["labels"]["severity"] in ("warning", "critical")
+    assert set(rules(deployment())) == {"DistServeRequestsFailing"}, "without an SLO none is missed"
