@@ -6,8 +6,9 @@ deployment's units themselves.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop
 
 from distserve.placement.domains import Group, domain_of
 from distserve.placement.ladder import spread_over
@@ -28,32 +29,40 @@ class Choice:
     siblings: Collection[Collection[str]]
     """Nodes of each other unit of the deployment."""
 
-    def ranked(self, view: View, room: Room) -> list[Group]:
+    def ranked(self, view: View, room: Room) -> Iterator[Group]:
         """Those whose sum of the scarce resource would do, best first."""
         scarce = view.scarce(self.unit)
         need = 0 if self.pinned else self.unit.total.get(scarce, 0)
         failure = spread_over(self.unit, self.promised)
         far, near = self._units_in(view, failure), self._units_in(view, self.level)
-        found = []
-        for group in self.possible(view):
-            total = room.shelf(group, scarce).total
-            if total >= need:
-                first = group.nodes[0]
-                apart = far[view.domain(first, failure)] if failure else 0
-                found.append((apart, total, near[group.domain], first, group))
-        found.sort(key=lambda entry: entry[:4])
-        return [group for *_, group in found]
+        groups = self.possible(view)
+        shelves = room.shelves(groups, scarce)
+        outer = view.outer(groups, failure)
+        # Sorted as far as it is asked for: nearly always the first will do.
+        heap = [
+            (far[outside] if far else 0, shelf.total, near[group.domain] if near else 0, position)
+            for position, (group, shelf, outside) in enumerate(
+                zip(groups, shelves, outer, strict=True)
+            )
+            if shelf.total >= need
+        ]
+        heapify(heap)
+        while heap:
+            yield groups[heappop(heap)[-1]]
 
-    def possible(self, view: View) -> Iterable[Group]:
+    def possible(self, view: View) -> Sequence[Group]:
         """Whatever is free there."""
         within = self.unit.within
+        groups = view.groups(self.level)
+        if not self.pinned and not within:
+            return groups
         homes = {view.domain(node, self.level) for node in self.pinned}
-        for group in view.groups(self.level):
-            if self.pinned and homes != {group.domain}:
-                continue
-            if within and view.domain(group.nodes[0], self.promised) != within:
-                continue
-            yield group
+        return [
+            group
+            for group in groups
+            if (not self.pinned or homes == {group.domain})
+            and (not within or view.domain(group.nodes[0], self.promised) == within)
+        ]
 
     def _units_in(self, view: View, level: Level | None) -> Counter[Domain | None]:
         found: Counter[Domain | None] = Counter()

@@ -64,6 +64,7 @@ class Pass:
     room: Room = field(init=False)
     emptied: Room = field(init=False)
     """As if only the nodes' own pods were there: what could ever fit."""
+    explainer: Explainer = field(init=False)
     held: set[str] = field(default_factory=set)
     """Nodes kept for a unit that waited too long, closed to those behind it."""
     homes: dict[tuple[str, str], dict[UnitId, set[str]]] = field(default_factory=dict)
@@ -72,6 +73,8 @@ class Pass:
     waiting: dict[UnitId, Waiting] = field(default_factory=dict)
     movable: dict[UnitId, Movable] = field(default_factory=dict)
     """Decided anew in this pass."""
+    settled: int = 0
+    """Counts what changes the room for good."""
     search: Budget = field(default_factory=lambda: Budget(SEARCH_STEPS))
     rearranging: Budget = field(default_factory=lambda: Budget(REARRANGING_TRIES))
     _failed: dict[object, tuple[int, int]] = field(default_factory=dict)
@@ -84,6 +87,7 @@ class Pass:
             self.inventory.free_when_empty,
             rank=lambda node, resource: -self.inventory.free(node).get(resource, 0),
         )
+        self.explainer = Explainer(self.view, self.room, self.emptied, self.search)
         for unit, record in self.inventory.units.items():
             self._settle(unit, {seat.node for seat in record.seats.values()})
 
@@ -117,6 +121,7 @@ class Pass:
         pins: Places = {}
         if record is None:
             return pins
+        self.settled += 1
         for pod in unit.pod_names:
             seat, bound = record.seat(pod), record.bound.get(pod)
             if seat is None or seat.node not in self.inventory.nodes:
@@ -190,7 +195,7 @@ class Pass:
     def _rearranged(self, unit: UnitRequest, pins: Places) -> Places | None:
         """A place that others of this pass make way for, if both fit then."""
         key = self.view.shape(unit)
-        if pins or unit.within or self._stuck.get(key) == len(self.movable):
+        if pins or unit.within or self._stuck.get(key) == self.settled:
             return None
         parts = parts_of(unit, self._open)
         newcomer = Movable(unit.id, parts, None, {})
@@ -209,15 +214,16 @@ class Pass:
                     self.movable[moved.unit] = moved
                     self._place(moved.unit, places_of(moved.seats))
                 return self.placed[unit.id]
-        self._stuck[key] = len(self.movable)
+        self._stuck[key] = self.settled
         return None
 
     def _wait(self, unit: UnitRequest, pins: Places) -> Waiting:
         level = ladder_now(unit, self.now)[-1]
         choice = Choice(unit, level, level, set(pins.values()), ())
         groups = list(choice.possible(self.view))
-        explainer = Explainer(self.view, self.room, self.emptied, self.search)
-        finding = explainer.finding(unit, level, groups, pins, self._open)
+        finding = self.explainer.finding(
+            unit, level, groups, pins, self._open, (self.settled, len(self.held))
+        )
         holds: tuple[str, ...] = ()
         if finding.reason in (Reason.NO_ROOM, Reason.HELD_FOR_ANOTHER) and not pins:
             holds = self._hold(unit)
@@ -249,6 +255,7 @@ class Pass:
         return [nodes for other, nodes in others.items() if other != unit.id]
 
     def _place(self, unit: UnitId, places: Places) -> None:
+        self.settled += 1
         self.placed[unit] = places
         self._settle(unit, set(places.values()))
 

@@ -6,6 +6,7 @@ Nothing is moved that was decided before this pass.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
 from typing import NamedTuple
 
 from distserve.placement.domains import Group
@@ -75,9 +76,7 @@ def _neighbourhood(
         units[one.home] = units.get(one.home, 0) + 1
     near: list[Group] = []
     count = 0
-    for group in sorted(groups, key=lambda g: (-room.shelf(g, scarce).total, g.nodes[0])):
-        if len(near) == MAX_GROUPS:
-            break
+    for group in nlargest(MAX_GROUPS, groups, key=lambda g: room.shelf(g, scarce).total):
         if count + units.get(group, 0) <= MAX_UNITS:
             near.append(group)
             count += units.get(group, 0)

@@ -5,7 +5,7 @@ that the tightest node with enough is found by bisection, also among a thousand.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distserve.placement.domains import Group
@@ -87,6 +87,9 @@ class Room:
             for node in group.nodes:
                 self._of_node.setdefault(node, []).append(found)
         return found
+
+    def shelves(self, groups: Sequence[Group], resource: str) -> Sequence[Shelf]:
+        return [self.shelf(group, resource) for group in groups]
 
     def _on(self, node: str) -> list[Shelf]:
         return self._of_node.get(node, [])

@@ -1,6 +1,7 @@
 """What does not change during a pass: domains, who may go where, what is scarce."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from distserve.placement.requests import Domain, InstanceRequest, Level, UnitReq
 class View:
     inventory: Inventory
     _groups: dict[tuple[Level | None, bool], list[Group]] = field(default_factory=dict)
+    _outer: dict[Level, dict[Group, Domain | None]] = field(default_factory=dict)
     _group_of: dict[Level | None, dict[str, Group]] = field(default_factory=dict)
     _allowed: dict[tuple[str, bool], frozenset[str]] = field(default_factory=dict)
     _keys: dict[int, tuple[InstanceRequest, str]] = field(default_factory=dict)
@@ -30,13 +32,23 @@ class View:
         """Domains with their usable nodes, or all. For no level one group, the whole cluster."""
         found = self._groups.get((level, usable))
         if found is None:
-            every = self.inventory.nodes.values()
+            every = sorted(self.inventory.nodes.values(), key=lambda node: node.name)
             nodes = (node for node in every if node.usable or not usable)
             found = self._groups[(level, usable)] = groups(nodes, level)
         return found
 
     def domain(self, node: str, level: Level | None) -> Domain | None:
         return domain_of(self.inventory.nodes[node], level) if level else None
+
+    def outer(self, of: Sequence[Group], level: Level | None) -> Sequence[Domain | None]:
+        """The domain of a looser level that each of these groups lies in."""
+        if level is None:
+            return [None] * len(of)
+        known = self._outer.setdefault(level, {})
+        for group in of:
+            if group not in known:
+                known[group] = self.domain(group.nodes[0], level)
+        return [known[group] for group in of]
 
     def group_of(self, node: str, level: Level | None) -> Group:
         """Of a usable node."""
