@@ -69,6 +69,9 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
     ]
+    worst: Mapping[str, Any] = max(
+        containers, key=lambda one: one.get("restartCount") or 0, default={}
+    )
     waiting, message = _trouble(containers)
     return Pod(
         name=metadata["name"],
@@ -83,10 +86,18 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         unschedulable=(scheduled.get("message") or "")
         if scheduled.get("reason") == "Unschedulable"
         else "",
-        restarts=max((one.get("restartCount") or 0 for one in containers), default=0),
+        restarts=worst.get("restartCount") or 0,
+        ran_seconds=_ran(worst),
         waiting=waiting,
         message=message,
     )
+
+
+def _ran(container: Mapping[str, Any]) -> float:
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    if not ended.get("startedAt") or not ended.get("finishedAt"):
+        return 0.0
+    return seconds(ended["finishedAt"]) - seconds(ended["startedAt"])
 
 
 def _trouble(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:

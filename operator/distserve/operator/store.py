@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from distserve.api.deployment import DEFAULT_RESOURCE_NAME, AcceleratorType
 from distserve.operator.kinds import (
     CHILDREN,
     DEPLOYMENTS,
@@ -33,6 +34,7 @@ from distserve.operator.records import (
     version,
 )
 from distserve.placement.inventory import Inventory
+from distserve.placement.nodes import Node
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +99,14 @@ class Store:
             if child.owner_uid == uid
         }
         labels = self._namespaces.get(key.namespace, {})
+        document = unpack(text)
         return Observed(
-            document=unpack(text),
+            document=document,
             children=children,
             pods=tuple(pod for _, pod in sorted(self._pods.get(key, {}).items())),
             features=replace(self.features, namespace_labels=labels),
             now=now,
+            accelerators=self._accelerators(document),
         )
 
     def put(self, kind: Kind, document: Object) -> set[Key]:
@@ -149,6 +153,17 @@ class Store:
             self._namespaces.pop(name[1], None)
             return set()
         return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
+
+    def _accelerators(self, document: Object) -> tuple[int, ...]:
+        wanted = document["spec"].get("accelerator") or {}
+        if wanted.get("type") == AcceleratorType.CPU:
+            return ()
+        resource = wanted.get("resourceName") or DEFAULT_RESOURCE_NAME
+        counts = (node.allocatable.get(resource, 0) for node in self._usable_nodes())
+        return tuple(sorted(count for count in counts if count))
+
+    def _usable_nodes(self) -> Iterator[Node]:
+        return (node for node in self.inventory.nodes.values() if node.usable)
 
     def _put_child(self, name: Name, ref: Ref, document: Object) -> set[Key]:
         touched = self._forget_child(name[0], ref)

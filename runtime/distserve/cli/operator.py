@@ -1,0 +1,117 @@
+"""`distserve operator`: the operator as a process (docs/operate.md)."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distserve.operator.settings import Settings
+    from distserve.resources.settings import RenderSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--namespaces", default="", help="watch only these, as a,b (default: all)")
+    add("--lease-namespace", default="default", help="where the Lease of the leader lives")
+    add("--lease-name", default="distserve-operator")
+    add("--identity", help="this replica in the Lease (default: host name and process)")
+    add("--engine-image", help="used where spec.images names none (default: of this version)")
+    add("--migrator-image", help="the same")
+    add("--gateway-image", help="the same")
+    add(
+        "--gateway-cluster-role",
+        default="distserve-gateway",
+        help="ClusterRole that gateways are bound to; the chart makes it",
+    )
+    add("--health-port", type=int, default=8081, help="/healthz and /readyz (default 8081)")
+    add("--metrics-port", type=int, default=8080, help="/metrics (default 8080)")
+    add("--workers", type=int, default=4, help="deployments at work at a time (default 4)")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    add("--log-format", choices=("json", "text"), default="json")
+    add(
+        "--engine-check",
+        choices=("on", "off"),
+        default="on",
+        help="refuse specs that this version's engine cannot run (default on)",
+    )
+    add("--kubeconfig", type=Path, help="outside of a cluster (default: as kubectl)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import asyncio
+    import functools
+    import logging
+    import signal
+
+    from distserve.cli.main import UsageError
+    from distserve.operator.cluster import NoCluster
+    from distserve.operator.decide import DecideSettings, decide
+    from distserve.operator.errors import LeaseLost
+    from distserve.operator.probes import PortTaken
+    from distserve.operator.process import WatchingEnded
+    from distserve.operator.process import run as run_operator
+    from distserve.operator.resync import WatchDead
+    from distserve.wire.logs import setup_logging
+
+    if args.workers < 1:
+        raise UsageError("--workers must be at least 1")
+    settings = _settings(args)
+    setup_logging("operator", args.log_level)
+    if args.log_format == "text":
+        text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(text)
+    if args.log_level != "debug":
+        # kopf tells of each watch and each object that it saw.
+        logging.getLogger("kopf").setLevel(logging.ERROR)
+    decision = functools.partial(
+        decide,
+        settings=DecideSettings(render=_render(args), engine_check=args.engine_check == "on"),
+    )
+
+    async def until_signal() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run_operator(settings, decision, stop)
+
+    try:
+        asyncio.run(until_signal())
+    except (NoCluster, PortTaken) as error:
+        raise UsageError(str(error)) from error
+    except (LeaseLost, WatchDead, WatchingEnded) as error:
+        logging.getLogger("distserve.operator").error("the operator ends: %s", error)
+        return 1
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from dataclasses import replace
+
+    from distserve.operator.settings import LeaseSettings, QueueSettings, Settings
+
+    lease = LeaseSettings(namespace=args.lease_namespace, name=args.lease_name)
+    if args.identity:
+        lease = replace(lease, identity=args.identity)
+    return Settings(
+        namespaces=tuple(name for name in args.namespaces.split(",") if name),
+        kubeconfig=args.kubeconfig,
+        health_port=args.health_port,
+        metrics_port=args.metrics_port,
+        lease=lease,
+        queue=QueueSettings(workers=args.workers),
+    )
+
+
+def _render(args: argparse.Namespace) -> "RenderSettings":
+    from distserve.resources.settings import DefaultImages, RenderSettings, released_images
+
+    released = released_images()
+    return RenderSettings(
+        images=DefaultImages(
+            engine=args.engine_image or released.engine,
+            migrator=args.migrator_image or released.migrator,
+            gateway=args.gateway_image or released.gateway,
+        ),
+        gateway_cluster_role=args.gateway_cluster_role,
+    )
