@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from distserve.placement.decisions import Reason
 from distserve.placement.domains import Group
 from distserve.placement.matching import misfit
-from distserve.placement.packing import Allowed, Budget, Part, parts_of
+from distserve.placement.packing import Budget, Part, parts_of
 from distserve.placement.quantities import describe, number
 from distserve.placement.requests import (
     Domain,
@@ -54,11 +54,10 @@ class Explainer:
         level: Level | None,
         groups: Sequence[Group],
         pins: Mapping[str, str],
-        allowed: Allowed,
         moment: object,
     ) -> Finding:
-        """`groups` are the level's domains that might do, `allowed` leaves out held nodes;
-        `moment` is another one when anything was placed since."""
+        """`groups` are the level's domains that might do; `moment` is another one when anything
+        was placed or held since."""
         about = f"unit {unit.id.unit}"
         for instance in unit.instances:
             if not self.view.allowed(instance) and not set(instance.pod_names) <= set(pins):
@@ -69,8 +68,8 @@ class Explainer:
         key = (self.view.shape(unit), level, unit.within, tuple(pins.items()), moment)
         facts = self._known.get(key)
         if facts is None:
-            facts = self._known[key] = self._facts(unit, level, groups, pins, allowed)
-        parts = parts_of(unit, allowed, pins)
+            facts = self._known[key] = self._facts(unit, level, groups, pins)
+        parts = parts_of(unit, self.view.allowed, pins)
         if facts.larger:
             cure = _cure_for_larger(level, facts.larger)
             message = f"{about} {_lack(facts.larger, parts, level, facts.groups, 'at most')}{cure}"
@@ -86,7 +85,10 @@ class Explainer:
             note, cure = self._unwell(facts.lack.group), _cure_for_room(unit, level)
             lack = _lack(facts.lack, parts, level, facts.groups, "free")
             return Finding(Reason.NO_ROOM, f"{about} {lack}{note}{cure}")
-        return Finding(Reason.NO_ROOM, f"{about}: {_no_domain(unit, level, homes)}")
+        home = unit.within or next(iter(homes), None)
+        if home:
+            return Finding(Reason.NO_ROOM, f"{about}: {_no_node_at(home)}")
+        return Finding(Reason.NO_MATCHING_NODES, f"{about}: {_no_domain(level)}")
 
     def _facts(
         self,
@@ -94,25 +96,24 @@ class Explainer:
         level: Level | None,
         groups: Sequence[Group],
         pins: Mapping[str, str],
-        allowed: Allowed,
     ) -> Facts:
         scarce = self.view.scarce(unit)
-        parts = parts_of(unit, allowed, pins)
-        beside_holds = parts_of(unit, self.view.allowed, pins)
-        groups = [group for group in groups if _has_nodes_for(group, beside_holds)]
+        # Where it does not fit even so, the held nodes are not what it waits for.
+        parts = parts_of(unit, self.view.allowed, pins)
+        groups = [group for group in groups if _has_nodes_for(group, parts)]
+        whole = parts_of(unit, self.view.allowed_when_well)
         every = [
             group
             for group in self.view.groups(level, usable=False)
-            if unit.within in (None, group.domain)
+            if unit.within in (None, group.domain) and _has_nodes_for(group, whole)
         ]
         if not pins and every:
-            whole = parts_of(unit, self.view.allowed_when_well)
             every.sort(key=lambda group: -self.emptied.shelf(group, scarce).total)
             if not fitting_group(whole, every, self.emptied, scarce, self.budget):
                 return Facts(len(every), larger=least_lack(whole, every, self.emptied, scarce))
         if not groups:
             return Facts(0)
-        held = fitting_group(beside_holds, groups, self.room, scarce, self.budget)
+        held = fitting_group(parts, groups, self.room, scarce, self.budget)
         if held:
             return Facts(len(groups), held=held)
         return Facts(len(groups), lack=least_lack(parts, groups, self.room, scarce))
@@ -185,13 +186,14 @@ def _cure_for_room(unit: UnitRequest, level: Level | None) -> str:
     return cure
 
 
-def _no_domain(unit: UnitRequest, level: Level | None, homes: set[Domain | None]) -> str:
-    home = unit.within or next(iter(homes), None)
-    if home:
-        return (
-            f"{home.level} domain {home.value}, where it belongs, has no usable node for it. "
-            "Bring its nodes back, or delete the unit's StatefulSets to have it placed anew"
-        )
+def _no_node_at(home: Domain) -> str:
+    return (
+        f"{home.level} domain {home.value}, where it belongs, has no usable node for it. "
+        "Bring its nodes back, or delete the unit's StatefulSets to have it placed anew"
+    )
+
+
+def _no_domain(level: Level | None) -> str:
     where = f"{level.name} domain" if level else "cluster"
     return (
         f"no {where} has usable nodes for all of its instances. "

@@ -221,9 +221,7 @@ class Pass:
         level = ladder_now(unit, self.now)[-1]
         choice = Choice(unit, level, level, set(pins.values()), ())
         groups = list(choice.possible(self.view))
-        finding = self.explainer.finding(
-            unit, level, groups, pins, self._open, (self.settled, len(self.held))
-        )
+        finding = self.explainer.finding(unit, level, groups, pins, (self.settled, len(self.held)))
         holds: tuple[str, ...] = ()
         if finding.reason in (Reason.NO_ROOM, Reason.HELD_FOR_ANOTHER) and not pins:
             holds = self._hold(unit)
