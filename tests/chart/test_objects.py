@@ -23,15 +23,22 @@ def test_two_replicas_that_may_lose_one(render: Any) -> None:
 
 
 def test_replicas_keep_apart(render: Any) -> None:
-    found = render()
-    selector = found.one("Deployment")["spec"]["selector"]
-    constraints = found.pod["topologySpreadConstraints"]
-    assert [one["topologyKey"] for one in constraints] == [
-        "kubernetes.io/hostname",
-        "topology.kubernetes.io/zone",
-    ]
-    assert all(one["labelSelector"] == selector for one in constraints)
-    assert all(one["matchLabelKeys"] == ["pod-template-hash"] for one in constraints)
+    zone = {
+        "maxSkew": 2,
+        "topologyKey": "topology.kubernetes.io/zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+    }
+    for values, keys in (
+        ({}, ["kubernetes.io/hostname"]),
+        ({"operator": {"topologySpreadConstraints": [zone]}}, ["topology.kubernetes.io/zone"]),
+    ):
+        found = render(values)
+        constraints = found.pod["topologySpreadConstraints"]
+        assert [one["topologyKey"] for one in constraints] == keys
+        for one in constraints:
+            assert one["labelSelector"] == found.one("Deployment")["spec"]["selector"]
+            assert one["matchLabelKeys"] == ["pod-template-hash"]
+    assert zone.items() <= constraints[0].items()
 
 
 @pytest.mark.parametrize("pod", ["operator", "test"])

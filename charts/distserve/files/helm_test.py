@@ -77,9 +77,17 @@ def _or_refusal(missing: Callable[[], str]) -> str:
     try:
         return missing()
     except urllib.error.HTTPError as refused:
-        return f"{refused.code} {refused.read().decode(errors='replace')[:2000]}"
+        return f"{refused.code} {_message(refused.read())}"
     except OSError as unreachable:
         return f"the API server does not answer: {unreachable}"
+
+
+def _message(answer: bytes) -> str:
+    """Of the API server's Status, or what a proxy before it said."""
+    try:
+        return str(json.loads(answer)["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.decode(errors="replace")[:2000]
 
 
 def main() -> None:
