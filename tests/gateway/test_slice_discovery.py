@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.gateway.api_stub import ApiStub, endpoint
 
 from distserve.gateway import service
-from distserve.gateway.api_server import NotInCluster, api_server_of_pod
+from distserve.gateway.api_server import KEEPALIVE, NotInCluster, api_server_of_pod
 from distserve.gateway.discovery import Endpoint, make_discovery
 from distserve.gateway.slice_discovery import Pace, SliceDiscovery
 
@@ -139,13 +140,30 @@ async def test_lost_history_is_a_new_list(stub: ApiStub, follow: Any, how: str) 
 
 
 async def test_a_watch_that_died_in_silence_is_noticed(stub: ApiStub, follow: Any) -> None:
-    follower = await follow(
-        Pace(silence_seconds=0.3, first_pause_seconds=0.01, max_pause_seconds=0.05)
-    )
+    """It has not ended when it was to end."""
+    follower = await follow(Pace(watch_seconds=1.0, late_seconds=0.1, first_pause_seconds=0.01))
     stub.misbehave("silent")
     stub.put("s2", endpoint("c", "10.0.0.3"))
     await follower.until_ready("a", "b", "c")
     assert stub.lists >= 2
+
+
+async def test_a_machine_that_is_gone_is_noticed_by_the_kernel(stub: ApiStub) -> None:
+    query = {"labelSelector": "kubernetes.io/service-name=tiny-instances", "watch": "true"}
+    path = "/apis/discovery.k8s.io/v1/namespaces/n/endpointslices"
+    headers = stub.api.headers()
+    async with (
+        stub.api.session() as http,
+        http.get(
+            stub.api.url + path, params=query | {"resourceVersion": "100"}, headers=headers
+        ) as answer,
+    ):
+        assert answer.status == 200 and answer.connection is not None
+        assert answer.connection.transport is not None
+        used = answer.connection.transport.get_extra_info("socket")
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for option, value in KEEPALIVE.items():
+            assert used.getsockopt(socket.IPPROTO_TCP, option) == value
 
 
 @pytest.mark.parametrize("fault", ["cut", "garbage"])

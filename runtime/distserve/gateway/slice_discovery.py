@@ -2,7 +2,7 @@
 
       list -> watch -> watch -> ... -> list            each watch goes on where the last one ended
         ^       |
-        +-------+ error, silence, history lost (410), or a relist is due
+        +-------+ error, no end in time, history lost (410), or a relist is due
 
 What was found last stays in force while the API server does not answer. Whether an instance is
 alive is not asked here: each one's own state stream tells (watch.py).
@@ -33,11 +33,11 @@ class Pace:
 
     list_seconds: float = 20.0
     """Bound on a list."""
-    watch_seconds: float = 240.0
-    """The server is asked to end a watch after this."""
-    silence_seconds: float = 90.0
-    """A server sends a bookmark every minute: a connection that says nothing for longer is taken
-    for dead. Where it was not, a list has been made for nothing."""
+    watch_seconds: float = 120.0
+    """The server is asked to end a watch after this, so that its silence never means nothing:
+    bookmarks come each minute or two, but are promised to nobody."""
+    late_seconds: float = 15.0
+    """A watch that has not ended by then is dead."""
     relist_seconds: float = 900.0
     """So that what was missed, for whatever reason, is missed no longer than this."""
     quick_seconds: float = 1.0
@@ -83,7 +83,7 @@ class SliceDiscovery:
     pace: Pace = Pace()
     draw: random.Random = field(default_factory=random.Random)
     heard_at: float = 0.0
-    """When the server last said something, by the event loop's clock; a bookmark counts."""
+    """When the server last said something, by the event loop's clock; a watch's end counts."""
     _failures: int = 0
 
     async def watch(self) -> AsyncIterator[list[Endpoint]]:
@@ -131,6 +131,7 @@ class SliceDiscovery:
                     yield slices
             if not heard and now() - began < self.pace.quick_seconds:
                 raise ApiError("the API server ends watches at once")
+            self.heard_at = now()
             self._worked()
 
     def _worked(self) -> None:
@@ -162,10 +163,10 @@ class SliceDiscovery:
             "watch": "true",
             "resourceVersion": version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(max(1, round(self.pace.watch_seconds))),
+            "timeoutSeconds": f"{self.pace.watch_seconds:.0f}",
         }
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_SECONDS, sock_read=self.pace.silence_seconds
+            self.pace.watch_seconds + self.pace.late_seconds, sock_connect=CONNECT_SECONDS
         )
         async with self._get(session, asked, timeout) as answer:
             await _raise_for_status(answer)
