@@ -56,6 +56,8 @@ class Pod:
     """What the scheduler says of it, while it finds no node."""
     restarts: int = 0
     """Of the container that restarted most."""
+    ran_seconds: float = 0.0
+    """How long that container's run before the present one lasted."""
     waiting: str = ""
     """Reason of a container that cannot start: ImagePullBackOff, CrashLoopBackOff..."""
     message: str = ""
@@ -82,6 +84,9 @@ class Observed:
     pods: tuple[Pod, ...]
     features: Features
     now: float
+    accelerators: tuple[int, ...] = ()
+    """Allocatable accelerators of each schedulable node that offers the deployment's resource:
+    what a plan may count on. Not what is free now: a plan must not change with the load."""
 
 
 @dataclass(frozen=True)

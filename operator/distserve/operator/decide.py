@@ -1,0 +1,138 @@
+"""What is to be done about a deployment: a pure function, called by the reconciler and by tests.
+
+accept -> plan -> revision -> rollout's next step -> place -> objects -> differences -> status
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from distserve.api.conditions import AcceptedReason
+from distserve.operator.acceptance import Refusal, accept
+from distserve.operator.course import Course
+from distserve.operator.health import LiveUnit, live_units
+from distserve.operator.model import (
+    Answers,
+    Decision,
+    DryRunQuestion,
+    Object,
+    Observed,
+)
+from distserve.operator.places import find_places, units_without_room
+from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
+from distserve.operator.progress import progress_of
+from distserve.operator.report import report, report_refusal, report_without_numbers
+from distserve.operator.rollout import Rules, UnitState, next_step
+from distserve.operator.wanted import Wanted, stored_revisions
+from distserve.operator.writes import writes
+from distserve.resources.errors import RenderError
+from distserve.resources.revisions import Revision, make_revision
+from distserve.resources.settings import RenderSettings
+
+
+def fresh_key() -> str:
+    return secrets.token_hex(32)
+
+
+@dataclass(frozen=True)
+class DecideSettings:
+    render: RenderSettings
+    """Its `key` is not used: each deployment gets one of its own."""
+    engine_check: bool = True
+    """Refuse what this engine build cannot run. False where only objects matter."""
+    new_key: Callable[[], str] = fresh_key
+    """Makes the key of a new deployment."""
+    history: int = 10
+    """ControllerRevisions that are kept besides those in use."""
+
+
+def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> Decision:
+    """Pure, but for `settings.new_key`."""
+    if "deletionTimestamp" in observed.document["metadata"]:
+        return Decision()  # owner references clean up
+    live = live_units(observed)
+    accepted = accept(observed.document, observed.features, settings.engine_check)
+    if isinstance(accepted, Refusal):
+        return report_refusal(observed, live, accepted)
+    stored = stored_revisions(observed)
+    numbers = numbers_of(accepted, observed, answers, stored)
+    if numbers.deployment is None:
+        return report_without_numbers(observed, numbers)
+    try:
+        wanted = _wanted(numbers, settings, stored)
+    except RenderError as error:
+        refusal = Refusal(AcceptedReason.INVALID_POD_TEMPLATE, str(error))
+        return report_refusal(observed, live, refusal)
+    if wanted.target not in (revision for _, revision in stored):
+        words = answers.refusals.get(wanted.target.digest)
+        if words is None:
+            question = DryRunQuestion(wanted.target.digest, wanted.sample())
+            return Decision(questions=(question,))
+        if words:
+            refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
+            return report_refusal(observed, live, refusal)
+    return _steer(observed, answers, settings, wanted, numbers, live)
+
+
+def _steer(
+    observed: Observed,
+    answers: Answers,
+    settings: DecideSettings,
+    wanted: Wanted,
+    numbers: Numbers,
+    live: Mapping[str, LiveUnit],
+) -> Decision:
+    """What is accepted and planned: the next step towards it."""
+    states = {unit.number: _state(unit, wanted) for unit in live.values()}
+    rules = _rules(observed, wanted, states)
+    step = next_step(states, rules, units_without_room(answers))
+    places = find_places(observed, answers, wanted, step, live)
+    no_room = "; ".join(why.message for why in places.waiting.values())
+    progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
+    course = Course(wanted, numbers, live, states, rules, step, places, progress)
+    status, events = report(observed, answers, course)
+    timers = [s for s in (places.again_seconds, progress.again_seconds) if s is not None]
+    return Decision(
+        questions=tuple(q for q in (numbers.question, places.question) if q is not None),
+        actions=writes(observed, answers.foreign, course, settings.new_key, settings.history),
+        status=status,
+        events=events,
+        again_seconds=min(timers, default=None),
+    )
+
+
+def _wanted(
+    numbers: Numbers, settings: DecideSettings, stored: Sequence[tuple[Object, Revision]]
+) -> Wanted:
+    """With the stored revision while there is one for this spec: templates are not made twice."""
+    deployment = numbers.deployment
+    assert deployment is not None
+    known = [revision for _, revision in stored]
+    target = numbers.fixed or make_revision(deployment, settings.render, known, numbers.plan)
+    notes = {PLANNED_FOR: numbers.planned_for} if numbers.plan else {}
+    return Wanted(deployment, settings.render, target, {r.name: r for r in known}, notes)
+
+
+def _state(unit: LiveUnit, wanted: Wanted) -> UnitState:
+    names = wanted.instances(unit.name, unit.revision)
+    expected = unit.instances if names is None else names
+    return UnitState(unit.revision, unit.ready(frozenset(expected)), unit.down)
+
+
+def _rules(observed: Observed, wanted: Wanted, states: Mapping[int, UnitState]) -> Rules:
+    spec, target = wanted.deployment.spec, wanted.target.name
+    status = observed.document.get("status") or {}
+    current = (status.get("revision") or {}).get("current") or ""
+    if not states or (not current and all(s.revision == target for s in states.values())):
+        current = target  # of a new deployment, and where the status was lost
+    return Rules(
+        units=spec.units,
+        target=target,
+        current=current,
+        surge=spec.rollout.max_surge_units,
+        unavailable=spec.rollout.max_unavailable_units,
+        one_when_full=spec.rollout.when_full == "ReplaceOne",
+        paused=spec.rollout.paused,
+    )

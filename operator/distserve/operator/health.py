@@ -1,0 +1,146 @@
+"""How the units of a deployment are, from its StatefulSets and pods: facts for all decisions."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from distserve.api import labels
+from distserve.operator.model import Object, Observed, Placement, Pod
+
+PLACE: Final = f"{labels.GROUP}/place"
+"""Annotation of a StatefulSet: where its unit goes, as JSON."""
+CRASHING: Final = "CrashLoopBackOff"
+
+
+@dataclass(frozen=True)
+class LiveInstance:
+    """A StatefulSet and its pods."""
+
+    statefulset: Object
+    pods: tuple[Pod, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.statefulset["metadata"]["name"])
+
+    @property
+    def role(self) -> str:
+        return _label(self.statefulset, labels.ROLE)
+
+    @property
+    def revision(self) -> str:
+        return _label(self.statefulset, labels.REVISION)
+
+    @property
+    def replicas(self) -> int:
+        return int(self.statefulset["spec"].get("replicas", 1))
+
+    @cached_property
+    def ready(self) -> bool:
+        """All its pods are there and ready, and of its revision."""
+        pods = [p for p in self.pods if p.ready and not p.terminating]
+        return len(pods) >= self.replicas > 0 and all(p.revision == self.revision for p in pods)
+
+    @property
+    def down(self) -> bool:
+        """By what the StatefulSet says as well: one watch that is behind must not decide it."""
+        told = int((self.statefulset.get("status") or {}).get("readyReplicas", 0))
+        return not self.ready and told < max(1, self.replicas)
+
+
+@dataclass(frozen=True)
+class LiveUnit:
+    name: str
+    instances: Mapping[str, LiveInstance]
+    pods: tuple[Pod, ...]
+
+    @property
+    def number(self) -> int:
+        return int(self.name[1:])
+
+    @cached_property
+    def revision(self) -> str:
+        """Empty while its StatefulSets are of several."""
+        found = {instance.revision for instance in self.instances.values()}
+        return found.pop() if len(found) == 1 else ""
+
+    @cached_property
+    def place(self) -> Placement | None:
+        """Where it was put when its first StatefulSet was made."""
+        for instance in self.instances.values():
+            text = instance.statefulset["metadata"].get("annotations", {}).get(PLACE)
+            if text:
+                return read_place(text)
+        return None
+
+    def ready(self, names: frozenset[str]) -> bool:
+        """Whether just these instances are there and ready."""
+        return self.instances.keys() == names and all(i.ready for i in self.instances.values())
+
+    @property
+    def down(self) -> bool:
+        """Each request needs every role: one role without instances is enough."""
+        by_role: dict[str, bool] = {}
+        for instance in self.instances.values():
+            by_role[instance.role] = by_role.get(instance.role, True) and instance.down
+        return any(by_role.values())
+
+    def stuck_since(self, gang_seconds: float) -> float | None:
+        """Since when it waits in vain for a part of its pods, whose others hold nodes meanwhile.
+
+        Only a unit whose pods were all made together: where a pod came later the unit has served,
+        and its other pods may be of use.
+        """
+        made = [p.created for p in self.pods if not p.terminating]
+        waiting = [p for p in self.pods if p.unschedulable and not p.node and not p.terminating]
+        if not waiting or max(made) - min(made) > gang_seconds:
+            return None
+        return max(made)
+
+
+def live_units(observed: Observed) -> dict[str, LiveUnit]:
+    """By name, those that have a StatefulSet."""
+    pods: dict[str, list[Pod]] = defaultdict(list)
+    for pod in observed.pods:
+        pods[pod.instance].append(pod)
+    sets: dict[str, dict[str, LiveInstance]] = defaultdict(dict)
+    for ref, found in observed.children.items():
+        if ref.kind == "StatefulSet" and (unit := _label(found, labels.UNIT)):
+            sets[unit][ref.name] = LiveInstance(found, tuple(pods[ref.name]))
+    return {
+        unit: LiveUnit(unit, found, tuple(p for p in observed.pods if p.unit == unit))
+        for unit, found in sets.items()
+    }
+
+
+def crashed(pods: tuple[Pod, ...], budget: int, within_seconds: float) -> Pod | None:
+    """A pod whose container was restarted more often than `budget` and does not stay up: its last
+    run was shorter than the time in which the budget holds."""
+    for pod in pods:
+        spent = pod.restarts >= budget and pod.ran_seconds < within_seconds
+        if spent and not pod.ready and not pod.terminating and pod.waiting == CRASHING:
+            return pod
+    return None
+
+
+def write_place(place: Placement) -> str:
+    return json.dumps(asdict(place), sort_keys=True, separators=(",", ":"))
+
+
+def read_place(text: str) -> Placement | None:
+    """None where somebody else wrote over it: the place is asked for again."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+        nodes = {str(name): tuple(names) for name, names in found["nodes"].items()}
+        return Placement(str(found["level"]), str(found["label"]), str(found["value"]), nodes)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _label(found: Object, name: str) -> str:
+    return str(found["metadata"].get("labels", {}).get(name, ""))

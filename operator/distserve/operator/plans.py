@@ -1,0 +1,136 @@
+"""Whose numbers count: the spec's, a stored plan's, or those of a plan that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from distserve.api import labels
+from distserve.api.conditions import PlannedReason
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.status import PlanStatus
+from distserve.operator.conditions import Fact
+from distserve.operator.model import Answers, Object, Observed, Pending, PlanQuestion
+from distserve.planner.errors import NoProfile, PlannerError
+from distserve.resources.errors import NoPlan
+from distserve.resources.planned import plan_status, with_plan
+from distserve.resources.planning import machine_of, plan_request
+from distserve.resources.revisions import Revision, with_numbers
+from distserve.workload import WorkloadError
+
+PLANNED_FOR: Final = f"{labels.GROUP}/planned-for"
+"""Annotation of a ControllerRevision: hash of what was asked of the planner, the cluster left out.
+A plan is kept while that stays, however many nodes come and go."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """`deployment` has the numbers in its spec; None: there are none to act on."""
+
+    fact: Fact
+    deployment: DistServeDeployment | None = None
+    plan: PlanStatus | None = None
+    fixed: Revision | None = None
+    """The stored revision that stays in use while another plan is made, or cannot be."""
+    question: PlanQuestion | None = None
+    planned_for: str = ""
+    """Goes with a new plan into its ControllerRevision."""
+
+
+def numbers_of(
+    deployment: DistServeDeployment,
+    observed: Observed,
+    answers: Answers,
+    stored: Sequence[tuple[Object, Revision]],
+) -> Numbers:
+    """`stored`: oldest first."""
+    if not deployment.spec.planning.automatic:
+        fact = Fact(True, PlannedReason.MANUAL, "the numbers are the spec's")
+        return Numbers(fact, deployment)
+    wanted = planned_for(deployment)
+    for live, revision in reversed(stored):
+        notes = live["metadata"].get("annotations") or {}
+        if notes.get(PLANNED_FOR) == wanted and revision.plan is not None:
+            kept = with_numbers(deployment, revision)
+            return Numbers(_met(revision.plan), kept, revision.plan, planned_for=wanted)
+    return _ask(deployment, observed, answers, _in_use(deployment, observed, stored))
+
+
+def planned_for(deployment: DistServeDeployment) -> str:
+    """Hash of the part of a spec that a plan depends on."""
+    spec = deployment.spec.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        include={
+            "model": True, "accelerator": True, "strategy": True, "slo": True, "workload": True,
+            "planning": True,
+            **{r.value: {"scheduling", "accelerator_memory_utilization"}
+               for r in deployment.spec.roles},
+        },
+    )  # fmt: skip
+    spec["replan"] = deployment.metadata.annotations.get(labels.REPLAN, "")
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _ask(
+    deployment: DistServeDeployment, observed: Observed, answers: Answers, in_use: Revision | None
+) -> Numbers:
+    kept = with_numbers(deployment, in_use) if in_use is not None else None
+    plan = in_use.plan if in_use is not None else None
+    stays = "; the plan in use stays in use" if in_use is not None else ""
+
+    def without(holds: bool | None, reason: PlannedReason, message: str) -> Numbers:
+        return Numbers(Fact(holds, reason, f"{message}{stays}"), kept, plan, in_use)
+
+    try:
+        nodes = list(observed.accelerators) or None
+        request = plan_request(deployment.spec, machine_of(deployment.spec, nodes))
+    except (PlannerError, WorkloadError) as error:
+        return without(False, _reason(error), str(error))
+    answer = answers.plans.get(request.inputs_hash)
+    if answer is None or isinstance(answer, Pending):
+        waits = without(None, PlannedReason.PLANNING, "a plan is being made")
+        return Numbers(waits.fact, kept, plan, in_use, PlanQuestion(request))
+    if isinstance(answer, PlannerError):
+        return without(False, _reason(answer), str(answer))
+    try:
+        found = plan_status(deployment, answer)
+        numbers = with_plan(deployment, answer)
+        return Numbers(_met(found), numbers, found, planned_for=planned_for(deployment))
+    except NoPlan as error:
+        return without(False, PlannedReason.SLO_NOT_REACHABLE, str(error))
+
+
+def _met(plan: PlanStatus) -> Fact:
+    return Fact(
+        True,
+        PlannedReason.MEETS_SLO,
+        f"{plan.units} units, {plan.accelerators} accelerators, {plan.goodput} requests per second "
+        f"per accelerator by {plan.hardware_profile}" + (", estimated" if plan.estimated else ""),
+    )
+
+
+def _reason(error: Exception) -> PlannedReason:
+    return (
+        PlannedReason.NO_PROFILE
+        if isinstance(error, NoProfile)
+        else (PlannedReason.INVALID_REQUEST)
+    )
+
+
+def _in_use(
+    deployment: DistServeDeployment,
+    observed: Observed,
+    stored: Sequence[tuple[Object, Revision]],
+) -> Revision | None:
+    """The one that units move to, if the deployment still has its roles."""
+    status = observed.document.get("status") or {}
+    target = (status.get("revision") or {}).get("target")
+    known = [revision for _, revision in stored]
+    known.sort(key=lambda revision: revision.name == target)  # stable: the latest of its name last
+    roles = set(deployment.spec.roles)
+    return next((r for r in reversed(known) if set(r.templates) == roles), None)

@@ -1,0 +1,125 @@
+"""The new `.status` and the events of its transitions, for each way that a decision may end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
+from distserve.operator.acceptance import Refusal
+from distserve.operator.conditions import Fact, Facts, find, merged, transitions
+from distserve.operator.course import Course
+from distserve.operator.health import LiveUnit
+from distserve.operator.model import Answers, Decision, Event, Object, Observed, Pod
+from distserve.operator.plans import Numbers
+from distserve.operator.status import Overview, failed_fact, health_facts, same_status, serves
+from distserve.resources import naming
+
+SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
+
+
+def report(
+    observed: Observed, answers: Answers, course: Course
+) -> tuple[Object | None, tuple[Event, ...]]:
+    deployment, rules = course.wanted.deployment, course.rules
+    view = Overview(
+        deployment,
+        course.live,
+        _gateways(observed),
+        rules.target,
+        frozenset(f"u{number}" for number, state in course.states.items() if state.ready),
+    )
+    status = _status(observed)
+    before = find(status.get("conditions") or [], Condition.FAILED)
+    failed = failed_fact(observed.pods, deployment, before, _generation(observed))
+    placed = course.places.fact(rules.units)
+    missing = None if placed.holds else Fact(False, ReadyReason.NOT_PLACED, placed.message)
+    facts: dict[Condition, Fact] = {
+        Condition.ACCEPTED: _accepted(answers),
+        Condition.PLANNED: course.numbers.fact,
+        Condition.PLACED: placed,
+        Condition.PROGRESSING: course.progress.fact,
+        **health_facts(view, failed, missing),
+    }
+    new: Object = {
+        "roles": view.roles(),
+        "units": view.units(),
+        "revision": {
+            "current": rules.current if course.step.rolling else rules.target,
+            "target": rules.target,
+        },
+        "url": naming.url(deployment),
+        "replicas": view.ready_units,
+        "selector": naming.scale_selector(deployment),
+    }
+    if course.numbers.plan is not None:
+        plan = course.numbers.plan.model_copy(update={"units": rules.units})
+        new["plan"] = plan.model_dump(mode="json", exclude_none=True)
+    return _finish(observed, new, facts)
+
+
+def report_refusal(observed: Observed, live: Mapping[str, LiveUnit], refusal: Refusal) -> Decision:
+    """Nothing is touched: what runs goes on."""
+    facts = {Condition.ACCEPTED: Fact(False, refusal.reason, refusal.message)}
+    roles = {i.role for unit in live.values() for i in unit.instances.values()}
+    if not roles or not serves(live, _gateways(observed), roles):
+        facts[Condition.READY] = Fact(False, ReadyReason.NOT_ACCEPTED, refusal.message)
+    return _only_status(observed, facts)
+
+
+def report_without_numbers(observed: Observed, numbers: Numbers) -> Decision:
+    """There is no plan, and nothing runs for which there was one."""
+    facts = {
+        Condition.ACCEPTED: SUPPORTED,
+        Condition.PLANNED: numbers.fact,
+        Condition.PLACED: Fact(
+            None, PlacedReason.NOT_PLANNED, "its size is not known before there is a plan"
+        ),
+        Condition.READY: Fact(False, ReadyReason.NOT_PLANNED, numbers.fact.message),
+    }
+    decision = _only_status(observed, facts)
+    questions = (numbers.question,) if numbers.question is not None else ()
+    return Decision(questions=questions, status=decision.status, events=decision.events)
+
+
+def _accepted(answers: Answers) -> Fact:
+    if not answers.foreign:
+        return SUPPORTED
+    names = ", ".join(f"{ref.kind} {ref.name}" for ref in sorted(answers.foreign))
+    return Fact(
+        False,
+        AcceptedReason.NAME_TAKEN,
+        f"{names}: made by somebody else and left alone; delete it, or give the deployment "
+        "another name",
+    )
+
+
+def _only_status(observed: Observed, facts: Facts) -> Decision:
+    old = _status(observed)
+    new = {k: v for k, v in old.items() if k not in ("conditions", "observedGeneration")}
+    status, events = _finish(observed, new, facts, keep=True)
+    return Decision(status=status, events=events)
+
+
+def _finish(
+    observed: Observed, new: Object, facts: Facts, keep: bool = False
+) -> tuple[Object | None, tuple[Event, ...]]:
+    old, generation = _status(observed), _generation(observed)
+    before = old.get("conditions") or []
+    conditions = merged(before, facts, generation, observed.now, keep)
+    status = {"observedGeneration": generation, "conditions": conditions, **new}
+    if same_status(old, status):
+        return None, ()
+    return status, transitions(before, conditions)
+
+
+def _gateways(observed: Observed) -> tuple[Pod, ...]:
+    return tuple(pod for pod in observed.pods if not pod.instance)
+
+
+def _status(observed: Observed) -> Object:
+    found: Object = observed.document.get("status") or {}
+    return found
+
+
+def _generation(observed: Observed) -> int:
+    return int(observed.document["metadata"].get("generation", 0))

@@ -1,0 +1,64 @@
+"""A unit of a deployment as placement knows units: what each pod asks for, and of which nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from distserve.api.deployment import DistServeDeployment
+from distserve.operator.model import Object
+from distserve.placement.pods import pod_amounts
+from distserve.placement.quantities import CPU, PODS
+from distserve.placement.requests import (
+    Enforcement,
+    InstanceRequest,
+    Level,
+    UnitId,
+    UnitRequest,
+)
+from distserve.resources.instances import stateful_set
+from distserve.resources.naming import instances
+from distserve.resources.revisions import Revision
+
+
+def unit_request(
+    deployment: DistServeDeployment, unit: str, revision: Revision, waiting_since: float
+) -> UnitRequest:
+    topology = deployment.spec.topology
+    return UnitRequest(
+        id=UnitId(deployment.namespace, deployment.name, unit),
+        instances=tuple(
+            instance_request(stateful_set(deployment, instance, revision))
+            for instance in instances(deployment, unit, revision.unit)
+        ),
+        waiting_since=waiting_since,
+        levels=tuple(Level(one.name, one.node_label) for one in topology.resolved_levels),
+        pack_within=topology.pack_within,
+        enforcement=Enforcement(topology.enforcement.value),
+        relax_after_seconds=topology.relax_after_seconds,
+    )
+
+
+def instance_request(found: Object) -> InstanceRequest:
+    """Of a StatefulSet."""
+    pod = found["spec"]["template"]["spec"]
+    node = (pod.get("affinity") or {}).get("nodeAffinity") or {}
+    required = node.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    return InstanceRequest(
+        name=found["metadata"]["name"],
+        pods=found["spec"]["replicas"],
+        requests=_requests(pod),
+        node_selector=pod.get("nodeSelector") or {},
+        tolerations=tuple(pod.get("tolerations") or ()),
+        node_affinity_terms=tuple(required.get("nodeSelectorTerms") or ()),
+    )
+
+
+def _requests(pod: Mapping[str, Any]) -> dict[str, Fraction]:
+    """Base units, of placement's thousandths of a core."""
+    return {
+        name: Fraction(count, 1000 if name == CPU else 1)
+        for name, count in pod_amounts(pod).items()
+        if name != PODS
+    }

@@ -1,0 +1,117 @@
+"""Which revision each unit should have now: a rollout's next step, from facts and rules alone.
+
+    surge   u0 old   u1 old              maxSurgeUnits 1: an extra unit of the target comes first
+            u0 old   u1 old   u2 target
+            u0 -> target      u2 target  each old unit is replaced where it is, one at a time
+            u0 target u1 ->   u2 target
+            u0 target u1 target          the extra unit goes
+
+There is no state besides the units themselves, so every crash and every edit in between is only
+another place to start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit whose StatefulSets exist, or some of them."""
+
+    revision: str
+    """Empty while its StatefulSets are of several."""
+    ready: bool
+    """All its instances are there, of that revision, and ready."""
+    down: bool
+    """Nothing of it can serve for certain: to replace it costs nobody anything."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    units: int
+    target: str
+    current: str = ""
+    """The revision that all units had last; empty where nobody knows."""
+    surge: int = 1
+    unavailable: int = 0
+    one_when_full: bool = False
+    """Without room for the extra unit, one unit is replaced where it is (whenFull ReplaceOne)."""
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    revisions: Mapping[int, str]
+    """Unit -> the revision that it should have. Units that are not named are to be deleted."""
+    rolling: bool
+    """Not every unit has the target, or one of them is not ready with it yet."""
+    updated: int
+    """Units below `Rules.units` that are ready with the target."""
+    surge: frozenset[int]
+    """Units of these that are extra, and go when all others are done."""
+    full: bool = False
+    """An extra unit is needed and has no room."""
+
+
+def next_step(
+    states: Mapping[int, UnitState], rules: Rules, no_room: frozenset[int] = frozenset()
+) -> Step:
+    """`no_room`: units without StatefulSets for which there is no place."""
+    base, target = range(rules.units), rules.target
+    done = [i for i in base if i in states and _done(states[i], target)]
+    moved = rules.current == target or len(done) == rules.units
+    rolling = not moved or any(states[i].revision != target for i in base if i in states)
+    extra = _kept_extra(states, rules) if rolling else []
+
+    wanted: dict[int, str] = {}
+    ready_old: list[int] = []
+    for unit in [*base, *extra]:
+        state = states.get(unit)
+        if state is None:
+            wanted[unit] = rules.current if rules.paused and rules.current else target
+        elif state.revision in ("", target) or (state.down and not rules.paused):
+            wanted[unit] = target
+        else:
+            wanted[unit] = state.revision
+            if not rules.paused:
+                ready_old.append(unit)
+
+    surge = _new_extra(states, rules, extra, ready_old)
+    wanted |= dict.fromkeys(surge, target)
+    full = bool(no_room & set(surge))
+    unavailable = max(rules.unavailable, int(full and rules.one_when_full))
+    available = sum(state.ready for unit, state in states.items() if unit in wanted)
+    spare = available - (rules.units - unavailable)
+    for unit in ready_old:
+        # One that is not ready takes no answer away either, but it may be again in a moment.
+        if spare > 0:
+            wanted[unit] = target
+            spare -= 1
+    return Step(wanted, rolling, len(done), frozenset([*extra, *surge]), full)
+
+
+def _done(state: UnitState, target: str) -> bool:
+    return state.revision == target and state.ready
+
+
+def _kept_extra(states: Mapping[int, UnitState], rules: Rules) -> list[int]:
+    """Extra units that stay until the rollout is over: those of most use."""
+    extra = [unit for unit in states if unit >= rules.units]
+    extra.sort(key=lambda u: (states[u].revision != rules.target, not states[u].ready, u))
+    return extra[: rules.surge]
+
+
+def _new_extra(
+    states: Mapping[int, UnitState], rules: Rules, extra: list[int], ready_old: list[int]
+) -> list[int]:
+    """Asked for only while no unit is being replaced, whose room it would take."""
+    moving = any(
+        not state.ready and state.revision in ("", rules.target)
+        for unit, state in states.items()
+        if unit < rules.units
+    )
+    count = 0 if moving else min(rules.surge, len(ready_old)) - len(extra)
+    free = (u for u in range(rules.units, rules.units + rules.surge) if u not in states)
+    return [unit for unit, _ in zip(free, range(count), strict=False)]

@@ -1,0 +1,222 @@
+"""The facts about a deployment, as conditions and as the rest of `.status`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distserve.api.conditions import (
+    Condition,
+    DegradedReason,
+    FailedReason,
+    GatewayReadyReason,
+    ReadyReason,
+    RoleReadyReason,
+)
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.durations import parse_duration
+from distserve.api.status import Status
+from distserve.operator.conditions import Fact
+from distserve.operator.health import LiveUnit, crashed
+from distserve.operator.model import Object, Pod
+from distserve.resources import naming
+
+ROLE_CONDITIONS: Mapping[str, Condition] = {
+    "prefill": Condition.PREFILL_READY,
+    "decode": Condition.DECODE_READY,
+    "hybrid": Condition.HYBRID_READY,
+}
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What is there of what was asked."""
+
+    deployment: DistServeDeployment
+    live: Mapping[str, LiveUnit]
+    gateways: tuple[Pod, ...]
+    target: str
+    ready: frozenset[str]
+    """Units all of whose instances are there and ready."""
+
+    @property
+    def ready_units(self) -> int:
+        return len(self.ready)
+
+    @property
+    def ready_gateways(self) -> int:
+        return ready_pods(self.gateways)
+
+    @property
+    def serving(self) -> bool:
+        return serves(self.live, self.gateways, {role.value for role in self.deployment.spec.roles})
+
+    def roles(self) -> list[Object]:
+        found = []
+        for role, section in self.deployment.spec.roles.items():
+            instances = [
+                i for u in self.live.values() for i in u.instances.values() if i.role == role.value
+            ]
+            updated = [
+                i for i in instances
+                if i.revision == self.target
+                and any(p.revision == self.target and not p.terminating for p in i.pods)
+            ]  # fmt: skip
+            found.append(
+                {
+                    "name": role.value,
+                    "desired": section.instances_per_unit * self.deployment.spec.units,
+                    "ready": sum(instance.ready for instance in instances),
+                    "updated": len(updated),
+                }
+            )
+        return found
+
+    def units(self) -> list[Object]:
+        return [self._unit(unit) for unit in sorted(self.live.values(), key=lambda u: u.number)]
+
+    def _unit(self, unit: LiveUnit) -> Object:
+        found: Object = {
+            "name": unit.name,
+            "revision": unit.revision,
+            "nodes": list(
+                dict.fromkeys(p.node for p in sorted(unit.pods, key=lambda p: p.name) if p.node)
+            ),
+            "ready": unit.name in self.ready,
+        }
+        if unit.place is not None and unit.place.value:
+            found["domain"] = {"level": unit.place.level, "value": unit.place.value}
+        return found
+
+
+def ready_pods(pods: Iterable[Pod]) -> int:
+    return sum(pod.ready and not pod.terminating for pod in pods)
+
+
+def serves(live: Mapping[str, LiveUnit], gateways: Iterable[Pod], roles: set[str]) -> bool:
+    """Whether some revision has a ready instance of each role, behind a ready gateway."""
+    ready: dict[str, set[str]] = {}
+    for unit in live.values():
+        for instance in unit.instances.values():
+            if instance.ready:
+                ready.setdefault(instance.revision, set()).add(instance.role)
+    return ready_pods(gateways) > 0 and any(found >= roles for found in ready.values())
+
+
+def health_facts(view: Overview, failed: Fact, why_not: Fact | None) -> dict[Condition, Fact]:
+    """Conditions that follow from what runs. `why_not`: what stands in the way of running."""
+    spec = view.deployment.spec
+    facts: dict[Condition, Fact] = {}
+    for role in view.roles():
+        facts[ROLE_CONDITIONS[role["name"]]] = _role(role)
+    gateways = view.ready_gateways
+    facts[Condition.GATEWAY_READY] = Fact(
+        gateways > 0,
+        GatewayReadyReason.AVAILABLE if gateways else GatewayReadyReason.NO_READY_POD,
+        f"{gateways} of {spec.gateway.replicas} gateway pods are ready"
+        + ("" if gateways else _first_trouble(view.gateways)),
+    )
+    facts[Condition.FAILED] = failed
+    facts[Condition.READY] = _ready(view, failed, why_not)
+    facts[Condition.DEGRADED] = _degraded(view)
+    return facts
+
+
+def _role(role: Object) -> Fact:
+    if role["desired"] == 0:
+        return Fact(False, RoleReadyReason.SCALED_TO_ZERO, "spec.units is 0: set it to 1 or more")
+    all_ready = role["ready"] >= role["desired"]
+    return Fact(
+        all_ready,
+        RoleReadyReason.ALL_READY if all_ready else RoleReadyReason.INSTANCES_NOT_READY,
+        f"{role['ready']} of {role['desired']} {role['name']} instances are ready",
+    )
+
+
+def _ready(view: Overview, failed: Fact, why_not: Fact | None) -> Fact:
+    if view.serving:
+        return Fact(
+            True,
+            ReadyReason.SERVING,
+            f"{view.ready_units} of {view.deployment.spec.units} units and {view.ready_gateways} "
+            f"gateways serve {view.deployment.spec.model.id} at {naming.url(view.deployment)}",
+        )
+    if failed.holds:
+        return Fact(False, ReadyReason.FAILED, failed.message)
+    if view.deployment.spec.units == 0:
+        return Fact(False, ReadyReason.SCALED_TO_ZERO, "spec.units is 0: set it to 1 or more")
+    if why_not is not None:
+        return why_not
+    if not view.ready_units:
+        pods = tuple(pod for unit in view.live.values() for pod in unit.pods)
+        return Fact(
+            False,
+            ReadyReason.NO_READY_UNIT,
+            f"no unit has all its instances ready{_first_trouble(pods)}",
+        )
+    return Fact(
+        False,
+        ReadyReason.NO_READY_GATEWAY,
+        f"no gateway pod is ready{_first_trouble(view.gateways)}",
+    )
+
+
+def _degraded(view: Overview) -> Fact:
+    spec = view.deployment.spec
+    if not view.serving:
+        return Fact(False, DegradedReason.STARTING, "it does not serve now: see Ready")
+    if view.ready_units < spec.units:
+        pods = tuple(pod for unit in view.live.values() for pod in unit.pods)
+        return Fact(
+            True,
+            DegradedReason.UNITS_NOT_READY,
+            f"{view.ready_units} of {spec.units} units are ready{_first_trouble(pods)}",
+        )
+    if view.ready_gateways < spec.gateway.replicas:
+        return Fact(
+            True,
+            DegradedReason.GATEWAYS_NOT_READY,
+            f"{view.ready_gateways} of {spec.gateway.replicas} gateways are ready"
+            f"{_first_trouble(view.gateways)}",
+        )
+    return Fact(False, DegradedReason.AS_ASKED, "all that was asked for is ready")
+
+
+def _first_trouble(pods: tuple[Pod, ...]) -> str:
+    """What keeps a pod from being ready, in its own words."""
+    for pod in sorted(pods, key=lambda p: p.name):
+        if pod.waiting:
+            return f"; pod {pod.name}: {pod.waiting} {pod.message}".rstrip()
+        if pod.unschedulable:
+            return f"; pod {pod.name}: {pod.unschedulable}"
+    return ""
+
+
+def failed_fact(
+    pods: tuple[Pod, ...], deployment: DistServeDeployment, before: Object | None, generation: int
+) -> Fact:
+    """Once true it stays so until the spec changes."""
+    if before and before["status"] == "True" and before.get("observedGeneration") == generation:
+        return Fact(True, before["reason"], before["message"])
+    restart = deployment.spec.restart
+    pod = crashed(pods, restart.budget, parse_duration(restart.within))
+    if pod is None:
+        return Fact(False, FailedReason.WITHIN_BUDGET, "")
+    return Fact(
+        True,
+        FailedReason.RESTART_BUDGET_SPENT,
+        f"pod {pod.name} ({pod.revision or 'gateway'}) was restarted {pod.restarts} times, more "
+        f"than restart.budget {restart.budget} allows: {pod.message or pod.waiting}; see "
+        f"`kubectl logs {pod.name} --previous`, then change the spec",
+    )
+
+
+def same_status(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two statuses say the same, whatever of it is left out as a default."""
+    if not a or not b:
+        return not a and not b
+    try:
+        return Status.model_validate(a) == Status.model_validate(b)
+    except ValueError:
+        return False

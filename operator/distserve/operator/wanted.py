@@ -1,0 +1,92 @@
+"""What a deployment should have: its target revision, the stored ones, and the objects of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from distserve.api.deployment import DistServeDeployment
+from distserve.operator.difference import stamped
+from distserve.operator.health import PLACE, write_place
+from distserve.operator.model import Object, Observed, Placement
+from distserve.resources import affinity, naming
+from distserve.resources.render import shared_objects, unit_objects
+from distserve.resources.revisions import KIND as REVISION_KIND
+from distserve.resources.revisions import Revision, from_object, object_name, to_object
+from distserve.resources.settings import RenderSettings
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of a deployment whose numbers are those of its plan."""
+
+    deployment: DistServeDeployment
+    settings: RenderSettings
+    target: Revision
+    stored: Mapping[str, Revision]
+    """By name, the latest of each."""
+    notes: Mapping[str, str]
+    """Annotations of the target's ControllerRevision."""
+
+    def revision(self, name: str) -> Revision | None:
+        return self.target if name == self.target.name else self.stored.get(name)
+
+    @cached_property
+    def shared(self) -> list[Object]:
+        """In the order in which they are applied: access before what needs it."""
+        return [stamped(o) for o in shared_objects(self.deployment, self.settings, self.target)]
+
+    @property
+    def record(self) -> Object:
+        """The target's ControllerRevision."""
+        found = to_object(self.deployment, self.target)
+        return {**found, "metadata": {**found["metadata"], "annotations": dict(self.notes)}}
+
+    @property
+    def record_name(self) -> str:
+        return object_name(self.deployment, self.target)
+
+    def instances(self, unit: str, revision: str) -> dict[str, str] | None:
+        """Name -> role of a unit's instances; None for a revision that is not known."""
+        known = self.revision(revision)
+        if known is None:
+            return None
+        found = naming.instances(self.deployment, unit, known.unit)
+        return {instance.name: instance.role.value for instance in found}
+
+    def unit(self, unit: str, revision: Revision, place: Placement, held: bool) -> list[Object]:
+        """Budget and StatefulSets. `held` ones have no pods: those of another revision are to be
+        gone before the first one of this revision starts."""
+        where = affinity.Placement(place.level, place.label, place.value, place.nodes)
+        objects = unit_objects(self.deployment, unit, revision, where)
+        return [stamped(_placed(found, place, held)) for found in objects]
+
+    def sample(self) -> tuple[Object, ...]:
+        """What the API server is asked about before a revision is made."""
+        unit = unit_objects(self.deployment, "u0", self.target)
+        return (*self.shared, *unit)
+
+
+def _placed(found: Object, place: Placement, held: bool) -> Object:
+    if found["kind"] != "StatefulSet":
+        return found
+    metadata, spec = found["metadata"], found["spec"]
+    annotations = {**metadata.get("annotations", {}), PLACE: write_place(place)}
+    return {
+        **found,
+        "metadata": {**metadata, "annotations": annotations},
+        "spec": {**spec, "replicas": 0} if held else spec,
+    }
+
+
+def stored_revisions(observed: Observed) -> list[tuple[Object, Revision]]:
+    """The ControllerRevisions that we made, oldest first."""
+    found = []
+    for ref, live in observed.children.items():
+        if ref.kind == REVISION_KIND and "deletionTimestamp" not in live["metadata"]:
+            try:
+                found.append((live, from_object(live)))
+            except (KeyError, ValueError, TypeError):
+                continue  # nothing that can be applied: it is made anew under its own name
+    return sorted(found, key=lambda pair: pair[1].number)

@@ -1,0 +1,139 @@
+"""From wanted and live objects to writes: only what differs, and what is ours and unwanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from distserve.api import labels
+from distserve.operator.course import Course
+from distserve.operator.difference import difference
+from distserve.operator.model import Apply, Delete, Object, Observed, Ref
+from distserve.operator.wanted import Wanted, stored_revisions
+from distserve.resources import naming
+from distserve.resources.access import key_secret
+
+KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet"})
+"""Never pruned for being unwanted: their ends are decided one by one."""
+
+
+def writes(
+    observed: Observed,
+    foreign: frozenset[Ref],
+    course: Course,
+    new_key: Callable[[], str],
+    history: int,
+) -> tuple[Apply | Delete, ...]:
+    """Each part of it, from the first on, is a state to go on from: access, then what is shared,
+    the revision, the units, and what goes goes last."""
+    wanted, children = course.wanted, observed.children
+    units, kept = _units(course)
+    record = wanted.record
+    objects = [*wanted.shared, *units]
+    made = applies(wanted.shared, children, foreign)
+    if not _has_key(wanted, children):
+        secret = key_secret(wanted.deployment, new_key())
+        made[:0] = [] if ref_of(secret) in foreign else [Apply(secret, create_only=True)]
+    if ref_of(record) not in children and ref_of(record) not in foreign:
+        made.append(Apply(record, create_only=True))
+    return (
+        *made,
+        *applies(units, children, foreign),
+        *_unit_deletions(course, {ref_of(one) for one in units}, kept),
+        *prunes(objects, children, kept),
+        *_old_revisions(observed, course, history),
+    )
+
+
+def _has_key(wanted: Wanted, children: Mapping[Ref, Object]) -> bool:
+    """Secrets are not watched, since that would need the right to read all of them: what is always
+    made after it tells that it was made."""
+    return Ref("v1", "ServiceAccount", naming.engine_name(wanted.deployment)) in children
+
+
+def _units(course: Course) -> tuple[list[Object], frozenset[str]]:
+    """What the units should have, and those that are left as they are."""
+    objects: list[Object] = []
+    kept: set[str] = set(course.places.given_up)
+    for number, name in sorted(course.step.revisions.items()):
+        unit = f"u{number}"
+        live = course.live.get(unit)
+        revision = course.wanted.revision(name)
+        place = course.places.found.get(unit)
+        if revision is None or place is None or unit in kept:
+            kept.add(unit)
+            continue
+        held = live is not None and any(pod.revision != name for pod in live.pods)
+        objects += course.wanted.unit(unit, revision, place, held)
+    return objects, frozenset(kept)
+
+
+def _unit_deletions(course: Course, wanted: set[Ref], kept: frozenset[str]) -> list[Delete]:
+    """Highest units first; of a unit that stays, instances that it does not have any more."""
+    found: list[Delete] = []
+    for unit in sorted(course.live.values(), key=lambda unit: -unit.number):
+        goes = unit.number not in course.step.revisions or unit.name in course.places.given_up
+        for instance in unit.instances.values():
+            ref = ref_of(instance.statefulset)
+            if goes or (unit.name not in kept and ref not in wanted):
+                found += deletion(ref, instance.statefulset)
+    return found
+
+
+def _old_revisions(observed: Observed, course: Course, history: int) -> list[Delete]:
+    """ControllerRevisions beyond the history that no unit has."""
+    used = {course.wanted.target.name, course.rules.current}
+    used |= {i.revision for unit in course.live.values() for i in unit.instances.values()}
+    unused = [live for live, revision in stored_revisions(observed) if revision.name not in used]
+    found: list[Delete] = []
+    for live in unused[: max(0, len(unused) - history)]:
+        found += deletion(ref_of(live), live)
+    return found
+
+
+def ref_of(found: Object) -> Ref:
+    return Ref(found["apiVersion"], found["kind"], found["metadata"]["name"])
+
+
+def unit_of(found: Object) -> str:
+    """Empty for what units share."""
+    return str(found["metadata"].get("labels", {}).get(labels.UNIT, ""))
+
+
+def applies(
+    wanted: Iterable[Object], children: Mapping[Ref, Object], foreign: frozenset[Ref]
+) -> list[Apply]:
+    """In the order of `wanted`."""
+    found = []
+    for one in wanted:
+        ref = ref_of(one)
+        live = children.get(ref)
+        if ref in foreign or (live is not None and _going(live)):
+            continue
+        if live is None:
+            found.append(Apply(one))
+        elif difference(one, live) is not None:
+            found.append(Apply(one, live["metadata"]["uid"]))
+    return found
+
+
+def prunes(
+    wanted: Iterable[Object], children: Mapping[Ref, Object], kept_units: frozenset[str]
+) -> list[Delete]:
+    """What nobody wants any more; of `kept_units` everything stays."""
+    names = {ref_of(one) for one in wanted}
+    found = []
+    for ref, live in children.items():
+        unwanted = ref not in names and ref.kind not in KEPT_KINDS
+        if unwanted and unit_of(live) not in kept_units:
+            found.extend(deletion(ref, live))
+    return found
+
+
+def deletion(ref: Ref, live: Object) -> list[Delete]:
+    """Nothing for what is not of our making, or is going already."""
+    ours = live["metadata"].get("labels", {}).get(labels.APP_MANAGED_BY) == labels.OPERATOR_NAME
+    return [Delete(ref, live["metadata"]["uid"])] if ours and not _going(live) else []
+
+
+def _going(live: Object) -> bool:
+    return "deletionTimestamp" in live["metadata"]

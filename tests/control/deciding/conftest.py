@@ -1,0 +1,310 @@
+"""A little cluster in memory: it takes what `decide` decides and plays controllers and kubelet."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from distserve.api import labels
+from distserve.api.deployment import DistServeDeployment  # noqa: F401
+from distserve.operator.decide import DecideSettings, decide
+from distserve.operator.difference import APPLIED  # noqa: F401
+from distserve.operator.model import (
+    Answers,
+    Apply,
+    Decision,
+    Delete,
+    DryRunQuestion,
+    Event,
+    Features,
+    NoPlace,
+    Object,
+    Observed,
+    Pending,
+    Placement,
+    PlacementQuestion,
+    Plan,
+    PlannerError,
+    PlanQuestion,
+    Pod,
+    Ref,
+)
+from distserve.resources.settings import RenderSettings, released_images
+
+NAME = "tiny"
+NODE = "node-a"
+SPEC: Object = {
+    "model": {"id": "tiny", "source": {"builtin": "tiny"}},
+    "accelerator": {"type": "CPU", "cpusPerRank": 1, "kvCache": "64Mi"},
+    "prefill": {},
+    "decode": {},
+}
+SETTINGS = DecideSettings(RenderSettings(released_images()), new_key=lambda: "k" * 64)
+
+
+class Crash(Exception):
+    """The operator ends before this write."""
+
+
+@dataclass
+class World:
+    """One deployment in one namespace. `reconcile` is what an operator does, `step` everybody
+    else."""
+
+    document: Object = field(default_factory=dict)
+    settings: DecideSettings = SETTINGS
+    objects: dict[Ref, Object] = field(default_factory=dict)
+    pods: dict[str, Pod] = field(default_factory=dict)
+    now: float = 1_800_000_000.0
+    room: int = 100
+    """Units that find a place."""
+    plans: dict[str, Plan | PlannerError | Pending] = field(default_factory=dict)
+    refusal: str = ""
+    broken: Callable[[Pod], bool] = lambda pod: False
+    """Pods that never get ready."""
+    unschedulable: Callable[[Pod], bool] = lambda pod: False
+    features: Features = Features()
+    foreign: set[Ref] = field(default_factory=set)
+    fail_after: int | None = None
+    """Writes until the operator crashes."""
+    writes: list[Apply | Delete] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    questions: list[Any] = field(default_factory=list)
+    keys: int = 0
+    serial: int = 0
+    accelerators: tuple[int, ...] = ()
+
+    # what users do
+
+    def create(self, **spec: Any) -> World:
+        self.document = {
+            "apiVersion": labels.API_VERSION,
+            "kind": labels.KIND,
+            "metadata": {
+                "name": NAME, "namespace": "llm", "uid": self._uid(), "generation": 1,
+                "annotations": {},
+            },
+            "spec": copy.deepcopy(SPEC) | spec,
+        }  # fmt: skip
+        return self
+
+    def edit(self, **spec: Any) -> World:
+        self.document["spec"] = {**self.document["spec"], **spec}
+        self.document["metadata"]["generation"] += 1
+        return self
+
+    # what the operator does
+
+    def observe(self) -> Observed:
+        children = {r: o for r, o in self.objects.items() if r.kind != "Secret"}
+        return Observed(
+            copy.deepcopy(self.document),
+            copy.deepcopy(children),
+            tuple(self.pods.values()),
+            self.features,
+            self.now,
+            self.accelerators,
+        )
+
+    def decide(self) -> Decision:
+        """With all that can be answered at once."""
+        answers = Answers(foreign=frozenset(self.foreign))
+        for _ in range(5):
+            observed = self.observe()
+            decision = decide(observed, answers, self.settings)
+            more = self.answered(decision, answers)
+            if more == answers:
+                return decision
+            answers = more
+        raise AssertionError("decide asks again and again")
+
+    def answered(self, decision: Decision, answers: Answers) -> Answers:
+        plans, places = dict(answers.plans), dict(answers.placements)
+        refusals = dict(answers.refusals)
+        self.questions = list(decision.questions)
+        for question in decision.questions:
+            match question:
+                case DryRunQuestion(revision, objects):
+                    assert objects
+                    refusals[revision] = self.refusal
+                case PlanQuestion(request):
+                    key = request.inputs_hash
+                    plans[key] = self.plans.get("*", self.plans.get(key, Pending()))
+                case PlacementQuestion(units):
+                    for unit in units:
+                        places.setdefault(unit.id.unit, self._place(unit))
+        return replace(answers, plans=plans, placements=places, refusals=refusals)
+
+    def reconcile(self) -> Decision:
+        """Decides and acts, unless it crashes; the status is written last."""
+        decision = self.decide()
+        for action in decision.actions:
+            self._may_write()
+            self.writes.append(action)
+            if isinstance(action, Apply):
+                self._apply(action)
+            else:
+                self._delete(action)
+        if decision.status is not None:
+            self._may_write()
+            self.document["status"] = copy.deepcopy(decision.status)
+        self.events += decision.events
+        return decision
+
+    # what everybody else does
+
+    def step(self) -> None:
+        """Controllers and kubelet do one thing each; a second goes by."""
+        self.now += 1.0
+        self._end_pods()
+        self._make_pods()
+        for name, pod in list(self.pods.items()):
+            if pod.terminating or pod.ready:
+                continue
+            if self.unschedulable(pod) and not pod.node:
+                self.pods[name] = replace(pod, unschedulable="0/1 nodes are available")
+            elif not pod.node:
+                self.pods[name] = replace(pod, node=NODE, unschedulable="")
+            elif not self.broken(pod):
+                self.pods[name] = replace(pod, ready=True)
+        for found in self.objects.values():
+            if found["kind"] == "StatefulSet":
+                mine = [p for p in self.pods.values() if p.instance == found["metadata"]["name"]]
+                found["status"] = {
+                    "replicas": len(mine),
+                    "readyReplicas": sum(p.ready for p in mine),
+                }
+
+    def settle(self, rounds: int = 200, check: Callable[[World], None] = lambda w: None) -> World:
+        """Until nothing is left to do and nothing moves."""
+        for _ in range(rounds):
+            before = self.picture()
+            self.reconcile()
+            check(self)
+            self.step()
+            check(self)
+            if before == self.picture():
+                return self
+        raise AssertionError(f"it does not settle: {json.dumps(self.status, indent=1)}")
+
+    # what can be seen
+
+    @property
+    def status(self) -> Object:
+        return self.document.get("status") or {}
+
+    def condition(self, name: str) -> Object:
+        return next(c for c in self.status["conditions"] if c["type"] == name)
+
+    def named(self, kind: str) -> dict[str, Object]:
+        return {ref.name: found for ref, found in self.objects.items() if ref.kind == kind}
+
+    def units(self) -> dict[str, set[str]]:
+        """Unit -> revisions of its StatefulSets."""
+        found: dict[str, set[str]] = {}
+        for one in self.named("StatefulSet").values():
+            marks = one["metadata"]["labels"]
+            found.setdefault(marks[labels.UNIT], set()).add(marks[labels.REVISION])
+        return found
+
+    def ready_units(self) -> int:
+        found: dict[str, list[bool]] = {}
+        for name, one in self.named("StatefulSet").items():
+            pods = [p for p in self.pods.values() if p.instance == name]
+            revision = one["metadata"]["labels"][labels.REVISION]
+            good = [p for p in pods if p.ready and not p.terminating and p.revision == revision]
+            found.setdefault(one["metadata"]["labels"][labels.UNIT], []).append(
+                len(good) == one["spec"]["replicas"] == 1
+            )
+        return sum(all(one) for one in found.values())
+
+    def picture(self) -> tuple[str, str, str]:
+        return (
+            json.dumps([[*ref, found] for ref, found in sorted(self.objects.items())]),
+            repr(sorted(self.pods.items())),
+            json.dumps(self.status, sort_keys=True),
+        )
+
+    # inside
+
+    def _may_write(self) -> None:
+        if self.fail_after is not None:
+            if self.fail_after == 0:
+                self.fail_after = None
+                raise Crash
+            self.fail_after -= 1
+
+    def _uid(self) -> str:
+        self.serial += 1
+        return f"uid-{self.serial}"
+
+    def _place(self, unit: Any) -> Placement | NoPlace:
+        if int(unit.id.unit[1:]) >= self.room:
+            return NoPlace("NoRoom", f"unit {unit.id.unit} needs 2 CPUs; the fullest has 1 free")
+        return Placement("", "", "", {i.name: (NODE,) for i in unit.instances})
+
+    def _apply(self, action: Apply) -> None:
+        wanted = copy.deepcopy(action.object)
+        ref = Ref(wanted["apiVersion"], wanted["kind"], wanted["metadata"]["name"])
+        live = self.objects.get(ref)
+        assert ref not in self.foreign
+        if ref.kind == "Secret" and live is None:
+            self.keys += 1
+        if live is None:
+            assert not action.uid, "a uid of nothing"
+            wanted["metadata"]["uid"] = self._uid()
+            self.objects[ref] = wanted
+            return
+        if action.create_only:
+            return
+        assert action.uid == live["metadata"]["uid"], "an apply that looked at another object"
+        wanted["metadata"]["uid"] = live["metadata"]["uid"]
+        if "status" in live:
+            wanted["status"] = live["status"]
+        self.objects[ref] = wanted
+
+    def _delete(self, action: Delete) -> None:
+        live = self.objects.get(action.ref)
+        if live is not None and live["metadata"]["uid"] == action.uid:
+            del self.objects[action.ref]
+
+    def _end_pods(self) -> None:
+        sets = self.named("StatefulSet")
+        for name, pod in list(self.pods.items()):
+            if pod.terminating:
+                del self.pods[name]
+            elif pod.instance and (
+                pod.instance not in sets or sets[pod.instance]["spec"]["replicas"] == 0
+            ):
+                self.pods[name] = replace(pod, terminating=True, ready=False)
+
+    def _make_pods(self) -> None:
+        for name, one in self.named("StatefulSet").items():
+            if one["spec"]["replicas"] and f"{name}-0" not in self.pods:
+                self._make_pod(f"{name}-0", one["spec"]["template"])
+        for name, one in self.named("Deployment").items():
+            for index in range(one["spec"]["replicas"]):
+                if f"{name}-{index}" not in self.pods:
+                    self._make_pod(f"{name}-{index}", one["spec"]["template"])
+
+    def _make_pod(self, name: str, template: Object) -> None:
+        marks = template["metadata"]["labels"]
+        self.pods[name] = Pod(
+            name, self._uid(), marks.get(labels.INSTANCE, ""), marks.get(labels.UNIT, ""),
+            marks.get(labels.REVISION, ""), "", False, False, self.now,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def world() -> World:
+    return World().create()
+
+
+@pytest.fixture
+def new_world() -> Callable[..., World]:
+    return lambda **spec: World().create(**spec)
