@@ -6,11 +6,11 @@ deployment's units themselves.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
 
-from distserve.placement.domains import Group, domain_of
+from distserve.placement.domains import Group, Layer, domain_of
 from distserve.placement.ladder import spread_over
 from distserve.placement.requests import Domain, Level, UnitRequest
 from distserve.placement.room import Room
@@ -35,9 +35,9 @@ class Choice:
         need = 0 if self.pinned else self.unit.total.get(scarce, 0)
         failure = spread_over(self.unit, self.promised)
         far, near = self._units_in(view, failure), self._units_in(view, self.level)
-        groups = self.possible(view)
-        shelves = room.shelves(groups, scarce)
-        outer = view.outer(groups, failure)
+        layer = self.possible(view)
+        groups, shelves = layer.groups, room.shelves(layer, scarce)
+        outer = view.outer(layer, failure)
         # Sorted as far as it is asked for: nearly always the first will do.
         heap = [
             (far[outside] if far else 0, shelf.total, near[group.domain] if near else 0, position)
@@ -50,19 +50,21 @@ class Choice:
         while heap:
             yield groups[heappop(heap)[-1]]
 
-    def possible(self, view: View) -> Sequence[Group]:
+    def possible(self, view: View) -> Layer:
         """Whatever is free there."""
         within = self.unit.within
-        groups = view.groups(self.level)
+        layer = view.layer(self.level)
         if not self.pinned and not within:
-            return groups
+            return layer
         homes = {view.domain(node, self.level) for node in self.pinned}
-        return [
-            group
-            for group in groups
-            if (not self.pinned or homes == {group.domain})
-            and (not within or view.domain(group.nodes[0], self.promised) == within)
-        ]
+        return Layer(
+            tuple(
+                group
+                for group in layer.groups
+                if (not self.pinned or homes == {group.domain})
+                and (not within or view.domain(group.nodes[0], self.promised) == within)
+            )
+        )
 
     def _units_in(self, view: View, level: Level | None) -> Counter[Domain | None]:
         found: Counter[Domain | None] = Counter()

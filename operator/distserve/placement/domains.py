@@ -22,14 +22,22 @@ class Group:
     nodes: tuple[str, ...]
 
 
-def groups(nodes: Iterable[Node], level: Level | None) -> list[Group]:
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Domains of one level, or some of them. Made once a pass."""
+
+    groups: tuple[Group, ...]
+
+
+def layer_of(nodes: Iterable[Node], level: Level | None) -> Layer:
+    """For no level the cluster is the one domain."""
     if level is None:
         names = tuple(node.name for node in nodes)
-        return [Group(None, names)] if names else []
+        return Layer((Group(None, names),) if names else ())
     found: dict[Domain, list[str]] = {}
     for node in nodes:
         found.setdefault(domain_of(node, level), []).append(node.name)
-    return [Group(domain, tuple(names)) for domain, names in found.items()]
+    return Layer(tuple(Group(domain, tuple(names)) for domain, names in found.items()))
 
 
 def share_together(places: Iterable[str], nodes: Mapping[str, Node], level: Level | None) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distserve.placement.decisions import Reason
-from distserve.placement.domains import Group
+from distserve.placement.domains import Group, Layer
 from distserve.placement.matching import misfit
 from distserve.placement.packing import Budget, Part, parts_of
 from distserve.placement.quantities import describe, number
@@ -29,7 +29,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """The same for all units alike, until something is placed."""
+    """The same for all units alike."""
 
     groups: int
     """Domains with usable nodes for all of the unit's instances."""
@@ -42,6 +42,8 @@ class Facts:
 
 @dataclass
 class Explainer:
+    """Asked when a pass has decided: what it knows of the room stays true."""
+
     view: View
     room: Room
     emptied: Room
@@ -52,12 +54,10 @@ class Explainer:
         self,
         unit: UnitRequest,
         level: Level | None,
-        groups: Sequence[Group],
+        layer: Layer,
         pins: Mapping[str, str],
-        moment: object,
     ) -> Finding:
-        """`groups` are the level's domains that might do; `moment` is another one when anything
-        was placed or held since."""
+        """`layer` has the level's domains that might do."""
         about = f"unit {unit.id.unit}"
         for instance in unit.instances:
             if not self.view.allowed(instance) and not set(instance.pod_names) <= set(pins):
@@ -65,10 +65,10 @@ class Explainer:
         homes = {self.view.domain(node, level) for node in pins.values()}
         if len(homes) > 1 and level:
             return Finding(Reason.SPLIT, f"{about}: {_split(level, homes)}")
-        key = (self.view.shape(unit), level, unit.within, tuple(pins.items()), moment)
+        key = (self.view.shape(unit), level, unit.within, tuple(pins.items()))
         facts = self._known.get(key)
         if facts is None:
-            facts = self._known[key] = self._facts(unit, level, groups, pins)
+            facts = self._known[key] = self._facts(unit, level, layer, pins)
         parts = parts_of(unit, self.view.allowed, pins)
         if facts.larger:
             cure = _cure_for_larger(level, facts.larger)
@@ -94,17 +94,17 @@ class Explainer:
         self,
         unit: UnitRequest,
         level: Level | None,
-        groups: Sequence[Group],
+        layer: Layer,
         pins: Mapping[str, str],
     ) -> Facts:
         scarce = self.view.scarce(unit)
         # Where it does not fit even so, the held nodes are not what it waits for.
         parts = parts_of(unit, self.view.allowed, pins)
-        groups = [group for group in groups if _has_nodes_for(group, parts)]
+        groups = [group for group in layer.groups if _has_nodes_for(group, parts)]
         whole = parts_of(unit, self.view.allowed_when_well)
         every = [
             group
-            for group in self.view.groups(level, usable=False)
+            for group in self.view.layer(level, usable=False).groups
             if unit.within in (None, group.domain) and _has_nodes_for(group, whole)
         ]
         if not pins and every:

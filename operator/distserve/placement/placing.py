@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from distserve.placement.candidates import Choice
-from distserve.placement.decisions import Decision, Placed, Reason, Waiting
+from distserve.placement.decisions import Decision, Placed, Waiting
 from distserve.placement.domains import Group, share_together
 from distserve.placement.explain import Explainer
 from distserve.placement.inventory import Inventory
@@ -70,7 +70,9 @@ class Pass:
     homes: dict[tuple[str, str], dict[UnitId, set[str]]] = field(default_factory=dict)
     """Nodes of each unit of a deployment."""
     placed: dict[UnitId, Places] = field(default_factory=dict)
-    waiting: dict[UnitId, Waiting] = field(default_factory=dict)
+    waiting: dict[UnitId, Places] = field(default_factory=dict)
+    """With the pods that run all the same."""
+    holds: dict[UnitId, tuple[str, ...]] = field(default_factory=dict)
     movable: dict[UnitId, Movable] = field(default_factory=dict)
     """Decided anew in this pass."""
     settled: int = 0
@@ -102,11 +104,13 @@ class Pass:
             self._place(unit.id, places)
             return
         self._settle(unit.id, set(pins.values()))
-        self.waiting[unit.id] = self._wait(unit, pins)
+        self.waiting[unit.id] = pins
+        self.holds[unit.id] = () if pins else self._hold(unit)
 
     def decision(self, unit: UnitRequest) -> Decision:
+        """Asked when all are decided, so that a message tells of the room that is left."""
         if unit.id in self.waiting:
-            return self.waiting[unit.id]
+            return self._wait(unit, self.waiting[unit.id])
         places, nodes = self.placed[unit.id], self.inventory.nodes
         return Placed(
             unit.id,
@@ -200,11 +204,10 @@ class Pass:
         parts = parts_of(unit, self._open)
         newcomer = Movable(unit.id, parts, None, {})
         for promised in ladder_now(unit, self.now):
-            groups = self.view.groups(promised)
             found = rearrange(
                 newcomer,
                 list(self.movable.values()),
-                groups,
+                self.view.layer(promised),
                 self.room,
                 self.view.scarce(unit),
                 Budgets(self.search, self.rearranging),
@@ -220,12 +223,8 @@ class Pass:
     def _wait(self, unit: UnitRequest, pins: Places) -> Waiting:
         level = ladder_now(unit, self.now)[-1]
         choice = Choice(unit, level, level, set(pins.values()), ())
-        groups = list(choice.possible(self.view))
-        finding = self.explainer.finding(unit, level, groups, pins, (self.settled, len(self.held)))
-        holds: tuple[str, ...] = ()
-        if finding.reason in (Reason.NO_ROOM, Reason.HELD_FOR_ANOTHER) and not pins:
-            holds = self._hold(unit)
-        return Waiting(unit.id, finding.reason, finding.message, holds)
+        finding = self.explainer.finding(unit, level, choice.possible(self.view), pins)
+        return Waiting(unit.id, finding.reason, finding.message, self.holds[unit.id])
 
     def _hold(self, unit: UnitRequest) -> tuple[str, ...]:
         """Keeps the nodes for it that are nearest to being free, once it has waited enough.
@@ -238,8 +237,10 @@ class Pass:
             return ()
         parts, scarce = parts_of(unit, self._open), self.view.scarce(unit)
         for promised in ladder_now(unit, self.now):
-            groups = Choice(unit, promised, promised, (), ()).possible(self.view)
-            for group in sorted(groups, key=lambda g: -self.room.shelf(g, scarce).total):
+            layer = Choice(unit, promised, promised, (), ()).possible(self.view)
+            for group in sorted(
+                layer.groups, key=lambda group: -self.room.shelf(group, scarce).total
+            ):
                 seats = pack(parts, group, self.emptied, scarce, self.search)
                 if seats is not None:
                     give_back(seats, parts, self.emptied)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import NamedTuple
 
-from distserve.placement.domains import Group
+from distserve.placement.domains import Group, Layer
 from distserve.placement.packing import Budget, Part, Seats, give_back, pack, take_again
 from distserve.placement.requests import UnitId
 from distserve.placement.room import Room
@@ -42,7 +42,7 @@ class Movable:
 def rearrange(
     newcomer: Movable,
     decided: Sequence[Movable],
-    groups: Sequence[Group],
+    layer: Layer,
     room: Room,
     scarce: str,
     budgets: Budgets,
@@ -52,7 +52,7 @@ def rearrange(
     Exact for up to MAX_UNITS units in MAX_GROUPS groups, as far as the budget goes; of more, the
     emptiest groups are looked at. None, and the room as it was, where nothing was found.
     """
-    near = _neighbourhood(decided, groups, room, scarce)
+    near = _neighbourhood(decided, layer, room, scarce)
     inside = [one for one in decided if one.home in near]
     free = sum(room.shelf(group, scarce).total for group in near)
     if not inside or free < newcomer.need(scarce):
@@ -69,14 +69,16 @@ def rearrange(
 
 
 def _neighbourhood(
-    decided: Sequence[Movable], groups: Sequence[Group], room: Room, scarce: str
+    decided: Sequence[Movable], layer: Layer, room: Room, scarce: str
 ) -> list[Group]:
     units: dict[Group | None, int] = {}
     for one in decided:
         units[one.home] = units.get(one.home, 0) + 1
     near: list[Group] = []
     count = 0
-    for group in nlargest(MAX_GROUPS, groups, key=lambda g: room.shelf(g, scarce).total):
+    shelves = room.shelves(layer, scarce)
+    for position in nlargest(MAX_GROUPS, range(len(shelves)), key=lambda p: shelves[p].total):
+        group = layer.groups[position]
         if count + units.get(group, 0) <= MAX_UNITS:
             near.append(group)
             count += units.get(group, 0)

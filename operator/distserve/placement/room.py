@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distserve.placement.domains import Group
+from distserve.placement.domains import Group, Layer
 from distserve.placement.quantities import Amounts
 
 
@@ -47,6 +47,7 @@ class Room:
     changes: int = 0
     _free: dict[str, dict[str, int]] = field(default_factory=dict)
     _shelves: dict[tuple[Group, str], Shelf] = field(default_factory=dict)
+    _layers: dict[tuple[Layer, str], list[Shelf]] = field(default_factory=dict)
     _of_node: dict[str, list[Shelf]] = field(default_factory=dict)
 
     def free(self, node: str) -> Amounts:
@@ -88,8 +89,12 @@ class Room:
                 self._of_node.setdefault(node, []).append(found)
         return found
 
-    def shelves(self, groups: Sequence[Group], resource: str) -> Sequence[Shelf]:
-        return [self.shelf(group, resource) for group in groups]
+    def shelves(self, layer: Layer, resource: str) -> Sequence[Shelf]:
+        found = self._layers.get((layer, resource))
+        if found is None:
+            found = [self.shelf(group, resource) for group in layer.groups]
+            self._layers[(layer, resource)] = found
+        return found
 
     def _on(self, node: str) -> list[Shelf]:
         return self._of_node.get(node, [])

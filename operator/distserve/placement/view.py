@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from distserve.placement.domains import Group, domain_of, groups
+from distserve.placement.domains import Group, Layer, domain_of, layer_of
 from distserve.placement.inventory import Inventory
 from distserve.placement.matching import constraints_key, misfit
 from distserve.placement.quantities import PODS, Amounts
@@ -15,8 +15,8 @@ from distserve.placement.requests import Domain, InstanceRequest, Level, UnitReq
 @dataclass
 class View:
     inventory: Inventory
-    _groups: dict[tuple[Level | None, bool], list[Group]] = field(default_factory=dict)
-    _outer: dict[Level, dict[Group, Domain | None]] = field(default_factory=dict)
+    _layers: dict[tuple[Level | None, bool], Layer] = field(default_factory=dict)
+    _outer: dict[tuple[Layer, Level], list[Domain | None]] = field(default_factory=dict)
     _group_of: dict[Level | None, dict[str, Group]] = field(default_factory=dict)
     _allowed: dict[tuple[str, bool], frozenset[str]] = field(default_factory=dict)
     _keys: dict[int, tuple[InstanceRequest, str]] = field(default_factory=dict)
@@ -28,33 +28,33 @@ class View:
             found.update(node.allocatable)
         return found
 
-    def groups(self, level: Level | None, usable: bool = True) -> list[Group]:
-        """Domains with their usable nodes, or all. For no level one group, the whole cluster."""
-        found = self._groups.get((level, usable))
+    def layer(self, level: Level | None, usable: bool = True) -> Layer:
+        """Domains with their usable nodes, or with all."""
+        found = self._layers.get((level, usable))
         if found is None:
             every = sorted(self.inventory.nodes.values(), key=lambda node: node.name)
             nodes = (node for node in every if node.usable or not usable)
-            found = self._groups[(level, usable)] = groups(nodes, level)
+            found = self._layers[(level, usable)] = layer_of(nodes, level)
         return found
 
     def domain(self, node: str, level: Level | None) -> Domain | None:
         return domain_of(self.inventory.nodes[node], level) if level else None
 
-    def outer(self, of: Sequence[Group], level: Level | None) -> Sequence[Domain | None]:
+    def outer(self, layer: Layer, level: Level | None) -> Sequence[Domain | None]:
         """The domain of a looser level that each of these groups lies in."""
         if level is None:
-            return [None] * len(of)
-        known = self._outer.setdefault(level, {})
-        for group in of:
-            if group not in known:
-                known[group] = self.domain(group.nodes[0], level)
-        return [known[group] for group in of]
+            return [None] * len(layer.groups)
+        found = self._outer.get((layer, level))
+        if found is None:
+            found = [self.domain(group.nodes[0], level) for group in layer.groups]
+            self._outer[(layer, level)] = found
+        return found
 
     def group_of(self, node: str, level: Level | None) -> Group:
         """Of a usable node."""
         found = self._group_of.get(level)
         if found is None:
-            found = {name: group for group in self.groups(level) for name in group.nodes}
+            found = {name: group for group in self.layer(level).groups for name in group.nodes}
             self._group_of[level] = found
         return found[node]
 
