@@ -174,7 +174,7 @@ def test_a_rate_is_a_number_or_a_text(tmp_path: Path) -> None:
         ({"planning": {"units": "Planned"}}, "planning.units Planned belongs to mode Auto"),
         ({"planning": {"maxAccelerator": 1}}, "unknown field; did you mean maxAccelerators?"),
         ({"planning": {"hardwareProfile": "/etc/x.json"}}, "spec.planning.hardwareProfile"),
-        ({"workload": {}}, "spec.workload.lengths: missing"),
+        ({"workload": {}}, "spec.workload: workload needs lengths or trace, and not both"),
         ({"workload": WORKLOAD | {"requestsPerSecond": 4.5}}, 'write decimals as text: "4.5"'),
         ({"workload": WORKLOAD | {"requestsPerSecond": "0"}}, "a quantity above zero"),
         (

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from distserve.api.loading import load_deployment
 from distserve.cli.main import main
-from distserve.cli.planned import planned
+from distserve.cli.planned import Sources, planned
 from distserve.cli.usage import UsageError
 from distserve.resources.planning import plan_request
+from distserve.resources.support import unsupported_by_engine
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "opt-13b.yaml"
 
@@ -99,37 +101,106 @@ def test_mistakes_are_one_line_and_exit_2(verb, change, message, written, capsys
     assert not output
 
 
-def test_a_profile_of_one_s_own_plans_for_cpus(written, tmp_path, capsys):
-    """Step times of the tiny model in milliseconds."""
-    times = {"prefill": [1.0, 0.1, 0.0], "decoding_smallbs": [2.0, 0.0, 0.1]}
-    profile = tmp_path / "cpu.json"
-    profile.write_text(json.dumps({"tiny": {"1": times | {"decoding_largebs": [2.0, 0.0, 0.1]}}}))
-    path = written(
-        model={"id": "tiny", "source": {"builtin": "tiny"}},
-        accelerator={"type": "CPU", "kvCache": "64Mi"},
-        slo={"ttft": "1s", "tpot": "100ms"},
-        planning={"mode": "Auto", "maxAccelerators": 8},
-    )
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    """Step times of the tiny model in milliseconds, at which wider instances pay."""
+    profile = {
+        str(tp): {"prefill": [1.0, 0.4 / tp, 0.0]}
+        | {name: [2.0, 0.0, 0.1] for name in ("decoding_smallbs", "decoding_largebs")}
+        for tp in (1, 2)
+    }
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps({"tiny": profile}))
+    return path
+
+
+CPU = {
+    "model": {"id": "tiny", "source": {"builtin": "tiny"}},
+    "accelerator": {"type": "CPU", "kvCache": "64Mi"},
+    "slo": {"ttft": "0.3s", "tpot": "100ms"},
+    "planning": {"mode": "Auto", "maxAccelerators": 8},
+}
+
+
+def test_a_profile_of_one_s_own_plans_for_cpus(written, times, capsys):
+    path = written(**CPU)
     _, error = said(capsys, 2, "render", "-f", path)
     assert "no step times are shipped for CPUs" in error
-    asked = ("-f", path, "--hardware-profile", profile, "--output", "json")
+    asked = ("-f", path, "--hardware-profile", times, "--output", "json")
     plan = json.loads(said(capsys, 0, "plan", *asked)[0])
     rendered, line = said(capsys, 0, "render", *asked)
     sets = [o for o in json.loads(rendered)["items"] if o["kind"] == "StatefulSet"]
-    assert len(sets) == plan["accelerators"] == 2
+    assert len(sets) == plan["accelerators"]
     assert "(cpu.json)" in line
+
+
+def test_a_plan_for_this_machine_is_one_that_its_engine_runs(written, times, capsys):
+    """What fits the SLO best has two ranks an instance; the engine runs one."""
+    path = written(**CPU)
+    asked = ("plan", "-f", path, "--hardware-profile", times, "--output", "json")
+    future = json.loads(said(capsys, 0, *asked, "--any-ranks")[0])
+    assert any(part["tensor"] * part["pipeline"] > 1 for part in future["unit"].values())
+    found = json.loads(said(capsys, 0, *asked)[0])
+    assert all(part["tensor"] * part["pipeline"] == 1 for part in found["unit"].values())
+    deployment = planned(load_deployment(path), Sources(hardware_profile=str(times)))
+    assert unsupported_by_engine(deployment) is None
+    capsys.readouterr()
+
+
+def test_the_manifest_s_own_config_maps_are_planned_with(written, times, tmp_path, capsys):
+    workload = {"requestsPerSecond": 4, "trace": {"configMapName": "load", "key": "seen.csv"}}
+    profile = {"hardwareProfileFrom": {"configMapName": "load", "key": "cpu.json"}}
+    path = written(**(CPU | {"workload": workload, "planning": CPU["planning"] | profile}))
+    for verb in ("plan", "render", "up"):
+        _, error = said(capsys, 2, verb, "-f", path)
+        assert "no ConfigMap load with the key" in error and error.count("\n") == 1
+    seen = "prompt_len,output_len\n" + "100,20\n50,30\n" * 100
+    load = {"kind": "ConfigMap", "metadata": {"name": "load"}}
+    load["data"] = {"seen.csv": seen, "cpu.json": times.read_text()}
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump_all([load, yaml.safe_load(path.read_text())]))
+    plan = json.loads(said(capsys, 0, "plan", "-f", whole, "--output", "json")[0])
+    assert plan["hardwareProfile"] == "load/cpu.json"
+    assert "(load/cpu.json)" in said(capsys, 0, "render", "-f", whole)[1]
+    trace = tmp_path / "seen.csv"
+    trace.write_text(seen)
+    given = ("--trace", trace, "--hardware-profile", times, "--output", "json")
+    same = json.loads(said(capsys, 0, "plan", "-f", path, *given)[0])
+    assert same["unit"] == plan["unit"] and same["units"] == plan["units"]
+    said(capsys, 0, "render", "-f", path, *given)
+
+
+@pytest.mark.parametrize("verb", ["plan", "render", "up"])
+def test_a_machine_too_small_for_the_model_is_exit_3_with_its_numbers(verb, written, capsys):
+    """One accelerator of 72 GiB, for two instances of 122 GiB."""
+    path = written(
+        model={"id": "facebook/opt-66b", "source": {"hostPath": "/models/opt-66b"}},
+        planning={"mode": "Auto", "maxAccelerators": 1},
+    )
+    output, error = said(capsys, 3, verb, "-f", path)
+    assert "takes 4 accelerators of one node and 246.6 GiB of memory for weights" in error
+    assert "the machine has 1 with 72 GiB" in error
+    assert "give at least 4 accelerators in one node" in error
+    assert error.count("\n") == 1
+    assert bool(output) == (verb == "plan")
+
+
+def test_units_of_the_spec_that_are_too_few_are_told(written, capsys):
+    path = written(planning={"mode": "Auto", "maxAccelerators": 8, "units": "Spec"}, units=0)
+    document = json.loads(said(capsys, 0, "plan", "-f", path, "--output", "json")[0])
+    assert document["shortfall"].startswith("spec.units 0 serve 0 of 6 requests/s")
+    assert "spec.units 0 serve 0 of 6 requests/s" in said(capsys, 0, "render", "-f", path)[1]
 
 
 def test_a_profile_in_mode_manual_has_no_effect_and_is_refused(capsys):
     manual = SAMPLE.parent / "tiny-cpu.yaml"
     for verb in ("render", "up"):
-        _, error = said(capsys, 2, verb, "-f", manual, "--hardware-profile", "a100-80g")
-        assert "has no effect in planning.mode Manual" in error
+        for flag, value in (("--hardware-profile", "a100-80g"), ("--trace", "seen.csv")):
+            _, error = said(capsys, 2, verb, "-f", manual, flag, value)
+            assert f"{flag} has no effect in planning.mode Manual" in error
 
 
 def test_planning_has_a_deadline(written):
-    from distserve.api.loading import load_deployment
-
     deployment = load_deployment(written())
     assert plan_request(deployment.spec).rate == 6
     with pytest.raises(UsageError, match=r"opt-13b: no plan within 0.01 s"):

@@ -9,18 +9,27 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.loading import load_deployment, parse_deployment
 from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.plan import Plan, PlanRequest, RolePlan, make_plan
+from distserve.planner.worker import PlanningOverdue
 from distserve.resources.errors import NoPlan
-from distserve.resources.planned import plan_document, plan_line, plan_status, with_plan
+from distserve.resources.planned import (
+    plan_document,
+    plan_line,
+    plan_status,
+    planned_reason,
+    shortfall,
+    with_plan,
+)
 from distserve.resources.planning import (
     machine_of,
     model_of,
     nodes_of,
     plan_request,
     profile_of,
+    references,
 )
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
-from distserve.workload import RequestSet
+from distserve.workload import RequestSet, WorkloadError
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "opt-13b.yaml"
 
@@ -142,6 +151,56 @@ def test_what_cannot_be_asked_names_the_cure(
         question(**changes)
 
 
+TINY_TIMES = (
+    '{"tiny": {"1": {"prefill": [1, 0.1, 0], "decoding_smallbs": [2, 0, 0.1],'
+    ' "decoding_largebs": [2, 0, 0.1]}}}'
+)
+
+
+def test_texts_of_config_maps_are_the_load_and_the_step_times() -> None:
+    spec = deployment(
+        model={"id": "tiny", "source": {"builtin": "tiny"}, "maxModelLen": 400},
+        accelerator={"type": "CPU"},
+        workload={"trace": {"configMapName": "seen", "key": "monday.csv"}},
+        planning={
+            "mode": "Auto",
+            "maxAccelerators": 4,
+            "hardwareProfileFrom": {"configMapName": "times", "key": "cpu.json"},
+        },
+    ).spec
+    trace, times = references(spec)
+    assert (str(trace), str(times)) == ("seen/monday.csv", "times/cpu.json")
+    texts = {trace: "prompt_len,output_len\n100,20\n390,20\n30,7\n", times: TINY_TIMES}
+    asked = plan_request(spec, texts=texts)
+    assert list(asked.requests.prompt_tokens) == [100, 30], "390 + 20 exceed maxModelLen"
+    assert asked.profile.name == "times/cpu.json"
+    other = plan_request(spec, texts=texts | {trace: "prompt_len,output_len\n100,21\n30,7\n"})
+    assert other.inputs_hash != asked.inputs_hash
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({}, "workload.trace: no ConfigMap seen with the key monday.csv is at hand; create it"),
+        ({"monday.csv": "a,b\n1,2\n"}, "seen/monday.csv lacks the columns prompt_len,output_len"),
+        ({"monday.csv": "prompt_len,output_len\n9999,1\n"}, "raise maxModelLen"),
+    ],
+)
+def test_texts_that_are_missing_or_wrong(texts: dict[str, str], message: str) -> None:
+    spec = deployment(workload={"trace": {"configMapName": "seen", "key": "monday.csv"}}).spec
+    with pytest.raises((InvalidRequest, WorkloadError), match=message):
+        plan_request(spec, texts={key: texts[key.key] for key in references(spec) if texts})
+
+
+def test_a_plan_keeps_to_what_this_engine_runs_where_it_runs() -> None:
+    source = {"id": "tiny", "source": {"builtin": "tiny"}}
+    spec = deployment(model=source, accelerator={"type": "CPU"}).spec
+    times = profile_of(spec, model_of(spec), "a100-80g", estimate=True)
+    assert plan_request(spec, profile=times).max_ranks == 1
+    assert plan_request(spec, profile=times, any_ranks=True).max_ranks is None
+    assert question().max_ranks is None, "no GPU engine yet: a plan for one is not limited"
+
+
 def test_shape_and_times_of_a_model_that_nobody_measured() -> None:
     spec = deployment(model={"id": "tiny", "source": {"builtin": "tiny"}, "dtype": "float64"}).spec
     model = model_of(spec)
@@ -192,6 +251,38 @@ def test_units_of_the_spec_are_kept_within_the_limit() -> None:
         )
     with pytest.raises(NoPlan, match="4 of 4 accelerators each need 16, and planning"):
         with_plan(deployment(planning=planning, units=4), made())
+
+
+def test_units_of_the_spec_that_are_too_few_say_so_with_both_numbers() -> None:
+    planning = {"mode": "Auto", "maxAccelerators": 12, "units": "Spec"}
+    plan = made(units=3, total_goodput=18.8)
+    load = {"requestsPerSecond": "15", "lengths": {
+        "promptTokens": {"mean": 300, "p90": 600}, "outputTokens": {"mean": 50, "p90": 100},
+    }}  # fmt: skip
+    few = deployment(planning=planning, units=1, workload=load)
+    said = "spec.units 1 serve 6.27 of 15 requests/s within the SLO; give 3 units"
+    assert (shortfall(few, plan) or "").startswith(said)
+    assert plan_document(few, plan)["shortfall"].startswith(said)
+    assert said in plan_line(few, plan)
+    enough = deployment(planning=planning, units=3, workload=load)
+    for fine in (enough, deployment(workload=load), deployment(planning=planning, units=1)):
+        whole = made(units=1, total_goodput=6.27) if fine.spec.units == 1 else plan
+        assert shortfall(fine, whole) is None
+        assert "shortfall" not in plan_document(fine, whole)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NoPlan("nearest: ..."), "SloNotReachable"),
+        (NoProfile("..."), "NoProfile"),
+        (PlanningOverdue("..."), "PlanningFailed"),
+        (InvalidRequest("..."), "InvalidRequest"),
+        (WorkloadError("..."), "InvalidRequest"),
+    ],
+)
+def test_every_error_has_its_reason(error: Exception, reason: str) -> None:
+    assert planned_reason(error) == reason
 
 
 def test_a_miss_is_not_rendered() -> None:

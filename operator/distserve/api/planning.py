@@ -26,6 +26,26 @@ class UnitsFrom(StrEnum):
     """`spec.units`, which /scale changes."""
 
 
+class ConfigMapKey(Model):
+    """One text of a ConfigMap in the deployment's namespace."""
+
+    config_map_name: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        description="Name of the ConfigMap. Required.",
+    )
+    key: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        description="Key in its `data`. Required.",
+    )
+
+    def __str__(self) -> str:
+        return f"{self.config_map_name}/{self.key}"
+
+
 class Planning(Model):
     """Who decides the numbers: instancesPerUnit, parallelism and units."""
 
@@ -34,6 +54,11 @@ class Planning(Model):
             "self.mode == 'Auto' || !has(self.units) || self.units == 'Spec'",
             "planning.units Planned belongs to mode Auto: remove it, or set mode: Auto",
             lambda self: self.mode == "Auto" or self.units in (None, "Spec"),
+        ),
+        Rule(
+            "!has(self.hardwareProfile) || !has(self.hardwareProfileFrom)",
+            "hardwareProfile and hardwareProfileFrom exclude each other: remove one",
+            lambda self: None in (self.hardware_profile, self.hardware_profile_from),
         ),
     )
 
@@ -56,6 +81,11 @@ class Planning(Model):
         pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
         description="Name of the step times and the memory that a plan rests on. Default: "
         "a100-80g with accelerator.type GPU; none is shipped for CPU.",
+    )
+    hardware_profile_from: ConfigMapKey | None = Field(
+        default=None,
+        description="Step times and memory of one's own, as JSON in a ConfigMap, instead of "
+        "hardwareProfile. The format is in docs/planner.md. Default: none.",
     )
     estimate: bool = Field(
         default=False,
@@ -105,9 +135,26 @@ class Lengths(Model):
 class Workload(Model):
     """The load that the deployment is planned for."""
 
+    rules = (
+        Rule(
+            "has(self.lengths) != has(self.trace)",
+            "workload needs lengths or trace, and not both",
+            lambda self: (self.lengths is None) != (self.trace is None),
+        ),
+    )
+
     requests_per_second: Quantity | None = Field(
         default=None,
         description='Rate that all units together serve, such as "4.5". Unit: requests per '
         "second. Default: the most that maxAccelerators can serve.",
     )
-    lengths: Lengths = Field(description="How long requests are. Required in workload.")
+    lengths: Lengths | None = Field(
+        default=None,
+        description="How long requests are, in figures. Default: none, trace is required.",
+    )
+    trace: ConfigMapKey | None = Field(
+        default=None,
+        description="Requests that were seen, in a ConfigMap: csv with prompt_len,output_len, or "
+        "JSON where the key ends in .json or .jsonl. Their lengths count; they arrive as a Poisson "
+        "process of requestsPerSecond. Default: none, lengths is required.",
+    )

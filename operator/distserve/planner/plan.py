@@ -184,8 +184,9 @@ def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) ->
         )
 
     forecast, nearest = min(forecasts, key=miss)
+    limit = f" with at most {request.max_ranks} rank an instance" if request.max_ranks else ""
     reason = (
-        f"nothing meets the SLO; nearest: {_in_words(nearest.unit, 0)} reaches "
+        f"nothing meets the SLO{limit}; nearest: {_in_words(nearest.unit, 0)} reaches "
         f"{forecast.attainment_percent:.0f} % of {percent:g} % when idle "
         f"(P{percent:g} TTFT {forecast.result.ttft_quantile_ms(percent):.0f} of "
         f"{slo.ttft_ms:g} ms, TPOT {forecast.result.tpot_quantile_ms(percent):.0f} of "

@@ -69,7 +69,7 @@ def load_profile(name: str = DEFAULT_PROFILE, engine: str = "distserve") -> Hard
     """
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
-        return _read(path.name, _text(path), max_tokens={})
+        return parse_profile(_text(path), path.name)
     shipped = files("distserve.planner") / "data" / "profiles"
     source = shipped / f"profiler-{name}.{engine}.json"
     if not source.is_file():
@@ -85,6 +85,11 @@ def load_profile(name: str = DEFAULT_PROFILE, engine: str = "distserve") -> Hard
             for row in csv.DictReader(table)
         },
     )
+
+
+def parse_profile(text: str, name: str) -> HardwareProfile:
+    """A user's own profile whose file was read elsewhere. Raises InvalidProfile."""
+    return _read(name, text, max_tokens={})
 
 
 def _text(path: Path) -> str:

@@ -3,11 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
+from distserve.api.conditions import PlannedReason
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.planning import Planning
+from distserve.api.quantities import parse_quantity
 from distserve.api.roles import Parallelism, RoleSpec
 from distserve.api.status import PlanStatus
+from distserve.planner.errors import NoProfile
 from distserve.planner.plan import Plan, RolePlan
+from distserve.planner.worker import PlanningFailed, PlanningOverdue
 from distserve.resources.errors import NoPlan
 
 
@@ -51,6 +55,33 @@ def plan_status(deployment: DistServeDeployment, plan: Plan) -> PlanStatus:
     )
 
 
+def shortfall(deployment: DistServeDeployment, plan: Plan) -> str | None:
+    """One line where `spec.units`, which the plan does not decide, are too few for the load."""
+    units, workload = _units(deployment, plan), deployment.spec.workload
+    asked = workload.requests_per_second if workload else None
+    if asked is None or not plan.feasible or units >= plan.units:
+        return None
+    served = units * plan.total_goodput / plan.units
+    return (
+        f"spec.units {units} serve {served:.3g} of {float(parse_quantity(asked)):g} requests/s "
+        f"within the SLO; give {plan.units} units, or planning.units: Planned"
+    )
+
+
+def planned_reason(error: Exception) -> PlannedReason:
+    """What a deployment without a plan says of it: the reason of `Planned=False`.
+
+    Of PlannerError, WorkloadError and NoPlan; the message is the error's own.
+    """
+    if isinstance(error, NoPlan):
+        return PlannedReason.SLO_NOT_REACHABLE
+    if isinstance(error, NoProfile):
+        return PlannedReason.NO_PROFILE
+    if isinstance(error, PlanningOverdue | PlanningFailed):
+        return PlannedReason.PLANNING_FAILED
+    return PlannedReason.INVALID_REQUEST
+
+
 def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]:
     """What `distserve plan` prints: `status.plan`, and what led to it."""
     status = plan_status(deployment, plan)
@@ -59,6 +90,7 @@ def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]
         "reason": plan.reason,
         **status.model_dump(mode="json", exclude_none=True),
         "totalGoodput": f"{plan.goodput * status.accelerators:.4g}",
+        **({"shortfall": short} if (short := shortfall(deployment, plan)) else {}),
         "binds": plan.binds,
     }
     if plan.prediction:
@@ -79,11 +111,13 @@ def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]
 
 
 def plan_line(deployment: DistServeDeployment, plan: Plan) -> str:
-    """The plan in one line."""
+    """The plan in one line, which is also the message of `Planned=True`."""
     status = plan_status(deployment, plan)
     profile = status.hardware_profile.removesuffix(" (estimate)")
     basis = f"{profile}, estimated" if status.estimated else profile
-    return f"{plan.reason}; units {status.units}, accelerators {status.accelerators} ({basis})"
+    line = f"{plan.reason}; units {status.units}, accelerators {status.accelerators} ({basis})"
+    short = shortfall(deployment, plan)
+    return f"{line}; {short}" if short else line
 
 
 def _with_numbers(section: RoleSpec, part: RolePlan) -> RoleSpec:

@@ -3,6 +3,7 @@
 Used alike by `distserve plan`, `render`, `up` and the operator, so that all of them ask the same.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from distserve.api.deployment import (
 )
 from distserve.api.durations import parse_duration
 from distserve.api.model import Dtype
-from distserve.api.planning import LengthSummary
+from distserve.api.planning import ConfigMapKey, LengthSummary
 from distserve.api.quantities import parse_bytes, parse_quantity
 from distserve.models.builtin import builtin_path
 from distserve.planner import result
@@ -25,10 +26,16 @@ from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.machine import Machine
 from distserve.planner.models import ModelShape, find_model
-from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
+from distserve.planner.profiles import (
+    DEFAULT_PROFILE,
+    HardwareProfile,
+    load_profile,
+    parse_profile,
+)
 from distserve.planner.question import PlanRequest
 from distserve.planner.roofline import ACCELERATORS, with_estimates
-from distserve.workload import RequestSet
+from distserve.resources.support import most_ranks
+from distserve.workload import RequestSet, parse_requests
 from distserve.workload.lengths import from_summary
 
 SUMMARY_REQUESTS = 5000
@@ -37,26 +44,39 @@ NODE_ACCELERATORS = 8
 _DTYPE_BYTES = {Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
 
 
+Texts = Mapping[ConfigMapKey, str]
+"""What the ConfigMaps hold that a deployment names, read by whoever can."""
+
+
+def references(spec: Spec) -> list[ConfigMapKey]:
+    """The texts without which the question cannot be put."""
+    trace = spec.workload.trace if spec.workload else None
+    return [key for key in (trace, spec.planning.hardware_profile_from) if key]
+
+
 def plan_request(
     spec: Spec,
     machine: Machine | None = None,
     profile: HardwareProfile | None = None,
     requests: RequestSet | None = None,
     fixed_tp: Mapping[str, int] | None = None,
+    texts: Texts | None = None,
+    any_ranks: bool = False,
 ) -> PlanRequest:
     """The whole question; what is given replaces what the spec says.
 
-    Raises InvalidRequest, NoProfile or WorkloadError, naming the field and the cure.
+    `any_ranks` allows instances of more ranks than this engine runs. Raises InvalidRequest,
+    InvalidProfile, NoProfile or WorkloadError, naming the field and the cure.
     """
     model = model_of(spec)
-    profile = profile or profile_of(spec, model)
+    profile = profile or profile_of(spec, model, texts=texts)
     rate = spec.workload and spec.workload.requests_per_second
     scheduling = [section.scheduling for section in spec.roles.values()]
     return PlanRequest(
         model=model,
         profile=_within_memory(spec, profile, model),
         slo=_slo(spec.slo),
-        requests=requests or _requests(spec, model),
+        requests=_requests(spec, model, requests, texts or {}),
         machine=machine or machine_of(spec),
         rate=float(parse_quantity(rate)) if rate else None,
         strategy=spec.strategy.name.value,
@@ -64,6 +84,7 @@ def plan_request(
         fixed_tp=fixed_tp or {},
         max_batched_tokens=scheduling[0].max_num_batched_tokens,
         max_requests=min(bounds.max_num_seqs for bounds in scheduling),
+        max_ranks=None if any_ranks else most_ranks(spec),
     )
 
 
@@ -84,13 +105,22 @@ def model_of(spec: Spec) -> ModelShape:
 
 
 def profile_of(
-    spec: Spec, model: ModelShape, named: str | None = None, estimate: bool = False
+    spec: Spec,
+    model: ModelShape,
+    named: str | None = None,
+    estimate: bool = False,
+    texts: Texts | None = None,
 ) -> HardwareProfile:
     """`named`, a shipped profile or a file, replaces the spec's; `estimate` allows estimates."""
+    source = spec.planning.hardware_profile_from
+    if source and not named:
+        text = _text(source, texts or {}, "planning.hardwareProfileFrom", "--hardware-profile FILE")
+        return _knowing(parse_profile(text, str(source)), model)
     name = named or spec.planning.hardware_profile
     if name is None and spec.accelerator.type == AcceleratorType.CPU:
         raise InvalidRequest(
-            "no step times are shipped for CPUs; measure them and give --hardware-profile FILE"
+            "no step times are shipped for CPUs; measure them and give --hardware-profile FILE "
+            "(in the deployment: planning.hardwareProfileFrom)"
         )
     name = name or DEFAULT_PROFILE
     if estimate or spec.planning.estimate:
@@ -99,13 +129,25 @@ def profile_of(
         raise NoProfile(
             f"no step times were measured on {name}; set planning.estimate: true (or --estimate)"
         )
-    profile = load_profile(name)
+    return _knowing(load_profile(name), model)
+
+
+def _knowing(profile: HardwareProfile, model: ModelShape) -> HardwareProfile:
     if not any(known == model.name for known, _ in profile.entries):
         raise NoProfile(
             f"no profile for {model.name}, give --hardware-profile or --estimate "
             "(in the deployment: planning.estimate: true)"
         )
     return profile
+
+
+def _text(source: ConfigMapKey, texts: Texts, field: str, flag: str) -> str:
+    if source not in texts:
+        raise InvalidRequest(
+            f"spec.{field}: no ConfigMap {source.config_map_name} with the key {source.key} is at "
+            f"hand; create it in the deployment's namespace, or give {flag}"
+        )
+    return texts[source]
 
 
 def nodes_of(listing: Mapping[str, Any], resource: str = DEFAULT_RESOURCE_NAME) -> list[int]:
@@ -150,27 +192,32 @@ def _slo(slo: Slo | None) -> result.Slo:
     return result.Slo(ttft_ms, tpot_ms, percent, percent)
 
 
-def _requests(spec: Spec, model: ModelShape) -> RequestSet:
-    """The workload's lengths as requests that the model can serve."""
+def _requests(spec: Spec, model: ModelShape, given: RequestSet | None, texts: Texts) -> RequestSet:
+    """The load as requests that the model can serve."""
+    limit = spec.model.max_model_len or model.max_positions
+    if given is not None:
+        return given.within(limit)
     if spec.workload is None:
         raise InvalidRequest("spec.workload is missing; add it, or give --requests FILE")
+    if trace := spec.workload.trace:
+        text = _text(trace, texts, "workload.trace", "--trace FILE")
+        return parse_requests(text, str(trace)).within(limit)
 
     def summary(lengths: LengthSummary) -> tuple[float, float]:
         return float(lengths.mean), float(lengths.p90)
 
     lengths = spec.workload.lengths
+    assert lengths is not None, "the api has one of lengths and trace"
     return from_summary(
-        summary(lengths.prompt_tokens),
-        summary(lengths.output_tokens),
-        spec.model.max_model_len or model.max_positions,
-        SUMMARY_REQUESTS,
+        summary(lengths.prompt_tokens), summary(lengths.output_tokens), limit, SUMMARY_REQUESTS
     )
 
 
 def _within_memory(spec: Spec, profile: HardwareProfile, model: ModelShape) -> HardwareProfile:
     """The profile with no more memory than the engines are told to take."""
     if spec.accelerator.type == AcceleratorType.CPU:
-        return replace(profile, max_tokens=_tokens_of_kv_cache(spec, profile, model))
+        tokens = _tokens_of_kv_cache(spec, profile, model)
+        return replace(profile, kv_budget_bytes=math.inf, max_tokens=tokens)
     share = min(
         float(section.accelerator_memory_utilization or DEFAULT_MEMORY_UTILIZATION)
         for section in spec.roles.values()

@@ -1,7 +1,18 @@
 """What is valid in a deployment but not in this build of the engine."""
 
 from distserve.api.conditions import AcceptedReason
-from distserve.api.deployment import DistServeDeployment
+from distserve.api.deployment import AcceleratorType, DistServeDeployment, Spec
+
+MOST_RANKS = {AcceleratorType.CPU: 1}
+"""Of one instance, on the accelerators that this engine runs on."""
+
+
+def most_ranks(spec: Spec) -> int | None:
+    """What a plan may give one instance, so that it is not refused afterwards.
+
+    None where this engine runs nothing at all yet: there a plan is for one that will.
+    """
+    return MOST_RANKS.get(spec.accelerator.type)
 
 
 def unsupported_by_engine(deployment: DistServeDeployment) -> str | None:

@@ -5,7 +5,15 @@ measured run can be given the same requests at the same instants.
 """
 
 from distserve.workload.arrivals import ARRIVALS, ArrivalProcess
-from distserve.workload.readers import read_requests
+from distserve.workload.readers import parse_requests, read_requests
 from distserve.workload.requests import RequestSet, Trace, WorkloadError
 
-__all__ = ["ARRIVALS", "ArrivalProcess", "RequestSet", "Trace", "WorkloadError", "read_requests"]
+__all__ = [
+    "ARRIVALS",
+    "ArrivalProcess",
+    "RequestSet",
+    "Trace",
+    "WorkloadError",
+    "parse_requests",
+    "read_requests",
+]

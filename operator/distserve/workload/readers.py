@@ -18,7 +18,8 @@ import gzip
 import json
 import marshal
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +44,53 @@ def read_requests(path: Path | str) -> RequestSet:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise WorkloadError(f"cannot read the requests in {path}: {reason}") from error
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = suffixes[-1] if suffixes else ".csv"
-    try:
-        if kind == ".ds":
-            return _from_ds(raw, path)
+    if _kind(path) == ".ds":
+        with _said_of(str(path)):
+            return _from_ds(raw, str(path))
+    with _said_of(str(path)):
         text = raw.decode()
+    return parse_requests(text, str(path))
+
+
+def parse_requests(text: str, origin: str) -> RequestSet:
+    """The request set in a text that was read elsewhere; `origin` ends as a file of its kind would.
+
+    csv, JSON or JSON lines. Raises `WorkloadError`.
+    """
+    kind = _kind(Path(origin))
+    if kind == ".ds":
+        raise WorkloadError(f"{origin}: a .ds file is no text; give a csv instead")
+    with _said_of(origin):
         if kind == ".json":
-            return _from_mappings(json.loads(text), path)
+            return _from_mappings(json.loads(text), origin)
         if kind == ".jsonl":
-            return _from_mappings(map(json.loads, text.splitlines()), path)
-        return _from_csv(text, path)
+            return _from_mappings(map(json.loads, text.splitlines()), origin)
+        return _from_csv(text, origin)
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    return suffixes[-1] if suffixes else ".csv"
+
+
+@contextmanager
+def _said_of(origin: str) -> Iterator[None]:
+    """Whatever a wrong layout raises, as the one error of this room."""
+    try:
+        yield
     except WorkloadError:
         raise
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise WorkloadError(
-            f"{path} does not hold a request set: {error}; give a csv with the columns "
+            f"{origin} does not hold a request set: {error}; give a csv with the columns "
             "prompt_len,output_len"
         ) from error
 
 
-def _from_csv(text: str, path: Path) -> RequestSet:
+def _from_csv(text: str, origin: str) -> RequestSet:
     rows = csv.reader(text.splitlines())
     header = [name.strip() for name in next(rows, [])]
-    prompt, output, arrival, factor = _columns(header, path)
+    prompt, output, arrival, factor = _columns(header, origin)
     at_prompt, at_output = header.index(prompt), header.index(output)
     at_arrival = header.index(arrival) if arrival in header else None
     prompts, outputs, times = [], [], []
@@ -79,42 +103,45 @@ def _from_csv(text: str, path: Path) -> RequestSet:
             if at_arrival is not None:
                 times.append(float(row[at_arrival]) * factor)
         except (ValueError, IndexError) as error:
-            raise WorkloadError(f"{path}, line {line}: {error}; correct or drop it") from error
-    return RequestSet(prompts, outputs, times if at_arrival is not None else None, path.name)
+            raise WorkloadError(f"{origin}, line {line}: {error}; correct or drop it") from error
+    return RequestSet(
+        prompts, outputs, times if at_arrival is not None else None, Path(origin).name
+    )
 
 
-def _from_mappings(rows: Iterable[Mapping[str, Any]], path: Path) -> RequestSet:
+def _from_mappings(rows: Iterable[Mapping[str, Any]], origin: str) -> RequestSet:
     listed = list(rows)
     if not listed:
-        raise WorkloadError(f"{path} holds no requests; give a file with at least one row")
-    prompt, output, arrival, factor = _columns(listed[0].keys(), path)
+        raise WorkloadError(f"{origin} holds no requests; give a file with at least one row")
+    prompt, output, arrival, factor = _columns(listed[0].keys(), origin)
     timed = all(arrival in row for row in listed)
     return RequestSet(
         [int(row[prompt]) for row in listed],
         [int(row[output]) for row in listed],
         [float(row[arrival]) * factor for row in listed] if timed else None,
-        path.name,
+        Path(origin).name,
     )
 
 
-def _from_ds(raw: bytes, path: Path) -> RequestSet:
+def _from_ds(raw: bytes, origin: str) -> RequestSet:
     dataset = marshal.loads(raw)
     requests = dataset.get("reqs", dataset.get("data"))
     if requests is None:
-        raise WorkloadError(f"{path} has neither the key reqs nor data; build it anew")
+        raise WorkloadError(f"{origin} has neither the key reqs nor data; build it anew")
     return RequestSet(
         [prompt for _, prompt, _ in requests],
         [output for _, _, output in requests],
-        name=path.name,
+        name=Path(origin).name,
     )
 
 
-def _columns(present: Iterable[str], path: Path) -> tuple[str, str, str, float]:
+def _columns(present: Iterable[str], origin: str) -> tuple[str, str, str, float]:
     names = set(present)
     fitting = [columns for columns in _COLUMNS if {columns[0], columns[1]} <= names]
     if not fitting:
         raise WorkloadError(
-            f"{path} lacks the columns prompt_len,output_len (found: {', '.join(names) or 'none'})"
+            f"{origin} lacks the columns prompt_len,output_len "
+            f"(found: {', '.join(names) or 'none'})"
         )
     # Two layouts share their length columns; the one whose arrival column is there decides.
     return next((columns for columns in fitting if columns[2] in names), fitting[0])

@@ -67,6 +67,26 @@ class RequestSet:
             name=self.name,
         )
 
+    def within(self, limit_tokens: int) -> RequestSet:
+        """The requests whose prompt and output together are at most this long; servers refuse the
+        others, so that they are no load. Raises WorkloadError where none is left."""
+        whole = map(sum, zip(self.prompt_tokens, self.output_tokens, strict=True))
+        rows = [row for row, tokens in enumerate(whole) if tokens <= limit_tokens]
+        if len(rows) == len(self):
+            return self
+        if not rows:
+            raise WorkloadError(
+                f"no request of {self.name} fits {limit_tokens} tokens; "
+                "give shorter ones or raise maxModelLen"
+            )
+        times = self.arrival_ms
+        return RequestSet(
+            [self.prompt_tokens[row] for row in rows],
+            [self.output_tokens[row] for row in rows],
+            times and [times[row] for row in rows],
+            self.name,
+        )
+
     def recorded(self) -> Trace:
         """The set in its own order at its own arrival times, the first request at 0."""
         if self.arrival_ms is None:

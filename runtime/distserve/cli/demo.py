@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
+    from distserve.cli.planned import Sources
 
-    deployment = load(args.file or sample(SAMPLE))
+    deployment = load(Sources(args.file or sample(SAMPLE)))
     port = args.port or _port()
 
     async def work(session: "Session") -> int:

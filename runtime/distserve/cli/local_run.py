@@ -12,6 +12,7 @@ from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
+    from distserve.cli.planned import Sources
     from distserve.local.session import Session
 
 INTERRUPTED = 130
@@ -19,15 +20,14 @@ INTERRUPTED = 130
 Work = Callable[["Session"], Awaitable[int]]
 
 
-def load(
-    path: Path, name: str | None = None, hardware_profile: str | None = None
-) -> "DistServeDeployment":
-    """The deployment with its numbers. Raises UsageError."""
+def load(sources: "Sources", name: str | None = None) -> "DistServeDeployment":
+    """The manifest's deployment with its numbers. Raises UsageError."""
     from distserve.api.loading import ManifestError, load_deployment
     from distserve.cli.planned import planned
 
+    assert sources.manifest is not None
     try:
-        return planned(load_deployment(path, name), hardware_profile)
+        return planned(load_deployment(sources.manifest, name), sources)
     except ManifestError as error:
         raise UsageError(str(error)) from None
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distserve.cli.planned import texts_of
 from distserve.cli.usage import Infeasible, UsageError
 from distserve.planner.commands.arguments import add_hardware, add_network, integer_from
 
@@ -31,7 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="nodes are joined by a fast network: prefill and decode may lie on different ones",
     )
-    parser.add_argument("--requests", type=Path, help="request set instead of workload.lengths")
+    parser.add_argument(
+        "--requests",
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="request set instead of the spec's workload",
+    )
+    parser.add_argument(
+        "--any-ranks",
+        action="store_true",
+        help="plan instances of more ranks than this build's engine runs, for one that will",
+    )
     parser.add_argument("--prefill-tp", type=integer_from(1), help="fix prefill's tensor degree")
     parser.add_argument("--decode-tp", type=integer_from(1), help="fix decode's tensor degree")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
@@ -90,13 +102,16 @@ def _request(args: argparse.Namespace, spec: Spec) -> PlanRequest:
     resource = spec.accelerator.resource_name or DEFAULT_RESOURCE_NAME
     nodes = nodes_of(_document(args.nodes), resource) if args.nodes else None
     network = args.network or DEFAULT_NETWORK
+    texts = texts_of(spec, args.file)
     fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
     return plan_request(
         spec,
         machine_of(spec, nodes, args.ngpu_per_node, args.is_high_affinity, network),
-        profile_of(spec, model_of(spec), args.hardware_profile, args.estimate),
+        profile_of(spec, model_of(spec), args.hardware_profile, args.estimate, texts),
         read_requests(args.requests) if args.requests else None,
         {role: tp for role, tp in fixed.items() if tp is not None},
+        texts,
+        args.any_ranks,
     )
 
 

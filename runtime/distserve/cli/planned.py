@@ -2,14 +2,30 @@
 
 import argparse
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distserve.cli.usage import Infeasible, UsageError
 
 if TYPE_CHECKING:
-    from distserve.api.deployment import DistServeDeployment
+    from distserve.api.deployment import DistServeDeployment, Spec
+    from distserve.api.planning import ConfigMapKey
 
 DEADLINE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the planner's numbers come from, besides the deployment itself."""
+
+    manifest: Path | None = None
+    """A file that may hold the ConfigMaps which the deployment names."""
+    hardware_profile: str | None = None
+    trace: Path | None = None
+
+
+NOTHING_ELSE = Sources()
 
 
 def add_planning(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +34,21 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="plan with these step times, mode Auto only (default: planning.hardwareProfile)",
     )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="plan for these requests, mode Auto only (default: the spec's workload)",
+    )
+
+
+def sources_of(args: argparse.Namespace) -> Sources:
+    return Sources(args.file, args.hardware_profile, args.trace)
 
 
 def planned(
     deployment: "DistServeDeployment",
-    hardware_profile: str | None = None,
+    sources: Sources = NOTHING_ELSE,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> "DistServeDeployment":
     """The deployment as it is in mode Manual, else with its plan's numbers.
@@ -31,23 +57,22 @@ def planned(
     made.
     """
     if not deployment.spec.planning.automatic:
-        if hardware_profile is not None:
-            raise UsageError(
-                f"{deployment.name}: --hardware-profile has no effect in planning.mode Manual; "
-                "leave it out, or set mode: Auto"
-            )
+        _refuse_without_effect(deployment.name, sources)
         return deployment
     from distserve.planner.errors import PlannerError
     from distserve.planner.worker import plan_within
     from distserve.resources.errors import NoPlan
     from distserve.resources.planned import plan_line, with_plan
     from distserve.resources.planning import model_of, plan_request, profile_of
-    from distserve.workload import WorkloadError
+    from distserve.workload import WorkloadError, read_requests
 
     spec = deployment.spec
+    texts = texts_of(spec, sources.manifest)
     try:
-        profile = profile_of(spec, model_of(spec), hardware_profile)
-        plan = plan_within(plan_request(spec, profile=profile), deadline_seconds)
+        profile = profile_of(spec, model_of(spec), sources.hardware_profile, texts=texts)
+        requests = read_requests(sources.trace) if sources.trace else None
+        request = plan_request(spec, profile=profile, requests=requests, texts=texts)
+        plan = plan_within(request, deadline_seconds)
         result = with_plan(deployment, plan)
     except (PlannerError, WorkloadError) as error:
         raise UsageError(f"{deployment.name}: {error}") from None
@@ -55,3 +80,34 @@ def planned(
         raise Infeasible(f"{deployment.name}: {error}") from None
     print(f"plan of {deployment.name}: {plan_line(deployment, plan)}", file=sys.stderr)
     return result
+
+
+def texts_of(spec: "Spec", manifest: Path | None) -> "dict[ConfigMapKey, str]":
+    """What the manifest's own ConfigMaps hold of the texts that the deployment names."""
+    from distserve.resources.planning import references
+
+    wanted = references(spec)
+    if not wanted or manifest is None:
+        return {}
+    import yaml
+
+    found = {
+        (document["metadata"]["name"], key): text
+        for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8"))
+        if isinstance(document, dict) and document.get("kind") == "ConfigMap"
+        for key, text in (document.get("data") or {}).items()
+    }
+    named = {key: found.get((key.config_map_name, key.key)) for key in wanted}
+    return {key: text for key, text in named.items() if text is not None}
+
+
+def _refuse_without_effect(name: str, sources: Sources) -> None:
+    for flag, value in (
+        ("--hardware-profile", sources.hardware_profile),
+        ("--trace", sources.trace),
+    ):
+        if value is not None:
+            raise UsageError(
+                f"{name}: {flag} has no effect in planning.mode Manual; "
+                "leave it out, or set mode: Auto"
+            )

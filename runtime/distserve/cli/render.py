@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distserve.cli.planned import add_planning, planned
+from distserve.cli.planned import add_planning, planned, sources_of
 from distserve.cli.usage import UsageError
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     settings = RenderSettings(released_images())
     try:
         chosen = [d for d in load_deployments(args.file) if args.name in (None, d.name)]
-        objects = [o for d in chosen for o in render(planned(d, args.hardware_profile), settings)]
+        objects = [o for d in chosen for o in render(planned(d, sources_of(args)), settings)]
     except ManifestError as error:
         raise UsageError(str(error)) from None
     except RenderError as error:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distserve.cli.planned import add_planning
+from distserve.cli.planned import add_planning, sources_of
 
 if TYPE_CHECKING:
     from distserve.local.session import Session
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
 
-    deployment = load(args.file, args.name, args.hardware_profile)
+    deployment = load(sources_of(args), args.name)
     return run_locally(deployment, args.port, args.log_dir, serve, table=sys.stderr.isatty())
 
 
