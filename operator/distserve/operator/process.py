@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from distserve.operator.cluster import Cluster, load_configuration
+from kubernetes.aio.client import Configuration
+
+from distserve.operator.cluster import Cluster, CountCall, load_configuration
 from distserve.operator.events import Events
 from distserve.operator.kinds import NODES, PODS, Kind
 from distserve.operator.lease import Lease
@@ -24,7 +26,7 @@ from distserve.operator.planning import Planning
 from distserve.operator.probes import serve_metrics, serve_probes
 from distserve.operator.reconciler import Decide, Reconciler
 from distserve.operator.resync import Resync
-from distserve.operator.settings import Settings
+from distserve.operator.settings import CallSettings, Settings
 from distserve.operator.store import Store
 from distserve.operator.watching import Watches
 from distserve.operator.worker import Worker
@@ -37,11 +39,17 @@ class WatchingEnded(Exception):
     """Without its watches the operator is blind: the process ends."""
 
 
-async def run(settings: Settings, decide: Decide, stated: Stated, stop: asyncio.Event) -> None:
+async def run(
+    settings: Settings,
+    decide: Decide,
+    stated: Stated,
+    stop: asyncio.Event,
+    client: Callable[[Configuration, CallSettings, CountCall], Cluster] = Cluster,
+) -> None:
     """Returns after `stop`. Raises what else ended it: LeaseLost, WatchDead, PortTaken..."""
     metrics = Metrics()
     configuration = await load_configuration(settings.kubeconfig)
-    cluster = Cluster(configuration, settings.calls, metrics.count_call)
+    cluster = client(configuration, settings.calls, metrics.count_call)
     operator = Operator(settings, decide, stated, cluster, metrics)
     watches = Watches(settings.watch, settings.namespaces, configuration, operator.see)
     _gauges(metrics, operator, watches)

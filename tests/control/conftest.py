@@ -1,0 +1,208 @@
+"""Operators as processes on a real API server, and a network between that can fall silent."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.waiting import wait_for
+
+FAKE_OPERATOR = Path(__file__).with_name("fake_operator.py")
+LEASE = {"duration_seconds": 4, "renew_deadline_seconds": 2.5, "renew_seconds": 0.8}
+WATCH = {"inactivity_seconds": 4.0, "connect_seconds": 2.0, "proof_seconds": 30.0}
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="session")
+def crd(control_plane: Cluster) -> Cluster:
+    """The control plane that serves our resource."""
+    control_plane.apply(CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml")
+    wait = ("wait", "--for=condition=Established", "crd/distservedeployments.distserve.io")
+    control_plane.kubectl(*wait)
+    return control_plane
+
+
+@pytest.fixture
+def namespace(crd: Cluster) -> Iterator[str]:
+    with crd.namespace("control") as name:
+        yield name
+
+
+@pytest.fixture
+def sample() -> Callable[..., dict[str, Any]]:
+    """A valid deployment of this name."""
+
+    def make(name: str, **spec: Any) -> dict[str, Any]:
+        found: dict[str, Any] = yaml.safe_load(
+            (CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml").read_text()
+        )
+        found["metadata"]["name"] = name
+        found["spec"] |= spec
+        return found
+
+    return make
+
+
+class Replica:
+    """One operator process."""
+
+    def __init__(self, said: dict[str, Any], log: Path, command: list[str]) -> None:
+        self.identity: str = said["lease"]["identity"]
+        self._metrics = f"http://127.0.0.1:{said['metrics_port']}/metrics"
+        self._health = f"http://127.0.0.1:{said['health_port']}"
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    def metric(self, sample: str) -> float:
+        """The value of e.g. `distserve_operator_leader`."""
+        with urllib.request.urlopen(self._metrics, timeout=5) as answer:
+            for line in answer.read().decode().splitlines():
+                name, _, value = line.rpartition(" ")
+                if name == sample:
+                    return float(value)
+        raise AssertionError(f"no {sample} at {self._metrics}")
+
+    def probe(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(self._health + path, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    @property
+    def leads(self) -> bool:
+        try:
+            return self.metric("distserve_operator_leader") == 1
+        except OSError:
+            return False
+
+    def wait_until(self, what: str, holds: Callable[[], bool], seconds: float = SECONDS) -> None:
+        wait_for(f"{self.identity}: {what}", holds, seconds, explain=self.tail, poll_seconds=0.1)
+
+    def wait_until_ready(self) -> None:
+        self.wait_until("ready", lambda: self.probe("/readyz") == 200)
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-30:])
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends the signal and returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(SECONDS)
+
+
+Start = Callable[..., Replica]
+
+
+@pytest.fixture
+def start_operator(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Start]:
+    """start(kubeconfig=..., watch={...}) -> Replica, watching this test's namespace only."""
+    started: list[Replica] = []
+    numbers = itertools.count()
+
+    def start(kubeconfig: Path = crd.kubeconfig, **times: dict[str, Any]) -> Replica:
+        identity = f"replica-{next(numbers)}"
+        ports = _free_ports(2)
+        said = {
+            "kubeconfig": str(kubeconfig),
+            "health_port": ports[0],
+            "metrics_port": ports[1],
+            "namespaces": [namespace],
+            "lease": LEASE
+            | times.get("lease", {})
+            | {"namespace": namespace}
+            | {"identity": identity},
+            "watch": WATCH | times.get("watch", {}),
+        }
+        command = [sys.executable, str(FAKE_OPERATOR), json.dumps(said)]
+        replica = Replica(said, tmp_path / f"{identity}.log", command)
+        started.append(replica)
+        return replica
+
+    with contextlib.ExitStack() as every_one:
+        for_all = every_one.callback
+        for_all(lambda: [one.end(signal.SIGKILL) for one in started])
+        yield start
+
+
+class SilentNetwork:
+    """Forwards TCP; `fall_silent` leaves the connections of that moment open and dead."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._listener = socket.create_server((target[0], 0))
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._alive: list[threading.Event] = []
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        for one in self._alive:
+            one.clear()
+        self._alive = []
+
+    def close(self) -> None:
+        self._listener.close()
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._sockets += [client, server]
+                alive = threading.Event()
+                alive.set()
+                self._alive.append(alive)
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(*ends, alive), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket, alive: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if alive.is_set():
+                    sink.sendall(data)
+            if alive.is_set():
+                sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def silent_network(crd: Cluster, tmp_path: Path) -> Iterator[tuple[SilentNetwork, Path]]:
+    """The network, and a kubeconfig that goes through it."""
+    config = yaml.safe_load(crd.kubeconfig.read_text())
+    server = config["clusters"][0]["cluster"]
+    host, _, port = server["server"].removeprefix("https://").rpartition(":")
+    with contextlib.closing(SilentNetwork((host, int(port)))) as network:
+        server["server"] = f"https://{host}:{network.address[1]}"
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        yield network, path
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]

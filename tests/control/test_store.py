@@ -1,0 +1,191 @@
+"""The store keeps what decisions need, and old news does not undo new."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distserve.operator.kinds import CHILDREN, DEPLOYMENTS, NAMESPACES, NODES, PODS, Kind
+from distserve.operator.model import Key, Ref
+from distserve.operator.store import Store
+
+KEY = Key("ns", "opt")
+MAPS = next(kind for kind in CHILDREN if kind.kind == "ConfigMap")
+Object = dict[str, Any]
+
+
+def deployment(version: int = 1, uid: str = "d1", **spec: Any) -> Object:
+    return {
+        "apiVersion": "distserve.io/v1alpha1",
+        "kind": "DistServeDeployment",
+        "metadata": {
+            "namespace": "ns",
+            "name": "opt",
+            "uid": uid,
+            "resourceVersion": str(version),
+            "managedFields": [{"manager": "somebody"}],
+        },
+        "spec": spec,
+    }
+
+
+def child(version: int = 1, uid: str = "c1", owner: str | None = "d1", value: str = "x") -> Object:
+    references = [
+        {"apiVersion": "distserve.io/v1alpha1", "kind": "DistServeDeployment", "name": "opt"}
+        | {"uid": owner, "controller": True}
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "namespace": "ns",
+            "name": "map",
+            "uid": uid,
+            "resourceVersion": str(version),
+            "ownerReferences": references if owner else [],
+        },
+        "data": {"key": value},
+    }
+
+
+def pod(version: int = 1, uid: str = "p1", ready: bool = False, **status: Any) -> Object:
+    condition = {"type": "Ready", "status": str(ready)}
+    return {
+        "metadata": {
+            "namespace": "ns",
+            "name": "opt-u0-prefill-0-0",
+            "uid": uid,
+            "resourceVersion": str(version),
+            "creationTimestamp": "2026-01-02T03:04:05Z",
+            "labels": {"distserve.io/deployment": "opt", "distserve.io/unit": "u0"},
+        },
+        "spec": {"nodeName": "node", "containers": []},
+        "status": {"conditions": [condition], **status},
+    }
+
+
+def test_a_deployment_is_observed_with_what_it_controls() -> None:
+    store = Store()
+    assert store.observe(KEY, 0.0) is None
+    assert store.put(MAPS, child()) == {KEY}, "children may be seen before their owner"
+    assert store.put(PODS, pod()) == {KEY}
+    assert store.put(DEPLOYMENTS, deployment(units=2)) == {KEY}
+    store.put(NAMESPACES, {"metadata": {"name": "ns", "uid": "n", "labels": {"a": "b"}}})
+    seen = store.observe(KEY, 12.0)
+    assert seen is not None
+    assert seen.document["spec"] == {"units": 2}
+    assert "managedFields" not in seen.document["metadata"]
+    assert seen.children[Ref("v1", "ConfigMap", "map")]["data"] == {"key": "x"}
+    assert [one.unit for one in seen.pods] == ["u0"]
+    assert seen.features.namespace_labels == {"a": "b"}
+    assert seen.now == 12.0
+
+
+def test_an_object_of_an_earlier_deployment_of_the_name_is_not_ours() -> None:
+    store = Store()
+    store.put(DEPLOYMENTS, deployment(uid="d2"))
+    store.put(MAPS, child(owner="d1"))
+    assert store.observe(KEY, 0.0).children == {}  # type: ignore[union-attr]
+
+
+def test_old_news_does_not_undo_new() -> None:
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    store.put(MAPS, child(version=5, value="new"))
+    assert store.put(MAPS, child(version=4, value="old")) == set()
+    assert store.drop(MAPS, ("ns", "map"), uid="c0") == set(), "an earlier one of that name"
+    seen = store.observe(KEY, 0.0)
+    assert seen is not None and seen.children[Ref("v1", "ConfigMap", "map")]["data"]["key"] == "new"
+
+
+def test_the_watch_event_of_an_own_write_is_news() -> None:
+    # Somebody else's change may have been in it.
+    store = Store()
+    store.put(MAPS, child(version=5))
+    assert store.put(MAPS, child(version=5)) == {KEY}
+
+
+def test_a_child_that_is_given_away_touches_its_former_owner() -> None:
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    store.put(MAPS, child(version=1))
+    assert store.put(MAPS, child(version=2, owner=None)) == {KEY}
+    assert store.observe(KEY, 0.0).children == {}  # type: ignore[union-attr]
+
+
+def test_a_pods_heartbeat_is_no_news() -> None:
+    store = Store()
+    assert store.put(PODS, pod(version=1)) == {KEY}
+    assert store.put(PODS, pod(version=2, hostIP="10.0.0.1")) == set()
+    assert store.put(PODS, pod(version=3, ready=True)) == {KEY}
+    assert store.drop(PODS, ("ns", "opt-u0-prefill-0-0"), "p1") == {KEY}
+
+
+def test_why_a_container_does_not_start_is_kept() -> None:
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    ended = {"exitCode": 3, "message": "no such model\n", "startedAt": "2026-01-02T03:04:05Z"}
+    status = {
+        "name": "engine",
+        "restartCount": 4,
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+        "lastState": {"terminated": {**ended, "finishedAt": "2026-01-02T03:04:35Z"}},
+    }
+    store.put(PODS, pod(containerStatuses=[status]))
+    (found,) = store.observe(KEY, 0.0).pods  # type: ignore[union-attr]
+    assert (found.waiting, found.restarts, found.ran_seconds) == ("CrashLoopBackOff", 4, 30.0)
+    assert found.message == "engine: exit code 3: no such model"
+
+
+def test_a_container_that_is_still_being_created_is_no_trouble() -> None:
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    waiting = {"name": "engine", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    store.put(PODS, pod(containerStatuses=[waiting]))
+    (found,) = store.observe(KEY, 0.0).pods  # type: ignore[union-attr]
+    assert (found.waiting, found.message) == ("", "")
+
+
+def test_accelerators_are_those_of_usable_nodes() -> None:
+    store = Store()
+    store.put(DEPLOYMENTS, deployment(accelerator={"type": "GPU", "resourceName": "x/gpu"}))
+    for name, gpus, ready in (("a", "8", "True"), ("b", "4", "True"), ("c", "8", "False")):
+        node = {
+            "metadata": {"name": name, "uid": name, "resourceVersion": "1"},
+            "status": {
+                "allocatable": {"x/gpu": gpus},
+                "conditions": [{"type": "Ready", "status": ready}],
+            },
+        }
+        store.put(NODES, node)
+    assert store.observe(KEY, 0.0).accelerators == (4, 8)  # type: ignore[union-attr]
+    store.drop(NODES, ("", "b"), "b")
+    assert store.observe(KEY, 0.0).accelerators == (8,)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [DEPLOYMENTS, PODS, MAPS], ids=lambda kind: kind.kind)
+def test_what_was_dropped_leaves_nothing(kind: Kind) -> None:
+    store = Store()
+    document = {DEPLOYMENTS: deployment(), PODS: pod(), MAPS: child()}[kind]
+    metadata = document["metadata"]
+    store.put(kind, document)
+    assert store.drop(kind, ("ns", metadata["name"]), metadata["uid"]) == {KEY}
+    assert not store.seen(kind) and not store.keys and not store.conditions()
+    assert store.drop(kind, ("ns", metadata["name"]), metadata["uid"]) == set()
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=12), st.integers())
+def test_in_any_order_the_newest_wins(events: list[tuple[int, bool]], seed: int) -> None:
+    """kopf handles the events of one uid in order, those of different uids in any."""
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    newest = [child(version=version, value=str(version)) for version, _ in events]
+    random.Random(seed).shuffle(newest)
+    for document in newest:
+        store.put(MAPS, document)
+    found = store.observe(KEY, 0.0)
+    assert found is not None
+    values = [one["data"]["key"] for one in found.children.values()]
+    assert values == ([str(max(version for version, _ in events))] if events else [])
