@@ -64,6 +64,8 @@ def start(files: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     ("change", "said"),
     [
         ({"discovery": "etcd:x"}, "file:PATH"),
+        ({"discovery": "endpointslices:tiny"}, "endpointslices:NAMESPACE/SERVICE"),
+        ({"discovery": "endpointslices:n/s"}, "no pod of a cluster"),
         ({"key_file": "/nowhere/key"}, "deployment key"),
         ({"slo_ttft": "fast"}, "--slo-ttft"),
         ({"request_timeout": "0s"}, "--request-timeout"),
@@ -77,8 +79,9 @@ def start(files: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_a_wrong_flag_is_one_line(files: Path, change: dict[str, str], said: str) -> None:
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("KUBERNETES_")}
     ended = subprocess.run(
-        [*GATEWAY, *flags(files, **change)], capture_output=True, text=True, timeout=60
+        [*GATEWAY, *flags(files, **change)], capture_output=True, text=True, timeout=60, env=outside
     )
     assert ended.returncode == 2
     assert said in ended.stderr.splitlines()[-1]

@@ -112,6 +112,13 @@ def prompts(draw: Any) -> list[list[int]]:
     return [head + tail if i % 3 == 0 else tail for i, tail in enumerate(tails)]
 
 
+def test_an_instance_says_where_it_belongs(make_driven: Any) -> None:
+    """What gateways route by, and no other place tells them."""
+    info = make_driven(unit="u3", domain="leaf-7").instance.info
+    assert (info.instance, info.role) == ("i", "hybrid")
+    assert (info.unit, info.revision, info.domain) == ("u3", "r", "leaf-7")
+
+
 @pytest.mark.parametrize("strategy", ["Colocated", "ChunkedPrefill"])
 @pytest.mark.parametrize("batched_tokens", [512, 24])
 def test_greedy_tokens_are_those_of_generate(
