@@ -95,7 +95,7 @@ def _steer(
     status, events = report(observed, answers, course)
     timers = [s for s in (places.again_seconds, progress.again_seconds) if s is not None]
     return Decision(
-        questions=tuple(q for q in (numbers.question, places.question) if q is not None),
+        questions=(*numbers.questions, places.question),
         actions=writes(observed, answers.foreign, course, settings.new_key, settings.history),
         status=status,
         events=events,

@@ -32,7 +32,8 @@ class Places:
     """Units without a place, and why."""
     given_up: frozenset[str]
     """Units to be deleted whole and placed anew: a part of their pods finds no node."""
-    question: PlacementQuestion | None
+    question: PlacementQuestion
+    """Also without any unit: then nothing of the deployment waits any more."""
     again_seconds: float | None
     """Until the next unit is given up."""
 
@@ -94,7 +95,7 @@ def find_places(
         found,
         waiting,
         frozenset(given_up),
-        PlacementQuestion(tuple(asked)) if asked else None,
+        PlacementQuestion(tuple(asked)),
         min(timers, default=None),
     )
 

@@ -35,7 +35,7 @@ class Numbers:
     plan: PlanStatus | None = None
     fixed: Revision | None = None
     """The stored revision that stays in use while another plan is made, or cannot be."""
-    question: PlanQuestion | None = None
+    questions: tuple[PlanQuestion, ...] = ()
     planned_for: str = ""
     """Goes with a new plan into its ControllerRevision."""
 
@@ -94,7 +94,7 @@ def _ask(
     answer = answers.plans.get(request.inputs_hash)
     if answer is None or isinstance(answer, Pending):
         waits = without(None, PlannedReason.PLANNING, "a plan is being made")
-        return Numbers(waits.fact, kept, plan, in_use, PlanQuestion(request))
+        return Numbers(waits.fact, kept, plan, in_use, (PlanQuestion(request),))
     if isinstance(answer, PlannerError):
         return without(False, _reason(answer), str(answer))
     try:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
 from distserve.operator.course import Course
 from distserve.operator.health import LiveUnit
-from distserve.operator.model import Answers, Decision, Event, Object, Observed, Pod
+from distserve.operator.model import (
+    Answers,
+    Decision,
+    Event,
+    Object,
+    Observed,
+    PlacementQuestion,
+    Pod,
+)
 from distserve.operator.plans import Numbers
 from distserve.operator.status import Overview, failed_fact, health_facts, same_status, serves
 from distserve.resources import naming
@@ -77,8 +86,7 @@ def report_without_numbers(observed: Observed, numbers: Numbers) -> Decision:
         Condition.READY: Fact(False, ReadyReason.NOT_PLANNED, numbers.fact.message),
     }
     decision = _only_status(observed, facts)
-    questions = (numbers.question,) if numbers.question is not None else ()
-    return Decision(questions=questions, status=decision.status, events=decision.events)
+    return replace(decision, questions=(*numbers.questions, *decision.questions))
 
 
 def _accepted(answers: Answers) -> Fact:
@@ -97,7 +105,7 @@ def _only_status(observed: Observed, facts: Facts) -> Decision:
     old = _status(observed)
     new = {k: v for k, v in old.items() if k not in ("conditions", "observedGeneration")}
     status, events = _finish(observed, new, facts, keep=True)
-    return Decision(status=status, events=events)
+    return Decision((PlacementQuestion(()),), status=status, events=events)
 
 
 def _finish(

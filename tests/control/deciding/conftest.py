@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from distserve.api import labels
-from distserve.api.deployment import DistServeDeployment  # noqa: F401
 from distserve.operator.decide import DecideSettings, decide
-from distserve.operator.difference import APPLIED  # noqa: F401
 from distserve.operator.model import (
     Answers,
     Apply,
@@ -68,7 +66,7 @@ class World:
     broken: Callable[[Pod], bool] = lambda pod: False
     """Pods that never get ready."""
     unschedulable: Callable[[Pod], bool] = lambda pod: False
-    features: Features = Features()
+    features: Features = field(default_factory=Features)
     foreign: set[Ref] = field(default_factory=set)
     fail_after: int | None = None
     """Writes until the operator crashes."""
@@ -156,6 +154,14 @@ class World:
         self.events += decision.events
         return decision
 
+    def reconcile_or_crash(self) -> bool:
+        """Whether it came to its end."""
+        try:
+            self.reconcile()
+        except Crash:
+            return False
+        return True
+
     # what everybody else does
 
     def step(self) -> None:
@@ -184,11 +190,11 @@ class World:
         """Until nothing is left to do and nothing moves."""
         for _ in range(rounds):
             before = self.picture()
-            self.reconcile()
+            ended = self.reconcile_or_crash()
             check(self)
             self.step()
             check(self)
-            if before == self.picture():
+            if ended and before == self.picture():
                 return self
         raise AssertionError(f"it does not settle: {json.dumps(self.status, indent=1)}")
 

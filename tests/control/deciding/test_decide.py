@@ -17,4 +17,4 @@ def test_all_is_made_access_first(world: Any) -> None:
 
 def test_nothing_is_left_to_do(world: Any) -> None:
     decision = world.settle().decide()
-    assert (decision.actions, decision.status, decision.questions) == ((), None, ())
+    assert (decision.actions, decision.status, decision.again_seconds) == ((), None, None)
