@@ -26,6 +26,7 @@ VERBS = {
     "migrator": "process: the KV-migration sidecar",
     "gateway": "process: the OpenAI gateway",
     "drain": "preStop of an engine: wait until it is empty",
+    "fetch-model": "init container of an engine: download its model into a shared cache",
 }
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, summary in VERBS.items():
         verb = verbs.add_parser(name, help=summary, description=summary)
         if name == asked:
-            module = importlib.import_module(f"distserve.cli.{name}")
+            module = importlib.import_module(f"distserve.cli.{name.replace('-', '_')}")
             module.add_arguments(verb)
     args = parser.parse_args(arguments)
     try:

@@ -1,8 +1,10 @@
-"""What can go wrong with the shipped and the made models.
+"""What can go wrong with the shipped, the made and the fetched models.
 
 ModelsError
  |- UnknownBuiltinModel      a name that no shipped model has
  |- ImpossibleShape          sizes that no model of the family can have
+ |- FetchRefused             a hub has not what was asked for, or not for us
+FetchFailed                  a download did not get to its end: try again
 """
 
 from collections.abc import Iterable
@@ -22,3 +24,11 @@ class UnknownBuiltinModel(ModelsError):
 
 class ImpossibleShape(ModelsError):
     """Sizes that do not fit together; the message says which to change."""
+
+
+class FetchRefused(ModelsError):
+    """Trying again does not help; the message says what to change."""
+
+
+class FetchFailed(Exception):
+    """Trying again goes on where it ended."""
