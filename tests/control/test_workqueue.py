@@ -12,8 +12,9 @@ from distserve.operator.workqueue import WorkQueue
 KEYS = st.sampled_from("abc")
 
 
-def make(**times: float) -> WorkQueue[str]:
-    return WorkQueue(QueueSettings(**times), jitter=lambda: 1.0)
+def make(backoff: float = 0.5, cap: float = 120.0) -> WorkQueue[str]:
+    settings = QueueSettings(backoff_seconds=backoff, backoff_cap_seconds=cap)
+    return WorkQueue(settings, jitter=lambda: 1.0)
 
 
 class Queue(RuleBasedStateMachine):
@@ -95,7 +96,7 @@ async def test_what_is_asked_for_now_does_not_wait_for_its_delay() -> None:
 
 
 async def test_pauses_double_up_to_the_cap_and_begin_anew_after_success() -> None:
-    queue = make(backoff_seconds=1.0, backoff_cap_seconds=5.0)
+    queue = make(backoff=1.0, cap=5.0)
     assert [queue.retry("a") for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
     assert queue.retry("b") == 1.0
     queue.succeeded("a")
@@ -104,5 +105,5 @@ async def test_pauses_double_up_to_the_cap_and_begin_anew_after_success() -> Non
 
 
 async def test_a_fault_that_lasts_for_days_has_a_finite_pause() -> None:
-    queue = make(backoff_seconds=1.0, backoff_cap_seconds=5.0)
+    queue = make(backoff=1.0, cap=5.0)
     assert {queue.retry("a") for _ in range(2000)} == {1.0, 2.0, 4.0, 5.0}

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from distserve.operator.probes import PortTaken
     from distserve.operator.process import WatchingEnded
     from distserve.operator.process import run as run_operator
+    from distserve.operator.restoring import stated
     from distserve.operator.resync import WatchDead
     from distserve.wire.logs import setup_logging
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run_operator(settings, decision, stop)
+        await run_operator(settings, decision, stated, stop)
 
     try:
         asyncio.run(until_signal())
