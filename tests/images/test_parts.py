@@ -168,7 +168,7 @@ def test_an_archive_has_its_name_whatever_the_builder_called_it(tmp_path: Path) 
     image = archive.Image(tmp_path / "ours.tar")
     assert image.name == "docker.io/x/y:2"
     assert image.config["Entrypoint"] == ["/hello"]
-    assert set(image.files()) == {"hello"}
+    assert set(image.files) == {"hello"}
     assert image.size_bytes == sum(layer.size_bytes for layer in image.layers) > 0
 
 

@@ -171,4 +171,6 @@ def test_a_rendered_migrator_starts_before_its_engine(deployment: Restricted) ->
     cluster.wait_for("two migrators to have started", both_started)
     for each in migrators():
         address = f"/api/v1/namespaces/{namespace}/pods/{each['pod']}:8102/proxy"
-        assert "distserve_migrator_" in cluster.kubectl("get", f"--raw={address}/metrics")
+        assert "distserve_kv_transfer_bytes_total" in cluster.kubectl(
+            "get", f"--raw={address}/metrics"
+        )

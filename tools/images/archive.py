@@ -93,6 +93,7 @@ class Image:
         """Of all layers as they lie in the archive."""
         return sum(layer.size_bytes for layer in self.layers)
 
+    @cached_property
     def files(self) -> dict[str, tarfile.TarInfo]:
         """What a container finds, by path without the leading slash."""
         return merged(self._layer_entries())
