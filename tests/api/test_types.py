@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
 
 
+HUB = {"huggingFace": {"repository": "org/model"}}
+
+
 def document(**spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "distserve.io/v1alpha1",
@@ -90,6 +93,15 @@ def test_server_side_metadata_is_let_through() -> None:
             "spec.model.source: exactly one source is needed",
         ),
         ({"model": {"id": "m", "source": {"imagePath": "/tmp/m"}}}, "imagePath lies under"),
+        (
+            {"model": {"id": "m", "source": {"builtin": "tiny"}, "cache": {"claimName": "c"}}},
+            "cache is where downloads go, and this source needs none",
+        ),
+        (
+            {"model": {"id": "m", "source": HUB, "cache": {"claimName": "c", "ephemeral": {}}}},
+            "claimName and ephemeral are two places",
+        ),
+        ({"model": {"id": "m", "source": {"huggingFace": {"repository": "a/b/c"}}}}, "repository"),
         ({"model": {"id": "m", "source": {"hostPath": "models"}}}, "spec.model.source.hostPath"),
         ({"model": {"id": "a b", "source": {"builtin": "tiny"}}}, "spec.model.id"),
         ({"model": {"id": "m", "source": {"builtin": "tiny"}, "dtype": 12}}, "spec.model.dtype"),

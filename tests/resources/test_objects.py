@@ -34,6 +34,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "source": {"persistentVolumeClaim": {"claimName": "models", "path": "m"}},
         },
     },
+    "hub": {
+        "model": {
+            "id": "m",
+            "source": {"huggingFace": {
+                "repository": "org/m", "revision": "v1", "tokenSecretName": "hub",
+            }},
+            "cache": {"claimName": "models"},
+        },
+    },
+    "image": {"model": {"id": "m", "source": {"image": "registry.example/m:1"}}},
     "host": {"model": {"id": "m", "source": {"hostPath": "/models/m"}}},
     "open": {"networkPolicy": {"enabled": False}, "units": 0},
 }  # fmt: skip
@@ -209,20 +219,21 @@ def test_pods_are_whole(objects: list[Object]) -> None:
         used, numbers = set(), []
         for container in containers(template):
             used |= {m["name"] for m in container["volumeMounts"]}
-            names = {p["name"] for p in container["ports"]}
-            numbers += [p["containerPort"] for p in container["ports"]]
+            names = {p["name"] for p in container.get("ports", [])}
+            numbers += [p["containerPort"] for p in container.get("ports", [])]
             assert len({m["mountPath"] for m in container["volumeMounts"]}) == len(
                 container["volumeMounts"]
             )
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                assert container[probe]["httpGet"]["port"] in names
+                if container["name"] != "fetch-model":
+                    assert container[probe]["httpGet"]["port"] in names
         assert used == volumes
         assert len(set(numbers)) == len(numbers)
 
 
 def test_pods_pass_the_restricted_standard(make: Make) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/ (no hostPath source)."""
-    for variant in ("disaggregated", "colocated", "gpu", "claim"):
+    for variant in ("disaggregated", "colocated", "gpu", "claim", "hub"):
         for template in templates(make(**VARIANTS[variant])):
             spec = template["spec"]
             assert spec["securityContext"]["runAsNonRoot"] is True
@@ -331,12 +342,47 @@ def test_accelerators_are_asked_for_by_rank(make: Make) -> None:
 
 
 def test_model_is_mounted_where_the_engine_reads_it(make: Make) -> None:
-    for variant in ("claim", "host"):
+    for variant in ("claim", "host", "image"):
         for template in templates(make(**VARIANTS[variant])):
             for container in template["spec"]["containers"]:
                 if container["name"] == "engine":
                     mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
                     assert mounts[flag(container, "model")]["readOnly"] is True
+
+
+def test_a_hubs_model_is_downloaded_before_the_engine_and_where_it_reads(make: Make) -> None:
+    objects = make(**VARIANTS["hub"])
+    pods = [t["spec"] for t in templates(objects) if "distserve.io/role" in t["metadata"]["labels"]]
+    (revision,) = revisions(objects)
+    for pod in pods:
+        fetching, migrator = pod["initContainers"]
+        assert migrator["name"] == "kv-migrator"
+        assert fetching["image"] == pod["containers"][0]["image"]
+        assert (flag(fetching, "repository"), flag(fetching, "revision")) == ("org/m", "v1")
+        assert flag(fetching, "pin") == f"opt-13b-{revision}"
+        (engine,) = pod["containers"]
+        assert flag(engine, "model") == f"{flag(fetching, 'cache')}/pins/opt-13b-{revision}"
+        (written,) = [
+            m for m in fetching["volumeMounts"] if m["mountPath"] == flag(fetching, "cache")
+        ]
+        (read,) = [m for m in engine["volumeMounts"] if m["name"] == written["name"]]
+        assert read["readOnly"] is True and "readOnly" not in written
+        (token,) = [e for e in fetching["env"] if e["name"] == "HF_TOKEN"]
+        assert token["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
+        (volume,) = [v for v in pod["volumes"] if v["name"] == written["name"]]
+        assert volume["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_without_a_claim_each_pod_downloads_for_itself(make: Make) -> None:
+    source = {"huggingFace": {"repository": "org/m"}}
+    for cache, volume in (
+        (None, {}), ({"ephemeral": {}}, {}),
+        ({"ephemeral": {"sizeLimit": "9Gi"}}, {"sizeLimit": "9Gi"}),
+    ):  # fmt: skip
+        pod = next(templates(make(model={"id": "m", "source": source, "cache": cache})))["spec"]
+        if "initContainers" in pod:
+            (found,) = [v for v in pod["volumes"] if v["name"] == "model-cache"]
+            assert found["emptyDir"] == volume
 
 
 # ---- the rest -----------------------------------------------------------------------------------

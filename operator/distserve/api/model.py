@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from distserve.api.base import Model, Rule
+from distserve.api.quantities import ByteQuantity
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 PATH_PATTERN = r"^/[^:,\n]*$"
@@ -49,6 +50,66 @@ class ClaimSource(Model):
     )
 
 
+class HuggingFaceSource(Model):
+    """A model on a Hugging Face hub, downloaded once into the cache."""
+
+    repository: str = Field(
+        min_length=1,
+        max_length=96,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="Name on the hub, such as facebook/opt-13b. It must have safetensors weights.",
+    )
+    revision: str = Field(
+        default="main",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        description="Branch, tag or commit. A branch is looked up once per revision of the "
+        "deployment, so that all its instances serve the same commit. Default: main.",
+    )
+    token_secret_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=253,
+        description="Secret in the deployment's namespace whose key `token` is the hub's token. "
+        "Default: none, which is enough for public models.",
+    )
+
+
+class EphemeralCache(Model):
+    """An emptyDir of each pod."""
+
+    size_limit: ByteQuantity | None = Field(
+        default=None,
+        description="Most that it may hold. Unit: bytes, as a quantity such as 100Gi. Default: no "
+        "limit.",
+    )
+
+
+class ModelCache(Model):
+    """Where downloads go. At most one of the fields."""
+
+    rules = (
+        Rule(
+            "!(has(self.claimName) && has(self.ephemeral))",
+            "claimName and ephemeral are two places for one cache: remove one",
+            lambda self: self.claim_name is None or self.ephemeral is None,
+        ),
+    )
+
+    claim_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=253,
+        description="PersistentVolumeClaim that all pods share, so that a model is downloaded once "
+        "for all. It must be writable from all their nodes (ReadWriteMany). Default: none.",
+    )
+    ephemeral: EphemeralCache | None = Field(
+        default=None,
+        description="Each pod downloads for itself. Default: so, without claimName.",
+    )
+
+
 def _given(source: "ModelSource") -> list[str]:
     return [name for name in type(source).model_fields if getattr(source, name) is not None]
 
@@ -62,9 +123,11 @@ class ModelSource(Model):
 
     rules = (
         Rule(
-            "[has(self.builtin), has(self.imagePath), has(self.hostPath),"
-            " has(self.persistentVolumeClaim)].filter(given, given).size() == 1",
-            "exactly one source is needed: builtin, imagePath, hostPath or persistentVolumeClaim",
+            "[has(self.builtin), has(self.imagePath), has(self.image), has(self.hostPath),"
+            " has(self.persistentVolumeClaim), has(self.huggingFace)]"
+            ".filter(given, given).size() == 1",
+            "exactly one source is needed: huggingFace, persistentVolumeClaim, builtin, imagePath, "
+            "image or hostPath",
             lambda self: len(_given(self)) == 1,
         ),
         Rule(
@@ -86,6 +149,13 @@ class ModelSource(Model):
         pattern=PATH_PATTERN,
         description="Folder inside the engine's own image (`images.engine`), absolute.",
     )
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description="OCI image that holds nothing but the model's files; mounted as a volume where "
+        "the cluster has ImageVolume (on from Kubernetes 1.35).",
+    )
     host_path: str | None = Field(
         default=None,
         min_length=2,
@@ -97,10 +167,22 @@ class ModelSource(Model):
     persistent_volume_claim: ClaimSource | None = Field(
         default=None, description="A claim that holds the model's files."
     )
+    hugging_face: HuggingFaceSource | None = Field(
+        default=None, description="A hub that has the model; pods download it into `cache`."
+    )
 
 
 class ModelSpec(Model):
     """What is served."""
+
+    rules = (
+        Rule(
+            "!has(self.cache) || has(self.source.huggingFace)",
+            "cache is where downloads go, and this source needs none: remove it, or use "
+            "source.huggingFace",
+            lambda self: self.cache is None or self.source.hugging_face is not None,
+        ),
+    )
 
     id: str = Field(
         min_length=1,
@@ -118,6 +200,10 @@ class ModelSpec(Model):
         },
     )
     source: ModelSource = Field(description="Where the model's files are.")
+    cache: ModelCache | None = Field(
+        default=None,
+        description="Where downloads of huggingFace go. Default: an emptyDir of each pod.",
+    )
     dtype: Dtype = Field(
         default=Dtype.AUTO,
         description="Type of weights, activations and KV cache. `auto` takes the one that the "

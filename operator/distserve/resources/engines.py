@@ -11,7 +11,7 @@ from distserve.api.deployment import (
 from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role
-from distserve.resources import naming, parts, processes
+from distserve.resources import naming, parts, processes, sources
 from distserve.resources.merge import merge_pod_template
 from distserve.resources.objects import Object
 from distserve.resources.settings import RenderSettings
@@ -55,8 +55,11 @@ def _pod(
         "containers": [_engine(deployment, role, revision, settings)],
         "volumes": _volumes(deployment, role),
     }
+    before = sources.fetch_containers(deployment, revision, settings)
     if processes.migrates(role):
-        spec["initContainers"] = [_migrator(deployment, settings)]
+        before.append(_migrator(deployment, settings))
+    if before:
+        spec["initContainers"] = before
     return {
         "metadata": {
             "labels": naming.role_labels(deployment, role, revision),
@@ -73,13 +76,14 @@ def _engine(
     mounts = [parts.key_mount(), parts.scratch_mount()]
     if processes.migrates(role):
         mounts.append(_run_mount())
-    if (model := _model_mount(deployment)) is not None:
-        mounts.append(model)
+    mounts += sources.model_mounts(deployment.spec.model.source)
     return {
         "name": ENGINE,
         "image": deployment.spec.images.engine or settings.images.engine,
         "command": ["distserve", "engine"],
-        "args": processes.engine_arguments(deployment, role, revision),
+        "args": processes.engine_arguments(
+            deployment, role, revision, sources.model_argument(deployment, revision)
+        ),
         "env": parts.instance_environment() + parts.environment(OMP_NUM_THREADS=threads),
         "ports": [parts.container_port("engine", processes.ENGINE_PORT)],
         "resources": _engine_resources(deployment, role),
@@ -146,29 +150,8 @@ def _volumes(deployment: DistServeDeployment, role: Role) -> list[Object]:
     volumes = [parts.key_volume(deployment), parts.scratch_volume()]
     if processes.migrates(role):
         volumes.append({"name": "run", "emptyDir": {}})
-    source = deployment.spec.model.source
-    if source.host_path is not None:
-        volumes.append(
-            {"name": "model", "hostPath": {"path": source.host_path, "type": "Directory"}}
-        )
-    if (claim := source.persistent_volume_claim) is not None:
-        volumes.append(
-            {
-                "name": "model",
-                "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True},
-            }
-        )
-    return volumes
+    return volumes + sources.model_volumes(deployment)
 
 
 def _run_mount() -> Object:
     return {"name": "run", "mountPath": processes.RUN_FOLDER}
-
-
-def _model_mount(deployment: DistServeDeployment) -> Object | None:
-    source = deployment.spec.model.source
-    if source.host_path is None and source.persistent_volume_claim is None:
-        return None
-    mount = {"name": "model", "mountPath": processes.MODEL_FOLDER, "readOnly": True}
-    claim = source.persistent_volume_claim
-    return mount | ({"subPath": claim.path} if claim is not None and claim.path else {})

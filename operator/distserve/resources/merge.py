@@ -165,7 +165,7 @@ def _check_container(ours: Object, merged: Object, field: str) -> None:
         if merged.get(key) != ours.get(key):
             raise MergeError(f"{field}.{key}: the renderer's own; remove it")
     for key in ("ports", "volumeMounts"):
-        if missing := [item for item in ours[key] if item not in merged[key]]:
+        if missing := [i for i in ours.get(key, []) if i not in merged.get(key, [])]:
             raise MergeError(f"{field}.{key}: {missing[0]} is needed as it is; choose another one")
     for variable in ours["env"]:
         if variable["name"].startswith("POD_") and variable not in merged["env"]:

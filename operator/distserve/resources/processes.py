@@ -18,7 +18,6 @@ GATEWAY_PORT: Final = 8000
 
 RUN_FOLDER: Final = "/run/distserve"
 KEY_FOLDER: Final = "/etc/distserve/key"
-MODEL_FOLDER: Final = "/var/lib/distserve/model"
 KEY_FILE: Final = f"{KEY_FOLDER}/key"
 MIGRATOR_SOCKET: Final = f"{RUN_FOLDER}/migrator.sock"
 PEER_SOCKET: Final = f"{RUN_FOLDER}/peer.sock"
@@ -29,18 +28,13 @@ def migrates(role: Role) -> bool:
     return role is not Role.HYBRID
 
 
-def model_argument(deployment: DistServeDeployment) -> str:
-    source = deployment.spec.model.source
-    if source.builtin is not None:
-        return f"builtin:{source.builtin}"
-    return source.image_path or MODEL_FOLDER
-
-
-def engine_arguments(deployment: DistServeDeployment, role: Role, revision: str) -> list[str]:
+def engine_arguments(
+    deployment: DistServeDeployment, role: Role, revision: str, model: str
+) -> list[str]:
     """The same for all instances of a role: what differs comes from the pod's own fields."""
     spec, section = deployment.spec, deployment.spec.roles[role]
     flags = {
-        "model": model_argument(deployment),
+        "model": model,
         "served-name": spec.model.id,
         "role": role.value,
         "strategy": spec.strategy.name.value,

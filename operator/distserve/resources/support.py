@@ -1,4 +1,7 @@
-"""What is valid in a deployment but not in this build of the engine."""
+"""What is valid in a deployment but not in this build of the engine, or not in this cluster."""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import AcceleratorType, DistServeDeployment, Spec
@@ -13,6 +16,55 @@ def most_ranks(spec: Spec) -> int | None:
     None where this engine runs nothing at all yet: there a plan is for one that will.
     """
     return MOST_RANKS.get(spec.accelerator.type)
+
+
+POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
+IMAGE_VOLUME: Final = "ImageVolume"
+IMAGE_VOLUME_DEFAULT: Final = (1, 35)
+"""Kubernetes version from which the feature gate is on by default."""
+
+
+class ClusterFeatures(Protocol):
+    """What is asked of a cluster and of the deployment's namespace."""
+
+    @property
+    def kubernetes(self) -> tuple[int, int]: ...
+
+    @property
+    def namespace_labels(self) -> Mapping[str, str]: ...
+
+
+def unsupported_by_cluster(
+    deployment: DistServeDeployment,
+    features: ClusterFeatures,
+    gates: frozenset[str] = frozenset(),
+) -> str | None:
+    """One line that names the missing feature and the cure, or None. `gates` are feature gates
+    known to be on that are off by default."""
+    source = deployment.spec.model.source
+    if source.image is not None and not (
+        features.kubernetes >= IMAGE_VOLUME_DEFAULT or IMAGE_VOLUME in gates
+    ):
+        version = ".".join(map(str, features.kubernetes))
+        return (
+            f"spec.model.source.image: this cluster (Kubernetes {version}) lacks the feature "
+            f"{IMAGE_VOLUME}, which is on from 1.35; use another source"
+        )
+    if source.host_path is not None:
+        return _host_path_refused(features.namespace_labels)
+    return None
+
+
+def _host_path_refused(namespace_labels: Mapping[str, str]) -> str | None:
+    """Pod security admission refuses hostPath volumes but in the level `privileged`, which is also
+    what a namespace without the label has by default."""
+    level = namespace_labels.get(POD_SECURITY, "privileged")
+    if level == "privileged":
+        return None
+    return (
+        f"spec.model.source.hostPath: the namespace's pod security ({POD_SECURITY}={level}) allows "
+        "no hostPath volumes; use persistentVolumeClaim, or a namespace with level privileged"
+    )
 
 
 def unsupported_by_engine(deployment: DistServeDeployment) -> str | None:
