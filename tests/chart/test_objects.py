@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 DIGEST = "sha256:" + "a1" * 32
-MONITORS = ("monitoring.coreos.com/v1/PodMonitor",)
+SERVED = ("monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule")
 
 
 def test_two_replicas_that_may_lose_one(render: Any) -> None:
@@ -160,9 +160,9 @@ def test_what_pods_carry(render: Any) -> None:
     ("when", "served", "there"),
     [
         ("Auto", (), False),
-        ("Auto", MONITORS, True),
+        ("Auto", SERVED, True),
         ("Always", (), True),
-        ("Never", MONITORS, False),
+        ("Never", SERVED, False),
     ],
 )
 def test_a_pod_monitor_where_it_is_served(render: Any, when: str, served: Any, there: bool) -> None:
@@ -176,6 +176,22 @@ def test_a_pod_monitor_where_it_is_served(render: Any, when: str, served: Any, t
         (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
         assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "15s"}
         assert endpoint["port"] in {port["name"] for port in found.container["ports"]}
+
+
+@pytest.mark.parametrize(("when", "there"), [("Auto", True), ("Always", True), ("Never", False)])
+def test_alerts_where_they_are_served(render: Any, when: str, there: bool) -> None:
+    values = {"monitoring": {"prometheusRule": when, "labels": {"release": "p"}}}
+    found = render(values, served=SERVED, namespace="ops")
+    assert len(found.all("PrometheusRule")) == there
+    assert len(render(values).all("PrometheusRule")) == (when == "Always")
+    if there:
+        rule = found.one("PrometheusRule")
+        assert rule["metadata"]["labels"]["release"] == "p"
+        (group,) = rule["spec"]["groups"]
+        for alert in group["rules"]:
+            assert 'namespace="ops", pod=~"distserve-operator-.+"' in alert["expr"]
+            assert alert["labels"]["severity"] in ("warning", "critical")
+            assert {"summary", "description"} == alert["annotations"].keys()
 
 
 def test_the_network_policy_can_be_left_out(render: Any) -> None:

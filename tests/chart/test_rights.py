@@ -44,7 +44,6 @@ EVERYWHERE: list[Question] = [
     ("delete", "pods", "", "foreign"),
     ("get", "pods/log", "", "foreign"),
     ("create", "events.events.k8s.io", "", "foreign"),
-    ("patch", "events.events.k8s.io", "", "foreign"),
     ("bind", "clusterroles.rbac.authorization.k8s.io", "distserve-gateway", "foreign"),
 ]
 OUTSIDE: list[Question] = [
@@ -76,6 +75,8 @@ NEVER: list[Question] = [
     ("list", "leases.coordination.k8s.io", "", "own"),
     ("create", "leases.coordination.k8s.io", "", "foreign"),
     ("get", "leases.coordination.k8s.io", "distserve-operator", "foreign"),
+    ("create", "events", "", "foreign"),
+    ("list", "events.events.k8s.io", "", "foreign"),
     ("create", "pods", "", "foreign"),
     ("patch", "pods", "", "foreign"),
     ("create", "pods/exec", "", "foreign"),

@@ -44,6 +44,7 @@ WRONG = [
     ({"operator": {"podLabels": {"a": 1}}}, "at '/operator/podLabels/a': got number, want string"),
     ({"networkPolicy": {"apiServerPorts": []}}, "at '/networkPolicy/apiServerPorts': minItems"),
     ({"monitoring": {"podMonitor": True}}, "at '/monitoring/podMonitor': value must be one of"),
+    ({"monitoring": {"prometheusRule": "Yes"}}, "at '/monitoring/prometheusRule': value must"),
     ({"monitoring": {"interval": "often"}}, "at '/monitoring/interval': 'often' does not match"),
 ]
 

@@ -112,7 +112,7 @@ capabilities: {drop: [ALL]}
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
 
 {{/* Argument: a list of the root, one of Auto, Always, Never, and the kind. */}}
