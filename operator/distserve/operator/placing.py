@@ -46,34 +46,34 @@ class Placing:
         self._stated = stated
         self._clock = clock
         """Seconds since the epoch: units count their waiting from objects' times."""
-        self._waiting: dict[UnitId, UnitRequest] = {}
+        self._requests: dict[UnitId, UnitRequest] = {}
+        """Of units without StatefulSets: they wait, or were placed just now."""
         self._answers: dict[UnitId, Answer] = {}
         self._reserved: dict[Key, set[UnitId]] = {}
         self._unsettled: set[Key] = set()
         self._changed = asyncio.Event()
+        self._passed = 0.0
+        """When the last pass ended."""
 
     def look(self) -> None:
         """Nodes or pods changed."""
-        if self._waiting:
+        if self._requests:
             self._changed.set()
 
     def ask(
         self, key: Key, units: Sequence[UnitRequest]
     ) -> Mapping[str, Placement | NoPlace | Pending]:
         """Answers by unit; units that are not named are no longer waited for."""
-        asked = {unit.id for unit in units}
-        for unit in [one for one in self._waiting if _key(one) == key and one not in asked]:
-            del self._waiting[unit]
-            self._answers.pop(unit, None)
-        for request in units:
-            if isinstance(self._answers.get(request.id), Placement):
-                continue
-            if request.id not in self._waiting:
-                # It is not there (any more): room that it had is no reason to go back.
-                self._release(request.id)
-            if self._waiting.get(request.id) != request:
-                self._waiting[request.id] = request
+        asked = {unit.id: unit for unit in units}
+        for unit in [one for one in self._requests if _key(one) == key]:
+            if self._requests[unit] != asked.get(unit):
+                self._withdraw(unit)
+        for unit, request in asked.items():
+            if unit not in self._requests:
+                self._requests[unit] = request
                 self._changed.set()
+        if self._changed.is_set() and self._clock() - self._passed > PAUSE_SECONDS:
+            self._pass()  # Most units find their place at once.
         return {unit.unit: self._answers.get(unit, Pending()) for unit in asked}
 
     def begin(self, keys: Iterable[Key]) -> None:
@@ -85,25 +85,23 @@ class Placing:
         """These units have StatefulSets: they carry their place, and keep their room."""
         existing = {UnitId(key.namespace, key.name, unit): sets for unit, sets in units.items()}
         for unit, sets in existing.items():
-            self._waiting.pop(unit, None)
+            self._requests.pop(unit, None)
             self._answers.pop(unit, None)
             if unit not in self._reserved.get(key, ()):
                 self._reserve(*self._stated(unit, sets))
         for unit in self._reserved.get(key, set()) - existing.keys():
             # Placed just now is not gone.
-            if unit not in self._answers:
+            if unit not in self._requests:
                 self._release(unit)
         self._unsettled.discard(key)
 
     def release(self, key: Key) -> None:
         """The deployment is gone."""
-        for unit in [one for one in (*self._waiting, *self._answers) if _key(one) == key]:
-            self._waiting.pop(unit, None)
-            self._answers.pop(unit, None)
+        for unit in [one for one in self._requests if _key(one) == key]:
+            self._withdraw(unit)
         for unit in list(self._reserved.get(key, ())):
             self._release(unit)
         self._unsettled.discard(key)
-        self.look()
 
     async def run(self) -> None:
         """Decides as long as the replica leads."""
@@ -113,11 +111,26 @@ class Placing:
                     await self._changed.wait()
             except TimeoutError:
                 pass  # Rules that count from waiting.
-            if self._waiting and not self._unsettled:
-                self._changed.clear()
-                for decision in place(self._inventory, [*self._waiting.values()], self._clock()):
-                    self._decided(decision)
+            self._pass()
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _pass(self) -> None:
+        if self._unsettled:
+            return
+        self._changed.clear()
+        if waiting := self._waiting:
+            for decision in place(self._inventory, waiting, self._clock()):
+                self._decided(decision)
+            self._passed = self._clock()
+
+    @property
+    def _waiting(self) -> list[UnitRequest]:
+        placed = self._answers
+        return [
+            request
+            for unit, request in self._requests.items()
+            if not isinstance(placed.get(unit), Placement)
+        ]
 
     def _reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
         self._inventory.reserve(unit, nodes)
@@ -126,8 +139,7 @@ class Placing:
     def _decided(self, decision: Decision) -> None:
         answer: Answer
         if isinstance(decision, Placed):
-            request = self._waiting.pop(decision.unit)
-            self._reserve(request, decision.nodes)
+            self._reserve(self._requests[decision.unit], decision.nodes)
             answer = _placement(decision)
             log.info("placed", extra={"unit": str(decision.unit), "domain": str(decision.domain)})
         else:
@@ -135,6 +147,12 @@ class Placing:
         if self._answers.get(decision.unit) != answer:
             self._answers[decision.unit] = answer
             self._wake(_key(decision.unit))
+
+    def _withdraw(self, unit: UnitId) -> None:
+        """Not asked any more, or asked otherwise."""
+        del self._requests[unit]
+        self._answers.pop(unit, None)
+        self._release(unit)
 
     def _release(self, unit: UnitId) -> None:
         reserved = self._reserved.get(_key(unit), set())

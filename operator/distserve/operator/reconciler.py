@@ -109,9 +109,10 @@ class Reconciler:
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Looked]:
         """Decides until there is nothing left to ask."""
         answers = Answers(refusals=dict.fromkeys(self._taken.get(key, ()), ""))
-        looked = Looked()
+        looked, placing = Looked(), False
         for _ in range(ROUNDS):
             decision = self._decide(observed, answers)
+            placing |= any(isinstance(one, PlacementQuestion) for one in decision.questions)
             before = answers
             for question in decision.questions:
                 answers = await self._answer(key, question, answers)
@@ -122,6 +123,8 @@ class Reconciler:
                 break
         else:
             log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": _text(key)})
+        if not placing:
+            self._placing.ask(key, ())
         # A refusal is asked about again: it may be cured from outside, by a quota or a label.
         self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
         return decision, looked

@@ -1,0 +1,119 @@
+"""Room is given once: while units wait, between decision and pods, and when they are gone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from distserve.operator.model import Key, NoPlace, Pending, Placement
+from distserve.operator.placing import Placing
+from distserve.placement.inventory import Inventory
+from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
+
+GPU = "nvidia.com/gpu"
+
+
+def node(name: str, gpus: int = 8) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "status": {
+            "allocatable": {GPU: str(gpus), "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+
+def unit(deployment: str, gpus: int = 8, name: str = "u0") -> UnitRequest:
+    instance = InstanceRequest(f"{deployment}-{name}-prefill-0", 1, {GPU: gpus})
+    return UnitRequest(UnitId("ns", deployment, name), (instance,), waiting_since=0.0)
+
+
+class World:
+    """One node, and a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.woken: list[Key] = []
+        self.inventory = Inventory()
+        self.inventory.put_node(node("one"))
+        self.placing = Placing(self.inventory, self.woken.append, lambda: self.now, self.stated)
+
+    def stated(self, unit_id: UnitId, sets: Sequence[Any]) -> tuple[UnitRequest, Mapping[str, str]]:
+        request = unit(unit_id.deployment, name=unit_id.unit)
+        return request, dict.fromkeys(request.pod_names, "one")
+
+    def ask(self, deployment: str, *units: UnitRequest) -> Any:
+        self.now += 1.0
+        return self.placing.ask(Key("ns", deployment), units).get("u0")
+
+    @property
+    def free(self) -> int:
+        return self.inventory.free("one").get(GPU, 0)
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_a_unit_that_fits_is_placed_at_once_and_its_room_is_taken(world: World) -> None:
+    found = world.ask("a", unit("a"))
+    assert isinstance(found, Placement)
+    assert found.nodes == {"a-u0-prefill-0": ("one",)}
+    assert world.free == 0
+    waits = world.ask("b", unit("b"))
+    assert isinstance(waits, NoPlace) and waits.message
+
+
+async def test_asking_again_is_the_same_answer(world: World) -> None:
+    assert world.ask("a", unit("a")) == world.ask("a", unit("a"))
+    assert world.free == 0
+
+
+async def test_room_that_becomes_free_wakes_who_waits(world: World) -> None:
+    world.ask("a", unit("a"))
+    world.ask("b", unit("b"))
+    world.placing.release(Key("ns", "a"))
+    world.woken.clear()
+    assert isinstance(world.ask("b", unit("b")), Placement)
+    assert world.woken == [Key("ns", "b")]
+
+
+async def test_a_unit_that_was_placed_otherwise_than_it_is_asked_is_placed_anew(
+    world: World,
+) -> None:
+    world.ask("a", unit("a", gpus=8))
+    world.ask("a", unit("a", gpus=2))
+    assert world.free == 6
+
+
+async def test_a_unit_that_is_not_asked_for_any_more_gives_its_room_back(world: World) -> None:
+    world.ask("a", unit("a"))
+    world.ask("a")
+    assert world.free == 8
+
+
+async def test_a_unit_keeps_its_room_as_long_as_it_has_statefulsets(world: World) -> None:
+    key = Key("ns", "a")
+    world.ask("a", unit("a"))
+    world.placing.settle(key, {"u0": [{}]})
+    world.ask("a")
+    assert world.free == 0
+    world.placing.settle(key, {})
+    assert world.free == 8
+
+
+async def test_placed_just_now_is_not_gone(world: World) -> None:
+    world.ask("a", unit("a"))
+    world.placing.settle(Key("ns", "a"), {})
+    assert world.free == 0
+
+
+async def test_a_new_leader_places_nothing_before_it_knows_what_was_given(world: World) -> None:
+    given, new = Key("ns", "a"), Key("ns", "b")
+    world.placing.begin([given, new])
+    world.placing.settle(new, {})
+    assert isinstance(world.ask("b", unit("b")), Pending)
+    world.placing.settle(given, {"u0": [{}]})
+    assert isinstance(world.ask("b", unit("b")), NoPlace)
+    assert world.free == 0
