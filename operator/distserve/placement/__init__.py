@@ -4,7 +4,6 @@ from distserve.placement.decisions import Decision, Placed, Reason, Waiting
 from distserve.placement.domains import domain_of
 from distserve.placement.inventory import Inventory, inventory_of
 from distserve.placement.placing import place
-from distserve.placement.presets import PRESETS
 from distserve.placement.requests import (
     Domain,
     Enforcement,
@@ -15,7 +14,6 @@ from distserve.placement.requests import (
 )
 
 __all__ = [
-    "PRESETS",
     "Decision",
     "Domain",
     "Enforcement",

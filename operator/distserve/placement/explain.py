@@ -72,7 +72,9 @@ class Explainer:
         parts = parts_of(unit, self.view.allowed, pins)
         if facts.larger:
             cure = _cure_for_larger(level, facts.larger)
-            message = f"{about} {_lack(facts.larger, parts, level, facts.groups, 'at most')}{cure}"
+            message = (
+                f"{about} {_lack(facts.larger, parts, level, facts.groups, 'when empty')}{cure}"
+            )
             return Finding(Reason.UNIT_LARGER_THAN_DOMAIN, message)
         if facts.held:
             return Finding(

@@ -1,0 +1,262 @@
+"""What is free, whatever the watches told and in which order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from distserve.api import labels
+from distserve.placement import InstanceRequest, Inventory, UnitId, UnitRequest, inventory_of
+from distserve.placement.nodes import node_from
+from distserve.placement.pods import DEPLOYMENT_LABEL, UNIT_LABEL, pod_amounts
+from distserve.placement.quantities import amounts, describe, parse_quantity
+
+Make = Callable[..., Any]
+GPU = "nvidia.com/gpu"
+
+
+def test_labels_are_the_resources_own() -> None:
+    assert (DEPLOYMENT_LABEL, UNIT_LABEL) == (labels.DEPLOYMENT, labels.UNIT)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0), ("8", 8), ("1.5", 1.5), (".5", 0.5), ("2.", 2), ("+3", 3), ("-1", -1),
+        ("100m", 0.1), ("1k", 1000), ("2Ki", 2048), ("1.5Gi", 1.5 * 2**30), ("128974", 128974),
+        ("129e6", 129e6), ("1E3", 1000), ("5e-1", 0.5), ("1E", 10**18), ("1Ei", 2**60),
+        ("500u", 0.0005), ("1000000n", 0.001),
+    ],
+)  # fmt: skip
+def test_quantities_are_read_as_the_api_server_writes_them(text: str, value: float) -> None:
+    assert parse_quantity(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "Gi", "1 Gi", "1.2.3", "1gi", "1e", "one", "1Ki2"])
+def test_what_is_no_quantity_is_refused_with_the_cure(text: str) -> None:
+    with pytest.raises(ValueError, match="as in 64Mi"):
+        parse_quantity(text)
+
+
+def test_amounts_are_rounded_up_as_the_scheduler_does() -> None:
+    found = amounts({"cpu": "100.5m", "memory": "1.5", GPU: "1"})
+    assert found == {"cpu": 101, "memory": 2, GPU: 1}
+
+
+@pytest.mark.parametrize(
+    ("resource", "count", "text"),
+    [
+        ("cpu", 1500, "1.5 cpu"),
+        ("memory", 64 * 2**30, "64 GiB memory"),
+        ("memory", 3 * 2**29, "1.5 GiB memory"),
+        (GPU, 3, f"3 {GPU}"),
+    ],
+)
+def test_amounts_are_written_with_their_unit(resource: str, count: int, text: str) -> None:
+    assert describe(resource, count) == text
+
+
+def test_a_node_is_kept_with_what_keeps_pods_off(node: Make) -> None:
+    document = node(
+        "a",
+        cordoned=True,
+        ready=False,
+        taints=[
+            {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"},
+            {"key": "soft", "effect": "PreferNoSchedule"},
+            {"key": "own", "value": "x", "effect": "NoExecute"},
+        ],
+    )
+    found = node_from(document)
+    assert [str(taint) for taint in found.taints] == ["own=x:NoExecute"]
+    assert (found.cordoned, found.ready, found.usable) == (True, False, False)
+
+
+def test_a_pods_requests_count_sidecars_init_steps_and_overhead() -> None:
+    def container(**requests: str) -> dict[str, Any]:
+        return {"resources": {"requests": requests}}
+
+    spec = {
+        "initContainers": [
+            container(cpu="3"),
+            container(cpu="1", memory="1Gi") | {"restartPolicy": "Always"},
+            container(cpu="2", memory="2Gi"),
+        ],
+        "containers": [container(cpu="1"), {"resources": {"limits": {GPU: "2"}}}],
+        "overhead": {"cpu": "250m"},
+    }
+    assert pod_amounts(spec) == {"cpu": 3250, "memory": 3 * 2**30, GPU: 2, "pods": 1}
+
+
+def test_pod_level_resources_take_the_place_of_the_containers() -> None:
+    spec = {
+        "resources": {"requests": {"cpu": "4"}},
+        "containers": [{"resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}],
+    }
+    assert pod_amounts(spec) == {"cpu": 4000, "memory": 2**30, "pods": 1}
+
+
+def test_bound_pods_take_room_until_they_finish_or_go(node: Make, pod: Make) -> None:
+    inventory = inventory_of([node("a")])
+    waiting = pod("p", None, {GPU: 3})
+    inventory.put_pod(waiting)
+    assert inventory.free("a")[GPU] == 8
+    running = pod("p", "a", {GPU: 3})
+    inventory.put_pod(running)
+    inventory.put_pod(running)
+    assert (inventory.free("a")[GPU], inventory.free("a")["pods"]) == (5, 109)
+    inventory.put_pod(running | {"status": {"phase": "Succeeded"}})
+    assert inventory.free("a")[GPU] == 8
+    inventory.put_pod(running)
+    inventory.drop_pod("uid-llm-p")
+    inventory.drop_pod("uid-llm-p")
+    assert inventory.free("a")[GPU] == 8
+
+
+def test_pods_may_be_known_before_their_node(node: Make, pod: Make) -> None:
+    inventory = inventory_of([], [pod("p", "a", {GPU: 3})])
+    inventory.put_node(node("a"))
+    assert inventory.free("a")[GPU] == 5
+    inventory.drop_node("a")
+    inventory.put_node(node("a", 4))
+    assert inventory.free("a")[GPU] == 1
+
+
+def test_a_pod_of_the_same_name_takes_the_place_of_one_whose_end_was_not_told(
+    node: Make, pod: Make
+) -> None:
+    inventory = inventory_of([node("a")], [pod("p", "a", {GPU: 3}, uid="old")])
+    inventory.put_pod(pod("p", "a", {GPU: 2}, uid="new"))
+    inventory.drop_pod("old")
+    assert inventory.free("a")[GPU] == 6
+
+
+def test_only_a_nodes_own_pods_are_there_when_it_is_empty(node: Make, pod: Make) -> None:
+    owned = {"ownerReferences": [{"kind": "DaemonSet", "name": "agent"}]}
+    pods = [pod("agent", "a", {"cpu": 1}, **owned), pod("job", "a", {"cpu": 2, GPU: 1})]
+    inventory = inventory_of([node("a")], pods)
+    assert inventory.free("a") | inventory.free_when_empty("a") == inventory.free_when_empty("a")
+    assert (inventory.free("a")["cpu"], inventory.free("a")[GPU]) == (61000, 7)
+    empty = inventory.free_when_empty("a")
+    assert (empty["cpu"], empty[GPU]) == (63000, 8)
+
+
+def test_reserved_room_is_taken_over_by_the_bound_pod(node: Make, pod: Make, unit: Make) -> None:
+    inventory = inventory_of([node("a"), node("b")])
+    asked = unit("u0", 2, 3)
+    prefill, decode = asked.pod_names
+    inventory.reserve(asked, {prefill: "a", decode: "a"})
+    inventory.reserve(asked, {prefill: "a", decode: "a"})
+    assert inventory.free("a")[GPU] == 3
+    inventory.put_pod(pod(decode, "b", {GPU: 3}, unit=asked.id))
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (6, 5)
+    inventory.drop_pod(f"uid-llm-{decode}")
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (3, 8)
+    inventory.put_pod(pod(decode, "b", {GPU: 3}, unit=asked.id))
+    inventory.release(asked.id)
+    inventory.release(asked.id)
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (8, 5)
+    inventory.drop_pod(f"uid-llm-{decode}")
+    assert inventory.free("b")[GPU] == 8
+    assert not inventory.units
+
+
+UNITS = [
+    UnitRequest(UnitId("llm", "d", name), (InstanceRequest(f"d-{name}", 2, {GPU: count}),), 0.0)
+    for name, count in (("u0", 1), ("u1", 2))
+]
+NODES = st.sampled_from(["a", "b"])
+SEATS = st.tuples(st.sampled_from(UNITS), st.integers(0, 1))
+
+
+class InventoryMachine(RuleBasedStateMachine):
+    """Against a model that adds everything up anew each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inventory = Inventory()
+        self.bound: dict[str, tuple[str, int]] = {}
+        self.reserved: dict[str, tuple[str, int]] = {}
+
+    @rule(name=NODES, gpus=st.integers(0, 8))
+    def put_node(self, name: str, gpus: int) -> None:
+        metadata = {"name": name}
+        self.inventory.put_node({"metadata": metadata, "status": {"allocatable": {GPU: str(gpus)}}})
+
+    @rule(name=NODES)
+    def drop_node(self, name: str) -> None:
+        self.inventory.drop_node(name)
+
+    @rule(seat=SEATS, node=NODES, phase=st.sampled_from(["Running", "Failed"]))
+    def put_unit_pod(self, seat: tuple[UnitRequest, int], node: str, phase: str) -> None:
+        unit, ordinal = seat
+        pod, count = unit.pod_names[ordinal], int(unit.instances[0].requests[GPU])
+        names = {DEPLOYMENT_LABEL: unit.id.deployment, UNIT_LABEL: unit.id.unit}
+        self._put(pod, node, count, phase, names)
+
+    @rule(node=NODES, count=st.integers(0, 3))
+    def put_foreign_pod(self, node: str, count: int) -> None:
+        self._put(f"foreign-{count}", node, count, "Running", {})
+
+    def _put(self, pod: str, node: str, count: int, phase: str, names: dict[str, str]) -> None:
+        requests = {"requests": {GPU: str(count)}}
+        self.inventory.put_pod(
+            {
+                "metadata": {"uid": pod, "name": pod, "namespace": "llm", "labels": names},
+                "spec": {"nodeName": node, "containers": [{"resources": requests}]},
+                "status": {"phase": phase},
+            }
+        )
+        self.bound.pop(pod, None)
+        if phase == "Running":
+            self.bound[pod] = (node, count)
+
+    @rule(seat=SEATS)
+    def drop_pod(self, seat: tuple[UnitRequest, int]) -> None:
+        pod = seat[0].pod_names[seat[1]]
+        self.inventory.drop_pod(pod)
+        self.bound.pop(pod, None)
+
+    @rule(unit=st.sampled_from(UNITS), nodes=st.lists(NODES, max_size=2))
+    def reserve(self, unit: UnitRequest, nodes: list[str]) -> None:
+        seats = dict(zip(unit.pod_names, nodes, strict=False))
+        self.inventory.reserve(unit, seats)
+        self._forget(unit)
+        count = int(unit.instances[0].requests[GPU])
+        self.reserved |= {pod: (node, count) for pod, node in seats.items()}
+
+    @rule(unit=st.sampled_from(UNITS))
+    def release(self, unit: UnitRequest) -> None:
+        self.inventory.release(unit.id)
+        self._forget(unit)
+
+    def _forget(self, unit: UnitRequest) -> None:
+        for pod in unit.pod_names:
+            self.reserved.pop(pod, None)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        seats = self.reserved | self.bound
+        for name, node in self.inventory.nodes.items():
+            here = [count for where, count in seats.values() if where == name]
+            assert self.inventory.free(name)[GPU] == node.allocatable[GPU] - sum(here)
+
+    @invariant()
+    def nothing_is_kept_for_nothing(self) -> None:
+        pods = (self.reserved | self.bound).keys()
+        known = {unit.id for unit in UNITS if pods & set(unit.pod_names)}
+        assert self.inventory.units.keys() == known
+
+
+TestInventory = InventoryMachine.TestCase
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
+    try:
+        parse_quantity(text)
+    except ValueError as error:
+        assert repr(text) in str(error)
