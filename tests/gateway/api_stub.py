@@ -34,6 +34,7 @@ class ApiStub:
     """Every call is answered with this status and message."""
     watch_fault: str = ""
     """What watches do: end or refused (once all is told) | silent | cut | garbage"""
+    garbage: bytes = b""
     events: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     lists: int = 0
     watches: list[dict[str, str]] = field(default_factory=list)
@@ -161,7 +162,7 @@ class ApiStub:
                     request.transport.abort()
                     return
                 case "garbage":
-                    await response.write(b"<html>gateway time-out</html>\n")
+                    await response.write(self.garbage)
                     return
             for version, event in self.events:
                 if version > seen:

@@ -67,7 +67,7 @@ class House:
     async def until_quiet(self) -> None:
         await self.until(lambda: all(e.quiet for e in self.engines))
         await self.until(lambda: not any(m.flights for m in self.gateway.fleet.members.values()))
-        assert self.gateway.admission.waiting == 0
+        await self.until(lambda: self.gateway.admission.waiting == 0)
 
     async def metrics(self) -> dict[str, float]:
         async with aiohttp.ClientSession() as http, http.get(f"{self.url}/metrics") as answer:

@@ -198,6 +198,18 @@ async def test_a_request_waits_for_an_instance_whose_migrator_comes_back(houses:
     assert len(decode.legs) == 1
 
 
+@pytest.mark.parametrize("line", [b"nonsense", b'{"type": "\xff"}', b"[" * 100_000])
+async def test_an_instance_that_talked_nonsense_is_listened_to_again(
+    house: Any, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    (engine,) = house.prefills
+    monkeypatch.setattr(engine, "_state_line", lambda: line + b"\n")
+    engine.changed()
+    await house.until(lambda: not house.gateway.ready)
+    monkeypatch.undo()
+    await house.until(lambda: house.gateway.ready)
+
+
 async def test_draining_terminating_and_unready_instances_get_nothing_new(houses: Any) -> None:
     house = await houses(prefill=4, decode=1)
     house.prefills[0].draining = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from tests.gateway.api_stub import ApiStub, endpoint
 
@@ -166,10 +167,23 @@ async def test_a_machine_that_is_gone_is_noticed_by_the_kernel(stub: ApiStub) ->
             assert used.getsockopt(socket.IPPROTO_TCP, option) == value
 
 
-@pytest.mark.parametrize("fault", ["cut", "garbage"])
-async def test_broken_answers_lose_nothing(stub: ApiStub, follow: Any, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "garbage"),
+    [
+        ("cut", b""),
+        ("garbage", b"<html>gateway time-out</html>\n"),
+        ("garbage", b'{"type": "ADDED", "object": {"metadata": {"name": "\xff"}}}\n'),
+        ("garbage", b'{"type": "ADDED", "object": ' + b"[" * 100_000 + b"\n"),
+        ("garbage", b'[]\n{"type": 1}\n'),
+    ],
+    ids=["cut", "html", "text", "nesting", "types"],
+)
+async def test_broken_answers_lose_nothing(
+    stub: ApiStub, follow: Any, fault: str, garbage: bytes
+) -> None:
     follower = await follow()
     before = len(follower.seen)
+    stub.garbage = garbage
     stub.misbehave(fault)
     await follower.until(lambda: len(stub.watches) >= 4)
     assert len(follower.seen) == before
@@ -236,13 +250,17 @@ async def test_a_token_that_was_replaced_is_used(
     assert "t1" not in caplog.text and "t2" not in caplog.text
 
 
+@pytest.mark.parametrize("token", [None, b"\xff", b"t\n1"])
 async def test_a_token_that_cannot_be_read_is_waited_for(
-    stub: ApiStub, follow: Any, caplog: pytest.LogCaptureFixture
+    stub: ApiStub, follow: Any, token: bytes | None
 ) -> None:
     follower = await follow()
-    (stub.credentials / "token").unlink()
+    if token is None:
+        (stub.credentials / "token").unlink()
+    else:
+        (stub.credentials / "token").write_bytes(token)
     stub.misbehave("end")
-    await follower.until(lambda: caplog.text.count("No such file") >= 2)
+    await follower.until(lambda: follower.discovery._failures >= 3)
     stub.misbehave("")
     stub.put("s2", endpoint("c", "10.0.0.3"))
     stub.write_token()
@@ -329,6 +347,24 @@ async def test_a_blind_gateway_says_so_in_its_metrics(house: Any) -> None:
     assert (await house.complete())[0] == 200
     house.publish()
     await age_is(lambda age: age < 1)
+
+
+async def test_a_defect_in_discovery_is_told_to_the_kubelet(
+    houses: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        heard_at = 0.0
+
+        async def watch(self) -> AsyncIterator[list[Endpoint]]:
+            raise ZeroDivisionError("a defect")
+            yield []
+
+    monkeypatch.setattr(service, "make_discovery", lambda location: Broken())
+    house = await houses(ready=False)
+    await house.until(lambda: not house.gateway.alive)
+    async with aiohttp.ClientSession() as http, http.get(f"{house.url}/health") as answer:
+        assert answer.status == 503
+    assert "a defect" in caplog.text
 
 
 # ---- the gateway --------------------------------------------------------------------------------

@@ -150,10 +150,11 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_pages(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/health", response_class=PlainTextResponse)
-    async def health() -> str:
-        """The process answers."""
-        return "ok\n"
+    @app.get("/health", response_class=PlainTextResponse, responses={503: {}})
+    async def health() -> Response:
+        """The process answers, and still hears of its instances."""
+        alive = gateway.alive
+        return PlainTextResponse("ok\n" if alive else "discovery ended\n", 200 if alive else 503)
 
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: {}})
     async def readyz() -> Response:

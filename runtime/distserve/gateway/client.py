@@ -34,7 +34,9 @@ _STATES = msgspec.json.Decoder(InstanceState)
 _KV_EVENTS = msgspec.json.Decoder(KvEvent)
 _ERROR = msgspec.json.Decoder(LegError)
 
-ENGINE_ERRORS = (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError, OSError)
+NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: for what is no JSON or no such type, for broken text, for deep nesting."""
+ENGINE_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, *NONSENSE)
 """All that can go wrong between gateway and engine: connection, silence, nonsense."""
 
 

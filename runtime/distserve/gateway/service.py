@@ -94,6 +94,7 @@ class Gateway:
             self.models.meet,
         )
         self._watching = asyncio.create_task(watcher.run())
+        self._watching.add_done_callback(_report_defect)
 
     async def close(self) -> None:
         """Bounded. Whatever still runs is told to end."""
@@ -113,6 +114,11 @@ class Gateway:
     def _fail_running(self) -> None:
         for work in list(self.running):
             work.fail(ServerFault("the gateway is ending: send the request again", status=503))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still hears of instances. If not, that is a defect: only a restart helps."""
+        return not self._watching.done()
 
     @property
     def ready(self) -> bool:
@@ -147,3 +153,8 @@ class Gateway:
     def _observe_transfer(self, transport: str, moved: int) -> None:
         self.transfer_bytes[transport] = self.transfer_bytes.get(transport, 0) + moved
         self.metrics.transfers.labels(transport).inc(moved)
+
+
+def _report_defect(watching: asyncio.Task[None]) -> None:
+    if not watching.cancelled() and (error := watching.exception()) is not None:
+        log.critical("discovery ended by a defect: /health says so", exc_info=error)

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from distserve.gateway.api_server import CONNECT_SECONDS, MAX_ERROR_BYTES, ApiServer
-from distserve.gateway.client import json_lines
+from distserve.gateway.client import NONSENSE, json_lines
 from distserve.gateway.discovery import Endpoint
 from distserve.gateway.slices import EndpointSlice, Metadata, instances
 
@@ -70,7 +70,8 @@ _EVENT = msgspec.json.Decoder(_Event)
 _SLICE = msgspec.json.Decoder(EndpointSlice)
 _STATUS = msgspec.json.Decoder(_Status)
 
-FAILURES = (ApiError, aiohttp.ClientError, TimeoutError, msgspec.MsgspecError, OSError)
+FAILURES = (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError, *NONSENSE)
+"""ValueError: of a token that can be no header."""
 
 Slices = dict[str, EndpointSlice]
 
@@ -211,7 +212,7 @@ async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
         body = await answer.content.read(MAX_ERROR_BYTES)
         try:
             message = _STATUS.decode(body).message
-        except msgspec.MsgspecError:
+        except NONSENSE:
             message = body[:200].decode(errors="replace")
         raise _error(answer.status, message)
 
