@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -54,6 +55,17 @@ def sample() -> Callable[..., dict[str, Any]]:
         return found
 
     return make
+
+
+@pytest.fixture
+def decide() -> Any:
+    """The deciding half of fake_operator.py, for an operator in the test's own process."""
+    return runpy.run_path(str(FAKE_OPERATOR))["decide"]
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    return _free_ports
 
 
 class Replica:

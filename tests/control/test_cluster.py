@@ -1,0 +1,183 @@
+"""Every call is bounded, every answer is typed, and nothing is written without the lease."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
+
+from distserve.operator.cluster import Cluster, NoCluster, load_configuration
+from distserve.operator.errors import Conflict, LeaseLost, NotFound, Refused, Unavailable
+from distserve.operator.kinds import PODS, kind_of
+from distserve.operator.model import Ref
+from distserve.operator.settings import CallSettings
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+MAP = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"namespace": "ns", "name": "map", "labels": {"a": "b"}},
+}
+MAPS = kind_of("v1", "ConfigMap")
+
+
+class Api:
+    """Answers as the test says, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.answer: Answer = self.say(200, {})
+
+    def say(self, status: int, body: Any, **headers: str) -> Answer:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            return web.json_response(body, status=status, headers=headers)
+
+        return answer
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json() if request.can_read_body else None
+        self.asked.append((request.method, request.path_qs, body))
+        return await self.answer(request)
+
+
+@pytest.fixture
+async def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+async def counted() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+async def cluster(api: Api, counted: list[tuple[str, str]]) -> AsyncIterator[Cluster]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", api.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    client = Cluster(
+        configuration,
+        CallSettings(seconds=0.3),
+        lambda verb, outcome: counted.append((verb, outcome)),
+    )
+    client.may_write = lambda: True
+    yield client
+    await client.close()
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, Refused),
+        (403, Refused),
+        (404, NotFound),
+        (409, Conflict),
+        (422, Refused),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+    ],
+)
+async def test_each_status_is_a_type(
+    api: Api, cluster: Cluster, status: int, error: type[Exception]
+) -> None:
+    api.answer = api.say(status, {"kind": "Status", "message": "what is wrong"})
+    with pytest.raises(error, match="what is wrong"):
+        await cluster.apply(MAP)
+
+
+async def test_the_wait_that_a_busy_server_asks_for_is_kept(api: Api, cluster: Cluster) -> None:
+    api.answer = api.say(429, {}, **{"Retry-After": "7"})
+    with pytest.raises(Unavailable) as busy:
+        await cluster.apply(MAP)
+    assert busy.value.retry_after_seconds == 7.0
+
+
+async def test_an_answer_that_is_no_json_is_still_an_error(api: Api, cluster: Cluster) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=502, text="<html>bad gateway")
+
+    api.answer = answer
+    with pytest.raises(Unavailable, match="bad gateway"):
+        await cluster.get(MAPS, "ns", "map")
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for(
+    api: Api, cluster: Cluster, counted: list[tuple[str, str]]
+) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    api.answer = answer
+    with pytest.raises(Unavailable, match="no answer within"):
+        await asyncio.wait_for(cluster.get(MAPS, "ns", "map"), 10)
+    assert counted == [("get", "unavailable")]
+
+
+async def test_nothing_is_written_without_the_lease(api: Api, cluster: Cluster) -> None:
+    cluster.may_write = lambda: False
+    writes = (
+        cluster.apply(MAP),
+        cluster.create(MAP),
+        cluster.delete("ns", Ref("v1", "ConfigMap", "map"), "uid"),
+    )
+    for write in writes:
+        with pytest.raises(LeaseLost):
+            await write
+    assert api.asked == []
+    assert await cluster.get(MAPS, "ns", "map") == {}, "reading needs no lease"
+
+
+async def test_apply_is_server_side_by_one_manager(api: Api, cluster: Cluster) -> None:
+    await cluster.apply(MAP, uid="u1")
+    ((method, path, body),) = api.asked
+    assert method == "PATCH"
+    assert path == (
+        "/api/v1/namespaces/ns/configmaps/map?fieldManager=distserve-operator&force=true"
+    )
+    assert body["metadata"] == {**MAP["metadata"], "uid": "u1"}  # type: ignore[dict-item]
+    assert "uid" not in MAP["metadata"], "what was decided is not changed"
+
+
+async def test_delete_hits_no_successor(api: Api, cluster: Cluster) -> None:
+    await cluster.delete("ns", Ref("apps/v1", "StatefulSet", "set"), "u1", grace_seconds=5)
+    ((method, path, body),) = api.asked
+    assert (method, path) == ("DELETE", "/apis/apps/v1/namespaces/ns/statefulsets/set")
+    assert body["preconditions"] == {"uid": "u1"}
+    assert body["gracePeriodSeconds"] == 5
+
+
+async def test_what_is_not_there_is_none(api: Api, cluster: Cluster) -> None:
+    api.answer = api.say(404, {"message": "not found"})
+    assert await cluster.get(MAPS, "ns", "map") is None
+
+
+async def test_a_listing_goes_through_all_pages(api: Api, cluster: Cluster) -> None:
+    pages = [
+        {"metadata": {"continue": "more"}, "items": [{"metadata": {"name": "a"}}]},
+        {"metadata": {}, "items": [{"metadata": {"name": "b"}}]},
+    ]
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(pages.pop(0))
+
+    api.answer = answer
+    names = [one["metadata"]["name"] async for one in cluster.list_metadata(PODS, selector="x")]
+    assert names == ["a", "b"]
+    assert [path for _, path, _ in api.asked] == [
+        "/api/v1/pods?limit=250&labelSelector=x",
+        "/api/v1/pods?limit=250&labelSelector=x&continue=more",
+    ]
+
+
+async def test_no_cluster_says_what_to_give(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    with pytest.raises(NoCluster, match="--kubeconfig"):
+        await load_configuration(tmp_path / "none")
