@@ -122,6 +122,11 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"prefill": {"parallelism": {"tensor": 0}}}, "spec.prefill.parallelism.tensor"),
         ({"prefill": {"instancesPerUnit": 65}}, "spec.prefill.instancesPerUnit"),
         ({"kvTransfer": {"transport": "Pigeon"}}, "spec.kvTransfer.transport"),
+        (
+            {"accelerator": {}, "kvTransfer": {"migratorPlacement": "Sidecar"}},
+            "a migrator as sidecar cannot reach the engine's GPU",
+        ),
+        ({"accelerator": {}, "images": {"migrator": "m:1"}}, "is that of a sidecar"),
         ({"planning": {"mode": "Guess"}}, "spec.planning.mode"),
         ({"gateway": {"replicas": 0}}, "spec.gateway.replicas"),
         ({"prefill": {"podTemplate": {"spec": {"$patch": "delete"}}}}, "$patch is not supported"),

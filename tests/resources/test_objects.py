@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "decode": {"parallelism": {"tensor": 2, "pipeline": 2}},
         "slo": {"ttft": "1s", "tpot": "100ms"},
     },
+    "together": {"kvTransfer": {"migratorPlacement": "InEngineContainer"}},
     "claim": {
         "model": {
             "id": "m", "maxModelLen": 64,
@@ -233,7 +234,7 @@ def test_pods_are_whole(objects: list[Object]) -> None:
 
 def test_pods_pass_the_restricted_standard(make: Make) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/ (no hostPath source)."""
-    for variant in ("disaggregated", "colocated", "gpu", "claim", "hub"):
+    for variant in ("disaggregated", "colocated", "gpu", "together", "claim", "hub"):
         for template in templates(make(**VARIANTS[variant])):
             spec = template["spec"]
             assert spec["securityContext"]["runAsNonRoot"] is True
@@ -286,6 +287,31 @@ def test_migrator_is_a_native_sidecar_that_waits_for_nobody(make: Make) -> None:
         assert "$POD_IP" in engine["lifecycle"]["preStop"]["exec"]["command"][-1]
 
 
+def test_a_migrator_in_the_engines_container_has_the_same_flags(make: Make) -> None:
+    """With GPUs this is what Auto means: a device plugin gives one to one container."""
+    aside = [t["spec"] for t in templates(make()) if "initContainers" in t["spec"]]
+    beside = [
+        t["spec"] for t in templates(make(**VARIANTS["together"]))
+        if "distserve.io/role" in t["metadata"]["labels"]
+    ]  # fmt: skip
+    for two, one in zip(aside, beside, strict=True):
+        (migrator,), (engine,) = two["initContainers"], two["containers"]
+        assert "initContainers" not in one
+        (both,) = one["containers"]
+        assert both["command"] == ["distserve", "instance"]
+        words = both["args"]
+        middle = words.index("--", 1)
+        flags = dict(zip(words[1:middle:2], words[2:middle:2], strict=True))
+        expected = dict(zip(engine["args"][::2], engine["args"][1::2], strict=True))
+        assert flags.pop("--revision") != expected.pop("--revision")
+        assert flags == expected
+        assert words[middle + 1 :] == migrator["args"]
+        assert both["ports"] == engine["ports"] + migrator["ports"]
+        assert both["lifecycle"] == engine["lifecycle"]
+        assert one["volumes"] == two["volumes"]
+    assert not [t for t in templates(make(**VARIANTS["gpu"])) if "initContainers" in t["spec"]]
+
+
 def test_hybrid_instances_have_no_migrator(make: Make) -> None:
     for template in templates(make(**VARIANTS["colocated"])):
         assert "initContainers" not in template["spec"]
@@ -303,6 +329,7 @@ def test_processes_listen_where_the_contract_says(make: Make) -> None:
         for container in containers(template):
             ports = {p["name"]: p["containerPort"] for p in container["ports"]}
             if container["name"] == "engine":
+                assert container["command"] == ["distserve", "engine"]
                 assert ports == {"engine": 8100} and flag(container, "port") == "8100"
                 assert flag(container, "migrator-socket") == "/run/distserve/migrator.sock"
             elif container["name"] == "kv-migrator":

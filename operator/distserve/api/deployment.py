@@ -98,6 +98,7 @@ class Transport(StrEnum):
 class MigratorPlacement(StrEnum):
     AUTO = "Auto"
     SIDECAR = "Sidecar"
+    IN_ENGINE_CONTAINER = "InEngineContainer"
 
 
 class KvTransfer(Model):
@@ -123,7 +124,9 @@ class KvTransfer(Model):
     migrator_placement: MigratorPlacement = Field(
         default=MigratorPlacement.AUTO,
         description="Where the migrator runs. Sidecar: a container of its own beside the engine. "
-        "Auto: Sidecar. Default: Auto.",
+        "InEngineContainer: a process beside it, since a device plugin gives a GPU to one "
+        "container. Auto: Sidecar with accelerator.type CPU, else InEngineContainer. "
+        "Default: Auto.",
     )
 
 
@@ -199,6 +202,24 @@ class Spec(Model):
             "gateway.routing.minRemotePrefillTokens belongs to strategy Disaggregated: remove it",
             lambda spec: spec.strategy.name == "Disaggregated"
             or spec.gateway.routing.min_remote_prefill_tokens == 0,
+        ),
+        Rule(
+            "self.accelerator.type == 'CPU' || !has(self.kvTransfer)"
+            " || !has(self.kvTransfer.migratorPlacement)"
+            " || self.kvTransfer.migratorPlacement != 'Sidecar'",
+            "a migrator as sidecar cannot reach the engine's GPU: remove "
+            "kvTransfer.migratorPlacement, or set accelerator.type: CPU",
+            lambda spec: spec.accelerator.type == "CPU"
+            or spec.kv_transfer.migrator_placement != MigratorPlacement.SIDECAR,
+        ),
+        Rule(
+            "!has(self.images) || !has(self.images.migrator) || (self.accelerator.type == 'CPU'"
+            " && (!has(self.kvTransfer) || !has(self.kvTransfer.migratorPlacement)"
+            " || self.kvTransfer.migratorPlacement != 'InEngineContainer'))",
+            "images.migrator is that of a sidecar, and here the migrator runs in the engine's "
+            "container: remove it",
+            lambda spec: spec.images.migrator is None
+            or spec.migrator_placement == MigratorPlacement.SIDECAR,
         ),
         Rule(
             "self.planning.mode != 'Auto' || (has(self.slo) && has(self.workload))",
@@ -283,6 +304,16 @@ class Spec(Model):
         """The sections that are there, in the order prefill, decode, hybrid."""
         found = {role: getattr(self, role.value) for role in Role}
         return {role: section for role, section in found.items() if section is not None}
+
+    @property
+    def migrator_placement(self) -> MigratorPlacement:
+        """Never Auto: what Auto stands for here."""
+        asked = self.kv_transfer.migrator_placement
+        if asked != MigratorPlacement.AUTO:
+            return asked
+        if self.accelerator.type == AcceleratorType.CPU:
+            return MigratorPlacement.SIDECAR
+        return MigratorPlacement.IN_ENGINE_CONTAINER
 
     @property
     def sections(self) -> set[Role]:

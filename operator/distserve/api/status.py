@@ -119,6 +119,11 @@ class Status(Model):
     plan: PlanStatus | None = Field(
         default=None, description="The numbers in use with planning.mode Auto."
     )
+    migrator_placement: str = Field(
+        default="",
+        max_length=32,
+        description="Where the migrators run: Sidecar or InEngineContainer. Empty without them.",
+    )
     revision: RevisionStatus = Field(
         default_factory=RevisionStatus, description="Revisions in use."
     )

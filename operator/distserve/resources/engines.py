@@ -11,13 +11,12 @@ from distserve.api.deployment import (
 from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role
-from distserve.resources import naming, parts, processes, sources
+from distserve.resources import migrators, naming, parts, processes, sources
 from distserve.resources.merge import merge_pod_template
 from distserve.resources.objects import Object
 from distserve.resources.settings import RenderSettings
 
 ENGINE: Final = "engine"
-MIGRATOR: Final = "kv-migrator"
 
 LOADING_SECONDS: Final = 3600
 """An engine that is not up by then is restarted: big models load for long from slow disks."""
@@ -25,7 +24,6 @@ END_SECONDS: Final = 15
 """Left to the processes to end after the drain."""
 ENGINE_MEMORY: Final = 1 << 30
 """Asked for besides the KV cache. Weights are not known here: podTemplate asks for more."""
-MIGRATOR_MEMORY: Final = 128 << 20
 
 
 def engine_template(
@@ -56,8 +54,8 @@ def _pod(
         "volumes": _volumes(deployment, role),
     }
     before = sources.fetch_containers(deployment, revision, settings)
-    if processes.migrates(role):
-        before.append(_migrator(deployment, settings))
+    if migrators.is_sidecar(deployment, role):
+        before.append(migrators.sidecar(deployment, settings))
     if before:
         spec["initContainers"] = before
     return {
@@ -75,17 +73,24 @@ def _engine(
     threads = str(deployment.spec.accelerator.cpus_per_rank or 1)
     mounts = [parts.key_mount(), parts.scratch_mount()]
     if processes.migrates(role):
-        mounts.append(_run_mount())
+        mounts.append(migrators.run_mount())
     mounts += sources.model_mounts(deployment.spec.model.source)
+    ports = [parts.container_port("engine", processes.ENGINE_PORT)]
+    model = sources.model_argument(deployment, revision)
+    command = ["distserve", "engine"]
+    arguments = processes.engine_arguments(deployment, role, revision, model)
+    if migrators.is_in_engine_container(deployment, role):
+        ports += migrators.migrator_ports()
+        command, arguments = migrators.instance_command(
+            arguments, processes.migrator_arguments(deployment)
+        )
     return {
         "name": ENGINE,
         "image": deployment.spec.images.engine or settings.images.engine,
-        "command": ["distserve", "engine"],
-        "args": processes.engine_arguments(
-            deployment, role, revision, sources.model_argument(deployment, revision)
-        ),
+        "command": command,
+        "args": arguments,
         "env": parts.instance_environment() + parts.environment(OMP_NUM_THREADS=threads),
-        "ports": [parts.container_port("engine", processes.ENGINE_PORT)],
+        "ports": ports,
         "resources": _engine_resources(deployment, role),
         "startupProbe": parts.http_probe(
             "/healthz", "engine", period_seconds=1, failures=LOADING_SECONDS
@@ -97,39 +102,6 @@ def _engine(
         "lifecycle": {"preStop": {"exec": {"command": processes.drain_command(deployment)}}},
         "securityContext": parts.container_security(),
         "volumeMounts": mounts,
-    }
-
-
-def _migrator(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
-    """A native sidecar: it starts before the engine and ends after it, so it needs no preStop.
-
-    Its startup probe asks for the process alone: waiting for the engine would wait forever.
-    """
-    cache = deployment.spec.accelerator.kv_cache or DEFAULT_KV_CACHE
-    pool = parse_bytes(cache) if deployment.spec.accelerator.type == "CPU" else 0
-    return {
-        "name": MIGRATOR,
-        "image": deployment.spec.images.migrator or settings.images.migrator,
-        "restartPolicy": "Always",
-        "command": ["distserve", "migrator"],
-        "args": processes.migrator_arguments(deployment),
-        "env": parts.environment(),
-        "ports": [
-            parts.container_port("migrator", processes.MIGRATOR_PORT),
-            parts.container_port("metrics", processes.MIGRATOR_METRICS_PORT),
-        ],
-        "resources": {
-            "requests": {"cpu": "100m", "memory": format_bytes(MIGRATOR_MEMORY)},
-            # The engine allocates the pool, yet its pages are the migrator's once that restarts.
-            "limits": {"memory": format_bytes(4 * MIGRATOR_MEMORY + pool)},
-        },
-        "startupProbe": parts.http_probe("/healthz", "metrics", period_seconds=1, failures=120),
-        "readinessProbe": parts.http_probe("/readyz", "metrics", period_seconds=1, failures=3),
-        "livenessProbe": parts.http_probe(
-            "/healthz", "metrics", period_seconds=10, failures=6, timeout_seconds=5
-        ),
-        "securityContext": parts.container_security(),
-        "volumeMounts": [parts.key_mount(), parts.scratch_mount(), _run_mount()],
     }
 
 
@@ -151,7 +123,3 @@ def _volumes(deployment: DistServeDeployment, role: Role) -> list[Object]:
     if processes.migrates(role):
         volumes.append({"name": "run", "emptyDir": {}})
     return volumes + sources.model_volumes(deployment)
-
-
-def _run_mount() -> Object:
-    return {"name": "run", "mountPath": processes.RUN_FOLDER}

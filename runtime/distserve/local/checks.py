@@ -24,6 +24,16 @@ def check_deployment(deployment: DistServeDeployment) -> None:
             "spec.model.source.persistentVolumeClaim: only a cluster has claims; "
             "use hostPath: /the/folder here"
         )
+    if (hub := source.hugging_face) is not None:
+        raise Refused(
+            "spec.model.source.huggingFace: only a cluster's pods download before they start; run "
+            f"`distserve fetch-model --repository {hub.repository} --revision {hub.revision} "
+            "--cache DIR --pin model` and use hostPath: DIR/pins/model"
+        )
+    if source.image is not None:
+        raise Refused(
+            "spec.model.source.image: only a cluster mounts images; use hostPath: /the/folder here"
+        )
     folder = source.host_path or source.image_path
     if folder is not None and not (Path(folder) / "config.json").is_file():
         field = "hostPath" if source.host_path else "imagePath"
