@@ -137,6 +137,7 @@ def test_planning_rules_are_enforced(control_plane: Cluster, crd: str) -> None:
         return {**auto, "spec": {k: v for k, v in (auto["spec"] | spec).items() if v is not None}}
 
     prompt, wide = {"mean": 9, "p90": 10}, {"mean": 9, "p90": 90}
+    trace = {"configMapName": "seen", "key": "monday.csv"}
     with control_plane.namespace() as namespace:
         for bad, message in (
             (changed(workload=None), "planning.mode Auto needs slo and workload"),
@@ -147,6 +148,12 @@ def test_planning_rules_are_enforced(control_plane: Cluster, crd: str) -> None:
             (
                 changed(workload={"lengths": {"promptTokens": prompt, "outputTokens": wide}}),
                 "p90 must be between mean and",
+            ),
+            (changed(workload={"trace": trace, **auto["spec"]["workload"]}), "lengths or trace"),
+            (changed(workload={"requestsPerSecond": 1}), "needs lengths or trace"),
+            (
+                changed(planning=auto["spec"]["planning"] | {"hardwareProfileFrom": trace}),
+                "hardwareProfile and hardwareProfileFrom exclude each other",
             ),
         ):
             with pytest.raises(CommandFailed, match=message):
@@ -160,6 +167,7 @@ def test_planning_rules_are_enforced(control_plane: Cluster, crd: str) -> None:
             changed(planning={"mode": "Auto", "units": "Spec", "maxAccelerators": 8}, units=2),
             namespace,
         )
+        control_plane.apply(changed(workload={"trace": trace}), namespace)
 
 
 def test_helm_installs_a_chart(control_plane: Cluster, tmp_path: Path) -> None:

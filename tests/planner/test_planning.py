@@ -195,8 +195,17 @@ def test_a_plan_holds_what_it_promises(lengths, quick):
     assert plan.accelerators <= 8
     assert plan.prediction is not None and plan.prediction.attainment_percent >= 90
     assert plan.prediction.ttft_ms[90] <= 250
+    assert plan.reason.endswith("the fewest accelerators for 6 requests/s")
     assert plan.runner_up is not None
+    assert f" instead of {plan.accelerators} accelerators, " in plan.runner_up.reason
     assert plan.binds in ("TTFT", "TPOT", "memory", "link", "throughput")
+
+
+def test_a_plan_without_a_rate_is_the_most_and_says_by_how_much(lengths, quick):
+    plan = make_plan(question(lengths, Machine([4])))
+    assert plan.reason.endswith("requests/s per unit, the most in all")
+    assert plan.runner_up is not None
+    assert f" instead of {plan.total_goodput:.3g} requests/s in all" in plan.runner_up.reason
 
 
 def test_a_plan_for_less_takes_fewer_accelerators(lengths, quick):

@@ -49,6 +49,8 @@ class Alternative:
 
     roles: dict[str, RolePlan]
     goodput: float
+    reason: str = ""
+    """Why it is not the first, in numbers."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _sized(
     asked = request.rate
     units = fitting if asked is None else math.ceil(asked / rate - 1e-9)
     feasible = 0 < units <= fitting
-    reason = _in_words(unit, rate)
+    amount = f"the fewest accelerators for {asked:g} requests/s" if asked else "the most in all"
+    reason = f"{_in_words(unit, rate)}, {amount}"
     if not feasible:
         reason = (
             f"{asked:g} requests/s need {units} units of {unit.accelerators} accelerators and "
@@ -162,9 +165,32 @@ def _sized(
         total_goodput=units * rate,
         binds=evaluator.binding(unit.fleet, goodput.next if goodput else None),
         prediction=_prediction(share, served),
-        runner_up=Alternative(roles_of(second.unit), second.per_accelerator) if second else None,
+        runner_up=_runner_up(request, winner, second) if second else None,
         unit=unit,
     )
+
+
+def _runner_up(request: PlanRequest, winner: Judged, second: Judged) -> Alternative:
+    return Alternative(
+        roles_of(second.unit), second.per_accelerator, _behind(request, winner, second)
+    )
+
+
+def _behind(request: PlanRequest, winner: Judged, second: Judged) -> str:
+    """What the second has less, or needs more of."""
+    if not second.rate:
+        return second.reason or "does not meet the SLO"
+    efficiency = (
+        f"{second.per_accelerator:.3g} instead of {winner.per_accelerator:.3g} requests/s per "
+        "accelerator"
+    )
+    served, best = (j.unit.copies(request.machine) * j.rate for j in (second, winner))
+    if request.rate is None or served < request.rate * (1 - 1e-9):
+        return f"{served:.3g} instead of {best:.3g} requests/s in all, {efficiency}"
+    needed, least = (
+        math.ceil(request.rate / j.rate - 1e-9) * j.unit.accelerators for j in (second, winner)
+    )
+    return f"{needed} instead of {least} accelerators, {efficiency}"
 
 
 def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) -> Plan:

@@ -106,6 +106,7 @@ def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]
         document["runnerUp"] = {
             "unit": _unit(plan.runner_up.roles),
             "goodput": f"{plan.runner_up.goodput:.3g}",
+            "reason": plan.runner_up.reason,
         }
     return document
 
