@@ -138,3 +138,4 @@ async def test_a_cut_after_any_write_of_create_edit_and_prune_heals(
             document["metadata"]["labels"] = {"distserve.io/deployment": name}
             await asyncio.to_thread(crd.apply, document, namespace)
             await expect(crd, namespace, name, wanted)
+            assert write > 3 or client.fault is None, "the fault was met"

@@ -96,6 +96,8 @@ class Watches:
             stop_flag=self._stop,
             **where,
         )
+        # Connections with TLS are closed a moment after their session.
+        await asyncio.sleep(0.1)
 
     def _handler(self, kind: Kind) -> Any:
         async def handler(event: Any, **_: Any) -> None:
@@ -140,6 +142,7 @@ def kopf_settings(settings: WatchSettings, *, scanning: bool) -> kopf.OperatorSe
     found.networking.error_backoffs = (0.5, 1, 2, 4, 8, 10, 10, 10, 10, 10)
     # Each object's worker keeps the object: let it end at once.
     found.queueing.idle_timeout = 0.2
+    found.queueing.exit_timeout = 0.2
     found.queueing.error_delays = (1, 5, 10)
     found.persistence.diffbase_storage = _NoDiffBase()
     for kind in (*CHILDREN, *OPTIONAL_CHILDREN):
