@@ -10,9 +10,8 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.labels import API_VERSION, KIND
 from distserve.api.loading import ManifestError, parse_deployment
 from distserve.operator.model import Features, Object
-from distserve.resources.support import unsupported_by_engine
+from distserve.resources.support import unsupported_by_cluster, unsupported_by_engine
 
-POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
 METADATA: Final = ("name", "namespace", "labels", "annotations", "uid")
 """What rendering knows of ObjectMeta."""
 
@@ -26,7 +25,11 @@ class Refusal:
 
 
 def accept(
-    document: Object, features: Features, engine_check: bool
+    document: Object,
+    features: Features,
+    *,
+    engine_check: bool = True,
+    gates: frozenset[str] = frozenset(),
 ) -> DistServeDeployment | Refusal:
     """The deployment as it was written, or why it cannot be."""
     metadata = {k: v for k, v in document["metadata"].items() if k in METADATA}
@@ -37,16 +40,16 @@ def accept(
             "",
         )
     except ManifestError as error:
-        return Refusal("Invalid", str(error).removeprefix(": "))
-    if engine_check and (line := unsupported_by_engine(deployment)) is not None:
-        reason = AcceptedReason.NOT_SUPPORTED_BY_ENGINE.value
-        return Refusal(reason, line.removeprefix(f"{reason}: "))
-    level = features.namespace_labels.get(POD_SECURITY, "privileged")
-    if deployment.spec.model.source.host_path is not None and level != "privileged":
-        return Refusal(
-            "NotSupportedByCluster",
-            f"spec.model.source.hostPath: this namespace enforces pod security {level}, which has "
-            "no hostPath volumes; use persistentVolumeClaim, or a namespace labelled "
-            f"{POD_SECURITY}=privileged",
-        )
+        return Refusal(AcceptedReason.INVALID, str(error).removeprefix(": "))
+    if engine_check and (refused := refused_by_engine(deployment)) is not None:
+        return refused
+    if (line := unsupported_by_cluster(deployment, features, gates)) is not None:
+        return Refusal(AcceptedReason.NOT_SUPPORTED_BY_CLUSTER, line)
     return deployment
+
+
+def refused_by_engine(deployment: DistServeDeployment) -> Refusal | None:
+    """Asked again of a deployment that has its plan's numbers."""
+    line = unsupported_by_engine(deployment)
+    reason = AcceptedReason.NOT_SUPPORTED_BY_ENGINE
+    return None if line is None else Refusal(reason, line.removeprefix(f"{reason}: "))

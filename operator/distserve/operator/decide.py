@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distserve.api.conditions import AcceptedReason
-from distserve.operator.acceptance import Refusal, accept
+from distserve.operator.acceptance import Refusal, accept, refused_by_engine
 from distserve.operator.course import Course
 from distserve.operator.health import LiveUnit, live_units
 from distserve.operator.model import (
@@ -42,6 +42,8 @@ class DecideSettings:
     """Its `key` is not used: each deployment gets one of its own."""
     engine_check: bool = True
     """Refuse what this engine build cannot run. False where only objects matter."""
+    feature_gates: frozenset[str] = frozenset()
+    """Of the cluster, that are on although they are off by default: they cannot be seen."""
     new_key: Callable[[], str] = fresh_key
     """Makes the key of a new deployment."""
     history: int = 10
@@ -53,13 +55,20 @@ def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> De
     if "deletionTimestamp" in observed.document["metadata"]:
         return Decision()  # owner references clean up
     live = live_units(observed)
-    accepted = accept(observed.document, observed.features, settings.engine_check)
+    accepted = accept(
+        observed.document,
+        observed.features,
+        engine_check=settings.engine_check,
+        gates=settings.feature_gates,
+    )
     if isinstance(accepted, Refusal):
         return report_refusal(observed, live, accepted)
     stored = stored_revisions(observed)
     numbers = numbers_of(accepted, observed, answers, stored)
     if numbers.deployment is None:
         return report_without_numbers(observed, numbers)
+    if settings.engine_check and (refused := refused_by_engine(numbers.deployment)) is not None:
+        return report_refusal(observed, live, refused)
     try:
         wanted = _wanted(numbers, settings, stored)
     except RenderError as error:

@@ -1,6 +1,16 @@
 """A deployment's life, against a cluster in memory."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import pytest
+
+from distserve.api import labels
+from distserve.operator.decide import decide
+from distserve.operator.model import Answers, Features, Ref
+
+Make = Callable[..., Any]
 
 
 def test_all_is_made_access_first(world: Any) -> None:
@@ -12,9 +22,231 @@ def test_all_is_made_access_first(world: Any) -> None:
     assert set(world.named("StatefulSet")) == {"tiny-u0-prefill-0", "tiny-u0-decode-0"}
     assert world.condition("Ready")["status"] == "True"
     assert world.status["replicas"] == 1
+    assert world.status["url"] == "http://tiny-gateway.llm.svc:8000/v1"
     assert world.status["revision"]["current"] == world.status["revision"]["target"] != ""
+    assert world.status["roles"] == [
+        {"name": role, "desired": 1, "ready": 1, "updated": 1} for role in ("prefill", "decode")
+    ]
+    assert world.status["units"][0]["nodes"] == ["node-a"]
+
+
+def test_every_object_is_owned_and_controlled(world: Any) -> None:
+    for found in world.settle().objects.values():
+        (owner,) = found["metadata"]["ownerReferences"]
+        assert owner["controller"] and owner["uid"] == world.document["metadata"]["uid"]
 
 
 def test_nothing_is_left_to_do(world: Any) -> None:
     decision = world.settle().decide()
     assert (decision.actions, decision.status, decision.again_seconds) == ((), None, None)
+    assert decision.events == ()
+
+
+def test_what_goes_is_left_to_the_garbage_collector(world: Any) -> None:
+    world.settle().document["metadata"]["deletionTimestamp"] = "2027-01-01T00:00:00Z"
+    world.objects.pop(next(iter(world.objects)))
+    decision = world.decide()
+    assert (decision.actions, decision.status, decision.questions) == ((), None, ())
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unknown field": ({"unit": 2}, "Invalid", "did you mean units?"),
+    "two sections": ({"hybrid": {}}, "Invalid", "remove hybrid"),
+    "what the engine cannot": (
+        {"prefill": {"parallelism": {"tensor": 2}}},
+        "NotSupportedByEngine",
+        "spec.prefill.parallelism",
+    ),
+    "what nobody may merge": (
+        {"prefill": {"podTemplate": {"spec": {"containers": [{"name": "engine", "args": []}]}}}},
+        "InvalidPodTemplate",
+        "spec.prefill.podTemplate",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_edit_touches_nothing(world: Any, case: str) -> None:
+    edit, reason, words = REFUSED[case]
+    before = set(world.settle().objects)
+    world.objects.pop(Ref("v1", "Service", "tiny-gateway"))
+    writes = len(world.writes)
+    world.edit(**edit).settle()
+    assert len(world.writes) == writes
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", reason)
+    assert words in accepted["message"]
+    assert world.condition("Ready")["status"] == "True", "what runs goes on"
+    assert world.events[-1].type == "Warning" and world.events[-1].reason == reason
+    world.document["spec"] = {k: v for k, v in world.document["spec"].items() if k not in edit}
+    world.edit(prefill={}).settle()
+    assert world.condition("Accepted")["status"] == "True"
+    assert set(world.objects) == before
+
+
+def test_refused_from_the_start(new_world: Make) -> None:
+    world = new_world(prefill=None).settle()
+    assert not world.objects
+    assert world.condition("Ready")["reason"] == "NotAccepted"
+
+
+def test_the_api_servers_words(world: Any) -> None:
+    world.refusal = 'StatefulSet "tiny-u0-prefill-0" is invalid: spec.template.spec: no'
+    world.settle()
+    assert not world.objects
+    assert world.condition("Accepted")["reason"] == "RefusedByApiServer"
+    assert world.refusal in world.condition("Accepted")["message"]
+
+
+def test_host_paths_where_pod_security_forbids_them(new_world: Make) -> None:
+    world = new_world(model={"id": "m", "source": {"hostPath": "/models/m"}})
+    world.features = Features(namespace_labels={"pod-security.kubernetes.io/enforce": "restricted"})
+    world.settle()
+    assert world.condition("Accepted")["reason"] == "NotSupportedByCluster"
+    assert "spec.model.source.hostPath" in world.condition("Accepted")["message"]
+    world.features = Features()
+    assert world.settle().condition("Ready")["status"] == "True"
+
+
+def test_what_is_not_ours_is_not_touched(world: Any) -> None:
+    service = Ref("v1", "Service", "tiny-gateway")
+    world.foreign = {service}
+    world.settle()
+    assert service not in world.objects
+    accepted = world.condition("Accepted")
+    assert accepted["reason"] == "NameTaken" and "Service tiny-gateway" in accepted["message"]
+    assert "tiny-u0-prefill-0" in world.named("StatefulSet")
+
+
+def test_an_edit_of_a_child_is_repaired(world: Any) -> None:
+    deployment = world.settle().objects[Ref("apps/v1", "Deployment", "tiny-gateway")]
+    deployment["spec"]["replicas"] = 7
+    deployment["metadata"]["annotations"]["theirs"] = "1"
+    world.settle()
+    assert world.objects[Ref("apps/v1", "Deployment", "tiny-gateway")]["spec"]["replicas"] == 2
+
+
+def test_what_is_not_wanted_any_more_goes(world: Any) -> None:
+    world.settle().edit(networkPolicy={"enabled": False}).settle()
+    assert not world.named("NetworkPolicy")
+
+
+def test_an_operator_with_other_builders_restarts_nothing(world: Any) -> None:
+    uids = {pod.uid for pod in world.settle().pods.values()}
+    images = replace(world.settings.render.images, engine="distserve/engine:9", gateway="g:9")
+    world.settings = replace(world.settings, render=replace(world.settings.render, images=images))
+    assert world.decide().actions == ()
+    world.document["metadata"]["annotations"][labels.REFRESH] = "now"
+    world.settle()
+    assert not uids & {pod.uid for pod in world.pods.values() if pod.unit}
+
+
+def test_a_unit_that_lost_its_templates_is_left_as_it_is(world: Any) -> None:
+    """Somebody deleted the ControllerRevision of what runs, while an edit waits for room."""
+    world.room = 1
+    old = world.settle().units()
+    world.edit(images={"engine": "mine:2"}).settle()
+    for name in [n for n in world.named("ControllerRevision")]:
+        del world.objects[Ref("apps/v1", "ControllerRevision", name)]
+    assert world.settle().units() == old
+    assert world.condition("Ready")["status"] == "True"
+
+
+def test_no_room(new_world: Make) -> None:
+    world = new_world(units=2)
+    world.room = 1
+    world.settle()
+    assert set(world.units()) == {"u0"}
+    placed = world.condition("Placed")
+    assert (placed["status"], placed["reason"]) == ("False", "NoRoom")
+    assert "the fullest has 1 free" in placed["message"]
+    assert world.condition("Degraded")["status"] == "True"
+    world.room = 2
+    assert world.settle().condition("Placed")["status"] == "True"
+
+
+def test_a_gang_that_is_not_complete_is_placed_anew(new_world: Make) -> None:
+    world = new_world(topology={"gangTimeout": "10s"})
+    world.unschedulable = lambda pod: "decode" in pod.name
+    world.settle()
+    assert world.condition("Placed")["reason"] == "Unschedulable"
+    first = world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"]
+    assert 0 < world.decide().again_seconds <= 10
+    world.now += 10
+    world.unschedulable = lambda pod: False
+    world.settle()
+    assert world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"] != first
+    assert world.condition("Ready")["status"] == "True"
+
+
+def test_a_unit_that_served_is_not_taken_back(new_world: Make) -> None:
+    world = new_world(topology={"gangTimeout": "10s"}).settle()
+    world.now += 100
+    del world.pods["tiny-u0-decode-0-0"]
+    world.unschedulable = lambda pod: "decode" in pod.name
+    world.settle()
+    world.now += 100
+    first = world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"]
+    world.settle()
+    assert world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"] == first
+
+
+def crash_loop(world: Any, name: str, restarts: int, ran_seconds: float) -> None:
+    world.pods[name] = replace(
+        world.pods[name], ready=False, restarts=restarts, waiting="CrashLoopBackOff",
+        message="engine: exit code 1: no such model", ran_seconds=ran_seconds,
+    )  # fmt: skip
+    world.broken = lambda pod: pod.name == name
+
+
+@pytest.mark.parametrize("restarts,ran,failed", [(5, 3, True), (4, 3, False), (9, 9000, False)])
+def test_the_restart_budget(world: Any, restarts: int, ran: float, failed: bool) -> None:
+    crash_loop(world.settle(), "tiny-u0-decode-0-0", restarts, ran)
+    world.settle()
+    assert (world.condition("Failed")["status"] == "True") is failed
+    assert "no such model" in world.condition("Ready")["message"]
+
+
+def test_failed_stays_until_the_spec_changes(world: Any) -> None:
+    crash_loop(world.settle(), "tiny-u0-decode-0-0", 5, 3)
+    world.settle()
+    assert [e.type for e in world.events if e.reason == "RestartBudgetSpent"] == ["Warning"]
+    world.broken = lambda pod: False
+    world.settle()
+    assert world.condition("Failed")["status"] == "True"
+    world.edit(images={"engine": "mine:2"}).settle()
+    assert world.condition("Failed")["status"] == "False"
+
+
+def test_a_lost_status_is_observed_again(new_world: Make) -> None:
+    world = new_world(units=2).settle()
+    before = world.status
+    world.document["status"] = {}
+    world.settle()
+    for condition in [*before["conditions"], *world.status["conditions"]]:
+        condition.pop("lastTransitionTime")
+    assert world.status == before
+
+
+def test_a_transitions_time_moves_only_with_it(world: Any) -> None:
+    world.settle()
+    before = {c["type"]: c["lastTransitionTime"] for c in world.status["conditions"]}
+    world.now += 60
+    world.edit(gateway={"replicas": 1}).settle()
+    after = {c["type"]: c["lastTransitionTime"] for c in world.status["conditions"]}
+    assert before == after
+    assert {c["observedGeneration"] for c in world.status["conditions"]} == {2}
+
+
+def test_it_changes_nothing_that_it_is_given(world: Any) -> None:
+    observed = world.settle().edit(units=2, images={"engine": "a"}).observe()
+    copy = repr(observed)
+    decide(observed, Answers(), world.settings)
+    assert repr(observed) == copy
+
+
+def test_scaled_to_zero(world: Any) -> None:
+    world.settle().edit(units=0).settle()
+    assert not world.units()
+    assert world.condition("Ready")["reason"] == "ScaledToZero"
+    assert world.condition("Placed")["reason"] == "NothingToPlace"

@@ -1,0 +1,134 @@
+"""Mode Auto: who is asked, and what stays while a plan is made."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from distserve.api import labels
+from distserve.operator.model import PlanQuestion
+from distserve.planner.errors import NoProfile
+from distserve.planner.plan import Plan, RolePlan
+
+Make = Callable[..., Any]
+AUTO: dict[str, Any] = {
+    "model": {"id": "facebook/opt-13b", "source": {"persistentVolumeClaim": {"claimName": "m"}}},
+    "accelerator": {"type": "GPU"},
+    "slo": {"ttft": "250ms", "tpot": "100ms"},
+    "workload": {
+        "requestsPerSecond": "4.5",
+        "lengths": {
+            "promptTokens": {"mean": 755, "p90": 1608},
+            "outputTokens": {"mean": 200, "p90": 447},
+        },
+    },
+    "planning": {"mode": "Auto", "maxAccelerators": 16, "hardwareProfile": "a100-80g"},
+}
+
+
+def plan(units: int = 2, tensor: int = 2, feasible: bool = True) -> Plan:
+    return Plan(
+        feasible=feasible,
+        reason="it meets the SLO" if feasible else "the best reaches 61% of 90%: relax slo.ttft",
+        inputs_hash="abc",
+        hardware_profile="a100-80g",
+        estimated=False,
+        roles={"prefill": RolePlan(1, tensor, 1), "decode": RolePlan(1, 1, 1)},
+        segments=1,
+        units=units,
+        accelerators=3 * units,
+        goodput=1.5,
+        total_goodput=4.5,
+        binds="TTFT",
+        prediction=None,
+        runner_up=None,
+    )
+
+
+def auto(new_world: Make) -> Any:
+    world = new_world(**AUTO)
+    world.settings = replace(world.settings, engine_check=False)
+    return world
+
+
+def asked(world: Any) -> list[PlanQuestion]:
+    world.decide()
+    return [question for question in world.questions if isinstance(question, PlanQuestion)]
+
+
+def test_nothing_is_made_before_there_is_a_plan(new_world: Make) -> None:
+    world = auto(new_world).settle()
+    assert not world.objects
+    assert world.condition("Planned")["status"] == "Unknown"
+    assert world.condition("Ready")["reason"] == "NotPlanned"
+    assert len(asked(world)) == 1
+
+
+def test_the_plans_numbers(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = plan()
+    world.settle()
+    assert set(world.units()) == {"u0", "u1"}
+    assert world.status["plan"]["unit"]["prefill"] == {"instances": 1, "tensor": 2, "pipeline": 1}
+    assert world.condition("Planned")["status"] == "True"
+    assert not asked(world), "a plan is kept"
+    world.accelerators = (8, 8)
+    assert not asked(world), "also where nodes come and go"
+
+
+def test_a_plan_stays_in_use_while_another_is_made(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = plan()
+    pods = set(world.settle().pods)
+    world.plans.clear()
+    world.edit(slo={"ttft": "1s", "tpot": "100ms"}).settle()
+    planned = world.condition("Planned")
+    assert (planned["status"], planned["reason"]) == ("Unknown", "Planning")
+    assert set(world.pods) == pods and world.condition("Ready")["status"] == "True"
+    world.plans["*"] = plan(units=1, tensor=1)
+    world.settle()
+    assert set(world.units()) == {"u0"}
+    assert world.condition("Planned")["status"] == "True"
+
+
+def test_the_nearest_miss(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = plan(feasible=False)
+    world.settle()
+    planned = world.condition("Planned")
+    assert (planned["status"], planned["reason"]) == ("False", "SloNotReachable")
+    assert "61% of 90%" in planned["message"]
+
+
+def test_what_the_planner_cannot(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = NoProfile("no step times; set planning.estimate: true")
+    world.settle()
+    assert world.condition("Planned")["reason"] == "NoProfile"
+    world.edit(planning={"mode": "Auto", "hardwareProfile": "h9000"}).settle()
+    assert world.condition("Planned")["status"] == "False"
+
+
+def test_asked_to_plan_again(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = plan()
+    world.settle().document["metadata"]["annotations"][labels.REPLAN] = "1"
+    world.plans.clear()
+    assert len(asked(world)) == 1
+    world.plans["*"] = plan(units=3)
+    assert set(world.settle().units()) == {"u0", "u1", "u2"}
+
+
+def test_a_plan_that_this_engine_cannot_run(new_world: Make) -> None:
+    planning = {"mode": "Auto", "maxAccelerators": 8, "hardwareProfile": "a100-80g"}
+    world = new_world(
+        **AUTO
+        | {
+            "model": {"id": "tiny", "source": {"builtin": "tiny"}},
+            "accelerator": {"type": "CPU"},
+            "planning": planning | {"estimate": True},
+        }
+    )
+    world.plans["*"] = plan(tensor=2)
+    world.settle()
+    assert world.condition("Accepted")["reason"] == "NotSupportedByEngine"
+    assert not world.objects
