@@ -47,6 +47,10 @@ def amounts(quantities: Mapping[str, object]) -> dict[str, int]:
     return {name: amount(name, parse_quantity(str(text))) for name, text in quantities.items()}
 
 
+def in_base_unit(resource: str, counted: int) -> int | float:
+    return counted / 1000 if resource == CPU else counted
+
+
 def number(resource: str, counted: int) -> str:
     """For a reader: cores with up to three decimals, memory in GiB with one."""
     if resource == CPU:
