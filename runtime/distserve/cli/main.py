@@ -21,7 +21,6 @@ VERBS = {
     "why": "say what keeps a deployment in a cluster from serving",
     "crd": "print, write or check the generated CRD",
     "topology": "print the cluster's fabric domains and what is free in each",
-    "topology": "print the cluster's fabric domains and what is free in each",
     "simulate": "simulate placements and search for the best one",
     "operator": "process: makes the cluster what its deployments say",
     "engine": "process: one instance of the model",
