@@ -35,10 +35,6 @@ from distserve.operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 
-class WatchingEnded(Exception):
-    """Without its watches the operator is blind: the process ends."""
-
-
 async def run(
     settings: Settings,
     decide: Decide,
@@ -57,7 +53,6 @@ async def run(
     async def watched() -> None:
         watches.start()
         await watches.ended
-        raise WatchingEnded("the watches ended without an error")
 
     try:
         async with (

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -80,8 +79,6 @@ class Reconciler:
         self._clock = clock
         self._taken: dict[Key, frozenset[str]] = {}
         """Revisions that the API server would take: asked once."""
-        self._made: OrderedDict[tuple[str, Ref], None] = OrderedDict()
-        """Unwatched objects (by the deployment's uid) that are known to be there."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Makes the cluster what the deployment says. Returns after how many seconds to look
@@ -154,9 +151,7 @@ class Reconciler:
         new = [
             action.object
             for action in decision.actions
-            if isinstance(action, Apply)
-            and not action.uid
-            and (metadata["uid"], _ref(action.object)) not in self._made
+            if isinstance(action, Apply) and not action.uid
         ]
         found = await asyncio.gather(
             *(
@@ -188,15 +183,11 @@ class Reconciler:
                 await self._cluster.delete(namespace, ref, action.uid, action.grace_seconds)
                 log.info("deleted %s %s", ref.kind, ref.name, extra={"namespace": namespace})
                 return
-            made = (observed.document["metadata"]["uid"], ref)
-            if action.create_only and (made in self._made or ref in looked.uids):
-                self._remember(made)
-                return
             if ref in looked.foreign:
                 return  # Decided before it was seen; it is never touched.
+            if action.create_only and ref in looked.uids:
+                return
             await self._apply(action, action.uid or looked.uids.get(ref, ""))
-            if action.create_only:
-                self._remember(made)
         except NotFound:
             if not isinstance(action, Delete):
                 raise  # The namespace goes, or the kind does.
@@ -257,11 +248,6 @@ class Reconciler:
             )
             raise
         self._store.put(DEPLOYMENTS, live)
-
-    def _remember(self, made: tuple[str, Ref]) -> None:
-        self._made[made] = None
-        if len(self._made) > 10_000:
-            self._made.popitem(last=False)
 
 
 def _ref(document: Object) -> Ref:

@@ -28,6 +28,10 @@ See = Callable[[Kind, Object, bool], None]
 """(kind, object, whether it is gone)"""
 
 
+class WatchingEnded(Exception):
+    """kopf gave up: the API server refuses a listing, or answered none for about a minute."""
+
+
 class Watches:
     """All of the operator's watches. `see` is called in the loop that made this."""
 
@@ -45,7 +49,7 @@ class Watches:
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        """Done when watching ended, with its error if it has one. That is the process's end."""
+        """Ends only with WatchingEnded: without its watches the operator is blind."""
         self.last_seen: dict[Kind, float] = dict.fromkeys(WATCHED, time.monotonic())
         """When the kind's watch showed something, by time.monotonic."""
         self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
@@ -62,21 +66,17 @@ class Watches:
     def _run(self) -> None:
         try:
             asyncio.run(self._watch())
-            self._tell(None)
+            ended = WatchingEnded("the watches ended")
         except Exception as error:
-            self._tell(error)
+            ended = WatchingEnded(f"the watches ended: {error or type(error).__name__}")
+            ended.__cause__ = error
 
-    def _tell(self, error: Exception | None) -> None:
-        def end() -> None:
-            if self.ended.done():
-                return
-            if error is None:
-                self.ended.set_result(None)
-            else:
-                self.ended.set_exception(error)
+        def tell() -> None:
+            if not self.ended.done():
+                self.ended.set_exception(ended)
 
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(end)
+        if not self._stop.is_set():
+            self._loop.call_soon_threadsafe(tell)
 
     async def _watch(self) -> None:
         registry = kopf.OperatorRegistry()

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from distserve.operator.errors import ClusterError, Conflict, NotFound, Refused, Unavailable
+from distserve.operator.errors import Conflict, LeaseLost, NotFound, Refused, Unavailable
 from distserve.operator.model import Key
 from distserve.operator.workqueue import WorkQueue
 
@@ -52,9 +52,9 @@ class Worker:
             pause = self._queue.retry(key)
             log.warning("refused, trying again in %.1f s: %s", pause, error, extra=extra)
             return "refused"
-        except ClusterError:
+        except LeaseLost:
             raise
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+        except Exception:
             # One deployment that trips over a fault of ours must not stop the others.
             pause = self._queue.retry(key)
             log.exception("a fault of the operator, trying again in %.1f s", pause, extra=extra)

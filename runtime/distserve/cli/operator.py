@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from distserve.operator.decide import DecideSettings, decide
     from distserve.operator.errors import LeaseLost
     from distserve.operator.probes import PortTaken
-    from distserve.operator.process import WatchingEnded
     from distserve.operator.process import run as run_operator
     from distserve.operator.restoring import stated
     from distserve.operator.resync import WatchDead
+    from distserve.operator.watching import WatchingEnded
     from distserve.wire.logs import setup_logging
 
     if args.workers < 1:
