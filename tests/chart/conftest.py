@@ -9,13 +9,40 @@ from typing import Any
 import pytest
 import yaml
 from tools.chart.rendering import CHART, objects
-from tools.cluster import fake_nodes
+from tools.cluster import binaries, fake_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
-from tools.cluster.errors import CommandFailed
+from tools.cluster.errors import CommandFailed, Unavailable
+from tools.cluster.fixtures import or_skip
+from tools.cluster.progress import Progress
 
 CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
 
 Object = dict[str, Any]
+
+_no_helm = pytest.StashKey[Unavailable]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """helm may have to be built, which takes minutes once: outside of any test's time limit."""
+    here = Path(__file__).parent
+    if session.config.getoption("collectonly") or not any(
+        here in item.path.parents for item in session.items
+    ):
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        try:
+            binaries.client("helm", Progress())
+        except Unavailable as lacking:
+            session.config.stash[_no_helm] = lacking
+
+
+@pytest.fixture(scope="session", autouse=True)
+def helm(request: pytest.FixtureRequest) -> None:
+    """Without it everything here is skipped, and in CI fails."""
+    with or_skip("helm"):
+        if _no_helm in request.config.stash:
+            raise request.config.stash[_no_helm]
 
 
 class Rendered:

@@ -13,64 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from tools.chart.rendering import CHART
-from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.cluster import CHECKOUT
 from tools.cluster.errors import CommandFailed
 
 CRD = "distservedeployments.distserve.io"
 SAMPLES = CHECKOUT / "manifests" / "samples"
 
 Object = dict[str, Any]
-
-EVERYTHING: Object = {
-    "imagePullSecrets": [{"name": "mine"}],
-    "images": {"registry": "r.example", "engine": {"digest": "sha256:" + "0" * 64}},
-    "operator": {
-        "nodeSelector": {"disk": "ssd"},
-        "tolerations": [{"key": "infra", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {"nodeAffinity": {}},
-        "priorityClassName": "system-cluster-critical",
-        "podLabels": {"team": "llm"},
-        "podAnnotations": {"note": "1"},
-        "resources": {"limits": {"cpu": 1.5}},
-    },
-}
-
-
-@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
-def test_the_api_server_takes_every_object(
-    control_plane: Cluster, render: Any, values: Object
-) -> None:
-    """Strictly, and each pod template as a pod: only pods are held against pod security."""
-    with control_plane.namespace() as namespace:
-        enforce = "pod-security.kubernetes.io/enforce=restricted"
-        control_plane.kubectl("label", "namespace", namespace, enforce)
-        confined = {**values, "namespaces": [namespace]}
-        for given in (values, confined):
-            found = render(given, namespace=namespace, tests=True)
-            template = found.one("Deployment")["spec"]["template"]
-            pod = {"apiVersion": "v1", "kind": "Pod", **template}
-            pod["metadata"] = {**template["metadata"], "name": "as-pod"}
-            # No admission plug-in may need what the dry run did not make.
-            unaccounted = json.loads(json.dumps([*found.objects, pod]))
-            for one in unaccounted:
-                if one["kind"] == "Pod":
-                    one["spec"]["serviceAccountName"] = "default"
-            flags = ("--dry-run=server", "--validate=strict", "--force-conflicts")
-            said = control_plane.apply(unaccounted, namespace, *flags)
-            assert said.count("serverside-applied (server dry run)") == len(unaccounted)
-
-
-def test_an_unrestricted_pod_would_be_refused(control_plane: Cluster, render: Any) -> None:
-    """The test above can fail."""
-    with control_plane.namespace() as namespace:
-        enforce = "pod-security.kubernetes.io/enforce=restricted"
-        control_plane.kubectl("label", "namespace", namespace, enforce)
-        template = render().one("Deployment")["spec"]["template"]
-        template["spec"]["containers"][0]["securityContext"].pop("capabilities")
-        template["spec"]["serviceAccountName"] = "default"
-        pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "as-pod"}}
-        with pytest.raises(CommandFailed, match="violates PodSecurity"):
-            control_plane.apply(pod, namespace, "--dry-run=server")
 
 
 def test_replicas_run_on_different_nodes(release: Any) -> None:

@@ -1,0 +1,110 @@
+"""Everything that is rendered passes a real API server, in a namespace whose pods are restricted.
+
+Strictly, by server-side dry run; and each pod template once more as a pod, since pod security
+holds only pods to its standard.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.errors import CommandFailed
+
+SAMPLES = sorted((CHECKOUT / "manifests" / "samples").glob("*.yaml"))
+
+Object = dict[str, Any]
+
+EVERYTHING: Object = {
+    "imagePullSecrets": [{"name": "mine"}],
+    "images": {"registry": "r.example", "engine": {"digest": "sha256:" + "0" * 64}},
+    "operator": {
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "infra", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "system-cluster-critical",
+        "podLabels": {"team": "llm"},
+        "podAnnotations": {"note": "1"},
+        "resources": {"limits": {"cpu": 1.5}},
+    },
+}
+
+
+@pytest.fixture
+def restricted(control_plane: Cluster) -> Iterator[str]:
+    with control_plane.namespace("restricted") as name:
+        enforce = "pod-security.kubernetes.io/enforce=restricted"
+        control_plane.kubectl("label", "namespace", name, enforce)
+        yield name
+
+
+def with_pods(objects: list[Object]) -> list[Object]:
+    """The objects, and what their controllers would create."""
+    found: list[Object] = json.loads(json.dumps(objects))
+    for one in list(found):
+        template = one["spec"].get("template") if "spec" in one else None
+        if template and one["kind"] in ("Deployment", "StatefulSet"):
+            metadata = {**template["metadata"], "name": f"{one['metadata']['name']}-as-pod"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+            found.append({**pod, "spec": template["spec"]})
+    for one in found:
+        if one["kind"] == "Pod":
+            # A dry run makes no service account that the pod could name.
+            one["spec"]["serviceAccountName"] = "default"
+    return found
+
+
+def assert_taken(cluster: Cluster, namespace: str, objects: list[Object]) -> None:
+    flags = ("--dry-run=server", "--validate=strict", "--force-conflicts")
+    said = cluster.apply(objects, namespace, *flags)
+    assert said.count("serverside-applied (server dry run)") == len(objects)
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_the_chart(control_plane: Cluster, restricted: str, render: Any, values: Object) -> None:
+    for given in (values, {**values, "namespaces": [restricted]}):
+        objects = with_pods(render(given, namespace=restricted, tests=True).objects)
+        assert sum(one["kind"] == "Pod" for one in objects) == 2
+        assert_taken(control_plane, restricted, objects)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_what_samples_become(control_plane: Cluster, restricted: str, sample: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "distserve.cli.main", "render", "-f", str(sample)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert answer.returncode == 0, answer.stderr
+    objects = with_pods(list(yaml.safe_load_all(answer.stdout)))
+    for one in objects:
+        one["metadata"]["namespace"] = restricted
+        for subject in one.get("subjects", ()):
+            subject["namespace"] = restricted
+    assert sum(one["kind"] == "Pod" for one in objects) >= 2
+    assert_taken(control_plane, restricted, objects)
+
+
+def test_an_unrestricted_pod_would_be_refused(
+    control_plane: Cluster, restricted: str, render: Any
+) -> None:
+    """The tests above can fail."""
+    *_, pod = with_pods(render(namespace=restricted).objects)
+    pod["spec"]["containers"][0]["securityContext"].pop("capabilities")
+    with pytest.raises(CommandFailed, match="violates PodSecurity"):
+        assert_taken(control_plane, restricted, [pod])
+
+
+def test_an_unknown_field_would_be_refused(
+    control_plane: Cluster, restricted: str, render: Any
+) -> None:
+    *_, pod = with_pods(render(namespace=restricted).objects)
+    pod["spec"]["containers"][0]["novelty"] = True
+    with pytest.raises(CommandFailed, match="novelty"):
+        assert_taken(control_plane, restricted, [pod])
