@@ -96,6 +96,7 @@ class ApiStub:
         self.version += 10
         self.oldest = self.version
         self.events.clear()
+        self._wake()
 
     def misbehave(self, fault: str) -> None:
         self.watch_fault = fault
@@ -147,10 +148,6 @@ class ApiStub:
         return response
 
     async def _stream(self, response: web.StreamResponse, request: web.Request, seen: int) -> None:
-        if seen < self.oldest:
-            gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
-            await response.write(_line({"type": "ERROR", "object": gone}))
-            return
         while True:
             changed = self._changed
             match self.watch_fault:
@@ -164,6 +161,10 @@ class ApiStub:
                 case "garbage":
                     await response.write(self.garbage)
                     return
+            if seen < self.oldest:
+                gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
+                await response.write(_line({"type": "ERROR", "object": gone}))
+                return
             for version, event in self.events:
                 if version > seen:
                     seen = version

@@ -1,6 +1,7 @@
 """Discovery by EndpointSlices against a server that fails in all the ways that servers do."""
 
 import asyncio
+import itertools
 import logging
 import random
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from tests.gateway.api_stub import ApiStub, endpoint
 
@@ -17,6 +19,7 @@ from distserve.gateway import service
 from distserve.gateway.api_server import KEEPALIVE, NotInCluster, api_server_of_pod
 from distserve.gateway.discovery import Endpoint, make_discovery
 from distserve.gateway.slice_discovery import Pace, SliceDiscovery
+from distserve.gateway.slices import EndpointSlice, instances
 
 WAIT_SECONDS = 20.0
 QUICK = Pace(first_pause_seconds=0.01, max_pause_seconds=0.05, quick_seconds=0.0)
@@ -319,6 +322,45 @@ def test_outside_of_a_cluster_it_is_refused_with_the_cure(tmp_path: Path) -> Non
 def test_names_that_are_none_are_refused(rest: str) -> None:
     with pytest.raises(ValueError, match="endpointslices:NAMESPACE/SERVICE"):
         make_discovery(f"endpointslices:{rest}", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"})
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_happens_the_last_word_is_the_servers(
+    stub: ApiStub, follow: Any, seed: int
+) -> None:
+    draw = random.Random(seed)
+    follower = await follow()
+    faults = ["end", "refused", "cut", "garbage"]
+    stub.garbage = b"<html>\n"
+
+    def agrees() -> bool:
+        known = (msgspec.convert(one, EndpointSlice) for one in stub.slices.values())
+        return follower.seen[-1] == instances(known)
+
+    for _ in range(100):
+        match draw.randrange(12):
+            case 0 | 1 | 2:
+                some = draw.sample("abcdef", draw.randrange(4))
+                serving = draw.random() < 0.7
+                stub.put(
+                    draw.choice(["s1", "s2", "s3"]), *(endpoint(n, serving=serving) for n in some)
+                )
+            case 3 if stub.slices:
+                stub.delete(draw.choice(sorted(stub.slices)))
+            case 4:
+                stub.forget_history()
+            case 5:
+                await stub.stop()
+                await stub.start()
+            case 6:
+                stub.misbehave(draw.choice(faults))
+            case 7:
+                for _ in range(draw.randrange(80)):
+                    await asyncio.sleep(0)
+            case _:
+                stub.misbehave("")
+                await follower.until(agrees)
+    assert all(now != then for now, then in itertools.pairwise(follower.seen))
 
 
 # ---- how old the word is ------------------------------------------------------------------------
