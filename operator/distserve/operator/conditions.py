@@ -70,7 +70,7 @@ def _entry(
     return {
         "type": condition.value,
         "status": fact.status,
-        "reason": fact.reason,
+        "reason": str(fact.reason),
         "message": _short(fact.message, MESSAGE_CHARACTERS),
         "lastTransitionTime": timestamp(now)
         if old is None or changed

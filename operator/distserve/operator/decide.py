@@ -102,13 +102,13 @@ def _steer(
     progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
     course = Course(wanted, numbers, live, states, rules, step, places, progress)
     status, events = report(observed, answers, course)
-    timers = [s for s in (places.again_seconds, progress.again_seconds) if s is not None]
+    timers = (numbers.again_seconds, places.again_seconds, progress.again_seconds)
     return Decision(
         questions=(*numbers.questions, places.question),
         actions=writes(observed, answers.foreign, course, settings.new_key, settings.history),
         status=status,
         events=events,
-        again_seconds=min(timers, default=None),
+        again_seconds=min((s for s in timers if s is not None), default=None),
     )
 
 

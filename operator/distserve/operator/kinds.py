@@ -43,11 +43,12 @@ NODES = Kind("v1", "Node", "nodes", namespaced=False)
 NAMESPACES = Kind("v1", "Namespace", "namespaces", namespaced=False)
 SECRETS = Kind("v1", "Secret", "secrets")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
+CONFIG_MAPS = Kind("v1", "ConfigMap", "configmaps")
 EVENTS = Kind("events.k8s.io/v1", "Event", "events")
 
 CHILDREN = (
     Kind("v1", "ServiceAccount", "serviceaccounts"),
-    Kind("v1", "ConfigMap", "configmaps"),
+    CONFIG_MAPS,
     Kind("v1", "Service", "services"),
     Kind("apps/v1", "StatefulSet", "statefulsets"),
     Kind("apps/v1", "Deployment", "deployments"),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from distserve.api.planning import ConfigMapKey
 from distserve.planner.errors import PlannerError
 from distserve.planner.plan import Plan, PlanRequest
 
@@ -134,7 +135,14 @@ class DryRunQuestion:
     objects: tuple[Object, ...]
 
 
-Question = PlanQuestion | PlacementQuestion | DryRunQuestion
+@dataclass(frozen=True)
+class TextsQuestion:
+    """What do these ConfigMaps of the deployment's namespace hold? They are the user's."""
+
+    keys: tuple[ConfigMapKey, ...]
+
+
+Question = PlanQuestion | PlacementQuestion | DryRunQuestion | TextsQuestion
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,8 @@ class Answers:
     """By unit."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """By revision: the API server's words, empty when it takes all."""
+    texts: Mapping[ConfigMapKey, str | None] = field(default_factory=dict)
+    """None: there is no such ConfigMap or key."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from distserve.api import labels
@@ -13,17 +13,30 @@ from distserve.api.conditions import PlannedReason
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.status import PlanStatus
 from distserve.operator.conditions import Fact
-from distserve.operator.model import Answers, Object, Observed, Pending, PlanQuestion
+from distserve.operator.model import (
+    Answers,
+    Object,
+    Observed,
+    Pending,
+    PlanQuestion,
+    TextsQuestion,
+)
 from distserve.planner.errors import NoProfile, PlannerError
+from distserve.planner.worker import PlanningFailed, PlanningOverdue
 from distserve.resources.errors import NoPlan
 from distserve.resources.planned import plan_status, with_plan
-from distserve.resources.planning import machine_of, plan_request
+from distserve.resources.planning import machine_of, plan_request, references
 from distserve.resources.revisions import Revision, with_numbers
 from distserve.workload import WorkloadError
 
 PLANNED_FOR: Final = f"{labels.GROUP}/planned-for"
 """Annotation of a ControllerRevision: hash of what was asked of the planner, the cluster left out.
 A plan is kept while that stays, however many nodes come and go."""
+
+AGAIN_SECONDS: Final = 60.0
+"""A ConfigMap that is missing is looked for this often: users' ConfigMaps are not watched."""
+RETRY_SECONDS: Final = 300.0
+"""After a plan that failed."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,8 @@ class Numbers:
     plan: PlanStatus | None = None
     fixed: Revision | None = None
     """The stored revision that stays in use while another plan is made, or cannot be."""
-    questions: tuple[PlanQuestion, ...] = ()
+    questions: tuple[PlanQuestion | TextsQuestion, ...] = ()
+    again_seconds: float | None = None
     planned_for: str = ""
     """Goes with a new plan into its ControllerRevision."""
 
@@ -86,17 +100,25 @@ def _ask(
     def without(holds: bool | None, reason: PlannedReason, message: str) -> Numbers:
         return Numbers(Fact(holds, reason, f"{message}{stays}"), kept, plan, in_use)
 
+    keys = tuple(references(deployment.spec))
+    if any(key not in answers.texts for key in keys):
+        waits = without(None, PlannedReason.PLANNING, "its inputs are being read")
+        return replace(waits, questions=(TextsQuestion(keys),))
+    texts = {key: text for key in keys if (text := answers.texts[key]) is not None}
+    again = None if len(texts) == len(keys) else AGAIN_SECONDS
     try:
         nodes = list(observed.accelerators) or None
-        request = plan_request(deployment.spec, machine_of(deployment.spec, nodes))
+        machine = machine_of(deployment.spec, nodes)
+        request = plan_request(deployment.spec, machine, texts=texts)
     except (PlannerError, WorkloadError) as error:
-        return without(False, _reason(error), str(error))
+        return replace(without(False, _reason(error), str(error)), again_seconds=again)
     answer = answers.plans.get(request.inputs_hash)
     if answer is None or isinstance(answer, Pending):
         waits = without(None, PlannedReason.PLANNING, "a plan is being made")
-        return Numbers(waits.fact, kept, plan, in_use, (PlanQuestion(request),))
+        return replace(waits, questions=(PlanQuestion(request),))
     if isinstance(answer, PlannerError):
-        return without(False, _reason(answer), str(answer))
+        # Asked again, in case that it was for want of time: there is nothing else to wake us.
+        return replace(without(False, _reason(answer), str(answer)), again_seconds=RETRY_SECONDS)
     try:
         found = plan_status(deployment, answer)
         numbers = with_plan(deployment, answer)
@@ -115,11 +137,10 @@ def _met(plan: PlanStatus) -> Fact:
 
 
 def _reason(error: Exception) -> PlannedReason:
-    return (
-        PlannedReason.NO_PROFILE
-        if isinstance(error, NoProfile)
-        else (PlannedReason.INVALID_REQUEST)
-    )
+    if isinstance(error, NoProfile):
+        return PlannedReason.NO_PROFILE
+    failed = isinstance(error, PlanningOverdue | PlanningFailed)
+    return PlannedReason.PLANNING_FAILED if failed else PlannedReason.INVALID_REQUEST
 
 
 def _in_use(

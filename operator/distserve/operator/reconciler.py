@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from distserve.api import labels
+from distserve.api.planning import ConfigMapKey
 from distserve.operator.cluster import Cluster
 from distserve.operator.errors import ClusterError, Conflict, NotFound, Refused
 from distserve.operator.events import Events
-from distserve.operator.kinds import DEPLOYMENTS, kind_of
+from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, kind_of
 from distserve.operator.model import (
     Answers,
     Apply,
@@ -36,6 +37,7 @@ from distserve.operator.model import (
     PlanQuestion,
     Question,
     Ref,
+    TextsQuestion,
 )
 from distserve.operator.placing import Placing
 from distserve.operator.planning import Planning
@@ -132,10 +134,25 @@ class Reconciler:
             return replace(answers, plans={**answers.plans, question.request.inputs_hash: found})
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
+        if isinstance(question, TextsQuestion):
+            if all(one in answers.texts for one in question.keys):
+                return answers
+            return replace(answers, texts=await self._read(key, question.keys))
         if question.revision in answers.refusals:
             return answers
         # Others were of an earlier spec.
         return replace(answers, refusals={question.revision: await self._dry_run(question)})
+
+    async def _read(
+        self, key: Key, keys: tuple[ConfigMapKey, ...]
+    ) -> dict[ConfigMapKey, str | None]:
+        """The user's texts; `data` alone, since a plan is made from text."""
+        found: dict[ConfigMapKey, str | None] = {}
+        for one in keys:
+            live = await self._cluster.get(CONFIG_MAPS, key.namespace, one.config_map_name)
+            data = (live or {}).get("data") or {}
+            found[one] = data.get(one.key)
+        return found
 
     async def _dry_run(self, question: DryRunQuestion) -> str:
         for document in question.objects:

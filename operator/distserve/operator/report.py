@@ -86,7 +86,8 @@ def report_without_numbers(observed: Observed, numbers: Numbers) -> Decision:
         Condition.READY: Fact(False, ReadyReason.NOT_PLANNED, numbers.fact.message),
     }
     decision = _only_status(observed, facts)
-    return replace(decision, questions=(*numbers.questions, *decision.questions))
+    questions = (*numbers.questions, *decision.questions)
+    return replace(decision, questions=questions, again_seconds=numbers.again_seconds)
 
 
 def _accepted(answers: Answers) -> Fact:

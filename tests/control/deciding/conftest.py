@@ -31,6 +31,7 @@ from distserve.operator.model import (
     PlanQuestion,
     Pod,
     Ref,
+    TextsQuestion,
 )
 from distserve.resources.settings import RenderSettings, released_images
 
@@ -62,6 +63,8 @@ class World:
     room: int = 100
     """Units that find a place."""
     plans: dict[str, Plan | PlannerError | Pending] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    """What users' ConfigMaps hold, by name/key."""
     refusal: str = ""
     broken: Callable[[Pod], bool] = lambda pod: False
     """Pods that never get ready."""
@@ -123,7 +126,7 @@ class World:
 
     def answered(self, decision: Decision, answers: Answers) -> Answers:
         plans, places = dict(answers.plans), dict(answers.placements)
-        refusals = dict(answers.refusals)
+        refusals, texts = dict(answers.refusals), dict(answers.texts)
         self.questions = list(decision.questions)
         for question in decision.questions:
             match question:
@@ -133,10 +136,12 @@ class World:
                 case PlanQuestion(request):
                     key = request.inputs_hash
                     plans[key] = self.plans.get("*", self.plans.get(key, Pending()))
+                case TextsQuestion(keys):
+                    texts = {key: self.texts.get(str(key)) for key in keys}
                 case PlacementQuestion(units):
                     for unit in units:
                         places.setdefault(unit.id.unit, self._place(unit))
-        return replace(answers, plans=plans, placements=places, refusals=refusals)
+        return replace(answers, plans=plans, placements=places, refusals=refusals, texts=texts)
 
     def reconcile(self) -> Decision:
         """Decides and acts, unless it crashes; the status is written last."""

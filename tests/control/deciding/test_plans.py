@@ -8,6 +8,7 @@ from distserve.api import labels
 from distserve.operator.model import PlanQuestion
 from distserve.planner.errors import NoProfile
 from distserve.planner.plan import Plan, RolePlan
+from distserve.planner.worker import PlanningOverdue
 
 Make = Callable[..., Any]
 AUTO: dict[str, Any] = {
@@ -132,3 +133,24 @@ def test_a_plan_that_this_engine_cannot_run(new_world: Make) -> None:
     world.settle()
     assert world.condition("Accepted")["reason"] == "NotSupportedByEngine"
     assert not world.objects
+
+
+def test_a_trace_of_the_users(new_world: Make) -> None:
+    world = auto(new_world)
+    trace = {"configMapName": "loads", "key": "trace.csv"}
+    world.edit(workload={"requestsPerSecond": "4.5", "trace": trace}).settle()
+    planned = world.condition("Planned")
+    assert (planned["status"], planned["reason"]) == ("False", "InvalidRequest")
+    assert "create it" in planned["message"]
+    assert world.decide().again_seconds == 60
+    world.texts["loads/trace.csv"] = "prompt_len,output_len\n100,20\n200,30\n"
+    world.settle()
+    assert world.condition("Planned")["reason"] == "Planning"
+
+
+def test_a_plan_that_took_too_long(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = PlanningOverdue("no plan within 600 s: narrow the search")
+    world.settle()
+    assert world.condition("Planned")["reason"] == "PlanningFailed"
+    assert world.decide().again_seconds is not None
