@@ -1,6 +1,7 @@
 """Where units go, as their users see it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,21 @@ def test_an_instances_pods_go_to_as_few_nodes_as_fit(fabric: Make, unit: Make) -
         inventory.reserve(unit(f"x{index}", gpus), {f"opt-x{index}-i0-0": f"n0-{index}"})
     found = placed(inventory, unit("u0", 2, pods=4))
     assert set(found.nodes.values()) == {"n0-3"}
+
+
+def test_an_instance_of_several_nodes_lies_in_a_tighter_domain_where_it_can(
+    fabric: Make, unit: Make
+) -> None:
+    """Its ranks talk to each other most. The first clique has two nodes left, the second three."""
+    inventory = inventory_of(fabric(domains=2, size=3))
+    inventory.reserve(unit("x", 8), {"opt-x-i0-0": "n0-0"})
+    asked = unit("u0", 8, 8, pack_within="leaf", deployment="d")
+    two, three = (
+        replace(instance, pods=pods) for instance, pods in zip(asked.instances, (2, 3), strict=True)
+    )
+    found = placed(inventory, replace(asked, instances=(two, three)))
+    homes = [{found.nodes[pod][:2] for pod in one.pod_names} for one in (two, three)]
+    assert homes == [{"n0"}, {"n1"}]
 
 
 def test_a_deployments_units_are_spread_over_what_fails_apart(fabric: Make, unit: Make) -> None:

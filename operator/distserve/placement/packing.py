@@ -1,15 +1,15 @@
 """Pods into one group of nodes: which pod goes to which node, or that they do not fit together.
 
 First the quick way, which is right nearly always: instances largest first, each on the fullest
-node that takes it whole, else on as few nodes as possible. Where that fails though the sums would
-do, a bounded search over all ways.
+node that takes it whole, else inside the fullest tighter domain that does, on as few nodes as
+possible. Where that fails though the sums would do, a bounded search over all ways.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from distserve.placement.domains import Group
+from distserve.placement.domains import Group, Layer
 from distserve.placement.quantities import Amounts
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 from distserve.placement.room import Room, Shelf
@@ -60,16 +60,25 @@ def parts_of(unit: UnitRequest, allowed: Allowed, seated: Collection[str] = ()) 
 
 
 def pack(
-    parts: Sequence[Part], group: Group, room: Room, scarce: str, budget: Budget
+    parts: Sequence[Part],
+    group: Group,
+    room: Room,
+    scarce: str,
+    budget: Budget,
+    inner: Sequence[Layer] = (),
 ) -> Seats | None:
-    """Seats for all the pods, taken from the room; None, and the room as it was."""
+    """Seats for all the pods, taken from the room; None, and the room as it was.
+
+    `inner` has the tighter domains inside the group, tightest first: an instance of several nodes
+    lies in one of them where it can, since its ranks talk to each other most.
+    """
     shelf = room.shelf(group, scarce)
     if shelf.total < sum(part.each.get(scarce, 0) * len(part.pods) for part in parts):
         return None
     ordered = sorted(parts, key=lambda p: (p.each.get(scarce, 0), len(p.pods)), reverse=True)
     seats: Seats = {}
     for part in ordered:
-        found = _seat(part, room, shelf)
+        found = _seat(part, room, shelf, inner)
         if found is None:
             give_back(seats, ordered, room)
             return _search(ordered, group, room, budget)
@@ -90,8 +99,20 @@ def take_again(seats: Seats, parts: Sequence[Part], room: Room) -> None:
             room.take(seats[pod], part.each)
 
 
-def _seat(part: Part, room: Room, shelf: Shelf) -> Seats | None:
-    """One instance on as few nodes as fit, each the fullest that will do."""
+def _seat(part: Part, room: Room, shelf: Shelf, inner: Sequence[Layer]) -> Seats | None:
+    """One instance: on one node, else inside one tighter domain, else anywhere in the group."""
+    if len(part.pods) > 1 and inner and _fullest(part, len(part.pods), room, shelf) is None:
+        need = part.each.get(shelf.resource, 0) * len(part.pods)
+        for layer in inner:
+            shelves = [one for one in room.shelves(layer, shelf.resource) if one.total >= need]
+            for one in sorted(shelves, key=lambda one: one.total):
+                if seats := _on_few_nodes(part, room, one):
+                    return seats
+    return _on_few_nodes(part, room, shelf)
+
+
+def _on_few_nodes(part: Part, room: Room, shelf: Shelf) -> Seats | None:
+    """On as few nodes as fit, each the fullest that will do."""
     seats: Seats = {}
     waiting = list(part.pods)
     while waiting:

@@ -159,12 +159,14 @@ class Pass:
 
     def _anew(self, unit: UnitRequest, pins: Places, allowed: Allowed) -> Places | None:
         """The best place of those that fit, taken."""
-        scarce, parts = self.view.scarce(unit), parts_of(unit, allowed, pins)
+        parts = parts_of(unit, allowed, pins)
+        several = any(len(part.pods) > 1 for part in parts)
         for promised in ladder_now(unit, self.now):
             for level in [*tighter(unit, promised), promised]:
                 choice = Choice(unit, level, promised, set(pins.values()), self._siblings(unit))
                 for group in choice.ranked(self.view, self.room):
-                    seats = self._pack(unit, parts, group, scarce, bool(pins))
+                    inner = tighter(unit, level) if several else ()
+                    seats = self._pack(unit, parts, group, inner, bool(pins))
                     if seats is not None:
                         places = places_of(seats) | pins
                         self._remember(unit, promised, parts, seats, pins)
@@ -172,14 +174,20 @@ class Pass:
         return None
 
     def _pack(
-        self, unit: UnitRequest, parts: Sequence[Part], group: Group, scarce: str, pinned: bool
+        self,
+        unit: UnitRequest,
+        parts: Sequence[Part],
+        group: Group,
+        inner: Sequence[Level],
+        pinned: bool,
     ) -> Seats | None:
         """`pack`, not tried again for units alike until something in the group changes."""
-        key = (self.view.shape(unit), group)
+        key, scarce = (self.view.shape(unit), group), self.view.scarce(unit)
         shelf = self.room.shelf(group, scarce)
         if not pinned and self._failed.get(key) == (shelf.changes, len(self.held)):
             return None
-        seats = pack(parts, group, self.room, scarce, self.search)
+        domains = self.view.inside(group, inner)
+        seats = pack(parts, group, self.room, scarce, self.search, domains)
         if seats is None and not pinned:
             self._failed[key] = (shelf.changes, len(self.held))
         return seats

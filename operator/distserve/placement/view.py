@@ -17,6 +17,7 @@ class View:
     inventory: Inventory
     _layers: dict[tuple[Level | None, bool], Layer] = field(default_factory=dict)
     _outer: dict[tuple[Layer, Level], list[Domain | None]] = field(default_factory=dict)
+    _inside: dict[tuple[Group, tuple[Level, ...]], list[Layer]] = field(default_factory=dict)
     _group_of: dict[Level | None, dict[str, Group]] = field(default_factory=dict)
     _allowed: dict[tuple[str, bool], frozenset[str]] = field(default_factory=dict)
     _keys: dict[int, tuple[InstanceRequest, str]] = field(default_factory=dict)
@@ -48,6 +49,15 @@ class View:
         if found is None:
             found = [self.domain(group.nodes[0], level) for group in layer.groups]
             self._outer[(layer, level)] = found
+        return found
+
+    def inside(self, group: Group, levels: Sequence[Level]) -> Sequence[Layer]:
+        """The domains of these levels that the group consists of."""
+        key = (group, tuple(levels))
+        found = self._inside.get(key)
+        if found is None:
+            nodes = [self.inventory.nodes[name] for name in group.nodes]
+            found = self._inside[key] = [layer_of(nodes, level) for level in levels]
         return found
 
     def group_of(self, node: str, level: Level | None) -> Group:

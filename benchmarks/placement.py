@@ -1,0 +1,194 @@
+"""What a placement pass costs and how well it packs, each figure beside its aim.
+
+Run: python benchmarks/placement.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import time
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from distserve.placement import (
+    Decision,
+    InstanceRequest,
+    Inventory,
+    Level,
+    Placed,
+    UnitId,
+    UnitRequest,
+    inventory_of,
+    place,
+)
+
+GPU = "nvidia.com/gpu"
+LEVELS = (
+    Level("nvlink", "nvidia.com/gpu.clique"),
+    Level("leaf", "fabric.topograph.run/tier-0"),
+    Level("zone", "topology.kubernetes.io/zone"),
+)
+NODES_PER_CLIQUE, CLIQUES_PER_LEAF, ZONES = 4, 4, 3
+LARGE = ((8, 8, 4), (8, 4), (8, 8), (4, 4, 4), (8, 8, 8))
+"""Units of which two or three fill a clique, so that each wrong choice is seen."""
+SHAPES = ((1, 1), (2, 1), (2, 2), (4, 1, 1), (4, 4), (4, 2, 2), (8, 4), (8, 8), (1,), (2, 1, 1))
+"""GPUs of each instance of a unit."""
+
+
+def node(index: int) -> dict[str, Any]:
+    clique = index // NODES_PER_CLIQUE
+    leaf = clique // CLIQUES_PER_LEAF
+    return {
+        "metadata": {
+            "name": f"node-{index:05}",
+            "labels": {
+                "kubernetes.io/hostname": f"node-{index:05}",
+                "kubernetes.io/os": "linux",
+                "node.kubernetes.io/instance-type": "gpu-8",
+                LEVELS[0].node_label: f"clique-{clique}",
+                LEVELS[1].node_label: f"leaf-{leaf}",
+                LEVELS[2].node_label: f"zone-{leaf % ZONES}",
+            },
+        },
+        "spec": {},
+        "status": {
+            "allocatable": {"cpu": "128", "memory": "1Ti", "pods": "110", GPU: "8"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+
+def pod(index: int, nodes: int) -> dict[str, Any]:
+    """Everyday pods beside the units: agents, small services."""
+    requests = {"cpu": f"{100 + index % 7 * 50}m", "memory": "256Mi"}
+    return {
+        "metadata": {"name": f"pod-{index}", "namespace": "apps", "uid": f"uid-{index}"},
+        "spec": {
+            "nodeName": f"node-{index % nodes:05}",
+            "containers": [{"name": "main", "resources": {"requests": requests}}],
+        },
+        "status": {"phase": "Running"},
+    }
+
+
+def unit(index: int, shape: Sequence[int], pack_within: str | None) -> UnitRequest:
+    id = UnitId("llm", f"d{index % 30}", f"u{index // 30}")
+    instances = tuple(
+        InstanceRequest(f"{id.deployment}-{id.unit}-{i}", 1, {GPU: gpus, "cpu": 4, "memory": 2**35})
+        for i, gpus in enumerate(shape)
+    )
+    return UnitRequest(id, instances, index, levels=LEVELS, pack_within=pack_within)
+
+
+def cluster(nodes: int) -> Inventory:
+    every = (node(index) for index in range(nodes))
+    return inventory_of(every, (pod(index, nodes) for index in range(4 * nodes)))
+
+
+def timed(inventory: Inventory, units: Sequence[UnitRequest]) -> tuple[float, list[Decision]]:
+    start = time.process_time()
+    decisions = place(inventory, units, 1e6)
+    return time.process_time() - start, decisions
+
+
+def placed(decisions: Sequence[Decision]) -> int:
+    return sum(isinstance(decision, Placed) for decision in decisions)
+
+
+def passes(nodes: int) -> None:
+    count = nodes // 2
+    inventory = cluster(nodes)
+    print(f"{nodes} nodes in {nodes // NODES_PER_CLIQUE} cliques, {4 * nodes} pods, {count} units:")
+    for pack_within in ("nvlink", "leaf", None):
+        units = [unit(i, SHAPES[i % len(SHAPES)], pack_within) for i in range(count)]
+        seconds, decisions = timed(inventory, units)
+        where = f"packWithin {pack_within}" if pack_within else "anywhere"
+        print(f"  {where + ',':19} all new          {_row(seconds, count, decisions)}")
+    units = [unit(i, SHAPES[i % len(SHAPES)], "nvlink") for i in range(count)]
+    by_id = {one.id: one for one in units}
+    for decision in place(inventory, units, 1e6):
+        if isinstance(decision, Placed):
+            inventory.reserve(by_id[decision.unit], decision.nodes)
+    seconds, decisions = timed(inventory, units)
+    print(f"  packWithin nvlink,  all placed again {_row(seconds, count, decisions)}")
+    newcomer = unit(count, (2, 1), "nvlink")
+    seconds, decisions = timed(inventory, [newcomer])
+    print(f"  packWithin nvlink,  one more         {_row(seconds, 1, decisions)}")
+    inventory = cluster(nodes)
+    units = [unit(i, (8, 8, 8), "nvlink") for i in range(count)]
+    seconds, decisions = timed(inventory, units)
+    print(f"  packWithin nvlink,  cluster full     {_row(seconds, count, decisions)}")
+    distinct = [
+        replace(one, instances=tuple(_odd(i, instance) for instance in one.instances))
+        for i, one in enumerate(units)
+    ]
+    seconds, decisions = timed(inventory, distinct)
+    print(f"  the same, no two units alike         {_row(seconds, count, decisions)}")
+
+
+def _odd(index: int, instance: InstanceRequest) -> InstanceRequest:
+    return replace(instance, requests={**instance.requests, "memory": 2**30 + index})
+
+
+def _row(seconds: float, units: int, decisions: Sequence[Decision]) -> str:
+    return (
+        f"{seconds * 1000:7.0f} ms CPU, {seconds / units * 1e6:6.0f} us a unit, "
+        f"{placed(decisions)} of {units} placed"
+    )
+
+
+def memory(nodes: int) -> None:
+    tracemalloc.start()
+    start = time.process_time()
+    inventory = cluster(nodes)
+    seconds = time.process_time() - start
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(
+        f"inventory of {len(inventory.nodes)} nodes and {4 * nodes} pods: {used / 2**20:.1f} MB "
+        f"(traced; a few MB is the aim), read in {seconds:.1f} s under the tracer"
+    )
+
+
+def packing(seeds: int, of: Sequence[Sequence[int]], name: str) -> None:
+    """More is asked than there is: what stays unused is what the packing wastes at most."""
+    shares = []
+    for seed in range(seeds):
+        chance = random.Random(seed)
+        inventory = inventory_of(node(index) for index in range(64))
+        shapes = [chance.choice(of) for _ in range(30)]
+        units = [unit(i, shapes[i % 30], "nvlink") for i in range(300)]
+        by_id = {one.id: one for one in units}
+        used = sum(
+            by_id[decision.unit].total[GPU]
+            for decision in place(inventory, units, 1e6)
+            if isinstance(decision, Placed)
+        )
+        shares.append(used / 512)
+    print(
+        f"packing 64 nodes x 8 GPUs in 16 cliques, 30 deployments of {name} shapes, {seeds} draws: "
+        f"{min(shares):.1%} of the GPUs used at the worst, {sum(shares) / seeds:.1%} on average "
+        "(aim: 95 % of what the best packing would use)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="1,000 nodes only")
+    args = parser.parse_args()
+    print("A pass; the aim is below 1 s for 1,000 nodes and 500 units:")
+    for nodes in (1000,) if args.quick else (250, 500, 1000, 2000, 4000):
+        passes(nodes)
+    for of, name in ((SHAPES, "mixed"), (LARGE, "large")):
+        packing(2 if args.quick else 20, of, name)
+    memory(1000)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process: {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
