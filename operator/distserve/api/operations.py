@@ -94,8 +94,9 @@ class Observability(Model):
 
     pod_monitor: bool = Field(
         default=True,
-        description="Whether PodMonitors are made, so that Prometheus scrapes gateways, engines "
-        "and migrators. Default: true.",
+        description="Whether a PodMonitor is made, so that Prometheus scrapes gateways, engines "
+        "and migrators. With networkPolicy.enabled its namespace needs the label "
+        "distserve.io/scrape=true. Default: true.",
     )
     prometheus_rule: bool = Field(
         default=True,
