@@ -72,6 +72,8 @@ def test_a_looser_slo_never_lowers_goodput(lengths, ttft, tpot, percent, looser,
 @pytest.fixture
 def remembered(monkeypatch):
     """Each fleet is simulated once, whatever machine asks; the simulation is deterministic."""
+    monkeypatch.setattr("distserve.planner.plan.SEARCH_REQUESTS", 30)
+    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 60)
     for name in ("goodput", "settled", "binding", "forecast"):
         known, simulate = {}, getattr(Evaluator, name)
 
@@ -108,9 +110,9 @@ growth = st.lists(st.integers(0, 3), min_size=1, max_size=2)
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 @pytest.mark.parametrize("rate", [None, 5.0])
-def test_more_accelerators_never_make_a_plan_worse(lengths, quick, remembered, name, rate):
+def test_more_accelerators_never_make_a_plan_worse(lengths, remembered, name, rate):
     @settings(
-        max_examples=10,
+        max_examples=8,
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],
@@ -151,9 +153,9 @@ def test_more_accelerators_never_hold_fewer_units(machine, steps, parts):
 def test_an_accelerator_more_can_be_worth_something(lengths, quick, high_affinity):
     rates = [
         make_plan(question(lengths, Machine([n], high_affinity=high_affinity))).total_goodput
-        for n in (2, 4, 6)
+        for n in (2, 4)
     ]
-    assert rates[0] < rates[1] < rates[2]
+    assert rates[0] < rates[1]
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,12 @@ class PlacementSearch:
             roles = RoleRates(self.evaluator, self.template, self.progress)
             judged = self._judge_best_first(self.high_affinity(roles), roles)
         else:
-            judged = self._judge_best_first(self.low_affinity())
+            judged = self._judge_best_first(self.pairs())
         return sorted(judged, key=lambda j: self.score(j.unit, j.rate), reverse=True)
 
     # -- what is judged
 
-    def low_affinity(self) -> list[Unit]:
+    def pairs(self) -> list[Unit]:
         """Every prefill and decode pair, in the segments that fit most often (Algorithm 2)."""
         pairs = product(self.specs("prefill"), list(self.specs("decode")))
         units = (

@@ -74,7 +74,7 @@ def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
     progress = Progress("configurations simulated")
     plan = make_plan(request, progress.advance)
     progress.close()
-    if args.figure:
+    if args.figure and plan.unit is not None:
         from distserve.planner.commands.plan_figure import draw_attainment
 
         draw_attainment(args.figure, request, plan)

@@ -19,6 +19,7 @@ from distserve.planner.commands.arguments import (
     refuse_in_compat,
 )
 from distserve.planner.commands.progress import Progress
+from distserve.planner.commands.too_small import too_small
 from distserve.planner.compat.parallel import judge_all
 from distserve.planner.compat.search import (
     Configuration,
@@ -30,6 +31,7 @@ from distserve.planner.compat.search import (
     winner,
 )
 from distserve.planner.models import find_model
+from distserve.planner.profiles import HardwareProfile
 from distserve.planner.result import Slo
 from distserve.workload import ArrivalProcess
 
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         from distserve.planner.commands.default_search import judge
 
         found, hardware = judge(args)
-        return report(found, args.output, hardware.estimated, compat=False)
+        return report(args, found, hardware)
     refuse_in_compat(args, "network")
     model = find_model(args.model_type)
     profile = load_hardware(args, model, args.backend)
@@ -114,25 +116,28 @@ def run(args: argparse.Namespace) -> int:
     best = winner(verdicts)
     if best is not None and not best.per_gpu_rate:
         verdicts = [search.measured(verdict) for verdict in verdicts]
-    return report(verdicts, args.output, profile.estimated, compat=True)
+    return report(args, verdicts, profile)
 
 
-def report(verdicts: list[Verdict], output: str, estimated: bool, compat: bool) -> int:
-    """Print the outcome; exit code 2 when nothing could run, 3 when nothing passed.
+def report(args: argparse.Namespace, verdicts: list[Verdict], profile: HardwareProfile) -> int:
+    """Print the outcome; exit code 2 when nothing could run, 3 when nothing passed or fits.
 
     The reference prints a best configuration at rate 0 when nothing passes; compat does as well.
     """
+    output, estimated, compat = args.output, profile.estimated, args.compat
     best = winner(verdicts)
     if best is None:
-        reasons = {verdict.reason for verdict in verdicts}
-        reason = min(reasons, key=len) if reasons else "the machine holds no configuration"  # type: ignore[arg-type]
-        print(f"distserve simulate: {reason}", file=sys.stderr)
+        short = too_small(args, find_model(args.model_type), profile)
+        reasons = [verdict.reason for verdict in verdicts if verdict.reason]
+        reason = short or min(reasons, key=len, default="the machine holds no configuration")
+        print(f"distserve simulate search: {reason}", file=sys.stderr)
         if output == "json":
-            print(json.dumps({"best": None, "configs": [_as_json(v) for v in verdicts]}))
-        return EXIT_WRONG_INPUT
+            document: dict[str, Any] = {"best": None, "configs": [_as_json(v) for v in verdicts]}
+            print(json.dumps(document | ({"reason": short} if short else {})))
+        return EXIT_INFEASIBLE if short else EXIT_WRONG_INPUT
     feasible = bool(best.per_gpu_rate)
     if output == "json":
-        document: dict[str, Any] = {
+        document = {
             "best": _as_json(best) | {"feasible": feasible},
             "configs": [_as_json(verdict) for verdict in verdicts],
         }
