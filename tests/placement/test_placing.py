@@ -159,6 +159,12 @@ def test_priority_goes_first_then_age(node: Make, unit: Make) -> None:
     assert [type(d) for d in found] == [Placed, Placed, Waiting]
 
 
+def test_of_units_made_at_once_the_larger_go_first(fabric: Make, unit: Make) -> None:
+    asked = [unit("a", 4, 4), unit("b", 8, 4, 4), unit("c", 8, 8, since=1)]
+    found = place(inventory_of(fabric()), asked, 1.0)
+    assert [decision.unit.unit for decision in found] == ["b", "a", "c"]
+
+
 def test_two_for_the_last_domain_one_wins_whole_the_other_waits_whole(
     fabric: Make, unit: Make
 ) -> None:

@@ -36,18 +36,16 @@ REARRANGING_TRIES = 1_000
 def place(inventory: Inventory, waiting: Sequence[UnitRequest], now: float) -> list[Decision]:
     """A decision for each unit, in the order in which they were decided.
 
-    Priority first, then age. A unit that is reserved or bound already keeps its nodes while they
-    will do, so a pass may be run again at any time, with the units that are placed or without.
+    Priority first, then age, then size: of units made in one second the larger go first, as small
+    ones find room beside large ones sooner than large ones beside small. A unit that is reserved
+    or bound already keeps its nodes while they will do, so a pass may be run again at any time,
+    with the units that are placed or without.
     """
-    ordered = sorted(waiting, key=order)
     at_work = Pass(inventory, now)
+    ordered = sorted(waiting, key=at_work.order)
     for unit in ordered:
         at_work.decide(unit)
     return [at_work.decision(unit) for unit in ordered]
-
-
-def order(unit: UnitRequest) -> tuple[int, float, UnitId]:
-    return (-unit.priority, unit.waiting_since, unit.id)
 
 
 Places = dict[str, str]
@@ -92,6 +90,9 @@ class Pass:
         self.explainer = Explainer(self.view, self.room, self.emptied, self.search)
         for unit, record in self.inventory.units.items():
             self._settle(unit, {seat.node for seat in record.seats.values()})
+
+    def order(self, unit: UnitRequest) -> tuple[int, float, float, UnitId]:
+        return (-unit.priority, unit.waiting_since, -self.view.share(unit), unit.id)
 
     def decide(self, unit: UnitRequest) -> None:
         pins = self._leave(unit)

@@ -94,14 +94,19 @@ class View:
 
     def scarce(self, unit: UnitRequest) -> str:
         """The resource of which the unit takes the largest share of the cluster."""
+        return self._largest_share(unit)[1]
 
+    def share(self, unit: UnitRequest) -> float:
+        """Of the cluster, of that resource: how large the unit is."""
+        return self._largest_share(unit)[0]
+
+    def _largest_share(self, unit: UnitRequest) -> tuple[float, str]:
         totals = self.totals
-
-        def share(name: str) -> tuple[float, str]:
-            total = totals.get(name, 0)
-            return (unit.total[name] / total if total else float("inf"), name)
-
-        return max(unit.total, key=share, default=PODS)
+        shares = (
+            (count / totals[name] if totals.get(name) else float("inf"), name)
+            for name, count in unit.total.items()
+        )
+        return max(shares, default=(0.0, PODS))
 
     def shape(self, unit: UnitRequest) -> object:
         """Equal for units that fit or do not fit alike."""
