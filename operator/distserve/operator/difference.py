@@ -11,9 +11,10 @@ Two questions, since neither is enough alone:
 from __future__ import annotations
 
 import hashlib
-import json
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
+
+import msgspec
 
 from distserve.api.labels import GROUP
 from distserve.operator.model import Object
@@ -49,8 +50,7 @@ _SUFFIXES: Final = {
 
 def stamped(wanted: Object) -> Object:
     """The object with its own hash in an annotation."""
-    text = json.dumps(wanted, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(msgspec.json.encode(wanted, order="sorted")).hexdigest()[:16]
     metadata = wanted["metadata"]
     annotations = {**metadata.get("annotations", {}), APPLIED: digest}
     return {**wanted, "metadata": {**metadata, "annotations": annotations}}
@@ -62,6 +62,8 @@ def difference(wanted: Object, live: Object) -> str | None:
 
 
 def _compare(wanted: Any, live: Any, name: str, path: str) -> str | None:
+    if wanted == live:
+        return None  # most subtrees are, and this is much faster than to walk them
     if isinstance(wanted, dict) and isinstance(live, dict):
         for key, value in wanted.items():
             field = name if name in QUANTITIES else key
@@ -107,10 +109,6 @@ def _absent(value: Any, key: str) -> bool:
 
 
 def _equal(wanted: Any, live: Any, name: str) -> bool:
-    if isinstance(wanted, bool) is not isinstance(live, bool):
-        return False
-    if wanted == live:
-        return True
     if name not in QUANTITIES:
         return False
     ours, theirs = _quantity(wanted), _quantity(live)

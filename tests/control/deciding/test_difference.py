@@ -39,7 +39,6 @@ OTHER: dict[str, tuple[Any, Any, str]] = {
     "another value": ({"a": {"b": 1}}, {"a": {"b": 2}}, "a.b"),
     "a field that is gone": ({"a": {"b": 1}}, {"a": {}}, "a.b"),
     "a word for a number": ({"port": 8000}, {"port": "http"}, "port"),
-    "true for one": ({"a": 1}, {"a": True}, "a"),
     "zero that is served": ({"replicas": 0}, {"replicas": 1}, "replicas"),
     "a security setting that was taken away": (
         {"automountServiceAccountToken": False}, {}, "automountServiceAccountToken",
