@@ -109,7 +109,7 @@ class Resync:
         found = {}
         for namespace in self.namespaces if self.namespaces and kind.namespaced else ("",):
             async for one in self.cluster.list_metadata(
-                kind, namespace, selector, self.settings.chunk_size
+                kind, namespace, selector, self.settings.proof_chunk_size
             ):
                 metadata = one["metadata"]
                 name = (metadata.get("namespace", ""), metadata["name"])
