@@ -1,6 +1,14 @@
 """Rendered objects by kind and name, and releases of the chart in a real API server."""
 
 import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +26,17 @@ from tools.cluster.progress import Progress
 CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
 
 Object = dict[str, Any]
+
+# The process listens for everybody in its pod; here for this machine alone.
+OPERATOR = """
+import sys
+from dataclasses import replace
+from distserve.cli import main, operator
+settings = operator._settings
+operator._settings = lambda args: replace(settings(args), host="127.0.0.1")
+sys.exit(main.main())
+"""
+SECONDS = 60
 
 _no_helm = pytest.StashKey[Unavailable]()
 
@@ -49,7 +68,8 @@ class Rendered:
     """The chart's objects with some values."""
 
     def __init__(self, values: Object | None = None, **options: Any) -> None:
-        self.objects: list[Object] = objects(values, **options)
+        given = json.dumps([values or {}, options], sort_keys=True)
+        self.objects: list[Object] = json.loads(_objects(given))
 
     def all(self, kind: str) -> list[Object]:
         return [found for found in self.objects if found["kind"] == kind]
@@ -73,6 +93,12 @@ class Rendered:
     def flags(self) -> dict[str, str]:
         args = self.container["args"]
         return dict(zip(args[::2], args[1::2], strict=True))
+
+
+@functools.cache
+def _objects(given: str) -> str:
+    values, options = json.loads(given)
+    return json.dumps(objects(values, **options))
 
 
 @pytest.fixture
@@ -171,3 +197,76 @@ def confined(release: Release, install: Install) -> Iterator[Confined]:
         values = {"namespaces": [kept], "crds": {"install": False}, "replicas": 1}
         with install("distserve-one", values) as found:
             yield Confined(found, kept, foreign)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A replica that runs on this machine."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    health: str
+    metrics: str
+
+    @property
+    def tail(self) -> str:
+        """The end of its log."""
+        return self.log.read_text()[-4000:]
+
+    def answers(self, address: str) -> bool:
+        assert self.process.poll() is None, self.tail
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def start_operator(
+    tmp_path: Path,
+) -> Callable[[Release], contextlib.AbstractContextManager[Operator]]:
+    return functools.partial(_running, tmp_path)
+
+
+@contextlib.contextmanager
+def _running(folder: Path, release: Release) -> Iterator[Operator]:
+    """As in its pod, besides ports and the way to the API server."""
+    cluster, where = release.cluster, f"--namespace={release.namespace}"
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    token = cluster.kubectl("create", "token", release.operator, where).strip()
+    config["users"] = [{"name": "operator", "user": {"token": token}}]
+    for context in config["contexts"]:
+        context["context"]["user"] = "operator"
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config))
+    found = cluster.get("deployment", release.operator, release.namespace)
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    ports = _free_ports(2)
+    words = [word.replace("$(POD_NAME)", "a-pod") for word in container["args"]]
+    words += [f"--health-port={ports[0]}", f"--metrics-port={ports[1]}"]
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", OPERATOR, "operator", *words, f"--kubeconfig={kubeconfig}"],
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    addresses = [f"http://127.0.0.1:{port}" for port in ports]
+    one = Operator(process, log, addresses[0], f"{addresses[1]}/metrics")
+    try:
+        cluster.wait_for("readiness", lambda: one.answers(f"{one.health}/readyz"), SECONDS)
+        assert one.answers(f"{one.health}/healthz")
+        yield one
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(SECONDS)
+        finally:
+            process.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
