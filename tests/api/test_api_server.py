@@ -1,0 +1,104 @@
+"""The rules as the API server evaluates them: what is refused there, and what is taken."""
+
+from typing import Any
+
+import pytest
+import yaml
+from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.errors import CommandFailed
+
+CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
+GPU: dict[str, Any] = {"accelerator": {"type": "GPU"}}
+LEVELS = [
+    {"name": "nvlink", "nodeLabel": "nvidia.com/gpu.clique"},
+    {"name": "zone", "nodeLabel": "topology.kubernetes.io/zone"},
+]
+HUB = {"huggingFace": {"repository": "org/model"}}
+
+
+def model(source: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"model": {"id": "m", "source": source, **more}}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "pack without levels": ({"topology": {"packWithin": "nvlink"}}, "packWithin names no level"),
+    "pack in another": (
+        {"topology": {"levels": LEVELS, "packWithin": "rack"}}, "packWithin names no level",
+    ),
+    "level twice": ({"topology": {"levels": [LEVELS[0]] * 2}}, "two levels have one name"),
+    "levels and preset": (
+        {"topology": {"levels": LEVELS, "preset": "AWS"}}, "preset brings its own levels",
+    ),
+    "pack in none of the preset": (
+        {"topology": {"preset": "GKE", "packWithin": "nvlink"}}, "GKE has the levels leaf, spine",
+    ),
+    "preferred what": ({"topology": {"enforcement": "Preferred"}}, "how packWithin is meant"),
+    "relax what is required": (
+        {"topology": {"levels": LEVELS, "packWithin": "zone", "relaxAfter": "1m"}},
+        "relaxAfter belongs to enforcement Preferred",
+    ),
+    "no label": ({"topology": {"levels": [{"name": "a", "nodeLabel": "a b"}]}}, "nodeLabel"),
+    "rollout that cannot": ({"rollout": {"maxSurgeUnits": 0}}, "no unit could ever be replaced"),
+    "whenFull": ({"rollout": {"whenFull": "Hope"}}, "spec.rollout.whenFull"),
+    "no restarts": ({"restart": {"budget": 0}}, "spec.restart.budget"),
+    "source of two kinds": (model({"builtin": "tiny", **HUB}), "exactly one source is needed"),
+    "cache of nothing": (
+        model({"builtin": "tiny"}, cache={"claimName": "c"}), "this source needs none",
+    ),
+    "cache in two places": (
+        model(HUB, cache={"claimName": "c", "ephemeral": {}}), "two places for one cache",
+    ),
+    "repository": (model({"huggingFace": {"repository": "a/b/c"}}), "huggingFace.repository"),
+    "sidecar to a GPU": (
+        GPU | {"kvTransfer": {"migratorPlacement": "Sidecar"}}, "cannot reach the engine's GPU",
+    ),
+    "image of no sidecar": (GPU | {"images": {"migrator": "m:1"}}, "images.migrator is that of"),
+}  # fmt: skip
+TAKEN: dict[str, dict[str, Any]] = {
+    "levels": {"topology": {"levels": LEVELS, "packWithin": "nvlink"}},
+    "levels alone": {"topology": {"levels": LEVELS}},
+    "preset": {"topology": {"preset": "Topograph", "packWithin": "leaf"}},
+    "preferred": {
+        "topology": {
+            "levels": LEVELS, "packWithin": "zone", "enforcement": "Preferred", "relaxAfter": "1m",
+        }
+    },
+    "timeout alone": {"topology": {"gangTimeout": "1m"}},
+    "rollout in place": {"rollout": {"maxSurgeUnits": 0, "maxUnavailableUnits": 1}},
+    "rollout": {"rollout": {"paused": True}},
+    "hub": model(HUB),
+    "hub with a claim": model(HUB, cache={"claimName": "c"}),
+    "hub and disk": model(HUB, cache={"ephemeral": {"sizeLimit": "100Gi"}}),
+    "image": model({"image": "registry.example/m:1"}),
+    "gpu": GPU,
+    "gpu and auto": GPU | {"kvTransfer": {"migratorPlacement": "Auto"}},
+    "together": {"kvTransfer": {"migratorPlacement": "InEngineContainer"}},
+    "images": {"images": {"engine": "e:1", "migrator": "m:1", "gateway": "g:1"}},
+    "observability": {"observability": {"podMonitor": False}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def crd(control_plane: Cluster) -> None:
+    control_plane.apply(CRD)
+    name = yaml.safe_load(CRD.read_text())["metadata"]["name"]
+    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}")
+
+
+def tried(cluster: Cluster, change: dict[str, Any]) -> str:
+    found = yaml.safe_load((CHECKOUT / "manifests/samples/tiny-cpu.yaml").read_text())
+    found["spec"] |= change
+    return cluster.apply(found, "default", "--dry-run=server")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_cure(control_plane: Cluster, crd: None, name: str) -> None:
+    change, said = REFUSED[name]
+    with pytest.raises(CommandFailed) as refusal:
+        tried(control_plane, change)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken(control_plane: Cluster, crd: None, name: str) -> None:
+    assert "serverside-applied" in tried(control_plane, TAKEN[name])
