@@ -150,10 +150,40 @@ def start_operator(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Sta
         started.append(replica)
         return replica
 
-    with contextlib.ExitStack() as every_one:
-        for_all = every_one.callback
-        for_all(lambda: [one.end(signal.SIGKILL) for one in started])
-        yield start
+    yield start
+    for one in started:
+        one.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def start_distserve(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Start]:
+    """start() -> Replica: `distserve operator` itself, watching this test's namespace only."""
+    started: list[Replica] = []
+
+    def start(*flags: str) -> Replica:
+        identity = f"operator-{len(started)}"
+        health, metrics = _free_ports(2)
+        said = {
+            "lease": {"identity": identity},
+            "health_port": health,
+            "metrics_port": metrics,
+        }
+        flags += (
+            f"--kubeconfig={crd.kubeconfig}",
+            f"--namespaces={namespace}",
+            f"--lease-namespace={namespace}",
+            f"--identity={identity}",
+            f"--health-port={health}",
+            f"--metrics-port={metrics}",
+        )
+        command = [sys.executable, "-m", "distserve.cli.main", "operator", *flags]
+        replica = Replica(said, tmp_path / f"{identity}.log", command)
+        started.append(replica)
+        return replica
+
+    yield start
+    for one in started:
+        one.end(signal.SIGKILL)
 
 
 class SilentNetwork:
