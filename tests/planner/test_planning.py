@@ -325,6 +325,7 @@ def test_high_affinity_judges_roles_apart_and_pays_for_the_link(lengths, quick):
     near = make_plan(question(lengths, Machine([2, 2, 2], high_affinity=True)))
     assert near.feasible
     assert set(near.roles) == {"prefill", "decode"}
+    assert near.runner_up is not None and near.runner_up.roles != near.roles
     assert near.accelerators <= 6
 
 

@@ -117,7 +117,9 @@ def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None)
     winner, *others = judged
     if not winner.rate:
         return _missed(request, judged, evaluator)
-    return _sized(request, evaluator, winner, others[0] if others else None)
+    roles = roles_of(winner.unit)
+    second = next((other for other in others if roles_of(other.unit) != roles), None)
+    return _sized(request, evaluator, winner, second)
 
 
 def _template(request: PlanRequest) -> InstanceSpec:
