@@ -1,6 +1,7 @@
 """What can be told of the images without building one."""
 
 import io
+import os
 import re
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from tools.cluster.progress import Progress, Step
 from tools.images import __main__ as command
 from tools.images import archive, builders
 from tools.images.base import LocalBase, install_packages
+from tools.images.build import archives
 from tools.images.context import CHECKOUT, TARGETS, Context
 from tools.images.subset import main as write_subsets
 from tools.images.subset import subset
@@ -101,7 +103,12 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "source" / "__pycache__").mkdir(parents=True)
     (tmp_path / "source" / "code.py").write_text("1")
     (tmp_path / "Dockerfile").write_text("FROM scratch")
-    (tmp_path / ".dockerignore").write_text("*\n!pyproject.toml\n!source\n**/__pycache__\n")
+    sent = ("pyproject.toml", "requirements.lock", "source", "tools/images/build.lock")
+    rules = "".join(f"!{path}\n" for path in sent)
+    (tmp_path / ".dockerignore").write_text(f"*\n{rules}**/__pycache__\n")
+    (tmp_path / "requirements.lock").write_text("one==1")
+    (tmp_path / "tools" / "images").mkdir(parents=True)
+    (tmp_path / "tools" / "images" / "build.lock").write_text("two==2")
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2"\n')
     (tmp_path / "README.md").write_text("words")
     return tmp_path
@@ -237,6 +244,46 @@ def test_the_first_builder_that_answers_is_taken(
     assert builders.choose(tmp_path, "key", "", quiet) == builders.Engine("podman")
     programs("docker")
     assert builders.choose(tmp_path, "key", "", quiet) == builders.Engine("docker")
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >> {log}
+for word in "$@"; do
+  case $word in --output=*) /bin/cp {saved} "${{word#--output=}}";; esac
+done
+"""
+
+
+def test_what_is_current_is_not_built_again_and_what_is_old_goes(
+    checkout: Path, tmp_path: Path, programs: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    saved, log = tmp_path / "saved.tar", tmp_path / "log"
+    write_archive(saved, "some/name:1", Layer())
+    programs("docker")
+    (tmp_path / "bin" / "docker").write_text(DOCKER.format(log=log, saved=saved))
+    kept = tmp_path / "cache" / "distserve" / "images" / "archives"
+    (kept / "layout-of-a-killed-build").mkdir(parents=True)
+    for day in range(4):
+        (kept / f"gateway-{day}.tar").write_text("old")
+        os.utime(kept / f"gateway-{day}.tar", (day, day))
+
+    context, quiet = Context(checkout), Progress(io.StringIO())
+    made = archives(("gateway", "engine"), quiet, context=context)
+
+    assert archive.Image(made["gateway"]).name == "docker.io/distserve/gateway:1.2"
+    assert {path.name for path in kept.iterdir()} == {
+        made["gateway"].name,
+        made["engine"].name,
+        "gateway-3.tar",
+    }
+    said = log.read_text()
+    assert "--target=gateway --tag=docker.io/distserve/gateway:1.2" in said
+    assert archives(("gateway",), quiet, context=context) == {"gateway": made["gateway"]}
+    assert log.read_text() == said
+    (checkout / "source" / "code.py").write_text("edited")
+    assert archives(("gateway",), quiet, context=context)["gateway"] != made["gateway"]
+    assert log.read_text() != said
 
 
 def test_a_machine_that_cannot_build_is_told_what_to_install(

@@ -7,9 +7,11 @@
 An archive that is there is current: the key is the hash of all that it was made of.
 """
 
+import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +23,11 @@ from tools.images.base import LocalBase
 from tools.images.context import TARGETS, Context
 
 LOCK_SECONDS = 3600.0
+_LAYOUT = "layout-"
 KEPT = 2
 """Archives per target, and storages: two checkouts do not throw out each other's."""
+IN_USE_SECONDS = 3600.0
+"""What was asked for since then may be read just now."""
 
 
 def archives(
@@ -41,10 +46,13 @@ def archives(
     folder = cache() / "images"
     wanted = _names(folder, targets, context, base)
     if all(path.exists() for path in wanted.values()):
+        for path in wanted.values():
+            os.utime(path)
         return wanted
     (folder / "archives").mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock, tempfile.TemporaryDirectory() as copied:
         lock_file(lock, "another process that builds images", LOCK_SECONDS)
+        _remove_remains(folder)
         still = context.copy_to(Path(copied))
         wanted = _names(folder, targets, still, base)
         packages_key = still.packages_key(base or LocalBase(folder).name)
@@ -66,15 +74,23 @@ def _build(
 ) -> None:
     with progress.step(f"image {target}") as step:
         builder.build(context, target, step)
-        with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=_LAYOUT) as folder:
             layout = Path(folder) / "layout"
             layout.mkdir()
             builder.export(context.image(target), layout)
             write_archive(layout, context.image(target), archive)
 
 
+def _remove_remains(folder: Path) -> None:
+    """Removes what a build that was killed left; needs the lock."""
+    for left in (*(folder / "archives").glob(f"{_LAYOUT}*"), *folder.glob("layers-*/tmp/*")):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in (folder / "archives").glob("*.new"):
+        left.unlink()
+
+
 def _remove_old(folder: Path) -> None:
-    """Keeps the newest few of each kind."""
+    """Keeps the newest few of each kind, and what may be in use."""
     for target in TARGETS:
         for old in _oldest(folder / "archives", f"{target}-*.tar"):
             old.unlink()
@@ -86,4 +102,5 @@ def _remove_old(folder: Path) -> None:
 
 def _oldest(folder: Path, pattern: str) -> list[Path]:
     newest_first = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-    return newest_first[KEPT:]
+    long_ago = time.time() - IN_USE_SECONDS
+    return [path for path in newest_first[KEPT:] if path.stat().st_mtime < long_ago]

@@ -89,7 +89,6 @@ class Buildah:
         with contextlib.suppress(CommandFailed):
             run([*self._buildah("inspect"), "--type=image", self.base], env=self._environment)
             return
-        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
         container = self._run("from", "scratch").strip()
         self._run("add", "--quiet", container, str(tree), "/")
         self._run("config", "--env=PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", container)
@@ -118,7 +117,9 @@ def choose(folder: Path, packages_key: str, base: str, progress: Progress) -> Bu
             return Engine(program, base)
     install_packages("buildah", "mmdebstrap")
     local = LocalBase(folder)
-    buildah = Buildah(folder / f"layers-{packages_key}-{local.key}", base or local.name)
+    buildah = Buildah(folder / f"layers-{packages_key}", base or local.name)
+    (buildah.folder / "tmp").mkdir(parents=True, exist_ok=True)
+    os.utime(buildah.folder)
     if not base:
         buildah.add_base(local.tree(progress))
     return buildah
