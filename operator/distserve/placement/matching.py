@@ -58,7 +58,8 @@ def _tolerates(toleration: Mapping[str, Any], taint: Taint) -> bool:
         return False  # The pod would be evicted again.
     if toleration.get("operator") == "Exists":
         return True
-    return bool(toleration.get("key")) and (toleration.get("value") or "") == taint.value
+    equal = toleration.get("operator") in (None, "", "Equal") and bool(toleration.get("key"))
+    return equal and (toleration.get("value") or "") == taint.value
 
 
 def _term_matches(term: Mapping[str, Any], node: Node) -> bool:

@@ -14,7 +14,8 @@ from distserve.placement.quantities import Amounts
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 from distserve.placement.room import Room, Shelf
 
-STEPS_PER_SEARCH = 2_000
+STEPS_PER_SEARCH = 5_000
+"""Nodes looked at."""
 
 
 class PodKey(NamedTuple):
@@ -43,8 +44,8 @@ class Budget:
 
     steps: int
 
-    def spend(self) -> bool:
-        self.steps -= 1
+    def spend(self, steps: int = 1) -> bool:
+        self.steps -= steps
         return self.steps >= 0
 
 
@@ -179,13 +180,13 @@ class _Search:
         tried: set[object] = set()
         for position in range(first, len(self._group.nodes)):
             node = self._group.nodes[position]
+            if not (self._own.spend() and self._budget.spend()):
+                return False
             if node not in part.allowed or not self._room.capacity(node, part.each, 1):
                 continue
             kind = self._kind(node)
             if kind in tried:
                 continue
-            if not (self._own.spend() and self._budget.spend()):
-                return False
             tried.add(kind)
             self._room.take(node, part.each)
             self.seats[pod] = node

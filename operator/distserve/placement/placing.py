@@ -27,10 +27,10 @@ from distserve.placement.requests import InstanceRequest, Level, UnitId, UnitReq
 from distserve.placement.room import Room
 from distserve.placement.view import View
 
-SEARCH_STEPS = 50_000
-"""A pass's bound on what follows when the quick packing fails, in pods tried on nodes."""
-REARRANGING_TRIES = 1_000
-"""And on units tried in groups."""
+SEARCH_STEPS = 100_000
+"""A pass's bound on the searches that follow when the quick packing fails, in nodes looked at."""
+REARRANGING_STEPS = 10_000
+"""And on trying units in other groups, in nodes of those groups."""
 
 
 def place(inventory: Inventory, waiting: Sequence[UnitRequest], now: float) -> list[Decision]:
@@ -76,7 +76,7 @@ class Pass:
     settled: int = 0
     """Counts what changes the room for good."""
     search: Budget = field(default_factory=lambda: Budget(SEARCH_STEPS))
-    rearranging: Budget = field(default_factory=lambda: Budget(REARRANGING_TRIES))
+    rearranging: Budget = field(default_factory=lambda: Budget(REARRANGING_STEPS))
     _failed: dict[object, tuple[int, int]] = field(default_factory=dict)
     _stuck: dict[object, int] = field(default_factory=dict)
 

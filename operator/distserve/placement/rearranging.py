@@ -16,14 +16,15 @@ from distserve.placement.room import Room
 
 MAX_UNITS = 8
 MAX_GROUPS = 8
-TRIES_PER_UNIT = 400
+STEPS_PER_UNIT = 4_000
+"""Nodes of the groups that units are tried in."""
 
 
 class Budgets(NamedTuple):
     """Of the whole pass."""
 
     search: Budget
-    tries: Budget
+    groups: Budget
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def rearrange(
     for one in inside:
         give_back(one.seats, one.parts, room)
     units = sorted([newcomer, *inside], key=lambda one: one.need(scarce), reverse=True)
-    table = _Table(units, near, room, scarce, budgets, Budget(TRIES_PER_UNIT))
+    table = _Table(units, near, room, scarce, budgets, Budget(STEPS_PER_UNIT))
     if table.descend(0):
         return table.result()
     for one in inside:
@@ -104,12 +105,13 @@ class _Table:
         unit = self.units[depth]
         tried: set[object] = set()
         for group in self.groups:
+            nodes = len(group.nodes)
+            if not (self.own.spend(nodes) and self.budgets.groups.spend(nodes)):
+                return False
             kind = self._kind(group)
             if kind in tried:
                 continue
             tried.add(kind)
-            if not (self.own.spend() and self.budgets.tries.spend()):
-                return False
             before, others = self.seats.get(group, {}), self.at.get(group, [])
             others_parts = [part for one in others for part in one.parts]
             parts = [*others_parts, *unit.parts]
