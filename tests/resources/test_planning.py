@@ -254,21 +254,26 @@ def test_units_of_the_spec_are_kept_within_the_limit() -> None:
 
 
 def test_units_of_the_spec_that_are_too_few_say_so_with_both_numbers() -> None:
-    planning = {"mode": "Auto", "maxAccelerators": 12, "units": "Spec"}
-    plan = made(units=3, total_goodput=18.8)
-    load = {"requestsPerSecond": "15", "lengths": {
-        "promptTokens": {"mean": 300, "p90": 600}, "outputTokens": {"mean": 50, "p90": 100},
-    }}  # fmt: skip
-    few = deployment(planning=planning, units=1, workload=load)
-    said = "spec.units 1 serve 6.27 of 15 requests/s within the SLO; give 3 units"
-    assert (shortfall(few, plan) or "").startswith(said)
-    assert plan_document(few, plan)["shortfall"].startswith(said)
-    assert said in plan_line(few, plan)
-    enough = deployment(planning=planning, units=3, workload=load)
-    for fine in (enough, deployment(workload=load), deployment(planning=planning, units=1)):
-        whole = made(units=1, total_goodput=6.27) if fine.spec.units == 1 else plan
-        assert shortfall(fine, whole) is None
-        assert "shortfall" not in plan_document(fine, whole)
+    """A unit of the plan serves 4 x 1.56 requests/s."""
+    counted = {"mode": "Auto", "maxAccelerators": 12, "units": "Spec"}
+    lengths = deployment().spec.document()["workload"]["lengths"]
+
+    def asked(rate: str, **changes: Any) -> DistServeDeployment:
+        return deployment(workload={"requestsPerSecond": rate, "lengths": lengths}, **changes)
+
+    few = asked("15", planning=counted, units=1)
+    said = "spec.units 1 serve 6.24 of 15 requests/s within the SLO; give 3 units"
+    assert said in (shortfall(few, plan_status(few, made())) or "")
+    assert said in plan_document(few, made())["shortfall"]
+    assert said in plan_line(few, made())
+    for fine in (
+        asked("15", planning=counted, units=3),
+        asked("15"),
+        asked("6.25", planning=counted, units=1),
+        deployment(planning=counted, workload={"lengths": lengths}),
+    ):
+        assert shortfall(fine, plan_status(fine, made())) is None
+        assert "shortfall" not in plan_document(fine, made())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A plan back into its deployment: the same spec with the plan's numbers, and `status.plan`."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,9 @@ from distserve.planner.errors import NoProfile
 from distserve.planner.plan import Plan, RolePlan
 from distserve.planner.worker import PlanningFailed, PlanningOverdue
 from distserve.resources.errors import NoPlan
+
+GOODPUT_ROUNDING = 0.005
+"""Of three digits."""
 
 
 def with_plan(deployment: DistServeDeployment, plan: Plan) -> DistServeDeployment:
@@ -55,16 +59,27 @@ def plan_status(deployment: DistServeDeployment, plan: Plan) -> PlanStatus:
     )
 
 
-def shortfall(deployment: DistServeDeployment, plan: Plan) -> str | None:
-    """One line where `spec.units`, which the plan does not decide, are too few for the load."""
-    units, workload = _units(deployment, plan), deployment.spec.workload
-    asked = workload.requests_per_second if workload else None
-    if asked is None or not plan.feasible or units >= plan.units:
+def shortfall(deployment: DistServeDeployment, status: PlanStatus) -> str | None:
+    """One line where `spec.units`, which the plan does not decide, are too few for the load.
+
+    Part of the message of `Planned=True`.
+    """
+    spec = deployment.spec
+    asked = spec.workload.requests_per_second if spec.workload else None
+    unit_rate = float(status.goodput) * sum(
+        part.instances * part.tensor * part.pipeline
+        for part in (status.unit.prefill, status.unit.decode, status.unit.hybrid)
+        if part is not None
+    )
+    if asked is None or spec.planning.plans_units or not unit_rate:
         return None
-    served = units * plan.total_goodput / plan.units
+    rate = float(parse_quantity(asked))
+    needed = math.ceil(rate / unit_rate * (1 - GOODPUT_ROUNDING))
+    if spec.units >= needed:
+        return None
     return (
-        f"spec.units {units} serve {served:.3g} of {float(parse_quantity(asked)):g} requests/s "
-        f"within the SLO; give {plan.units} units, or planning.units: Planned"
+        f"spec.units {spec.units} serve {spec.units * unit_rate:.3g} of {rate:g} requests/s "
+        f"within the SLO; give {needed} units, or planning.units: Planned"
     )
 
 
@@ -90,7 +105,7 @@ def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]
         "reason": plan.reason,
         **status.model_dump(mode="json", exclude_none=True),
         "totalGoodput": f"{plan.goodput * status.accelerators:.4g}",
-        **({"shortfall": short} if (short := shortfall(deployment, plan)) else {}),
+        **({"shortfall": short} if (short := shortfall(deployment, status)) else {}),
         "binds": plan.binds,
     }
     if plan.prediction:
@@ -117,7 +132,7 @@ def plan_line(deployment: DistServeDeployment, plan: Plan) -> str:
     profile = status.hardware_profile.removesuffix(" (estimate)")
     basis = f"{profile}, estimated" if status.estimated else profile
     line = f"{plan.reason}; units {status.units}, accelerators {status.accelerators} ({basis})"
-    short = shortfall(deployment, plan)
+    short = shortfall(deployment, status)
     return f"{line}; {short}" if short else line
 
 
