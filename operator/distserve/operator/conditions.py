@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from distserve.api.conditions import Condition
+from distserve.api.conditions import Condition, ProgressingReason
 from distserve.operator.model import Event, Object
 
 MESSAGE_CHARACTERS: Final = 2000
@@ -24,6 +24,9 @@ TOLD: Final = (
     Condition.READY,
 )
 """Conditions whose changes are told as events; the others only say which part it is."""
+TOLD_AT_ONCE: Final = (Condition.ACCEPTED, Condition.PLANNED, Condition.PLACED, Condition.FAILED)
+"""Those that are news when they are bad from the start; a new deployment cannot be ready yet."""
+STUCK: Final = (ProgressingReason.NO_ROOM_FOR_SURGE, ProgressingReason.DEADLINE_EXCEEDED)
 BAD_WHEN_TRUE: Final = frozenset({Condition.DEGRADED, Condition.FAILED})
 OTHERS: Final = frozenset({"FabricVerified"})
 """Measured by somebody else: kept as they are."""
@@ -80,24 +83,21 @@ def _entry(
 
 
 def transitions(before: Iterable[Object], after: Iterable[Object]) -> tuple[Event, ...]:
-    """An event for each condition that means something else now; at first only bad news."""
+    """An event for each condition that turned, and for bad news that are others now."""
     old = {found["type"]: (found["status"], found["reason"]) for found in before}
     events = []
     for found in after:
-        condition = found["type"]
-        bad = found["status"] == ("True" if condition in BAD_WHEN_TRUE else "False")
-        bad = bad and condition is not Condition.PROGRESSING
-        now = (found["status"], found["reason"])
-        changed = condition in old and old[condition] != now
-        if condition in TOLD and (changed or (condition not in old and bad)):
-            message = found["message"] or f"{condition} is {found['status']}"
-            events.append(
-                Event(
-                    "Warning" if bad else "Normal",
-                    found["reason"],
-                    _short(message, EVENT_CHARACTERS),
-                )
-            )
+        condition, status, reason = found["type"], found["status"], found["reason"]
+        bad = status == ("True" if condition in BAD_WHEN_TRUE else "False")
+        bad = bad and (condition != Condition.PROGRESSING or reason in STUCK)
+        if condition in old:
+            news = old[condition][0] != status or (bad and old[condition][1] != reason)
+        else:
+            news = bad and condition in TOLD_AT_ONCE
+        if news and condition in TOLD:
+            message = found["message"] or f"{condition} is {status}"
+            kind: Literal["Normal", "Warning"] = "Warning" if bad else "Normal"
+            events.append(Event(kind, reason, _short(message, EVENT_CHARACTERS)))
     return tuple(events)
 
 

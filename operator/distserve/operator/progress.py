@@ -33,10 +33,8 @@ def progress_of(
     before = find(conditions, Condition.PROGRESSING)
     missing = [u for u in range(rules.units) if f"u{u}" not in live]
     surplus = [u for u in live.values() if u.number not in step.revisions]
-    began = before is not None and before["reason"] in (
-        ProgressingReason.STARTING,
-        ProgressingReason.SCALING,
-        ProgressingReason.DEADLINE_EXCEEDED,
+    began = before is not None and (
+        before["status"] == "True" or before["reason"] == ProgressingReason.DEADLINE_EXCEEDED
     )
     moves = step.rolling or missing or surplus or (began and step.updated < rules.units)
     if not moves:
@@ -62,7 +60,7 @@ def progress_of(
             "that are not ready, then change the spec or undo the change"
         )
         return Progress(Fact(False, ProgressingReason.DEADLINE_EXCEEDED, message), None)
-    return Progress(Fact(True, _reason(step, before is not None), _step(step, rules)), left)
+    return Progress(Fact(True, _reason(step, before), _step(step, rules)), left)
 
 
 def _last_step(
@@ -83,7 +81,11 @@ def _step(step: Step, rules: Rules) -> str:
     return f"{step.updated} of {rules.units} units are ready with revision {rules.target}{extra}"
 
 
-def _reason(step: Step, known: bool) -> ProgressingReason:
+def _reason(step: Step, before: Object | None) -> ProgressingReason:
+    """The end of a start or of a rollout, whose extra units still go, is a part of it."""
     if step.rolling:
         return ProgressingReason.ROLLING_OUT
-    return ProgressingReason.SCALING if known else ProgressingReason.STARTING
+    if before is None:
+        return ProgressingReason.STARTING
+    moved = before["status"] == "True"
+    return ProgressingReason(before["reason"]) if moved else ProgressingReason.SCALING

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from distserve.api import labels
+from distserve.api.conditions import REASONS, Condition
+from distserve.api.status import Status
 from distserve.operator.decide import DecideSettings, decide
 from distserve.operator.model import (
     Answers,
@@ -155,7 +157,11 @@ class World:
                 self._delete(action)
         if decision.status is not None:
             self._may_write()
-            self.document["status"] = copy.deepcopy(decision.status)
+            self.document["status"] = json.loads(json.dumps(decision.status))
+            Status.model_validate(self.status)
+            for one in self.status["conditions"]:
+                known = {reason.value for reason in REASONS[Condition(one["type"])]}
+                assert one["reason"] in known, one
         self.events += decision.events
         return decision
 
