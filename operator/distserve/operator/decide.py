@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distserve.api.conditions import AcceptedReason
 from distserve.operator.acceptance import Refusal, accept, refused_by_engine
@@ -70,7 +70,8 @@ def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> De
     if settings.engine_check and (refused := refused_by_engine(numbers.deployment)) is not None:
         return report_refusal(observed, live, refused)
     try:
-        wanted = _wanted(numbers, settings, stored)
+        render = replace(settings.render, served=observed.features.served)
+        wanted = _wanted(numbers, render, stored)
     except RenderError as error:
         refusal = Refusal(AcceptedReason.INVALID_POD_TEMPLATE, str(error))
         return report_refusal(observed, live, refusal)
@@ -113,15 +114,15 @@ def _steer(
 
 
 def _wanted(
-    numbers: Numbers, settings: DecideSettings, stored: Sequence[tuple[Object, Revision]]
+    numbers: Numbers, render: RenderSettings, stored: Sequence[tuple[Object, Revision]]
 ) -> Wanted:
     """With the stored revision while there is one for this spec: templates are not made twice."""
     deployment = numbers.deployment
     assert deployment is not None
     known = [revision for _, revision in stored]
-    target = numbers.fixed or make_revision(deployment, settings.render, known, numbers.plan)
+    target = numbers.fixed or make_revision(deployment, render, known, numbers.plan)
     notes = {PLANNED_FOR: numbers.planned_for} if numbers.plan else {}
-    return Wanted(deployment, settings.render, target, {r.name: r for r in known}, notes)
+    return Wanted(deployment, render, target, {r.name: r for r in known}, notes)
 
 
 def _state(unit: LiveUnit, wanted: Wanted) -> UnitState:

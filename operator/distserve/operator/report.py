@@ -21,7 +21,7 @@ from distserve.operator.model import (
 )
 from distserve.operator.plans import Numbers
 from distserve.operator.status import Overview, failed_fact, health_facts, same_status, serves
-from distserve.resources import naming
+from distserve.resources import naming, processes
 
 SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
 
@@ -60,6 +60,8 @@ def report(
         "replicas": view.ready_units,
         "selector": naming.scale_selector(deployment),
     }
+    if any(processes.migrates(role) for role in deployment.spec.roles):
+        new["migratorPlacement"] = deployment.spec.migrator_placement.value
     if course.numbers.plan is not None:
         plan = course.numbers.plan.model_copy(update={"units": rules.units})
         new["plan"] = plan.model_dump(mode="json", exclude_none=True)
