@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -252,6 +252,7 @@ class InventoryMachine(RuleBasedStateMachine):
 
 
 TestInventory = InventoryMachine.TestCase
+TestInventory.settings = settings(deadline=None, max_examples=60)
 
 
 @given(st.text(max_size=12))
