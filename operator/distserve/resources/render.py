@@ -50,19 +50,12 @@ def unit_objects(
     unit: str,
     revision: Revision,
     placement: Placement | None = None,
-    *,
-    kept: bool | None = None,
 ) -> list[Object]:
-    """One unit: its instances and its disruption budget.
-
-    `kept`: whether evictions must leave it whole. None: it is one of the first
-    disruption.minAvailableUnits units.
-    """
-    if kept is None:
-        first = naming.units(deployment)[: deployment.spec.disruption.min_available_units]
-        kept = unit in first
+    """One unit: its instances, and its disruption budget: the first minAvailableUnits units are
+    left whole by evictions."""
+    kept = naming.units(deployment)[: deployment.spec.disruption.min_available_units]
     return [
-        disruption_budget(deployment, unit, kept=kept),
+        disruption_budget(deployment, unit, kept=unit in kept),
         *(
             stateful_set(deployment, instance, revision, placement)
             for instance in naming.instances(deployment, unit, revision.unit)

@@ -40,7 +40,8 @@ def unsupported_by_cluster(
     gates: frozenset[str] = frozenset(),
 ) -> str | None:
     """One line that names the missing feature and the cure, or None. `gates` are feature gates
-    known to be on that are off by default."""
+    known to be on that are off by default. An API server without ImageVolume drops such volumes
+    without a word, so nobody else would say it."""
     source = deployment.spec.model.source
     if source.image is not None and not (
         features.kubernetes >= IMAGE_VOLUME_DEFAULT or IMAGE_VOLUME in gates
