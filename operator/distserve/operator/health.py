@@ -47,6 +47,11 @@ class LiveInstance:
         return len(pods) >= self.replicas > 0 and all(p.revision == self.revision for p in pods)
 
     @property
+    def told_pods(self) -> int:
+        """By the StatefulSet itself."""
+        return int((self.statefulset.get("status") or {}).get("replicas", 0))
+
+    @property
     def down(self) -> bool:
         """By what the StatefulSet says as well: one watch that is behind must not decide it."""
         told = int((self.statefulset.get("status") or {}).get("readyReplicas", 0))
@@ -77,6 +82,12 @@ class LiveUnit:
             if text:
                 return read_place(text)
         return None
+
+    def held_for(self, revision: str) -> bool:
+        """Whether pods of another revision are still there, by one watch or the other."""
+        return any(pod.revision != revision for pod in self.pods) or any(
+            i.revision != revision and i.told_pods for i in self.instances.values()
+        )
 
     def ready(self, names: frozenset[str]) -> bool:
         """Whether just these instances are there and ready."""

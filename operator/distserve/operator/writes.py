@@ -62,7 +62,7 @@ def _units(course: Course) -> tuple[list[Object], frozenset[str]]:
         if revision is None or place is None or unit in kept:
             kept.add(unit)
             continue
-        held = live is not None and any(pod.revision != name for pod in live.pods)
+        held = live is not None and live.held_for(name)
         objects += course.wanted.unit(unit, revision, place, held)
     return objects, frozenset(kept)
 

@@ -73,6 +73,7 @@ class World:
     unschedulable: Callable[[Pod], bool] = lambda pod: False
     features: Features = field(default_factory=Features)
     foreign: set[Ref] = field(default_factory=set)
+    late: Observed | None = None
     fail_after: int | None = None
     """Writes until the operator crashes."""
     writes: list[Apply | Delete] = field(default_factory=list)
@@ -104,6 +105,9 @@ class World:
     # what the operator does
 
     def observe(self) -> Observed:
+        """Late news: what there was when `late` was taken."""
+        if self.late is not None:
+            return replace(self.late, document=copy.deepcopy(self.document), now=self.now)
         children = {r: o for r, o in self.objects.items() if r.kind != "Secret"}
         return Observed(
             copy.deepcopy(self.document),
@@ -240,6 +244,18 @@ class World:
             )
         return sum(all(one) for one in found.values())
 
+    def serving(self) -> set[str]:
+        """Units that have a ready instance of each role."""
+        found: dict[str, set[str]] = {}
+        for name, one in self.named("StatefulSet").items():
+            marks = one["metadata"]["labels"]
+            ready = any(
+                p.ready and not p.terminating for p in self.pods.values() if p.instance == name
+            )
+            if ready and one["spec"]["replicas"]:
+                found.setdefault(marks[labels.UNIT], set()).add(marks[labels.ROLE])
+        return {unit for unit, roles in found.items() if len(roles) == 2}
+
     def picture(self) -> tuple[str, str, str]:
         return (
             json.dumps([[*ref, found] for ref, found in sorted(self.objects.items())]),
@@ -273,13 +289,17 @@ class World:
         if ref.kind == "Secret" and live is None:
             self.keys += 1
         if live is None:
-            assert not action.uid, "a uid of nothing"
+            if action.uid:
+                return  # it is not there any more: a conflict
             wanted["metadata"]["uid"] = self._uid()
             self.objects[ref] = wanted
             return
         if action.create_only:
             return
-        assert action.uid == live["metadata"]["uid"], "an apply that looked at another object"
+        if action.uid not in ("", live["metadata"]["uid"]):
+            return  # another one: a conflict
+        # Without a uid it was looked for first: it is ours, and was not seen yet.
+        assert self.late is not None or action.uid, "an apply that did not see the object"
         wanted["metadata"]["uid"] = live["metadata"]["uid"]
         if "status" in live:
             wanted["status"] = live["status"]

@@ -53,7 +53,7 @@ class Life(RuleBasedStateMachine):
     def begin(self, units: int, surge: int) -> None:
         self.rollout = {"maxSurgeUnits": surge, "maxUnavailableUnits": 1 - surge}
         self.world = self.make()(units=units, rollout=self.rollout)
-        self.lowest: int | None = None
+        self.seen: Any = None
 
     @staticmethod
     def make() -> Callable[..., Any]:
@@ -81,7 +81,24 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def reconcile(self) -> None:
+        """It takes down no more than it may."""
+        before = self.world.serving()
         self.world.reconcile()
+        after = self.world.serving()
+        units = self.world.document["spec"].get("units", 1)
+        taken = [unit for unit in before - after if int(unit[1:]) < units]
+        assert not taken or len(after) >= units - self.rollout["maxUnavailableUnits"]
+
+    @rule()
+    def look(self) -> None:
+        self.seen = self.world.observe()
+
+    @precondition(lambda self: self.seen is not None)
+    @rule()
+    def reconcile_by_old_news(self) -> None:
+        self.world.late = self.seen
+        self.world.reconcile()
+        self.world.late = None
 
     @rule(k=st.integers(0, 12))
     def crash(self, k: int) -> None:
