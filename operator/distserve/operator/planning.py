@@ -6,10 +6,11 @@ The reconciler asks and gets what is there; the deployments that asked are queue
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from distserve.operator.model import Key, Pending
 from distserve.operator.settings import PlanSettings
@@ -36,8 +37,7 @@ class Planning:
         """By inputs hash, least recently used first."""
         self._asking: dict[str, set[Key]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # The threads only wait for the processes.
-        self._threads = ThreadPoolExecutor(settings.processes, thread_name_prefix="planning")
+        self._free = asyncio.Semaphore(settings.processes)
 
     def ask(self, key: Key, request: PlanRequest) -> Answer | Pending:
         digest = request.inputs_hash
@@ -52,18 +52,15 @@ class Planning:
         self._asking[digest].add(key)
         return Pending()
 
-    def close(self) -> None:
-        """Leaves running plans to their end; the processes are daemons and end with this one."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def _make(self, digest: str, request: PlanRequest) -> None:
         answer: Answer
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            answer = await loop.run_in_executor(
-                self._threads, self._plan, request, self._settings.deadline_seconds
-            )
+            async with self._free:
+                answer = await _in_thread(
+                    lambda: self._plan(request, self._settings.deadline_seconds)
+                )
         except PlannerError as error:
             answer = error
         except Exception as error:
@@ -82,3 +79,30 @@ class Planning:
             # These say nothing of the question: it may be asked again.
             loop = asyncio.get_running_loop()
             loop.call_later(self._settings.retry_seconds, self._answers.pop, digest, None)
+
+
+async def _in_thread(call: Callable[[], Plan]) -> Plan:
+    """In a daemon thread, which only waits for the planning process: an executor's threads would
+    hold up the end of this one until the plan is there."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Plan] = loop.create_future()
+
+    def tell(plan: Plan | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if plan is not None:
+            answer.set_result(plan)
+        elif error is not None:
+            answer.set_exception(error)
+
+    def wait() -> None:
+        plan, failed = None, None
+        try:
+            plan = call()
+        except Exception as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(tell, plan, failed)
+
+    threading.Thread(target=wait, name="planning", daemon=True).start()
+    return await answer

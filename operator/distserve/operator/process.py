@@ -65,7 +65,6 @@ async def run(
                 # Whatever the end is, the other replica need not wait.
                 await operator.lease.release()
     finally:
-        operator.planning.close()
         await asyncio.to_thread(watches.stop)
         await cluster.close()
 
