@@ -144,6 +144,11 @@ def test_packing_within_an_unknown_level_is_refused(unit: Make) -> None:
         unit("u0", 1, pack_within="rack")
 
 
+def test_a_unit_without_pods_needs_no_place(fabric: Make, unit: Make) -> None:
+    found = placed(inventory_of(fabric()), unit("u0"))
+    assert (found.domain, found.nodes, found.packed) == (None, {}, 1.0)
+
+
 # Who goes first
 
 
@@ -213,6 +218,7 @@ def test_after_reserve_after_a_big_unit_keeps_nodes_from_those_behind_it(
 
     held, around, behind = place(inventory, [big, small, other], 61.0)
     assert isinstance(held, Waiting) and held.holds == ("n0-0", "n0-1")
+    assert held.message.endswith("Kept free for it by now: n0-0, n0-1")
     assert isinstance(around, Placed) and set(around.nodes.values()) == {"n1-0"}
     assert isinstance(behind, Placed) and set(behind.nodes.values()) == {"n1-1"}
 
@@ -224,6 +230,42 @@ def test_after_reserve_after_a_big_unit_keeps_nodes_from_those_behind_it(
 
     inventory.release(unit("a", 4).id)
     assert isinstance(place(inventory, [big, small], 62.0)[0], Placed)
+
+
+def test_nobody_is_moved_onto_held_nodes_to_make_way_for_one_behind(
+    fabric: Make, unit: Make
+) -> None:
+    """The first could go beside what runs in c0, but that is kept for the big one."""
+    inventory = inventory_of(fabric(domains=2, size=1))
+    inventory.reserve(unit("x", 4), {"opt-x-i0-0": "n0-0"})
+    inventory.reserve(unit("y", 6), {"opt-y-i0-0": "n1-0"})
+    in_c1 = {"node_selector": {CLIQUE: "c1"}}
+    first = unit("first", 2, since=0, deployment="first")
+    big = unit("big", 8, since=1, deployment="big", reserve_after_seconds=1)
+    behind = unit("behind", 2, since=2, deployment="behind", instance=in_c1)
+    placed_first, waiting, shut_out = place(inventory, [first, big, behind], 10.0)
+    assert isinstance(placed_first, Placed)
+    assert list(placed_first.nodes.values()) == ["n1-0"]
+    assert isinstance(waiting, Waiting) and waiting.holds == ("n0-0",)
+    assert isinstance(shut_out, Waiting)
+    # Without the hold it would make way.
+    assert isinstance(place(inventory, [first, behind], 10.0)[1], Placed)
+
+
+def test_room_that_a_unit_behind_gives_up_is_seen_in_the_same_pass(
+    fabric: Make, unit: Make, pod: Make
+) -> None:
+    """A foreign pod drives a younger unit out of c0; what it leaves is enough for an older one."""
+    inventory = inventory_of(fabric(domains=2, size=1))
+    young = unit("young", 6, since=5)
+    inventory.reserve(young, {"opt-young-i0-0": "n0-0"})
+    inventory.put_pod(pod("intruder", "n0-0", {GPU: 4}))
+    old = unit("old", 3, since=1, instance={"node_selector": {CLIQUE: "c0"}})
+    found = place(inventory, [old, young], 10.0)
+    assert [dict(d.nodes) for d in found if isinstance(d, Placed)] == [
+        {"opt-old-i0-0": "n0-0"},
+        {"opt-young-i0-0": "n1-0"},
+    ]
 
 
 def test_what_is_larger_than_every_domain_holds_nothing(fabric: Make, unit: Make) -> None:

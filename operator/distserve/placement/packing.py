@@ -25,7 +25,7 @@ class PodKey(NamedTuple):
 
 Seats = dict[PodKey, str]
 """Where each pod goes: names of nodes."""
-Allowed = Callable[[InstanceRequest], Collection[str]]
+Allowed = Callable[[InstanceRequest], frozenset[str]]
 """Names of the nodes that an instance's pods may go to."""
 
 
@@ -35,7 +35,7 @@ class Part:
 
     each: Amounts
     pods: tuple[PodKey, ...]
-    allowed: Collection[str]
+    allowed: frozenset[str]
 
 
 @dataclass

@@ -4,7 +4,7 @@ Called by the operator whenever nodes, pods or units changed, and by `distserve 
 from a file. It changes nothing: who acts on a decision reserves it in the inventory.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from distserve.placement.candidates import Choice
@@ -14,7 +14,6 @@ from distserve.placement.explain import Explainer
 from distserve.placement.inventory import Inventory
 from distserve.placement.ladder import asked, common_domain, fulfils, ladder_now, tighter
 from distserve.placement.packing import (
-    Allowed,
     Budget,
     Part,
     Seats,
@@ -45,6 +44,9 @@ def place(inventory: Inventory, waiting: Sequence[UnitRequest], now: float) -> l
     ordered = sorted(waiting, key=at_work.order)
     for unit in ordered:
         at_work.decide(unit)
+    if at_work.moved:
+        for unit in ordered:
+            at_work.decide_again(unit)
     return [at_work.decision(unit) for unit in ordered]
 
 
@@ -73,6 +75,9 @@ class Pass:
     holds: dict[UnitId, tuple[str, ...]] = field(default_factory=dict)
     movable: dict[UnitId, Movable] = field(default_factory=dict)
     """Decided anew in this pass."""
+    moved: bool = False
+    """Something that was decided before this pass goes elsewhere, or waits again: there is room
+    that those in front of it did not see."""
     settled: int = 0
     """Counts what changes the room for good."""
     search: Budget = field(default_factory=lambda: Budget(SEARCH_STEPS))
@@ -95,18 +100,29 @@ class Pass:
         return (-unit.priority, unit.waiting_since, -self.view.share(unit), unit.id)
 
     def decide(self, unit: UnitRequest) -> None:
+        if not unit.pod_names:  # Scaled to nothing: nothing stands in its way.
+            self._place(unit.id, {})
+            return
         pins = self._leave(unit)
-        places = (
-            self._as_before(unit, pins)
-            or self._anew(unit, pins, self._open)
-            or self._rearranged(unit, pins)
-        )
+        places = self._as_before(unit, pins)
+        if places is None:
+            self.moved = self.moved or unit.id in self.inventory.units
+            places = self._anew(unit, pins) or self._rearranged(unit, pins)
         if places is not None:
             self._place(unit.id, places)
             return
         self._settle(unit.id, set(pins.values()))
         self.waiting[unit.id] = pins
         self.holds[unit.id] = () if pins else self._hold(unit)
+
+    def decide_again(self, unit: UnitRequest) -> None:
+        """Of a unit that waits, when there is more room than when it was decided."""
+        pins = self.waiting.get(unit.id)
+        if pins is not None and not self.holds[unit.id]:
+            places = self._anew(unit, pins)
+            if places is not None:
+                del self.waiting[unit.id]
+                self._place(unit.id, places)
 
     def decision(self, unit: UnitRequest) -> Decision:
         """Asked when all are decided, so that a message tells of the room that is left."""
@@ -158,9 +174,9 @@ class Pass:
                 seats[key] = node
         return places
 
-    def _anew(self, unit: UnitRequest, pins: Places, allowed: Allowed) -> Places | None:
+    def _anew(self, unit: UnitRequest, pins: Places) -> Places | None:
         """The best place of those that fit, taken."""
-        parts = parts_of(unit, allowed, pins)
+        parts = parts_of(unit, self._open, pins)
         several = any(len(part.pods) > 1 for part in parts)
         for promised in ladder_now(unit, self.now):
             for level in [*tighter(unit, promised), promised]:
@@ -212,10 +228,11 @@ class Pass:
             return None
         parts = parts_of(unit, self._open)
         newcomer = Movable(unit.id, parts, None, {})
+        decided = [one.away_from(self.held) for one in self.movable.values()]
         for promised in ladder_now(unit, self.now):
             found = rearrange(
                 newcomer,
-                list(self.movable.values()),
+                decided,
                 self.view.layer(promised),
                 self.room,
                 self.view.scarce(unit),
@@ -233,7 +250,10 @@ class Pass:
         level = ladder_now(unit, self.now)[-1]
         choice = Choice(unit, level, level, set(pins.values()), ())
         finding = self.explainer.finding(unit, level, choice.possible(self.view), pins)
-        return Waiting(unit.id, finding.reason, finding.message, self.holds[unit.id])
+        holds, message = self.holds[unit.id], finding.message
+        if holds:
+            message += f". Kept free for it by now: {some(holds)}"
+        return Waiting(unit.id, finding.reason, message, holds)
 
     def _hold(self, unit: UnitRequest) -> tuple[str, ...]:
         """Keeps the nodes for it that are nearest to being free, once it has waited enough.
@@ -270,9 +290,14 @@ class Pass:
     def _settle(self, unit: UnitId, nodes: set[str]) -> None:
         self.homes.setdefault(unit[:2], {})[unit] = nodes & self.inventory.nodes.keys()
 
-    def _open(self, instance: InstanceRequest) -> Collection[str]:
+    def _open(self, instance: InstanceRequest) -> frozenset[str]:
         allowed = self.view.allowed(instance)
         return allowed - self.held if self.held else allowed
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def places_of(seats: Seats) -> Places:

@@ -4,8 +4,8 @@ Units are decided one by one, each where it fits best; together they can be in e
 Nothing is moved that was decided before this pass.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from typing import NamedTuple
 
@@ -35,6 +35,14 @@ class Movable:
     parts: Sequence[Part]
     home: Group | None
     seats: Seats
+
+    def away_from(self, held: Collection[str]) -> "Movable":
+        """It may stay on nodes that are held for a unit behind it, but not go there: the room that
+        it leaves would be taken by one further behind."""
+        if not held:
+            return self
+        parts = [replace(part, allowed=part.allowed.difference(held)) for part in self.parts]
+        return replace(self, parts=parts)
 
     def need(self, resource: str) -> int:
         return sum(part.each.get(resource, 0) * len(part.pods) for part in self.parts)
