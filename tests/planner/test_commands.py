@@ -229,6 +229,17 @@ def test_a_machine_too_small_is_exit_3_with_its_numbers(mode, backend, needed, r
     assert document["best"] is None and document["reason"] in done.stderr
 
 
+def test_a_search_without_a_profile_still_lists_what_it_tried(readme_file):
+    done = simulate(
+        *("search", "--model-type", "175b", "--requests", readme_file, "--output", "json")
+    )
+    assert done.returncode == 2
+    assert "no profile for facebook/opt-175b" in done.stderr
+    document = json.loads(done.stdout)
+    assert document["best"] is None
+    assert all("no profile" in found["reason"] for found in document["configs"])
+
+
 def test_a_model_without_profile_can_be_estimated(readme_file):
     done = simulate(
         *("search", "--model-type", "opt_175b", "--estimate", "--num-node", 2),

@@ -11,7 +11,7 @@ from distserve.planner.plan import PlanRequest, make_plan
 from distserve.planner.profiles import load_profile
 from distserve.planner.result import Slo
 from distserve.planner.worker import PlanningOverdue, plan_within
-from distserve.workload import RequestSet
+from distserve.workload import ArrivalProcess, RequestSet, WorkloadError
 
 
 @pytest.fixture
@@ -34,3 +34,9 @@ def test_an_overdue_plan_is_given_up(request_for_two):
 def test_the_worker_s_refusal_is_the_caller_s(request_for_two):
     with pytest.raises(NoProfile, match="give --hardware-profile"):
         plan_within(replace(request_for_two, model=find_model("175b")), 90)
+
+
+def test_a_workload_s_refusal_is_the_caller_s_too(request_for_two):
+    recorded = replace(request_for_two, arrivals=ArrivalProcess("recorded"))
+    with pytest.raises(WorkloadError, match="records no arrival times"):
+        plan_within(recorded, 90)

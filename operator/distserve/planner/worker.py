@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from distserve.planner.errors import PlannerError
 from distserve.planner.plan import Plan, make_plan
 from distserve.planner.question import PlanRequest
+from distserve.workload import WorkloadError
 
 
 class PlanningOverdue(PlannerError):
@@ -25,7 +26,7 @@ def plan_within(request: PlanRequest, deadline_seconds: float) -> Plan:
     """Make the plan in a fresh process and wait for it at most this long.
 
     Raises PlanningOverdue after the deadline (the process is ended), PlanningFailed when the
-    process died, and whatever PlannerError the planning itself raised.
+    process died, and whatever PlannerError or WorkloadError the planning itself raised.
     """
     context = multiprocessing.get_context("spawn")  # no threads or locks of the caller's
     receiver, sender = context.Pipe(duplex=False)
@@ -37,7 +38,7 @@ def plan_within(request: PlanRequest, deadline_seconds: float) -> Plan:
             raise PlanningOverdue(
                 f"no plan within {deadline_seconds:g} s; allow longer, or lower maxAccelerators"
             )
-        answer: Plan | PlannerError = receiver.recv()
+        answer: Plan | PlannerError | WorkloadError = receiver.recv()
     except EOFError as error:
         raise PlanningFailed("the planning process died; see its standard error") from error
     finally:
@@ -45,14 +46,14 @@ def plan_within(request: PlanRequest, deadline_seconds: float) -> Plan:
         process.join()
         process.close()
         receiver.close()
-    if isinstance(answer, PlannerError):
+    if not isinstance(answer, Plan):
         raise answer
     return answer
 
 
 def _answer(sender: Connection, request: PlanRequest) -> None:
     try:
-        answer: Plan | PlannerError = make_plan(request)
-    except PlannerError as error:
+        answer: Plan | PlannerError | WorkloadError = make_plan(request)
+    except (PlannerError, WorkloadError) as error:
         answer = error
     sender.send(answer)

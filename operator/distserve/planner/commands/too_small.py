@@ -9,10 +9,9 @@ from distserve.planner.profiles import HardwareProfile
 
 
 def too_small(args: argparse.Namespace, model: ModelShape, profile: HardwareProfile) -> str | None:
-    """One line with what the smallest unit needs and what is there; None where one would fit.
-
-    Raises NoProfile where the step times are what is missing.
-    """
+    """One line with what the smallest unit needs and what is there; None where one would fit, or
+    where step times are what is missing."""
+    from distserve.planner.errors import NoProfile
     from distserve.planner.goodput import Evaluator
     from distserve.planner.machine import Machine
     from distserve.planner.placement_search import PlacementSearch
@@ -40,4 +39,9 @@ def too_small(args: argparse.Namespace, model: ModelShape, profile: HardwareProf
         1,
     )
     fitting = search.colocated() if colocated else search.pairs()
-    return None if fitting else shortage_of(search).reason
+    if fitting:
+        return None
+    try:
+        return shortage_of(search).reason
+    except NoProfile:
+        return None
