@@ -3,6 +3,11 @@
 from typing import Any
 
 import pytest
+from tools.cluster.cluster import CHECKOUT
+
+from distserve.api.loading import load_deployment
+from distserve.resources.render import render as made_of
+from distserve.resources.settings import DefaultImages, RenderSettings
 
 DIGEST = "sha256:" + "a1" * 32
 SERVED = ("monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule")
@@ -201,6 +206,35 @@ def test_the_network_policy_can_be_left_out(render: Any) -> None:
 def test_the_api_servers_port_can_be_another(render: Any) -> None:
     policy = render({"networkPolicy": {"apiServerPorts": [16443]}}).one("NetworkPolicy")
     assert policy["spec"]["egress"][0] == {"ports": [{"protocol": "TCP", "port": 16443}]}
+
+
+def test_what_the_operator_reaches_lets_it_in(render: Any) -> None:
+    """The chart's policy and those that are made with a deployment are two sides of one thing."""
+    deployment = load_deployment(CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml")
+    settings = RenderSettings(images=DefaultImages("engine", "migrator", "gateway"))
+    made = made_of(deployment, settings)
+    found = render()
+    *_, to_engines = found.one("NetworkPolicy")["spec"]["egress"]
+    (peer,) = to_engines["to"]
+    templates = [one["spec"]["template"] for one in made if one["kind"] == "StatefulSet"]
+    for template in templates:
+        wanted, labels = peer["podSelector"]["matchLabels"], template["metadata"]["labels"]
+        assert wanted.items() <= labels.items()
+    (engines,) = [
+        one["spec"]["ingress"]
+        for one in made
+        if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "tiny-engine"
+    ]
+    operator = found.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    open_to_it = {
+        port["port"]
+        for rule in engines
+        for peer in rule["from"]
+        for port in rule["ports"]
+        if "namespaceSelector" in peer
+        and peer.get("podSelector", {}).get("matchLabels", {"": ""}).items() <= operator.items()
+    }
+    assert {port["port"] for port in to_engines["ports"]} == open_to_it
 
 
 def test_the_crd_outlives_the_release(render: Any) -> None:
