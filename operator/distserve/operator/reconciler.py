@@ -155,12 +155,17 @@ class Reconciler:
         return found
 
     async def _dry_run(self, question: DryRunQuestion) -> str:
-        for document in question.objects:
+        """The API server's words about the first object that it would not take."""
+
+        async def ask(document: Object) -> str:
             try:
                 await self._cluster.apply(document, dry_run=True)
             except Refused as error:
                 return str(error)
-        return ""
+            return ""
+
+        said = await asyncio.gather(*map(ask, question.objects))
+        return next(filter(None, said), "")
 
     async def _look(self, observed: Observed, decision: Decision) -> Looked:
         """Before something new is made: is there one of that name, and whose?"""
