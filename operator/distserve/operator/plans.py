@@ -21,10 +21,9 @@ from distserve.operator.model import (
     PlanQuestion,
     TextsQuestion,
 )
-from distserve.planner.errors import NoProfile, PlannerError
-from distserve.planner.worker import PlanningFailed, PlanningOverdue
+from distserve.planner.errors import PlannerError
 from distserve.resources.errors import NoPlan
-from distserve.resources.planned import plan_status, with_plan
+from distserve.resources.planned import plan_status, planned_reason, shortfall, with_plan
 from distserve.resources.planning import machine_of, plan_request, references
 from distserve.resources.revisions import Revision, with_numbers
 from distserve.workload import WorkloadError
@@ -69,7 +68,7 @@ def numbers_of(
         notes = live["metadata"].get("annotations") or {}
         if notes.get(PLANNED_FOR) == wanted and revision.plan is not None:
             kept = with_numbers(deployment, revision)
-            return Numbers(_met(revision.plan), kept, revision.plan, planned_for=wanted)
+            return Numbers(_met(deployment, revision.plan), kept, revision.plan, planned_for=wanted)
     return _ask(deployment, observed, answers, _in_use(deployment, observed, stored))
 
 
@@ -111,36 +110,32 @@ def _ask(
         machine = machine_of(deployment.spec, nodes)
         request = plan_request(deployment.spec, machine, texts=texts)
     except (PlannerError, WorkloadError) as error:
-        return replace(without(False, _reason(error), str(error)), again_seconds=again)
+        return replace(without(False, planned_reason(error), str(error)), again_seconds=again)
     answer = answers.plans.get(request.inputs_hash)
     if answer is None or isinstance(answer, Pending):
         waits = without(None, PlannedReason.PLANNING, "a plan is being made")
         return replace(waits, questions=(PlanQuestion(request),))
     if isinstance(answer, PlannerError):
         # Asked again, in case that it was for want of time: there is nothing else to wake us.
-        return replace(without(False, _reason(answer), str(answer)), again_seconds=RETRY_SECONDS)
+        return replace(
+            without(False, planned_reason(answer), str(answer)), again_seconds=RETRY_SECONDS
+        )
     try:
         found = plan_status(deployment, answer)
         numbers = with_plan(deployment, answer)
-        return Numbers(_met(found), numbers, found, planned_for=planned_for(deployment))
+        return Numbers(_met(deployment, found), numbers, found, planned_for=planned_for(deployment))
     except NoPlan as error:
-        return without(False, PlannedReason.SLO_NOT_REACHABLE, str(error))
+        return without(False, planned_reason(error), str(error))
 
 
-def _met(plan: PlanStatus) -> Fact:
-    return Fact(
-        True,
-        PlannedReason.MEETS_SLO,
+def _met(deployment: DistServeDeployment, plan: PlanStatus) -> Fact:
+    basis = f"{plan.hardware_profile}, estimated" if plan.estimated else plan.hardware_profile
+    message = (
         f"{plan.units} units, {plan.accelerators} accelerators, {plan.goodput} requests per second "
-        f"per accelerator by {plan.hardware_profile}" + (", estimated" if plan.estimated else ""),
+        f"per accelerator by {basis}"
     )
-
-
-def _reason(error: Exception) -> PlannedReason:
-    if isinstance(error, NoProfile):
-        return PlannedReason.NO_PROFILE
-    failed = isinstance(error, PlanningOverdue | PlanningFailed)
-    return PlannedReason.PLANNING_FAILED if failed else PlannedReason.INVALID_REQUEST
+    short = shortfall(deployment, plan)
+    return Fact(True, PlannedReason.MEETS_SLO, f"{message}; {short}" if short else message)
 
 
 def _in_use(

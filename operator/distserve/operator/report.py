@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
+from distserve.api.status import PlanStatus
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
 from distserve.operator.course import Course
@@ -63,8 +64,7 @@ def report(
     if any(processes.migrates(role) for role in deployment.spec.roles):
         new["migratorPlacement"] = deployment.spec.migrator_placement.value
     if course.numbers.plan is not None:
-        plan = course.numbers.plan.model_copy(update={"units": rules.units})
-        new["plan"] = plan.model_dump(mode="json", exclude_none=True)
+        new["plan"] = _plan(course.numbers.plan, rules.units)
     return _finish(observed, new, facts)
 
 
@@ -90,6 +90,14 @@ def report_without_numbers(observed: Observed, numbers: Numbers) -> Decision:
     decision = _only_status(observed, facts)
     questions = (*numbers.questions, *decision.questions)
     return replace(decision, questions=questions, again_seconds=numbers.again_seconds)
+
+
+def _plan(plan: PlanStatus, units: int) -> Object:
+    """With the units that there are to be, whoever decides them."""
+    parts = (plan.unit.prefill, plan.unit.decode, plan.unit.hybrid)
+    each = sum(p.instances * p.tensor * p.pipeline for p in parts if p is not None)
+    now = plan.model_copy(update={"units": units, "accelerators": units * each})
+    return now.model_dump(mode="json", exclude_none=True)
 
 
 def _accepted(answers: Answers) -> Fact:

@@ -33,8 +33,8 @@ def writes(
     if not _has_key(wanted, children):
         secret = key_secret(wanted.deployment, new_key())
         made[:0] = [] if ref_of(secret) in foreign else [Apply(secret, create_only=True)]
-    if ref_of(record) not in children and ref_of(record) not in foreign:
-        made.append(Apply(record, create_only=True))
+    if ref_of(record) not in foreign:
+        made += _record(record, children.get(ref_of(record)))
     return (
         *made,
         *applies(units, children, foreign),
@@ -42,6 +42,15 @@ def writes(
         *prunes(objects, children, kept),
         *_old_revisions(observed, course, history),
     )
+
+
+def _record(record: Object, live: Object | None) -> list[Apply]:
+    """Its data never changes; what it was planned for may: two questions may have one answer."""
+    if live is None:
+        return [Apply(record, create_only=True)]
+    notes = record["metadata"]["annotations"]
+    known = live["metadata"].get("annotations") or {}
+    return [] if notes.items() <= known.items() else [Apply(record, live["metadata"]["uid"])]
 
 
 def _has_key(wanted: Wanted, children: Mapping[Ref, Object]) -> bool:

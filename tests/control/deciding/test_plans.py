@@ -154,3 +154,26 @@ def test_a_plan_that_took_too_long(new_world: Make) -> None:
     world.settle()
     assert world.condition("Planned")["reason"] == "PlanningFailed"
     assert world.decide().again_seconds is not None
+
+
+def test_units_of_the_spec_under_a_plan(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = plan()
+    world.edit(planning=AUTO["planning"] | {"units": "Spec"}, units=1).settle()
+    assert set(world.units()) == {"u0"}
+    assert (world.status["plan"]["units"], world.status["plan"]["accelerators"]) == (1, 3)
+    world.edit(units=4).settle()
+    assert not asked(world), "how many units there are is no question to the planner"
+    assert world.status["plan"]["accelerators"] == 12
+
+
+def test_one_answer_to_two_questions(new_world: Make) -> None:
+    """The default said in words: nothing is rolled out, and nothing asked for ever."""
+    world = auto(new_world)
+    world.plans["*"] = plan()
+    world.settle()
+    uids = {pod.uid for pod in world.pods.values()}
+    world.edit(planning=AUTO["planning"] | {"hardwareProfile": None}).settle()
+    assert not asked(world)
+    assert {pod.uid for pod in world.pods.values()} == uids
+    assert len(world.named("ControllerRevision")) == 1
