@@ -1,8 +1,9 @@
 """What holds for any cluster and any units: nothing overcommitted, no unit split, nothing moved."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from distserve.placement import (
     Decision,
     Domain,
+    Enforcement,
     InstanceRequest,
     Inventory,
     Level,
@@ -85,13 +87,20 @@ def units(draw: st.DrawFn, most: int = 8) -> list[UnitRequest]:
                 draw(st.integers(0, 2)),
                 (CLIQUE, ZONE),
                 draw(st.sampled_from(["nvlink", "zone", None])),
-                reserve_after_seconds=draw(st.sampled_from([None, 100.0])),
+                draw(st.sampled_from(Enforcement)),
+                draw(st.sampled_from([0.0, 100.0, 900.0])),
+                draw(st.sampled_from([None, 100.0])),
             )
         )
     return found
 
 
-def check(inventory: Inventory, asked: list[UnitRequest], decisions: list[Decision]) -> None:
+def check(
+    inventory: Inventory,
+    asked: list[UnitRequest],
+    decisions: list[Decision],
+    foreign: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> None:
     """Each unit has one decision, whole or waiting; domains hold; nothing is overcommitted."""
     by_id = {unit.id: unit for unit in asked}
     assert Counter(d.unit for d in decisions) == Counter(by_id.keys())
@@ -108,14 +117,18 @@ def check(inventory: Inventory, asked: list[UnitRequest], decisions: list[Decisi
                 taken[chosen.name].update(instance.amounts)
                 assert instance.node_selector.items() <= chosen.labels.items()
         level = next((one for one in unit.levels if one.name == unit.pack_within), None)
-        if level:
-            homes = {domain_of(inventory.nodes[n], level) for n in decision.nodes.values()}
-            assert homes == {decision.domain}
+        if level and unit.enforcement == Enforcement.REQUIRED:
+            assert decision.domain and decision.domain.level == level.name
             assert decision.packed == 1.0
-        else:
-            assert decision.domain is None
+        if decision.domain:
+            home = next(one for one in unit.levels if one.name == decision.domain.level)
+            homes = {domain_of(inventory.nodes[n], home) for n in decision.nodes.values()}
+            assert homes == {decision.domain}
     for name, amounts in taken.items():
-        assert all(amounts[one] <= inventory.nodes[name].allocatable.get(one, 0) for one in amounts)
+        room = foreign.get(name, {})
+        for resource, count in amounts.items():
+            whole = inventory.nodes[name].allocatable.get(resource, 0)
+            assert count <= whole - room.get(resource, 0)
 
 
 def reserve_all(inventory: Inventory, asked: list[UnitRequest], decisions: list[Decision]) -> None:
@@ -125,13 +138,24 @@ def reserve_all(inventory: Inventory, asked: list[UnitRequest], decisions: list[
             inventory.reserve(by_id[decision.unit], decision.nodes)
 
 
-@given(clusters(), units())
+@given(clusters(), units(), st.lists(st.tuples(st.integers(0, 7), st.integers(1, 4)), max_size=4))
 @patient
 def test_units_lie_whole_in_their_domain_and_nothing_is_overcommitted(
-    nodes: list[dict[str, Any]], asked: list[UnitRequest]
+    nodes: list[dict[str, Any]], asked: list[UnitRequest], others: list[tuple[int, int]]
 ) -> None:
+    """Beside pods of others, some on nodes that are not there."""
     inventory = inventory_of(nodes)
-    check(inventory, asked, place(inventory, asked, NOW))
+    foreign: dict[str, Counter[str]] = {}
+    for number, (at, gpus) in enumerate(others):
+        requests = {"requests": {GPU: str(gpus)}}
+        inventory.put_pod(
+            {
+                "metadata": {"name": f"p{number}", "namespace": "x", "uid": f"p{number}"},
+                "spec": {"nodeName": f"n{at}", "containers": [{"resources": requests}]},
+            }
+        )
+        foreign.setdefault(f"n{at}", Counter()).update({GPU: gpus, "pods": 1})
+    check(inventory, asked, place(inventory, asked, NOW), foreign)
 
 
 @given(clusters(), units(), st.randoms())
