@@ -1,0 +1,74 @@
+"""A unit as placement is asked for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from distserve.operator.model import PlacementQuestion
+
+Make = Callable[..., Any]
+
+
+def request(world: Any) -> Any:
+    world.room = 0
+    world.reconcile()
+    (question,) = [q for q in world.questions if isinstance(q, PlacementQuestion)]
+    return question.units[0]
+
+
+def test_what_its_pods_ask_for(new_world: Make) -> None:
+    pod = {
+        "spec": {
+            "nodeSelector": {"pool": "a"},
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "overhead": {"memory": "1Gi"},
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}
+                        ]
+                    }
+                }
+            },
+        }
+    }
+    unit = request(new_world(decode={"instancesPerUnit": 2, "podTemplate": pod}))
+    assert [one.name for one in unit.instances] == [
+        "tiny-u0-prefill-0", "tiny-u0-decode-0", "tiny-u0-decode-1",
+    ]  # fmt: skip
+    prefill, decode, _ = unit.instances
+    # The engine's CPU and the sidecar's tenth of one, in thousandths.
+    assert prefill.amounts["cpu"] == 1100
+    assert decode.amounts["memory"] - prefill.amounts["memory"] == 1 << 30
+    assert decode.node_selector == {"pool": "a"}
+    assert {"key": "gpu", "operator": "Exists"} in decode.tolerations
+    assert decode.node_affinity_terms[0]["matchExpressions"][0]["key"] == "zone"
+
+
+def test_where_it_wants_to_be(new_world: Make) -> None:
+    topology = {
+        "preset": "NVIDIA", "packWithin": "nvlink", "enforcement": "Preferred", "relaxAfter": "1m",
+    }  # fmt: skip
+    unit = request(new_world(topology=topology))
+    assert [level.name for level in unit.levels] == ["nvlink", "zone"]
+    assert (unit.pack_within, unit.enforcement, unit.relax_after_seconds) == (
+        "nvlink", "Preferred", 60,
+    )  # fmt: skip
+
+
+def test_it_waits_since_it_was_first_said(new_world: Make) -> None:
+    world = new_world()
+    began = request(world).waiting_since
+    world.now += 100
+    assert request(world).waiting_since == began
+
+
+def test_who_does_not_wait_any_more_says_so(new_world: Make) -> None:
+    world = new_world(units=2)
+    world.room = 1
+    world.settle().edit(units=1)
+    world.decide()
+    assert PlacementQuestion(()) in world.questions
+    world.edit(unit=3)
+    world.decide()
+    assert PlacementQuestion(()) in world.questions, "nor does one that is refused"
