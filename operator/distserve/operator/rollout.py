@@ -66,7 +66,7 @@ def next_step(
     extra = _kept_extra(states, rules) if rolling else []
 
     wanted: dict[int, str] = {}
-    ready_old: list[int] = []
+    old: list[int] = []
     for unit in [*base, *extra]:
         state = states.get(unit)
         if state is None:
@@ -76,20 +76,29 @@ def next_step(
         else:
             wanted[unit] = state.revision
             if not rules.paused:
-                ready_old.append(unit)
+                old.append(unit)
 
-    surge = _new_extra(states, rules, extra, ready_old)
+    surge = _new_extra(states, rules, extra, old)
     wanted |= dict.fromkeys(surge, target)
     full = bool(no_room & set(surge))
     unavailable = max(rules.unavailable, int(full and rules.one_when_full))
     available = sum(state.ready for unit, state in states.items() if unit in wanted)
     spare = available - (rules.units - unavailable)
-    for unit in ready_old:
-        # One that is not ready takes no answer away either, but it may be again in a moment.
-        if spare > 0:
-            wanted[unit] = target
-            spare -= 1
+    coming = (surge and not full) or any(not states[unit].ready for unit in extra)
+    hopeless = spare < 0 and not coming and not _moving(states, rules)
+    wanted |= dict.fromkeys(_going([(u, states[u].ready) for u in old], spare, hopeless), target)
     return Step(wanted, rolling, len(done), frozenset([*extra, *surge]), full)
+
+
+def _going(old: list[tuple[int, bool]], spare: int, hopeless: bool) -> list[int]:
+    """Units that are replaced now, of those with (unit, ready).
+
+    A part of a unit that is not ready may serve, yet it is not counted on: it goes when enough
+    others are ready, and where that will never be, one at a time.
+    """
+    partly = [unit for unit, ready in old if not ready]
+    whole = [unit for unit, ready in old if ready]
+    return [*partly[: len(partly) if spare >= 0 else int(hopeless)], *whole[: max(0, spare)]]
 
 
 def _done(state: UnitState, target: str) -> bool:
@@ -104,14 +113,18 @@ def _kept_extra(states: Mapping[int, UnitState], rules: Rules) -> list[int]:
 
 
 def _new_extra(
-    states: Mapping[int, UnitState], rules: Rules, extra: list[int], ready_old: list[int]
+    states: Mapping[int, UnitState], rules: Rules, extra: list[int], old: list[int]
 ) -> list[int]:
     """Asked for only while no unit is being replaced, whose room it would take."""
-    moving = any(
+    count = 0 if _moving(states, rules) else min(rules.surge, len(old)) - len(extra)
+    free = (u for u in range(rules.units, rules.units + rules.surge) if u not in states)
+    return [unit for unit, _ in zip(free, range(count), strict=False)]
+
+
+def _moving(states: Mapping[int, UnitState], rules: Rules) -> bool:
+    """Whether a unit that counts is on its way to the target."""
+    return any(
         not state.ready and state.revision in ("", rules.target)
         for unit, state in states.items()
         if unit < rules.units
     )
-    count = 0 if moving else min(rules.surge, len(ready_old)) - len(extra)
-    free = (u for u in range(rules.units, rules.units + rules.surge) if u not in states)
-    return [unit for unit, _ in zip(free, range(count), strict=False)]

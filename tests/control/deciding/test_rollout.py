@@ -62,6 +62,24 @@ def test_what_serves_nobody_is_replaced_at_once() -> None:
     assert step.revisions == {0: "new", 1: "new", 2: "old", 3: "new"}
 
 
+HALF = UnitState("old", ready=False, down=False)
+
+
+def test_half_a_unit_goes_when_enough_others_are_ready() -> None:
+    assert next_step({0: HALF}, rules(1)).revisions == {0: "old", 1: "new"}
+    assert next_step({0: HALF, 1: NEW}, rules(1)).revisions == {0: "new", 1: "new"}
+
+
+def test_halves_alone_go_one_by_one() -> None:
+    alone = rules(2, surge=0, unavailable=1)
+    three = {0: HALF, 1: HALF, 2: HALF}
+    assert next_step(three, rules(3)).revisions == {0: "old", 1: "old", 2: "old", 3: "new"}
+    assert next_step(three | {3: COMING}, rules(3)).revisions[0] == "old"
+    assert next_step(three | {3: NEW}, rules(3)).revisions[0] == "new"
+    assert next_step({0: HALF, 1: OLD}, alone).revisions == {0: "new", 1: "old"}
+    assert next_step({0: COMING, 1: HALF}, alone).revisions == {0: "new", 1: "old"}
+
+
 def test_paused() -> None:
     step = next_step({0: COMING, 1: OLD, 2: BROKEN, 3: NEW}, rules(3, paused=True))
     assert step.revisions == {0: "new", 1: "old", 2: "old", 3: "new"}
