@@ -7,9 +7,9 @@
 An archive that is there is current: the key is the hash of all that it was made of.
 """
 
+import contextlib
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -57,9 +57,10 @@ def archives(
         wanted = _names(folder, targets, still, base)
         packages_key = still.packages_key(base or LocalBase(folder).name)
         builder = builders.choose(folder, packages_key, base, progress)
-        for target, archive in wanted.items():
-            if not archive.exists():
-                _build(builder, still, target, archive, progress)
+        with contextlib.closing(builder):
+            for target, archive in wanted.items():
+                if not archive.exists():
+                    _build(builder, still, target, archive, progress)
         _remove_old(folder)
     return wanted
 
@@ -95,9 +96,7 @@ def _remove_old(folder: Path) -> None:
         for old in _oldest(folder / "archives", f"{target}-*.tar"):
             old.unlink()
     for old in _oldest(folder, "layers-*"):
-        # A storage that a crash left mounted would take its layers' mounts with it.
-        subprocess.run(["umount", str(old / "storage/overlay")], capture_output=True, check=False)
-        shutil.rmtree(old, ignore_errors=True)
+        builders.Buildah(old, base="").remove()
 
 
 def _oldest(folder: Path, pattern: str) -> list[Path]:

@@ -43,6 +43,9 @@ class Builder(Protocol):
     def export(self, image: str, layout: Path) -> None:
         """Writes an image as an OCI layout into an empty folder."""
 
+    def close(self) -> None:
+        """Leaves nothing mounted or running; layers stay for the next build."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -68,6 +71,9 @@ class Engine:
         finally:
             archive.unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """The daemon or podman does that by itself."""
+
 
 @dataclass(frozen=True)
 class Buildah:
@@ -83,6 +89,17 @@ class Buildah:
 
     def export(self, image: str, layout: Path) -> None:
         self._run("push", "--quiet", image, f"oci:{layout}:latest")
+
+    def close(self) -> None:
+        # buildah 1.28 leaves a mounted container for each stage that another one copies from.
+        self._run("rm", "--all")
+        with contextlib.suppress(CommandFailed):  # It is not always mounted.
+            run(["umount", str(self.folder / "storage" / "overlay")])
+
+    def remove(self) -> None:
+        """Removes the storage with all its layers."""
+        self.close()
+        shutil.rmtree(self.folder)
 
     def add_base(self, tree: Path) -> None:
         """Makes the base image of a file tree's tar, unless it is there."""
