@@ -133,7 +133,7 @@ def crashed(pods: tuple[Pod, ...], budget: int, within_seconds: float) -> Pod | 
     """A pod whose container was restarted more often than `budget` and does not stay up: its last
     run was shorter than the time in which the budget holds."""
     for pod in pods:
-        spent = pod.restarts >= budget and pod.ran_seconds < within_seconds
+        spent = pod.restarts > budget and pod.ran_seconds < within_seconds
         if spent and not pod.ready and not pod.terminating and pod.waiting == CRASHING:
             return pod
     return None

@@ -199,7 +199,7 @@ def crash_loop(world: Any, name: str, restarts: int, ran_seconds: float) -> None
     world.broken = lambda pod: pod.name == name
 
 
-@pytest.mark.parametrize("restarts,ran,failed", [(5, 3, True), (4, 3, False), (9, 9000, False)])
+@pytest.mark.parametrize("restarts,ran,failed", [(6, 3, True), (5, 3, False), (9, 9000, False)])
 def test_the_restart_budget(world: Any, restarts: int, ran: float, failed: bool) -> None:
     crash_loop(world.settle(), "tiny-u0-decode-0-0", restarts, ran)
     world.settle()
@@ -208,7 +208,7 @@ def test_the_restart_budget(world: Any, restarts: int, ran: float, failed: bool)
 
 
 def test_failed_stays_until_the_spec_changes(world: Any) -> None:
-    crash_loop(world.settle(), "tiny-u0-decode-0-0", 5, 3)
+    crash_loop(world.settle(), "tiny-u0-decode-0-0", 6, 3)
     world.settle()
     assert [e.type for e in world.events if e.reason == "RestartBudgetSpent"] == ["Warning"]
     world.broken = lambda pod: False

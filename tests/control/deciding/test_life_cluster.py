@@ -37,7 +37,7 @@ def operated(control_plane: Cluster, tmp_path_factory: Any) -> Iterator[Cluster]
 
     def established() -> bool:
         found = control_plane.get("crd", "distservedeployments.distserve.io", "default")
-        conditions = found.get("status", {}).get("conditions", [])
+        conditions = found.get("status", {}).get("conditions") or []
         return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
     wait_for("the resource to be served", established, SECONDS)
