@@ -66,7 +66,8 @@ def asked_by_helm(release: Any, tmp_path: Path) -> Iterator[tuple[Ask, End]]:
         patch = json.dumps({"status": {"phase": phase}})
         flags = (f"--namespace={namespace}", "--subresource=status", f"--patch={patch}")
         cluster.kubectl("patch", "pod", name, *flags)
-        helm.join(60)
+        helm.join(70)
+        assert not helm.is_alive(), "helm ends when the pod has"
         return outcome[0]
 
     try:
@@ -95,9 +96,9 @@ def test_it_passes_when_the_operator_leads(
     release: Any, start_operator: Any, asked_by_helm: tuple[Ask, End]
 ) -> None:
     ask, end = asked_by_helm
-    with start_operator(release):
-        answer = ask()
-    assert (answer.returncode, answer.stderr) == (0, "")
+    with start_operator(release) as operator:
+        answer = ask("--timeout-seconds=50")
+    assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr + operator.tail
     assert [line.split()[0] for line in answer.stdout.splitlines()] == ["ok"] * 3
     assert "Succeeded" in end("Succeeded")
     selector = "--selector=app.kubernetes.io/name=distserve-test"

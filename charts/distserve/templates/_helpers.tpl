@@ -122,10 +122,20 @@ capabilities: {drop: [ALL]}
 {{- if or (eq $when "Always") (and (eq $when "Auto") ($root.Capabilities.APIVersions.Has (index . 2))) }}true{{ end -}}
 {{- end }}
 
-{{/* Not the operator's: the test's pod is in neither its Deployment nor its NetworkPolicy. */}}
-{{- define "distserve.testLabels" -}}
-app.kubernetes.io/name: distserve-test
-app.kubernetes.io/instance: {{ .Release.Name | quote }}
-app.kubernetes.io/part-of: distserve
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{/* Argument: a list of the root, a name, a namespace and a weight: lower ones are made before. The
+     labels are not the operator's: the test's pod is in neither its Deployment nor its NetworkPolicy. */}}
+{{- define "distserve.testMetadata" -}}
+{{- $root := index . 0 -}}
+name: {{ index . 1 }}
+namespace: {{ index . 2 | quote }}
+labels:
+  app.kubernetes.io/name: distserve-test
+  app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
+  app.kubernetes.io/part-of: distserve
+  app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+annotations:
+  helm.sh/hook: test
+  helm.sh/hook-weight: {{ index . 3 | quote }}
+  # One that failed stays, for its log.
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
