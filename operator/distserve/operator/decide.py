@@ -66,7 +66,7 @@ def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> De
     stored = stored_revisions(observed)
     numbers = numbers_of(accepted, observed, answers, stored)
     if numbers.deployment is None:
-        return report_without_numbers(observed, numbers)
+        return report_without_numbers(observed, live, numbers)
     if settings.engine_check and (refused := refused_by_engine(numbers.deployment)) is not None:
         return report_refusal(observed, live, refused)
     try:

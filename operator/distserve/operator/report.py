@@ -70,26 +70,39 @@ def report(
 
 def report_refusal(observed: Observed, live: Mapping[str, LiveUnit], refusal: Refusal) -> Decision:
     """Nothing is touched: what runs goes on."""
-    facts = {Condition.ACCEPTED: Fact(False, refusal.reason, refusal.message)}
-    roles = {i.role for unit in live.values() for i in unit.instances.values()}
-    if not roles or not serves(live, _gateways(observed), roles):
-        facts[Condition.READY] = Fact(False, ReadyReason.NOT_ACCEPTED, refusal.message)
-    return _only_status(observed, facts)
+    facts = {
+        Condition.ACCEPTED: Fact(False, refusal.reason, refusal.message),
+        Condition.READY: _as_before(observed, live, ReadyReason.NOT_ACCEPTED, refusal.message),
+    }
+    return _only_conditions(observed, live, facts)
 
 
-def report_without_numbers(observed: Observed, numbers: Numbers) -> Decision:
-    """There is no plan, and nothing runs for which there was one."""
+def report_without_numbers(
+    observed: Observed, live: Mapping[str, LiveUnit], numbers: Numbers
+) -> Decision:
+    """There is no plan, nor one in use that would do meanwhile."""
+    message = numbers.fact.message
     facts = {
         Condition.ACCEPTED: SUPPORTED,
         Condition.PLANNED: numbers.fact,
         Condition.PLACED: Fact(
             None, PlacedReason.NOT_PLANNED, "its size is not known before there is a plan"
         ),
-        Condition.READY: Fact(False, ReadyReason.NOT_PLANNED, numbers.fact.message),
+        Condition.READY: _as_before(observed, live, ReadyReason.NOT_PLANNED, message),
     }
-    decision = _only_status(observed, facts)
+    decision = _only_conditions(observed, live, facts)
     questions = (*numbers.questions, *decision.questions)
     return replace(decision, questions=questions, again_seconds=numbers.again_seconds)
+
+
+def _as_before(
+    observed: Observed, live: Mapping[str, LiveUnit], reason: ReadyReason, message: str
+) -> Fact:
+    """Whether what an earlier spec made still serves."""
+    roles = {i.role for unit in live.values() for i in unit.instances.values()}
+    if roles and serves(live, _gateways(observed), roles):
+        return Fact(True, ReadyReason.SERVING, f"what ran before serves on; {message}")
+    return Fact(False, reason, message)
 
 
 def _plan(plan: PlanStatus, units: int) -> Object:
@@ -112,9 +125,11 @@ def _accepted(answers: Answers) -> Fact:
     )
 
 
-def _only_status(observed: Observed, facts: Facts) -> Decision:
+def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Facts) -> Decision:
     old = _status(observed)
     new = {k: v for k, v in old.items() if k not in ("conditions", "observedGeneration")}
+    if live:
+        new["replicas"] = sum(unit.ready(frozenset(unit.instances)) for unit in live.values())
     status, events = _finish(observed, new, facts, keep=True)
     return Decision((PlacementQuestion(()),), status=status, events=events)
 

@@ -250,3 +250,17 @@ def test_scaled_to_zero(world: Any) -> None:
     assert not world.units()
     assert world.condition("Ready")["reason"] == "ScaledToZero"
     assert world.condition("Placed")["reason"] == "NothingToPlace"
+
+
+def test_while_an_edit_is_refused_ready_says_what_is(world: Any) -> None:
+    world.settle().edit(unit=2).settle()
+    world.broken = lambda pod: pod.unit != ""
+    world.pods = {n: replace(p, ready=not p.unit) for n, p in world.pods.items()}
+    world.settle()
+    assert world.condition("Ready")["reason"] == "NotAccepted"
+    assert world.status["replicas"] == 0
+    world.broken = lambda pod: False
+    world.settle()
+    ready = world.condition("Ready")
+    assert ready["status"] == "True" and "did you mean units?" in ready["message"]
+    assert world.status["replicas"] == 1
