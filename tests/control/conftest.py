@@ -168,13 +168,15 @@ def start_distserve(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[St
             "health_port": health,
             "metrics_port": metrics,
         }
-        flags += (
+        # The caller's come last, and win.
+        flags = (
             f"--kubeconfig={crd.kubeconfig}",
             f"--namespaces={namespace}",
             f"--lease-namespace={namespace}",
             f"--identity={identity}",
             f"--health-port={health}",
             f"--metrics-port={metrics}",
+            *flags,
         )
         command = [sys.executable, "-m", "distserve.cli.main", "operator", *flags]
         replica = Replica(said, tmp_path / f"{identity}.log", command)
@@ -186,33 +188,38 @@ def start_distserve(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[St
         one.end(signal.SIGKILL)
 
 
-class SilentNetwork:
-    """Forwards TCP; `fall_silent` leaves the connections of that moment open and dead."""
+class Network:
+    """Forwards TCP. `fall_silent` leaves the connections of that moment open and dead; between
+    `go_away` and `come_back` there are none, and new ones are refused."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
-        self._listener = socket.create_server((target[0], 0))
-        self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._alive: list[threading.Event] = []
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.address = (target[0], 0)
+        self.come_back()
 
     def fall_silent(self) -> None:
         for one in self._alive:
             one.clear()
         self._alive = []
 
-    def close(self) -> None:
-        self._listener.close()
-        for one in self._sockets:
+    def go_away(self) -> None:
+        for one in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+        self._sockets = []
 
-    def _accept(self) -> None:
+    def come_back(self) -> None:
+        self._listener = socket.create_server(self.address)
+        self.address = self._listener.getsockname()[:2]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
                 server = socket.create_connection(self._target)
                 self._sockets += [client, server]
                 alive = threading.Event()
@@ -232,16 +239,17 @@ class SilentNetwork:
 
 
 @pytest.fixture
-def silent_network(crd: Cluster, tmp_path: Path) -> Iterator[tuple[SilentNetwork, Path]]:
-    """The network, and a kubeconfig that goes through it."""
+def network(crd: Cluster, tmp_path: Path) -> Iterator[tuple[Network, Path]]:
+    """One between operator and API server, and the kubeconfig that goes through it."""
     config = yaml.safe_load(crd.kubeconfig.read_text())
     server = config["clusters"][0]["cluster"]
     host, _, port = server["server"].removeprefix("https://").rpartition(":")
-    with contextlib.closing(SilentNetwork((host, int(port)))) as network:
-        server["server"] = f"https://{host}:{network.address[1]}"
-        path = tmp_path / "kubeconfig"
-        path.write_text(yaml.safe_dump(config))
-        yield network, path
+    found = Network((host, int(port)))
+    server["server"] = f"https://{host}:{found.address[1]}"
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    yield found, path
+    found.go_away()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from distserve.operator.model import Answers, Apply, Decision, Delete, Event, Observed, Ref
 from distserve.operator.process import run
-from distserve.operator.settings import LeaseSettings, Settings, WatchSettings
+from distserve.operator.settings import CallSettings, LeaseSettings, Settings, WatchSettings
 from distserve.wire.logs import setup_logging
 
 MAPS = 3
@@ -76,6 +76,7 @@ def settings_of(said: dict[str, Any]) -> Settings:
         namespaces=tuple(said.get("namespaces", ())),
         lease=LeaseSettings(**said["lease"]),
         watch=WatchSettings(**said["watch"]),
+        calls=CallSettings(seconds=3.0),
     )
 
 
