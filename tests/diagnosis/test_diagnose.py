@@ -121,6 +121,22 @@ def test_a_crash_ends_in_its_last_words() -> None:
     assert "--previous" in first.cure
 
 
+def test_a_gateway_that_waits_for_engines_is_not_what_is_wrong() -> None:
+    gateway = pod("tiny-gateway-abc-1", RUNNING)
+    gateway["metadata"]["labels"] = {"app.kubernetes.io/component": "gateway"}
+    both = Facts(document(), pods=(gateway, pod("tiny-u0-decode-0-0", RUNNING)))
+    assert [one.subject for one in diagnose(both).findings] == ["pod/tiny-u0-decode-0-0"]
+    alone = diagnose(Facts(document(), pods=(gateway,)))
+    assert [one.subject for one in alone.findings] == ["pod/tiny-gateway-abc-1"]
+
+
+def test_structured_log_lines_are_read() -> None:
+    line = '{"time": "2026-01-01T00:00:00Z", "level": "error", "message": "no such model: /x"}'
+    logs = {("tiny-u0-decode-0-0", "engine"): line}
+    facts = Facts(document(), pods=(pod("tiny-u0-decode-0-0", RUNNING, CRASHED),), logs=logs)
+    assert diagnose(facts).findings[0].evidence == ("error: no such model: /x",)
+
+
 @pytest.mark.parametrize(
     ("reason", "said"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from distserve.api import labels
 from distserve.api.conditions import Condition
 from distserve.diagnosis.facts import (
     Container,
@@ -61,8 +62,18 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     yield from _refusals(facts)
     for child in facts.children:
         yield from _refused_pods(facts, child)
-    yield from _together(finding for pod in facts.pods for finding in _pod(facts, pod))
+    yield from _together(_pods(facts))
     yield from _what_remains(facts)
+
+
+def _pods(facts: Facts) -> Iterator[Finding]:
+    """Engines first; a gateway that only waits for them is no finding of its own."""
+    gateways = [pod for pod in facts.pods if pod_role(pod) == labels.COMPONENT_GATEWAY]
+    found = [one for pod in facts.pods if pod not in gateways for one in _pod(facts, pod)]
+    yield from found
+    for finding in (one for pod in gateways for one in _pod(facts, pod)):
+        if finding.kind != "slow" or not found:
+            yield finding
 
 
 def _together(findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -202,13 +213,13 @@ def _ended(facts: Facts, pod: Object, container: Container) -> Finding | None:
         return Finding(f"{which} ran out of memory", cure, subject, kind="memory")
     failed = container.exit_code not in (None, 0)
     if failed and (container.restarts or not container.running):
-        log = facts.logs.get((name, container.name), "")
+        log = facts.log(name, container.name)[-LOG_LINES:]
         return Finding(
             f"{which} ended with exit code {container.exit_code} ({container.restarts} restarts)",
             f"mend what its last lines say; all of them: kubectl logs --namespace "
             f"{facts.namespace} {name} --container {container.name} --previous",
             subject,
-            tuple(log.strip().splitlines()[-LOG_LINES:]) or said,
+            tuple(log) or said,
             "exit",
         )
     return None
@@ -218,7 +229,7 @@ def _slow(facts: Facts, pod: Object, container: Container) -> Finding:
     """It runs, or is about to, and nothing is wrong with it so far."""
     name = pod["metadata"]["name"]
     warnings = [e for e in facts.events_of("Pod", name) if e.get("type") == "Warning"]
-    log = facts.logs.get((name, container.name), "").strip().splitlines()[-1:]
+    log = facts.log(name, container.name)[-1:]
     return Finding(
         f"container {container.name} of {_named(pod)} is not ready yet",
         "loading a model takes its time; follow it: kubectl logs --namespace "

@@ -1,5 +1,6 @@
 """What is known of a deployment at one time, as the API server serves it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,10 @@ class Facts:
 
     def condition(self, kind: str) -> Object | None:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), None)
+
+    def log(self, pod: str, container: str) -> list[str]:
+        """The lines that are known, oldest first; of structured ones the level and the message."""
+        return [_plain(line) for line in self.logs.get((pod, container), "").strip().splitlines()]
 
     def events_of(self, kind: str, name: str) -> list[Object]:
         return [e for e in self.events if _regards(e) == (kind, name)]
@@ -128,6 +133,14 @@ def event_time(event: Object) -> str:
 
 def event_text(event: Object) -> str:
     return str(event.get("note") or event.get("message") or "").strip()
+
+
+def _plain(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        return f"{entry['level']}: {entry['message']}"
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 def _regards(event: Object) -> tuple[str, str]:

@@ -1,0 +1,205 @@
+"""DistServe installed as a user installs it, on two real nodes.
+
+Operator, gateway and migrator run from the images that users get. The engine's image is 5 GB of
+torch: its container runs this machine's virtual environment instead, mounted by podTemplate.
+"""
+
+import contextlib
+import copy
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import yaml
+from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.images import HOST_PYTHON, host_python_paths
+from tools.images.build import archives
+
+SYSTEM = "distserve-system"
+SAMPLE = CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml"
+READY_SECONDS = 180.0
+
+ASK = """
+import json, sys
+from openai import OpenAI
+url, prompt, tokens, times = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+client = OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)
+answers = []
+for _ in range(times):
+    stream = client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=tokens, temperature=0, stream=True
+    )
+    chunks = [chunk.choices[0].text for chunk in stream if chunk.choices]
+    answers.append({"text": "".join(chunks), "chunks": len(chunks)})
+print(json.dumps(answers))
+"""
+
+READ = """
+import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())
+"""
+
+
+@dataclass
+class Installed:
+    """The operator, from its chart."""
+
+    cluster: Cluster
+    kinds: list[str]
+    """All that can be listed in a namespace."""
+
+    def objects(self, namespace: str) -> set[str]:
+        """Everything there, as kind/name; what Kubernetes itself puts there left out."""
+        kinds = ",".join(kind for kind in self.kinds if not kind.startswith("events"))
+        said = self.cluster.kubectl(
+            "get", kinds, f"--namespace={namespace}", "--output=name", "--ignore-not-found"
+        )
+        return {line for line in said.split() if line}
+
+
+@dataclass
+class Deployment:
+    """One DistServeDeployment and a pod of a client that talks to it."""
+
+    installed: Installed
+    namespace: str
+    document: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.installed.cluster
+
+    @property
+    def name(self) -> str:
+        return str(self.document["metadata"]["name"])
+
+    def apply(self, **spec: Any) -> None:
+        """Changes what is named and applies the whole."""
+        merge(self.document["spec"], spec)
+        self.cluster.apply(self.document, self.namespace)
+
+    def live(self) -> Any:
+        return self.cluster.get("distservedeployment", self.name, self.namespace)
+
+    def condition(self, kind: str) -> Any:
+        found = self.live()
+        conditions = found.get("status", {}).get("conditions", [])
+        current = found["status"].get("observedGeneration") == found["metadata"]["generation"]
+        return next((c for c in conditions if c["type"] == kind and current), {"status": "Unknown"})
+
+    def wait_for(self, kind: str, status: str = "True", seconds: float = READY_SECONDS) -> Any:
+        """Waits for a condition that speaks of the newest spec."""
+
+        def holds() -> bool:
+            return bool(self.condition(kind)["status"] == status)
+
+        self.cluster.wait_for(f"{kind}={status} of {self.name}", holds, seconds)
+        return self.condition(kind)
+
+    def pods(self, **labels: str) -> list[Any]:
+        wanted = {"distserve.io/deployment": self.name}
+        wanted |= {f"distserve.io/{name}": value for name, value in labels.items()}
+        selector = ",".join(f"{name}={value}" for name, value in wanted.items())
+        return list(self.cluster.get("pods", namespace=self.namespace, selector=selector)["items"])
+
+    def pod(self, **labels: str) -> Any:
+        (found,) = self.pods(**labels)
+        return found
+
+    def gateways(self) -> list[Any]:
+        return [p for p in self.pods() if "distserve.io/instance" not in p["metadata"]["labels"]]
+
+    def inside(self, *command: str, seconds: float = 90.0) -> str:
+        """Runs a command in the client's pod."""
+        where = ("exec", "client", f"--namespace={self.namespace}", "--")
+        return self.cluster.kubectl(*where, *command, seconds=seconds)
+
+    def ask(self, prompt: str, tokens: int = 24, times: int = 1) -> list[Any]:
+        """Streamed completions through the Service's name, by the openai client."""
+        url = str(self.live()["status"]["url"])
+        said = self.inside(sys.executable, "-c", ASK, url, prompt, str(tokens), str(times))
+        return list(json.loads(said))
+
+    def metrics(self, pod: Any, port: int) -> dict[str, float]:
+        """A pod's /metrics page as Prometheus would read it."""
+        url = f"http://{pod['status']['podIP']}:{port}/metrics"
+        samples = {}
+        for line in self.inside(sys.executable, "-c", READ, url).splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
+
+
+def merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
+    for name, value in change.items():
+        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            merge(into[name], value)
+        else:
+            into[name] = copy.deepcopy(value)
+
+
+def engine_of_this_machine(cluster: Cluster, node: str = "", **env: str) -> dict[str, Any]:
+    """A podTemplate whose engine container runs this machine's Python."""
+    assert cluster.node_paths is not None
+    paths = host_python_paths(CHECKOUT)
+    mounts = [
+        {"name": f"host-{number}", "mountPath": str(path), "readOnly": True}
+        for number, path in enumerate(paths)
+    ]
+    volumes = [
+        {"name": f"host-{number}", "hostPath": {"path": f"{cluster.node_paths}{path}"}}
+        for number, path in enumerate(paths)
+    ]
+    env = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", **env}
+    container = {
+        "name": "engine",
+        "imagePullPolicy": "Never",
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "volumeMounts": mounts,
+        # Both nodes are one small machine.
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}},
+    }
+    spec: dict[str, Any] = {"containers": [container], "volumes": volumes}
+    if node:
+        spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+    return {"spec": spec}
+
+
+@pytest.fixture(scope="session")
+def installed(real_cluster: Cluster) -> Iterator[Installed]:
+    """`helm install`, with the images built from this checkout."""
+    for archive in archives().values():
+        real_cluster.load_image(archive)
+    real_cluster.kubectl("create", "namespace", SYSTEM)
+    level = "pod-security.kubernetes.io/enforce=restricted"
+    real_cluster.kubectl("label", "namespace", SYSTEM, level)
+    real_cluster.helm(
+        "install", "distserve", str(CHECKOUT / "charts" / "distserve"),
+        "--namespace", SYSTEM, "--wait", "--timeout=120s", seconds=150,
+    )  # fmt: skip
+    said = real_cluster.kubectl(
+        "api-resources", "--namespaced", "--verbs=list,delete", "--output=name"
+    )
+    yield Installed(real_cluster, said.split())
+    with contextlib.suppress(Exception):
+        real_cluster.helm("uninstall", "distserve", "--namespace", SYSTEM, "--wait", seconds=90)
+
+
+@pytest.fixture(scope="module")
+def deployment(installed: Installed) -> Iterator[Deployment]:
+    """The sample, its prefill on one node and its decode on the other; not yet applied."""
+    cluster = installed.cluster
+    document = yaml.safe_load(SAMPLE.read_text())
+    document["spec"]["images"] = {"engine": HOST_PYTHON}
+    for role, node in (("prefill", "node1"), ("decode", "node2")):
+        document["spec"][role]["podTemplate"] = engine_of_this_machine(cluster, node)
+    with cluster.namespace("e2e") as namespace:
+        cluster.apply(
+            cluster.python_pod("client", ["-c", "import time; time.sleep(3600)"]), namespace
+        )
+        cluster.wait_until_ready("pod client", namespace)
+        yield Deployment(installed, namespace, document)

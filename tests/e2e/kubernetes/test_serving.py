@@ -1,0 +1,150 @@
+"""helm install, kubectl apply, a token through the Service: what a user sees on two real nodes."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tools.cluster.images import HOST_PYTHON
+
+from distserve.cli.main import main as distserve
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+PROMPTS = ["The river", "What is a prime number?", "A graph is"]
+
+
+@pytest.fixture(scope="module")
+def before(deployment: Any) -> set[str]:
+    """What the namespace had before the deployment came."""
+    found: set[str] = deployment.installed.objects(deployment.namespace)
+    return found
+
+
+@pytest.fixture(scope="module")
+def serving(deployment: Any, before: set[str]) -> Iterator[Any]:
+    """The deployment, Ready; prints the times that a user waits."""
+    began = time.monotonic()
+    deployment.apply()
+
+    def rendered() -> bool:
+        return len(deployment.pods()) == 4
+
+    deployment.cluster.wait_for("all pods to be made", rendered)
+    objects = time.monotonic() - began
+    deployment.wait_for("Ready")
+    ready = time.monotonic() - began
+    print(f"\napply -> all objects {objects:.1f} s, apply -> Ready {ready:.1f} s")
+    yield deployment
+
+
+def test_prefill_and_decode_run_on_different_nodes(serving: Any) -> None:
+    nodes = {serving.pod(role=role)["spec"]["nodeName"] for role in ("prefill", "decode")}
+    assert nodes == {"node1", "node2"}
+
+
+async def test_the_text_is_that_of_a_local_run(serving: Any, fleets: Any) -> None:
+    """Greedy, streamed, by the openai client, through the Service's name."""
+    fleet = await fleets("builtin:tiny", dtype="auto")
+    for prompt in PROMPTS:
+        (answer,) = serving.ask(prompt)
+        local = await fleet.complete(prompt=prompt, max_tokens=24, temperature=0)
+        assert answer["text"] == local["choices"][0]["text"]
+        assert answer["chunks"] > 1
+
+
+def test_kv_went_over_tcp_between_the_pods(serving: Any) -> None:
+    serving.ask("The sea", times=2)
+    found = serving.metrics(serving.pod(role="decode"), 8102)
+    moved = {
+        name: value
+        for name, value in found.items()
+        if name.startswith("distserve_kv_transfer_bytes_total") and value > 0
+    }
+    assert moved, f"no bytes were migrated: {sorted(found)}"
+    assert all('transport="TCP"' in name for name in moved)
+
+
+def test_gateways_measure_ttft_and_tpot(serving: Any) -> None:
+    serving.ask("The moon", times=4)
+    pages = [serving.metrics(pod, 8000) for pod in serving.gateways()]
+    for what in ("time_to_first_token", "time_per_output_token"):
+        counts = [
+            value for page in pages for name, value in page.items()
+            if what in name and name.split("{")[0].endswith("_count")
+        ]  # fmt: skip
+        assert sum(counts) > 0, f"{what} was not measured: {sorted(pages[0])}"
+
+
+def test_why_says_that_it_serves(serving: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    kubeconfig = str(serving.cluster.kubeconfig)
+    flags = ["--namespace", serving.namespace, "--kubeconfig", kubeconfig]
+    assert distserve(["why", serving.name, *flags]) == 0
+    assert f"{serving.namespace}/{serving.name} serves at http://" in capsys.readouterr().out
+
+
+def test_kubectl_shows_it(serving: Any) -> None:
+    said = serving.cluster.kubectl("get", "dsd", f"--namespace={serving.namespace}")
+    header, row = said.splitlines()
+    assert header.split()[:3] == ["NAME", "READY", "REASON"]
+    assert row.split()[:2] == [serving.name, "True"]
+
+
+def test_units_are_added_and_taken_away(serving: Any) -> None:
+    serving.apply(units=2)
+    serving.wait_for("Ready")
+
+    def units() -> set[str]:
+        return {p["metadata"]["labels"].get("distserve.io/unit", "") for p in serving.pods()} - {""}
+
+    serving.cluster.wait_for("two units", lambda: serving.live()["status"]["replicas"] == 2)
+    assert units() == {"u0", "u1"}
+    scale = ("scale", "dsd", serving.name, "--replicas=1", f"--namespace={serving.namespace}")
+    serving.cluster.kubectl(*scale)
+    serving.document["spec"]["units"] = 1
+    serving.cluster.wait_for("unit u1 to go", lambda: units() == {"u0"})
+    serving.wait_for("Ready")
+
+
+def test_an_edit_is_rolled_and_clients_are_served_after(serving: Any) -> None:
+    """A new environment variable in the engines' template: other pods, same answers."""
+    old = {pod["metadata"]["uid"] for pod in serving.pods(role="decode")}
+    revision = serving.live()["status"]["revision"]["current"]
+    (before,) = serving.ask("The wind")
+    for role in ("prefill", "decode"):
+        container = serving.document["spec"][role]["podTemplate"]["spec"]["containers"][0]
+        container["env"].append({"name": "ROLLED", "value": "1"})
+    began = time.monotonic()
+    serving.apply()
+
+    def rolled() -> bool:
+        status = serving.live()["status"]
+        current = status["revision"]["current"]
+        return bool(current != revision and current == status["revision"]["target"])
+
+    serving.cluster.wait_for("the rollout's end", rolled, 240)
+    serving.wait_for("Ready")
+    print(f"\nedit -> rolled {time.monotonic() - began:.1f} s")
+    pods = serving.pods(role="decode")
+    assert len(pods) == 1 and pods[0]["metadata"]["uid"] not in old
+    assert serving.ask("The wind") == [before]
+
+
+def test_another_image_is_a_revision(serving: Any) -> None:
+    images = {
+        container["image"]
+        for pod in serving.pods(role="prefill")
+        for container in pod["spec"]["containers"]
+    }
+    assert images == {HOST_PYTHON}
+
+
+def test_deletion_leaves_nothing(serving: Any, before: set[str]) -> None:
+    cluster, namespace = serving.cluster, serving.namespace
+    where = f"--namespace={namespace}"
+    cluster.kubectl("delete", "dsd", serving.name, where, "--wait=true", "--timeout=60s")
+
+    def gone() -> bool:
+        return bool(serving.installed.objects(namespace) <= before)
+
+    cluster.wait_for("everything to be collected", gone, 150)
