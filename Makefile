@@ -52,12 +52,19 @@ check: $(STAMP) ## format, lint, types, layers, generated files
 	@$(RUN)/distserve crd --check
 
 .PHONY: test
-test: check ## check, then every test in its short form
-	@$(RUN)/pytest -q -m "not soak"
+test: check ## check, then every test in its short form, on a real Kubernetes too
+	@$(KUBERNETES) install
+	@$(RUN)/pytest -q --cluster -m "not soak"
+
+.PHONY: e2e
+e2e: $(STAMP) ## helm install, kubectl apply, a token through the Service, on two real nodes
+	@$(KUBERNETES) install
+	@$(RUN)/pytest -q -s --cluster tests/e2e/kubernetes
 
 .PHONY: soak
 soak: $(STAMP) ## the long forms
-	@$(RUN)/pytest -q -m soak
+	@$(KUBERNETES) install
+	@$(RUN)/pytest -q --cluster -m soak
 
 .PHONY: format
 format: $(STAMP) ## format and fix what ruff can

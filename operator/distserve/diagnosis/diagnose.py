@@ -111,7 +111,7 @@ def _operator(facts: Facts) -> Iterator[Finding]:
     seen = facts.status.get("observedGeneration", 0)
     if seen >= asked:
         return
-    look = "kubectl get pods --all-namespaces --selector app.kubernetes.io/name=distserve"
+    look = "kubectl get pods --all-namespaces --selector app.kubernetes.io/name=distserve-operator"
     if facts.operator_pods == ():
         cure = "install one: helm install distserve charts/distserve --namespace distserve-system"
         yield Finding("no operator runs in this cluster", f"{cure} --create-namespace")

@@ -147,7 +147,7 @@ class _Reader:
 
         from distserve.api import labels
 
-        which = f"{labels.APP_NAME}={labels.NAME},{labels.APP_COMPONENT}=operator"
+        which = f"{labels.APP_NAME}={labels.OPERATOR_NAME}"
         try:
             return tuple(await self._list("/api/v1/pods", {"labelSelector": which}))
         except ApiException:
