@@ -62,7 +62,7 @@ e2e: $(STAMP) ## helm install, kubectl apply, a token through the Service, on tw
 	@$(RUN)/pytest -q -s --cluster tests/e2e/kubernetes
 
 .PHONY: soak
-soak: $(STAMP) ## the long forms
+soak: $(STAMP) ## the long forms, those on Kubernetes too
 	@$(KUBERNETES) install
 	@$(RUN)/pytest -q --cluster -m soak
 
@@ -115,7 +115,7 @@ cluster-down: ## remove what `make cluster` made
 .PHONY: cluster-test
 cluster-test: $(STAMP) ## the tests that need Kubernetes
 	@$(KUBERNETES) install
-	@$(RUN)/pytest -q --cluster -m cluster
+	@$(RUN)/pytest -q --cluster -m "cluster and not soak"
 
 # tools/images: by docker, podman or buildah, whichever works. TARGETS="gateway migrator" builds some.
 TARGETS ?= operator gateway migrator engine

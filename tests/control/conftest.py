@@ -31,8 +31,10 @@ SECONDS = 30.0
 def crd(control_plane: Cluster) -> Cluster:
     """The control plane that serves our resource."""
     control_plane.apply(CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml")
-    wait = ("wait", "--for=condition=Established", "crd/distservedeployments.distserve.io")
-    control_plane.kubectl(*wait)
+    # `kubectl wait` fails where the CRD has no conditions yet.
+    control_plane.wait_for(
+        "our kind to be served", lambda: "dsd" in control_plane.kubectl("api-resources").split()
+    )
     return control_plane
 
 

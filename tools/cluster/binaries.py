@@ -74,6 +74,8 @@ PROGRAMS: Mapping[str, Program] = {
         Program("helm", "tools", "helm.sh/helm/v4/cmd/helm"),
         Program("coredns", "coredns", "."),
         Program("pause", "coredns", "./pause"),
+        # A peer that benchmarks/control_plane.py measures beside ours; no test needs it.
+        Program("lws", "lws", "sigs.k8s.io/lws/cmd"),
     )
 }
 CLIENTS = ("kubectl", "helm", "kwok")
