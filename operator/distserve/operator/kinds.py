@@ -43,6 +43,12 @@ NODES = Kind("v1", "Node", "nodes", namespaced=False)
 NAMESPACES = Kind("v1", "Namespace", "namespaces", namespaced=False)
 SECRETS = Kind("v1", "Secret", "secrets")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
+WEBHOOKS = Kind(
+    "admissionregistration.k8s.io/v1",
+    "ValidatingWebhookConfiguration",
+    "validatingwebhookconfigurations",
+    namespaced=False,
+)
 CONFIG_MAPS = Kind("v1", "ConfigMap", "configmaps")
 EVENTS = Kind("events.k8s.io/v1", "Event", "events")
 

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 RESULTS = ("done", "conflict", "refused", "unavailable", "error")
+REVIEWS = ("allowed", "denied", "failed")
 VERBS = ("get", "list", "watch", "create", "apply", "update", "delete")
 
 ReadAll = Callable[[], Mapping[Any, float]]
@@ -41,13 +42,24 @@ class Metrics:
             ["verb", "outcome"],
             registry=registry,
         )
+        self.reviews = Counter(
+            "distserve_operator_admission_reviews",
+            "Deployments that the webhook was asked about; failed ones were let pass.",
+            ["outcome"],
+            registry=registry,
+        )
         for result in RESULTS:
             self.reconciles.labels(result)
         for verb in VERBS:
             self.calls.labels(verb, "200")
+        for outcome in REVIEWS:
+            self.reviews.labels(outcome)
 
     def count_call(self, verb: str, outcome: str) -> None:
         self.calls.labels(verb, outcome).inc()
+
+    def reviewed(self, outcome: str) -> None:
+        self.reviews.labels(outcome).inc()
 
     def reconciled(self, result: str, seconds: float) -> None:
         self.reconcile_seconds.observe(seconds)

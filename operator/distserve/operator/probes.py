@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -31,7 +32,7 @@ async def serve_probes(
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    async with _serving(app, host, port) as bound:
+    async with serving(app, host, port) as bound:
         yield bound
 
 
@@ -46,17 +47,20 @@ async def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> As
 
     app = web.Application()
     app.router.add_get("/metrics", metrics)
-    async with _serving(app, host, port) as bound:
+    async with serving(app, host, port) as bound:
         yield bound
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def serving(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """Yields the port. Raises PortTaken."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
             raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror}") from error
         yield runner.addresses[0][1]

@@ -3,6 +3,7 @@
 watches --> store --> queue --> workers --> cluster        until SIGTERM, or until any part
    ^          ^          ^        (leading)                of it ends: with its error, and
    +-- resync-+          +-- placing, planning             the restart begins with a listing
+              +--> webhook, where it is asked for (every replica)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from kubernetes.aio.client import Configuration
@@ -29,10 +30,14 @@ from distserve.operator.resync import Resync
 from distserve.operator.settings import CallSettings, Settings
 from distserve.operator.store import Store
 from distserve.operator.watching import Watches
+from distserve.operator.webhook import Webhook, admit
 from distserve.operator.worker import Worker
 from distserve.operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
+
+Judge = Callable[[Object, Store], str]
+"""From an AdmissionReview's request to why it is refused, empty when it is not."""
 
 
 async def run(
@@ -41,8 +46,13 @@ async def run(
     stated: Stated,
     stop: asyncio.Event,
     client: Callable[[Configuration, CallSettings, CountCall], Cluster] = Cluster,
+    judge: Judge | None = None,
 ) -> None:
-    """Returns after `stop`. Raises what else ended it: LeaseLost, WatchDead, PortTaken..."""
+    """Returns after `stop`. Raises what else ended it: LeaseLost, WatchDead, PortTaken...
+
+    `judge` goes with settings.webhook.
+    """
+    assert judge is not None or settings.webhook is None, "a webhook needs a judge"
     metrics = Metrics()
     configuration = await load_configuration(settings.kubeconfig)
     cluster = client(configuration, settings.calls, metrics.count_call)
@@ -54,13 +64,20 @@ async def run(
         watches.start()
         await watches.ended
 
+    def parts() -> Iterator[Coroutine[Any, Any, Any]]:
+        yield from (stop.wait(), watched(), operator.resync.run(), operator.lead())
+        if settings.webhook is not None and judge is not None:
+            webhook = Webhook(operator.judged_by(judge), operator.unready, metrics.reviewed)
+            leads = cluster.may_write
+            yield admit(webhook, settings.webhook, settings.host, cluster, leads)
+
     try:
         async with (
             serve_probes(settings.host, settings.health_port, operator.trouble, operator.unready),
             serve_metrics(settings.host, settings.metrics_port, metrics.registry),
         ):
             try:
-                await first_of(stop.wait(), watched(), operator.resync.run(), operator.lead())
+                await first_of(*parts())
             finally:
                 # Whatever the end is, the other replica need not wait.
                 await operator.lease.release()
@@ -124,6 +141,17 @@ class Operator:
 
     def unready(self) -> str:
         return "" if self.resync.ready.is_set() else "not everything has been listed yet"
+
+    def judged_by(self, judge: Judge) -> Callable[[Object], str]:
+        """Namespaces that are not kept are none of our business."""
+        kept = self._settings.namespaces
+
+        def refusal(request: Object) -> str:
+            if kept and request.get("namespace") not in kept:
+                return ""
+            return judge(request, self.store)
+
+        return refusal
 
     def _wake(self, key: Key) -> None:
         # The others' queue begins with everything when they lead.

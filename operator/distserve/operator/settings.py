@@ -77,6 +77,38 @@ class PlanSettings:
 
 
 @dataclass(frozen=True)
+class MountedCertificate:
+    """tls.crt and tls.key in a folder that somebody else keeps fresh."""
+
+    folder: Path
+    look_seconds: float = 10.0
+    """A kubelet takes a minute to bring a new one; reading two files is nothing."""
+
+
+@dataclass(frozen=True)
+class SelfMadeCertificate:
+    """Made by the leader; Secret and ValidatingWebhookConfiguration are there before."""
+
+    namespace: str
+    secret: str
+    configuration: str
+    names: tuple[str, ...]
+    """By which API servers call: SERVICE.NAMESPACE.svc."""
+    life_seconds: float = 90 * 86400.0
+    """Renewed in its last third: an operator may be away for a month."""
+    look_seconds: float = 60.0
+    """Two calls by the leader, one by the others: 0.05 calls/s. Replicas follow this late."""
+    settle_seconds: float = 300.0
+    """A new authority is announced for this long before it is used; API servers watch."""
+
+
+@dataclass(frozen=True)
+class WebhookSettings:
+    certificate: MountedCertificate | SelfMadeCertificate
+    port: int = 9443
+
+
+@dataclass(frozen=True)
 class Settings:
     namespaces: tuple[str, ...] = ()
     """None: all. Nodes and namespaces are read in either case: placement needs them."""
@@ -91,3 +123,5 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     calls: CallSettings = field(default_factory=CallSettings)
     plans: PlanSettings = field(default_factory=PlanSettings)
+    webhook: WebhookSettings | None = None
+    """None: no admission, as by default."""

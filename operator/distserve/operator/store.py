@@ -59,7 +59,7 @@ class Store:
 
     def __init__(self) -> None:
         self.features = Features()
-        """Of the cluster; the namespace's labels are added in `observe`."""
+        """Of the cluster; `features_of` adds the namespace's labels."""
         self.inventory = Inventory()
         """Nodes and what all pods take of them."""
         self._seen: dict[Kind, dict[Name, Seen]] = {kind: {} for kind in WATCHED}
@@ -87,6 +87,10 @@ class Store:
     def watches(self, kind: Kind) -> bool:
         return kind in self._seen
 
+    def features_of(self, namespace: str) -> Features:
+        """With the namespace's labels."""
+        return replace(self.features, namespace_labels=self._namespaces.get(namespace, {}))
+
     def observe(self, key: Key, now: float) -> Observed | None:
         """None: there is no such deployment."""
         text = self._deployments.get(key)
@@ -98,13 +102,12 @@ class Store:
             for ref, child in self._children.get(key, {}).items()
             if child.owner_uid == uid
         }
-        labels = self._namespaces.get(key.namespace, {})
         document = unpack(text)
         return Observed(
             document=document,
             children=children,
             pods=tuple(pod for _, pod in sorted(self._pods.get(key, {}).items())),
-            features=replace(self.features, namespace_labels=labels),
+            features=self.features_of(key.namespace),
             now=now,
             accelerators=self._accelerators(document),
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distserve.operator.settings import Settings
+    from distserve.operator.settings import Settings, WebhookSettings
     from distserve.resources.settings import RenderSettings
 
 
@@ -34,6 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="refuse specs that this version's engine cannot run (default on)",
     )
+    add("--webhook-port", type=int, default=9443, help="of the validating webhook (default 9443)")
+    add(
+        "--webhook-cert-dir",
+        type=Path,
+        help="serve it with tls.crt and tls.key of this folder, which may change",
+    )
+    add(
+        "--webhook-service",
+        help="serve it with a certificate of its own for this Service in the Lease's namespace, "
+        "kept in the Secret of the same name",
+    )
+    add(
+        "--webhook-configuration",
+        help="ValidatingWebhookConfiguration that is told to trust that certificate",
+    )
     add("--kubeconfig", type=Path, help="outside of a cluster (default: as kubectl)")
 
 
@@ -44,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     import signal
 
     from distserve.cli.main import UsageError
+    from distserve.operator.admission import judge
     from distserve.operator.cluster import NoCluster
     from distserve.operator.decide import DecideSettings, decide
     from distserve.operator.errors import LeaseLost
@@ -65,16 +81,15 @@ def run(args: argparse.Namespace) -> int:
     if args.log_level != "debug":
         # kopf tells of each watch and each object that it saw.
         logging.getLogger("kopf").setLevel(logging.ERROR)
-    decision = functools.partial(
-        decide,
-        settings=DecideSettings(render=_render(args), engine_check=args.engine_check == "on"),
-    )
+    said = DecideSettings(render=_render(args), engine_check=args.engine_check == "on")
+    decision = functools.partial(decide, settings=said)
+    admission = functools.partial(judge, settings=said)
 
     async def until_signal() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run_operator(settings, decision, stated, stop)
+        await run_operator(settings, decision, stated, stop, judge=admission)
 
     try:
         asyncio.run(until_signal())
@@ -101,7 +116,34 @@ def _settings(args: argparse.Namespace) -> "Settings":
         metrics_port=args.metrics_port,
         lease=lease,
         queue=QueueSettings(workers=args.workers),
+        webhook=_webhook(args),
     )
+
+
+def _webhook(args: argparse.Namespace) -> "WebhookSettings | None":
+    from distserve.cli.main import UsageError
+    from distserve.operator.settings import (
+        MountedCertificate,
+        SelfMadeCertificate,
+        WebhookSettings,
+    )
+
+    own = (args.webhook_service, args.webhook_configuration)
+    if args.webhook_cert_dir is not None:
+        if any(own):
+            raise UsageError("--webhook-cert-dir: without --webhook-service and -configuration")
+        return WebhookSettings(MountedCertificate(args.webhook_cert_dir), args.webhook_port)
+    if not any(own):
+        return None
+    if not all(own):
+        raise UsageError("--webhook-service and --webhook-configuration go together: give both")
+    certificate = SelfMadeCertificate(
+        namespace=args.lease_namespace,
+        secret=args.webhook_service,
+        configuration=args.webhook_configuration,
+        names=(f"{args.webhook_service}.{args.lease_namespace}.svc",),
+    )
+    return WebhookSettings(certificate, args.webhook_port)
 
 
 def _render(args: argparse.Namespace) -> "RenderSettings":
