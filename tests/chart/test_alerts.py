@@ -1,12 +1,13 @@
 """When the operator's alerts fire, asked of Prometheus' own evaluation."""
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tools.cluster.fixtures import or_skip
+from tools.prometheus import program
 
 OPERATOR = 'namespace="distserve-system", pod="distserve-operator-{pod}"'
 
@@ -40,12 +41,10 @@ CASES: list[tuple[str, dict[str, str], dict[int, list[dict[str, str]]]]] = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("NO PROMTOOL ON THIS MACHINE: apt-get install prometheus")
-    return found
+    with or_skip("promtool"):
+        return str(program("promtool"))
 
 
 @pytest.mark.parametrize(("alert", "series", "expected"), CASES)
