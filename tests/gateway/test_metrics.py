@@ -30,6 +30,8 @@ async def test_series_exist_before_the_first_request(houses: Any) -> None:
         assert metrics[f'distserve_requests_total{{code="{code}"}}'] == 0
     for slo in ("ttft", "tpot", "both"):
         assert metrics[f'distserve_slo_attained_total{{slo="{slo}"}}'] == 0
+    for scope in ("unit", "domain", "other"):
+        assert metrics[f'distserve_gateway_pairs_total{{scope="{scope}"}}'] == 0
     assert metrics["distserve_requests_in_flight"] == 0
     assert metrics['distserve_time_per_output_token_seconds_bucket{le="0.0025"}'] == 0
     assert metrics['distserve_time_to_first_token_seconds_bucket{le="120.0"}'] == 0

@@ -114,7 +114,7 @@ def test_what_is_missing_is_named() -> None:
 def test_the_decode_instance_shares_what_it_can(kind: str) -> None:
     near, far = {kind: "b"}, {kind: "a"}
     fleet = fleet_of(
-        member("p", **near), member("d1", "decode", **far), member("d2", "decode", free=1, **near)
+        member("p", **near), member("d1", "decode", **far), member("d2", "decode", free=3, **near)
     )
     assert choose(fleet) == [("p", "prefill"), ("d2", "decode")]
 

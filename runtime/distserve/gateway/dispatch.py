@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -46,9 +47,14 @@ class _Entry:
 
 class Dispatcher:
     def __init__(
-        self, router: Router, fleet: Fleet, wait_seconds: float = NO_ROUTE_SECONDS
+        self,
+        router: Router,
+        fleet: Fleet,
+        wait_seconds: float = NO_ROUTE_SECONDS,
+        on_route: Callable[[Route], None] = lambda route: None,
     ) -> None:
         self._router = router
+        self._on_route = on_route
         self._fleet = fleet
         self._wait_seconds = wait_seconds
         self._entries: dict[Waiting, _Entry] = {}
@@ -90,6 +96,7 @@ class Dispatcher:
                     due.append(answer.again_seconds)
             else:
                 entry.taken.set_result(_take(answer, waiting.generation))
+                self._on_route(answer)
         if self._due is not None:
             self._due.cancel()
         loop = asyncio.get_running_loop()

@@ -1,7 +1,11 @@
 """What the gateway measures, for Prometheus: TTFT and TPOT as its clients see them."""
 
+from itertools import pairwise
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from distserve.gateway.pairing import Scope, scope_of
+from distserve.gateway.routing import Route
 from distserve.gateway.stages import STAGES
 from distserve.wire.dialect import Slo
 
@@ -94,8 +98,16 @@ class Metrics:
             ["transport"],
             registry=self.registry,
         )
+        self.pairs = Counter(
+            "distserve_gateway_pairs",
+            "Pairs of instances that prompts were sent to, by what prefill and decode share",
+            ["scope"],
+            registry=self.registry,
+        )
         for code in CODES:
             self.requests.labels(code)
+        for scope in Scope:
+            self.pairs.labels(scope.name.lower())
         for stage in STAGES:
             self.stages.labels(stage)
         for name in ("ttft", "tpot", "both"):
@@ -104,6 +116,11 @@ class Metrics:
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         self.stages.labels(stage).observe(seconds)
+
+    def observe_route(self, route: Route) -> None:
+        """A prompt was sent there. What one instance does alone is no pair."""
+        for one, other in pairwise(route.stops):
+            self.pairs.labels(scope_of(one.member, other.member).name.lower()).inc()
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)

@@ -37,14 +37,16 @@ class _Indexed:
 
 @dataclass
 class RoundRobin(_Indexed):
-    """In turn, per kind of leg."""
+    """In turn, per kind of leg: whose last turn is longest ago, so that it is fair to every one
+    of whatever members it is asked to choose from."""
 
-    _last: dict[Phases, str] = field(default_factory=dict)
+    _turns: dict[tuple[Phases, str], int] = field(default_factory=dict)
+    _turn: int = 0
 
     def pick(self, members: Sequence[Member], waiting: Generation, phases: Phases) -> Member:
-        last = self._last.get(phases, "")
-        chosen = next((m for m in members if m.name > last), members[0])
-        self._last[phases] = chosen.name
+        chosen = min(members, key=lambda m: (self._turns.get((phases, m.name), 0), m.name))
+        self._turn += 1
+        self._turns[phases, chosen.name] = self._turn
         return chosen
 
 

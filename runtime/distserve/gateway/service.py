@@ -75,7 +75,7 @@ class Gateway:
         self.models = Models(self.settings.model, self.fleet, client)
         self._janitor = Janitor(client)
         self._runner = Runner(
-            Dispatcher(self.router, self.fleet),
+            Dispatcher(self.router, self.fleet, on_route=self.metrics.observe_route),
             LegRunner(client, self.fleet, self._janitor),
             self._janitor,
             StageRecorder(self.metrics.observe_stage, self._observe_transfer),

@@ -1,10 +1,11 @@
 """Disaggregated: a prefill instance and a decode instance that can take over its KV."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distserve.gateway.fleet import Fleet, Member
 from distserve.gateway.generation import Generation
+from distserve.gateway.pairing import Pairing
 from distserve.gateway.routing import (
     Policy,
     Route,
@@ -27,19 +28,9 @@ def exchange(prefill: Member, decode: Member) -> bool:
     return prefill.fingerprint == decode.fingerprint != ""
 
 
-_NEARNESS: tuple[Callable[[Member], str], ...] = (
-    lambda m: m.revision,
-    lambda m: m.unit,
-    lambda m: m.domain,
-)
-"""What two instances should share, most wanted first."""
-
-
-def nearest(prefill: Member, decodes: list[Member]) -> list[Member]:
-    """Of these, those that share most with the prefill instance."""
-    for of in _NEARNESS:
-        decodes = [d for d in decodes if of(d) == of(prefill)] or decodes
-    return decodes
+def of_revision(prefill: Member, decodes: list[Member]) -> list[Member]:
+    """Of these, those that were made from the same spec, where there are any."""
+    return [d for d in decodes if d.revision == prefill.revision] or decodes
 
 
 @dataclass(frozen=True)
@@ -56,11 +47,15 @@ class DisaggregatedRouter:
         if local := self._without_transfer(generation, preferring(ready, avoid)):
             return local
         prefills = preferring(_with_kin(pairs), avoid)
-        prefill = self.policy.pick(prefills, generation, Phases.PREFILL)
         if waiting.ends_at_first_token:
+            prefill = self.policy.pick(prefills, generation, Phases.PREFILL)
             return Route((Stop(prefill, Phases.BOTH),))
-        decodes = nearest(prefill, preferring(pairs[prefill], avoid))
-        decode = self.policy.pick(decodes, generation, Phases.DECODE)
+        pairing = Pairing(generation)
+        partners = {
+            p: pairing.decodes(p, of_revision(p, preferring(pairs[p], avoid))) for p in prefills
+        }
+        prefill = self.policy.pick(pairing.prefills(partners), generation, Phases.PREFILL)
+        decode = self.policy.pick(partners[prefill].members, generation, Phases.DECODE)
         if decode is prefill:
             return Route((Stop(prefill, Phases.BOTH),))
         return Route((Stop(prefill, Phases.PREFILL), Stop(decode, Phases.DECODE)))
