@@ -14,7 +14,7 @@ from itertools import accumulate
 from distserve.workload.requests import RequestSet, Trace, WorkloadError
 
 ARRIVALS = ("poisson", "gamma", "fixed", "burst", "recorded")
-_ALIASES = {"custom": "recorded", "uniform": "fixed"}
+_ALIASES = {"custom": "recorded", "trace": "recorded", "uniform": "fixed"}
 
 
 @dataclass

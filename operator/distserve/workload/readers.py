@@ -2,13 +2,15 @@
 
 | file | fields |
 |---|---|
-| csv | prompt_len,output_len[,arrival_ms], or num_prefill_tokens,num_decode_tokens[,arrived_at] |
-| .ds | the datasets of DistServe (`reqs`) and LoongServe (`data`): Python marshal |
+| csv | prompt_len,output_len[,arrival_ms] |
+| csv | num_prefill_tokens,num_decode_tokens[,arrived_at] |
+| csv | ContextTokens,GeneratedTokens[,TIMESTAMP], as Azure publishes them |
+| .ds | the datasets of DistServe (`reqs`) and LoongServe (`data`): Python marshal, with texts |
 | .json | a list of {prompt_len, output_len[, start_time]}, start_time in seconds |
 | .jsonl | one {input_length, output_length[, timestamp]} a line, timestamp in milliseconds |
 
-Any of them may be gzipped. A `.ds` file is decoded by `marshal`, which is not safe against a
-hostile file: read only your own.
+Any of them may be gzipped. Mooncake's traces are such .jsonl files; `arrived_at` is in
+seconds, `TIMESTAMP` a date.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import marshal
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from distserve.workload import marshalled
 from distserve.workload.requests import RequestSet, WorkloadError
 
 # (prompt, output, arrival, factor that makes the arrival milliseconds)
@@ -31,6 +34,7 @@ _COLUMNS = (
     ("num_prefill_tokens", "num_decode_tokens", "arrived_at", 1000.0),
     ("input_length", "output_length", "timestamp", 1.0),
     ("prompt_len", "output_len", "start_time", 1000.0),
+    ("ContextTokens", "GeneratedTokens", "TIMESTAMP", 1000.0),
 )
 
 
@@ -101,12 +105,20 @@ def _from_csv(text: str, origin: str) -> RequestSet:
             prompts.append(int(row[at_prompt]))
             outputs.append(int(row[at_output]))
             if at_arrival is not None:
-                times.append(float(row[at_arrival]) * factor)
+                times.append(_instant(row[at_arrival]) * factor)
         except (ValueError, IndexError) as error:
             raise WorkloadError(f"{origin}, line {line}: {error}; correct or drop it") from error
     return RequestSet(
         prompts, outputs, times if at_arrival is not None else None, Path(origin).name
     )
+
+
+def _instant(text: str) -> float:
+    """A number, or a date as Azure writes it (seconds since 1970)."""
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
 
 
 def _from_mappings(rows: Iterable[Mapping[str, Any]], origin: str) -> RequestSet:
@@ -124,14 +136,25 @@ def _from_mappings(rows: Iterable[Mapping[str, Any]], origin: str) -> RequestSet
 
 
 def _from_ds(raw: bytes, origin: str) -> RequestSet:
-    dataset = marshal.loads(raw)
+    dataset = marshalled.parse(raw)
     requests = dataset.get("reqs", dataset.get("data"))
-    if requests is None:
-        raise WorkloadError(f"{origin} has neither the key reqs nor data; build it anew")
+    if not isinstance(requests, list):
+        raise WorkloadError(f"{origin} has neither a list reqs nor data; build it anew")
+    for row, request in enumerate(requests):
+        match request:
+            case (str() | None, int(), int()) if type(request) is tuple:
+                pass
+            case _:
+                raise WorkloadError(
+                    f"{origin}, request {row} is no (text, prompt length, output length); "
+                    "build it anew"
+                )
+    texts = [text for text, _, _ in requests]
     return RequestSet(
         [prompt for _, prompt, _ in requests],
         [output for _, _, output in requests],
         name=Path(origin).name,
+        prompts=texts if all(isinstance(text, str) for text in texts) else None,
     )
 
 

@@ -22,6 +22,8 @@ class RequestSet:
     output_tokens: Sequence[int]
     arrival_ms: Sequence[float] | None = None
     name: str = "requests"
+    prompts: Sequence[str] | None = None
+    """The prompts' texts, where the source has them; the lengths stay what counts."""
 
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
@@ -51,21 +53,20 @@ class RequestSet:
                 f"cannot draw {count} requests from the {len(self)} of {self.name}; "
                 f"ask for at most {len(self)} or give a larger file"
             )
-        rows = random.Random(seed).sample(range(len(self)), count)
-        return RequestSet(
-            [self.prompt_tokens[row] for row in rows],
-            [self.output_tokens[row] for row in rows],
-            name=self.name,
-        )
+        return self._rows(random.Random(seed).sample(range(len(self)), count))
 
     def resample(self, count: int, seed: int) -> RequestSet:
         """Draw `count` requests with replacement: any number from any set."""
-        rows = random.Random(seed).choices(range(len(self)), k=count)
-        return RequestSet(
-            [self.prompt_tokens[row] for row in rows],
-            [self.output_tokens[row] for row in rows],
-            name=self.name,
-        )
+        return self._rows(random.Random(seed).choices(range(len(self)), k=count))
+
+    def first(self, count: int) -> RequestSet:
+        """The first `count` requests, with their times."""
+        if not 1 <= count <= len(self):
+            raise WorkloadError(
+                f"{self.name} has {len(self)} requests, {count} were asked for; "
+                "ask for as many as it has or give a longer trace"
+            )
+        return self._rows(range(count), self.arrival_ms)
 
     def within(self, limit_tokens: int) -> RequestSet:
         """The requests whose prompt and output together are at most this long; servers refuse the
@@ -79,12 +80,15 @@ class RequestSet:
                 f"no request of {self.name} fits {limit_tokens} tokens; "
                 "give shorter ones or raise maxModelLen"
             )
-        times = self.arrival_ms
+        return self._rows(rows, self.arrival_ms)
+
+    def _rows(self, rows: Sequence[int], times: Sequence[float] | None = None) -> RequestSet:
         return RequestSet(
             [self.prompt_tokens[row] for row in rows],
             [self.output_tokens[row] for row in rows],
-            times and [times[row] for row in rows],
+            None if times is None else [times[row] for row in rows],
             self.name,
+            None if self.prompts is None else [self.prompts[row] for row in rows],
         )
 
     def recorded(self) -> Trace:

@@ -22,6 +22,7 @@ VERBS = {
     "crd": "print, write or check the generated CRD",
     "topology": "print the cluster's fabric domains and what is free in each",
     "simulate": "simulate placements and search for the best one",
+    "bench": "measure any OpenAI server under load, report on what was measured",
     "operator": "process: makes the cluster what its deployments say",
     "engine": "process: one instance of the model",
     "migrator": "process: the KV-migration sidecar",

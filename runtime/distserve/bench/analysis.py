@@ -1,0 +1,190 @@
+"""Figures of merit of measured runs: attainment, crossings, rates. Pure; called by the report.
+
+A request that failed, or of which no record is there, meets no objective: the denominator is the
+number of requests that were asked for, never the number that came back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from distserve.bench.slos import Slo
+
+STAGES = ("prefill queueing", "prefill", "transmission", "decode queueing", "decode")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completed request, in seconds; a None was not measured (or no token came)."""
+
+    prompt_tokens: int
+    output_tokens: int
+    start: float
+    end: float
+    latency: float
+    ttft: float | None
+    tpot: float | None
+    stages: dict[str, float] | None = None
+    """Seconds in each of STAGES, where the server told."""
+
+    def meets_ttft(self, slo: Slo) -> bool:
+        return self.ttft is not None and self.ttft <= slo.ttft
+
+    def meets_tpot(self, slo: Slo) -> bool:
+        return self.tpot is not None and self.tpot <= slo.tpot
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system at one rate."""
+
+    system: str
+    requests: int
+    """Asked for; `samples` may be fewer."""
+    rate: float
+    samples: Sequence[Sample]
+    gpus: int = 1
+    about: dict[str, Any] = field(default_factory=dict)
+    """Its `.run.json`, where there is one."""
+
+    @property
+    def rate_per_gpu(self) -> float:
+        return self.rate / self.gpus
+
+    @property
+    def seconds(self) -> float:
+        """From the first request to the last answer."""
+        if not self.samples:
+            return 0.0
+        return max(s.end for s in self.samples) - min(s.start for s in self.samples)
+
+    @property
+    def valid(self) -> bool:
+        return bool(self.about.get("valid", True))
+
+
+@dataclass(frozen=True)
+class Attainment:
+    """Shares of all asked requests, 0 to 1."""
+
+    both: float
+    ttft: float
+    tpot: float
+
+
+def attainment(run: Run, slo: Slo) -> Attainment:
+    def share(test: Callable[[Sample], bool]) -> float:
+        return sum(map(test, run.samples)) / run.requests
+
+    return Attainment(
+        both=share(lambda s: s.meets_ttft(slo) and s.meets_tpot(slo)),
+        ttft=share(lambda s: s.meets_ttft(slo)),
+        tpot=share(lambda s: s.meets_tpot(slo)),
+    )
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a curve falls below a level; where it never does, only a bound is known."""
+
+    at: float | None
+    kind: str
+    """`exact`; `at least`: every measured point holds; `none`: not even the easiest point."""
+
+    def __str__(self) -> str:
+        if self.at is None:
+            return "none"
+        return f"{'≥ ' if self.kind == 'at least' else ''}{self.at:.3g}"
+
+
+def crossing(points: Iterable[tuple[float, float]], level: float) -> Crossing:
+    """The first fall below `level` along `points` (x, share), from the easiest x to the hardest.
+
+    Linear between points, as the papers draw it. A point exactly at the level holds.
+    """
+    before: tuple[float, float] | None = None
+    for x, share in points:
+        if share < level:
+            if before is None:
+                return Crossing(None, "none")
+            x0, share0 = before
+            return Crossing(x0 + (x - x0) * (share0 - level) / (share0 - share), "exact")
+        before = (x, share)
+    return Crossing(before[0], "at least") if before else Crossing(None, "none")
+
+
+def rate_crossing(runs: Iterable[Run], slo: Slo, level: float, per_gpu: bool = True) -> Crossing:
+    """The highest rate up to which `level` of the requests meet both objectives."""
+    ordered = sorted(runs, key=lambda run: run.rate)
+    return crossing(
+        ((run.rate_per_gpu if per_gpu else run.rate, attainment(run, slo).both) for run in ordered),
+        level,
+    )
+
+
+def scale_crossing(run: Run, slo: Slo, scales: Iterable[float], level: float) -> Crossing:
+    """The tightest scaling of the objectives that `level` of the requests still meet."""
+    ordered = sorted(scales, reverse=True)
+    return crossing(((s, attainment(run, slo.scaled(s)).both) for s in ordered), level)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """LoongServe's latencies per token, in seconds; NaN of nothing."""
+
+    total: float
+    input: float
+    output: float
+
+
+def normalised(run: Run) -> Normalised:
+    return Normalised(
+        _mean(s.latency / (s.prompt_tokens + s.output_tokens) for s in run.samples),
+        _mean(s.ttft / s.prompt_tokens for s in run.samples if s.ttft is not None),
+        _mean(s.tpot for s in run.samples if s.tpot is not None),
+    )
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Per second of the run, from the first request to the last answer."""
+
+    requests: float
+    output_tokens: float
+    total_tokens: float
+    goodput: float
+    """Requests that met both objectives."""
+
+
+def throughput(run: Run, slo: Slo) -> Throughput:
+    seconds = run.seconds
+    if not seconds:
+        return Throughput(0, 0, 0, 0)
+    output = sum(s.output_tokens for s in run.samples)
+    prompt = sum(s.prompt_tokens for s in run.samples)
+    good = sum(s.meets_ttft(slo) and s.meets_tpot(slo) for s in run.samples)
+    return Throughput(
+        len(run.samples) / seconds, output / seconds, (output + prompt) / seconds, good / seconds
+    )
+
+
+def breakdown(run: Run) -> dict[str, float] | None:
+    """Mean share of a request's time in each stage; None where the server did not tell.
+
+    Shares are taken per request and then averaged, as in figure 10 of DistServe.
+    """
+    told = [s.stages for s in run.samples if s.stages and sum(s.stages.values()) > 0]
+    if not told:
+        return None
+    return {
+        stage: fmean(stages[stage] / sum(stages.values()) for stages in told) for stage in STAGES
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return fmean(listed) if listed else math.nan

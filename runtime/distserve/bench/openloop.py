@@ -1,0 +1,119 @@
+"""Open loop: every request leaves at its planned instant, whatever the server does.
+
+Called by `session` once per (count, rate). Measures itself too: a client that falls behind its
+plan measures its own queue, so its lag is part of the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from distserve.bench.client import Client
+from distserve.bench.outcome import Outcome, Planned
+from distserve.bench.quantiles import quantile
+
+_HEAD_START_SECONDS = 0.05
+_BEAT_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How late the client was, in milliseconds: against its plan, and its event loop as such."""
+
+    send_p99_ms: float
+    send_max_ms: float
+    loop_p99_ms: float
+    loop_max_ms: float
+
+    def within(self, limit_ms: float) -> bool:
+        return self.send_p99_ms <= limit_ms and self.loop_p99_ms <= limit_ms
+
+
+@dataclass(frozen=True)
+class Observed:
+    outcomes: Sequence[Outcome]
+    lag: Lag
+    started: float
+    """The plan's zero on the monotonic clock."""
+    interrupted: bool = False
+
+
+async def offer(
+    requests: Sequence[Planned],
+    client: Client,
+    on_end: Callable[[Outcome], None] = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Observed:
+    """Send all requests at their instants and wait for their ends.
+
+    Cancelled, it ends what runs and returns what has ended so far.
+    """
+    beats: list[float] = []
+    monitor = asyncio.create_task(_beat(beats, clock))
+    running: set[asyncio.Task[Outcome]] = set()
+    outcomes: list[Outcome] = []
+    interrupted = False
+
+    def ended(task: asyncio.Task[Outcome]) -> None:
+        running.discard(task)
+        if not task.cancelled():
+            outcomes.append(task.result())
+            on_end(outcomes[-1])
+
+    with _quiet_collector():
+        start = clock() + _HEAD_START_SECONDS
+        try:
+            for request in requests:
+                # Encoded while there is time; what is due is only written to the socket.
+                body = client.target.body(request.prompt, request.output_tokens)
+                due = start + request.at_seconds
+                if (wait := due - clock()) > 0:
+                    await asyncio.sleep(wait)
+                task = asyncio.create_task(client.send(request, body, due))
+                running.add(task)
+                task.add_done_callback(ended)
+            while running:
+                await asyncio.wait(running)
+        except asyncio.CancelledError:
+            interrupted = True
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        finally:
+            monitor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await monitor
+    outcomes.sort(key=lambda outcome: outcome.index)
+    return Observed(outcomes, _lag(outcomes, beats), start, interrupted)
+
+
+async def _beat(late: list[float], clock: Callable[[], float]) -> None:
+    while True:
+        due = clock() + _BEAT_SECONDS
+        await asyncio.sleep(_BEAT_SECONDS)
+        late.append(clock() - due)
+
+
+def _lag(outcomes: Sequence[Outcome], beats: Sequence[float]) -> Lag:
+    sends = [outcome.lag_seconds * 1000 for outcome in outcomes] or [0.0]
+    loop = [late * 1000 for late in beats] or [0.0]
+    return Lag(quantile(sends, 99), max(sends), quantile(loop, 99), max(loop))
+
+
+@contextlib.contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Full collections walk every object of a large request set: they would show as lag."""
+    gc.collect()
+    gc.freeze()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(50_000, 50, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()

@@ -1,0 +1,52 @@
+"""What a user asks for on the command line: (count, rate) pairs and token id ranges."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+
+from distserve.bench.errors import BenchError
+
+_PAIRS = 'give a list of (count, rate) such as "[(300,1.5),(300,3)]"'
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How many requests at which rate per second; a rate of None keeps recorded arrival times."""
+
+    requests: int
+    rate: float | None
+
+    @property
+    def label(self) -> str:
+        """As in the names of result files: DistServe writes the rate as Python prints it."""
+        return f"{self.requests}-{'recorded' if self.rate is None else format(self.rate, 'g')}"
+
+
+def parse_pairs(text: str) -> list[Pair]:
+    """Raises BenchError. `inf` is a rate: all at once."""
+    try:
+        listed = ast.literal_eval(text.replace("inf", "1e999"))
+        pairs = [Pair(count, rate if rate is None else float(rate)) for count, rate in listed]
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise BenchError(f"{text!r} is no list of pairs; {_PAIRS}") from error
+    for pair in pairs:
+        if not isinstance(pair.requests, int) or pair.requests < 1:
+            raise BenchError(f"{pair.requests!r} is no count of requests; {_PAIRS}")
+        if pair.rate is not None and (math.isnan(pair.rate) or pair.rate <= 0):
+            raise BenchError(f"the rate {pair.rate:g} is not above 0; {_PAIRS}")
+    if not pairs:
+        raise BenchError(f"no pairs in {text!r}; {_PAIRS}")
+    labels = [pair.label for pair in pairs]
+    if len(set(labels)) < len(labels):
+        raise BenchError(f"{text!r} has a pair twice, and both would have one file; drop one")
+    return pairs
+
+
+def parse_token_ids(text: str) -> range:
+    """`10:1000`: the ids that made-up prompts are drawn from; must lie in the vocabulary."""
+    low, separator, high = text.partition(":")
+    if not (separator and low.isdecimal() and high.isdecimal() and int(low) < int(high)):
+        raise BenchError(f"{text!r} is no range of token ids; give LOW:HIGH such as 10:1000")
+    return range(int(low), int(high))

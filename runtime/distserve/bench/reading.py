@@ -1,0 +1,131 @@
+"""Reads result files back: DistServe's and LoongServe's `.exp`, from this client or from theirs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distserve.bench.analysis import STAGES, Run, Sample
+from distserve.bench.errors import BenchError
+
+_NAME = re.compile(
+    r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)(-uniform)?"
+)
+
+
+def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run]:
+    """Every `.exp` in the folder and its subfolders, by system and rate.
+
+    A system is called after the files' prefix, in a subfolder with the folder's name before it.
+    `gpus` overrules what the runs say of their accelerators. Raises BenchError.
+    """
+    if not folder.is_dir():
+        raise BenchError(f"{folder} is no folder; give the --output-dir of `distserve bench run`")
+    runs = []
+    for path in sorted(folder.rglob("*.exp")):
+        run = read_run(path)
+        inside = path.parent.relative_to(folder).as_posix()
+        if inside != ".":
+            run = replace(run, system=f"{inside}/{run.system}")
+        runs.append(run)
+    if not runs:
+        raise BenchError(f"{folder} holds no .exp files; run `distserve bench run` first")
+    known = {run.system for run in runs}
+    if unknown := sorted((gpus or {}).keys() - known):
+        raise BenchError(
+            f"--gpus: no system {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    runs = [replace(run, gpus=(gpus or {}).get(run.system, run.gpus)) for run in runs]
+    return sorted(runs, key=lambda run: (run.system, run.rate, run.requests))
+
+
+def read_run(path: Path) -> Run:
+    """One file and, beside it, what its client said about the run. Raises BenchError."""
+    name = _NAME.fullmatch(path.stem)
+    if name is None:
+        raise BenchError(f"{path}: the name is not PREFIX-COUNT-RATE.exp; rename it")
+    try:
+        samples = list(_samples(_rows(path.read_text())))
+        about_path = path.with_suffix(".run.json")
+        about = json.loads(about_path.read_text()) if about_path.exists() else {}
+        rate = math.nan if name["rate"] == "recorded" else float(name["rate"])
+        run = Run(
+            name["system"], int(name["requests"]), rate, samples,
+            about.get("parameters", {}).get("gpus", 1), about,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise BenchError(f"{path} is no result file: {what}; delete it or run anew") from error
+    if len(samples) > run.requests or run.requests < 1:
+        raise BenchError(f"{path} has {len(samples)} records, its name says {run.requests}")
+    return run if not math.isnan(rate) else replace(run, rate=_measured_rate(samples))
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    # JSON cannot tell LoongServe's first line from a list of its own, except by its quotes.
+    try:
+        rows = json.loads(text)
+    except ValueError:
+        rows = ast.literal_eval(text.partition("\n")[0])
+    if not isinstance(rows, list):
+        raise ValueError("no list of requests")
+    return rows
+
+
+def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
+    """The complete ones: a record with fewer token times than tokens was cut off, and is none."""
+    for row in rows:
+        if "issue_time" in row:
+            yield Sample(
+                row["prompt_len"], row["output_len"], row["issue_time"], row["complete_time"],
+                row["latency"], row["ttft"], row["tpot"],
+            )  # fmt: skip
+            continue
+        times, output = row["token_timestamps"], row["output_len"]
+        if times and len(times) < output:
+            continue
+        ttft = row.get("ftl")
+        tpot = row.get("tpot")
+        if times and ttft is None:
+            ttft = times[0] - row["start_time"]
+        if times and tpot is None:
+            tpot = (times[-1] - times[0]) / (output - 1) if output > 1 else 0.0
+        yield Sample(
+            row["prompt_len"], output, row["start_time"], row["end_time"], row["latency"],
+            ttft if times else None, tpot if times else None,
+            _stages(row.get("lifecycle_events") or ()),
+        )  # fmt: skip
+
+
+def _stages(events: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """The five stages of DistServe's figure 10, from its lifecycle events; None without them all.
+
+    issued | context_begin | context_end | migration_begin | migration_end | decoding_begin | end
+           queueing        prefill       queueing          transmission    queueing         decode
+    """
+    at = {event["event_type"]: event["timestamp"] for event in events}
+    try:
+        seconds = (
+            at["context_begin"] - at["issued"],
+            at["context_end"] - at["context_begin"],
+            at["migration_end"] - at["migration_begin"],
+            (at["migration_begin"] - at["context_end"])
+            + (at["decoding_begin"] - at["migration_end"]),
+            at["decoding_end"] - at["decoding_begin"],
+        )
+    except KeyError:
+        return None
+    return dict(zip(STAGES, seconds, strict=True))
+
+
+def _measured_rate(samples: Sequence[Sample]) -> float:
+    starts = sorted(sample.start for sample in samples)
+    if len(starts) < 2 or starts[-1] == starts[0]:
+        return math.inf
+    return (len(starts) - 1) / (starts[-1] - starts[0])

@@ -1,0 +1,159 @@
+"""Result files of one run: `<prefix>-<n>-<rate>` with .exp, .csv and .run.json.
+
+`.exp` has the completed requests in the schema of DistServe's or LoongServe's scripts, so that
+their plots and ours read each other's files. `.csv` has every request, failures with their
+reason. `.run.json` says how the run was made and whether its client kept up; it is written last
+and makes a run complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distserve.bench.errors import BenchError
+from distserve.bench.openloop import Lag, Observed
+from distserve.bench.outcome import Outcome
+
+EXP_FORMATS = ("distserve", "loongserve")
+_CSV = (
+    "index", "prompt_len", "output_len", "tokens", "planned", "start_time", "end_time",
+    "latency", "ttft", "tpot", "lag_ms", "failure",
+)  # fmt: skip
+
+
+class RunFiles:
+    """The three files of one run, and whether they are there."""
+
+    def __init__(self, folder: Path, prefix: str, label: str) -> None:
+        self.exp = folder / f"{prefix}-{label}.exp"
+        self.csv = folder / f"{prefix}-{label}.csv"
+        self.about = folder / f"{prefix}-{label}.run.json"
+
+    def kept(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What an earlier, complete and valid run of the same parameters says about itself.
+
+        Raises BenchError where the files are another question's answer.
+        """
+        if not self.about.exists():
+            if self.exp.exists():
+                raise BenchError(
+                    f"{self.exp} is there and not from this client; choose another --prefix or "
+                    "--output-dir"
+                )
+            return None
+        try:
+            about = json.loads(self.about.read_text())
+            earlier = about["parameters"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BenchError(f"{self.about} is damaged; delete it to run anew") from error
+        if earlier != json.loads(json.dumps(parameters)):
+            names = sorted(
+                name
+                for name in {*earlier, *parameters}
+                if earlier.get(name) != json.loads(json.dumps(parameters.get(name)))
+            )
+            raise BenchError(
+                f"{self.exp} was made with another {', '.join(names)}; choose another --prefix or "
+                "--output-dir, or delete it"
+            )
+        found: dict[str, Any] = about
+        return found if about["complete"] and about["valid"] and self.exp.exists() else None
+
+    def write(
+        self,
+        observed: Observed,
+        parameters: Mapping[str, Any],
+        exp_format: str,
+        epoch: float,
+        max_lag_ms: float,
+    ) -> dict[str, Any]:
+        """Write all three; `epoch` added to the monotonic clock gives Unix time."""
+        outcomes = observed.outcomes
+        rows = [distserve_row(outcome, epoch) for outcome in outcomes if outcome.complete]
+        about = {
+            "parameters": dict(parameters),
+            "complete": not observed.interrupted,
+            "valid": observed.lag.within(max_lag_ms),
+            "max_lag_ms": max_lag_ms,
+            "lag": asdict(observed.lag),
+            "requests": len(outcomes),
+            "completed": len(rows),
+            "failures": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
+            "started": observed.started + epoch,
+        }
+        _replace(self.csv, _csv_text(outcomes, epoch))
+        if not observed.interrupted:
+            text = (
+                json.dumps(rows) if exp_format == "distserve" else loongserve_text(outcomes, epoch)
+            )
+            _replace(self.exp, text)
+        _replace(self.about, json.dumps(about, indent=1) + "\n")
+        return about
+
+
+def distserve_row(outcome: Outcome, epoch: float) -> dict[str, Any]:
+    """DistServe's record; `lifecycle_events` needs its server, so the list is empty here."""
+    return {
+        "prompt_len": outcome.prompt_tokens,
+        "output_len": outcome.tokens,
+        "start_time": outcome.sent + epoch,
+        "end_time": outcome.ended + epoch,
+        "token_timestamps": [time + epoch for time in outcome.token_times],
+        "lifecycle_events": [],
+        "latency": outcome.latency,
+        "ftl": outcome.ttft,
+        "tpot": outcome.tpot,
+    }
+
+
+def loongserve_text(outcomes: Sequence[Outcome], epoch: float) -> str:
+    """LoongServe's file: one line with a Python list, as its scripts `eval` it."""
+    rows = [
+        {
+            "prompt_len": outcome.prompt_tokens,
+            "output_len": outcome.tokens,
+            "issue_time": outcome.sent + epoch,
+            "first_token_time": outcome.token_times[0] + epoch if outcome.token_times else None,
+            "complete_time": outcome.ended + epoch,
+            "ttft": outcome.ttft,
+            "tpot": outcome.tpot,
+            "latency": outcome.latency,
+        }
+        for outcome in outcomes
+        if outcome.complete
+    ]
+    return repr(rows) + "\n"
+
+
+def lag_of(about: Mapping[str, Any]) -> Lag:
+    return Lag(**about["lag"])
+
+
+def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV)
+    for o in outcomes:
+        writer.writerow(
+            [
+                o.index, o.prompt_tokens, o.output_tokens, o.tokens, o.planned + epoch,
+                o.sent + epoch, o.ended + epoch, o.latency, o.ttft, o.tpot,
+                o.lag_seconds * 1000, o.failure,
+            ]
+        )  # fmt: skip
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text)
+    os.replace(beside, path)

@@ -1,0 +1,161 @@
+"""A series of runs against one server: warm up, then each (count, rate) in turn, kept as it ends.
+
+The main loop of `distserve bench run`; everything it prints goes through `say`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from distserve.bench.client import Client, Target
+from distserve.bench.errors import BenchError
+from distserve.bench.openloop import offer
+from distserve.bench.outcome import Outcome, Planned
+from distserve.bench.plan import Recipe
+from distserve.bench.progress import Progress
+from distserve.bench.question import Pair
+from distserve.bench.results import RunFiles
+
+WARM_UP_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all runs of a series share."""
+
+    target: Target
+    recipe: Recipe
+    pairs: Sequence[Pair]
+    folder: Path
+    prefix: str
+    parameters: dict[str, Any]
+    """What determines a run besides its pair; kept in its `.run.json`, compared on resuming."""
+    exp_format: str = "distserve"
+    warm_up_requests: int = 5
+    max_lag_ms: float = 10.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A pair's result: what its `.run.json` says, and whether it stems from an earlier call."""
+
+    pair: Pair
+    about: dict[str, Any]
+    kept: bool
+
+    @property
+    def good(self) -> bool:
+        return bool(self.about["complete"] and self.about["valid"] and self.about["completed"])
+
+
+async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
+    """Raises BenchError where nothing can be measured; failed requests are counted instead.
+
+    After a pair without a single completed request, and when cancelled, the rest is left out.
+    """
+    session.folder.mkdir(parents=True, exist_ok=True)
+    files = {p: RunFiles(session.folder, session.prefix, p.label) for p in session.pairs}
+    kept = {p: files[p].kept(_parameters(session, p)) for p in session.pairs}
+    plans = {p: session.recipe.plan(p) for p in session.pairs if kept[p] is None}
+    done: list[Ran] = []
+    async with _http(session.target) as http:
+        client: Client | None = None
+        for pair in session.pairs:
+            if (about := kept[pair]) is not None:
+                say(f"{files[pair].exp} is there, made with the same parameters: kept")
+                done.append(Ran(pair, about, kept=True))
+                continue
+            client = client or await warm_up(http, session, plans[pair], say)
+            progress = Progress(f"{session.prefix} {pair.label}", pair.requests, sys.stderr)
+            epoch = time.time() - time.perf_counter()
+            observed = await offer(plans[pair], client, progress.ended)
+            progress.close()
+            about = files[pair].write(
+                observed, _parameters(session, pair), session.exp_format, epoch, session.max_lag_ms
+            )
+            done.append(Ran(pair, about, kept=False))
+            for line in remarks(done[-1]):
+                say(f"{files[pair].exp.name}: {line}")
+            if observed.interrupted or not about["completed"]:
+                break
+    return done
+
+
+async def warm_up(
+    http: aiohttp.ClientSession,
+    session: Session,
+    plan: Sequence[Planned],
+    say: Callable[[str], None],
+) -> Client:
+    """The client to measure with: asks as much of the usage statistics as the server gives.
+
+    Sends `warm_up_requests` that are not counted, at least one: whether the server answers is
+    found out before the first measured request.
+    """
+    client = Client(http, session.target)
+    first = await _uncounted(client, plan[0])
+    while first.failure is not None and first.failure.startswith("HTTP 400"):
+        weaker = client.target.weaker()
+        if weaker is None:
+            break
+        client = Client(http, weaker)
+        first = await _uncounted(client, plan[0])
+    if first.failure is not None:
+        hint = "; try --no-ignore-eos" if "ignore_eos" in first.failure else ""
+        raise BenchError(f"{session.target.address}: {first.failure}{hint}")
+    if client.target != session.target:
+        say("the server gives no running usage: tokens are counted by events and the last usage")
+    rest = plan[1 : session.warm_up_requests]
+    for start in range(0, len(rest), WARM_UP_AT_ONCE):
+        group = rest[start : start + WARM_UP_AT_ONCE]
+        await asyncio.gather(*(_uncounted(client, request) for request in group))
+    return client
+
+
+async def _uncounted(client: Client, request: Planned) -> Outcome:
+    prompt = request.prompt
+    # Turned round: the measured request must not find its own prefix cached.
+    turned = prompt[::-1] if not isinstance(prompt, str) else f"Warm-up. {prompt}"
+    body = client.target.body(turned, request.output_tokens)
+    return await client.send(request, body, time.perf_counter())
+
+
+def remarks(ran: Ran) -> Iterator[str]:
+    """What a user should know of a run before believing it."""
+    about = ran.about
+    if not about["complete"]:
+        yield f"interrupted after {about['requests']} of {ran.pair.requests} requests"
+    for reason, count in sorted(about["failures"].items(), key=lambda item: -item[1]):
+        yield f"{count} of {about['requests']} requests failed: {reason}"
+    if not about["valid"]:
+        lag = about["lag"]
+        yield (
+            f"INVALID: this client fell behind (p99 send lag {lag['send_p99_ms']:.1f} ms, event "
+            f"loop {lag['loop_p99_ms']:.1f} ms, limit {about['max_lag_ms']:g} ms); use a quieter "
+            "machine or a lower rate, or allow more with --max-lag"
+        )
+    if not about["completed"]:
+        yield "no request was completed; the remaining rates are left out"
+
+
+def _parameters(session: Session, pair: Pair) -> dict[str, Any]:
+    return {**session.parameters, "requests": pair.requests, "rate": pair.rate}
+
+
+@asynccontextmanager
+async def _http(target: Target) -> Any:
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=None, keepalive_timeout=60)
+    timeout = aiohttp.ClientTimeout(total=target.timeout_seconds)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, auto_decompress=False, trust_env=False
+    ) as http:
+        yield http

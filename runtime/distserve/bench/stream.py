@@ -1,0 +1,107 @@
+"""Reads a completion as it streams: when each token came, and how the stream ended.
+
+Called by `client` with every read of the socket, thousands of times a second, so events are
+decoded into the few fields that matter. Tokens are counted, not events: a server may put several
+tokens into one event, or send events without any.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Usage(msgspec.Struct):
+    completion_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    text: str | None = None
+    delta: Delta | None = None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        delta = self.delta
+        return bool(self.text or (delta and (delta.content or delta.reasoning_content)))
+
+
+class Event(msgspec.Struct):
+    """A chunk of a stream, or a whole answer; fields that are not named here are skipped."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: dict[str, object] | str | None = None
+
+
+decode_event = msgspec.json.Decoder(Event).decode
+
+
+class TokenStream:
+    """The times of a request's tokens, from the bytes of its event stream.
+
+    An event's tokens are, in this order of trust: the growth of its running usage (vLLM's
+    `continuous_usage_stats`), its token ids, else one if it has text. Where only the last usage
+    tells that events held several tokens, they are spread evenly over the events; the first and
+    the last token keep their own times, which is all that TTFT and TPOT are made of.
+    """
+
+    def __init__(self) -> None:
+        self.token_times: list[float] = []
+        self.prompt_tokens: int | None = None
+        self.finished = False
+        """A finish reason came: the text is whole."""
+        self.done = False
+        """`[DONE]` came."""
+        self.error: str | None = None
+        self._rest = b""
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Take what was read at `now`; raises `msgspec.DecodeError` on an event that is no JSON."""
+        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            body = line[5:].strip()
+            if body == b"[DONE]":
+                self.done = True
+            elif body:
+                self._take(decode_event(body), now)
+
+    def _take(self, event: Event, now: float) -> None:
+        if event.error is not None:
+            error = event.error
+            self.error = error if isinstance(error, str) else str(error.get("message", error))
+            return
+        new = 0
+        for choice in event.choices:
+            if choice.token_ids is not None:
+                new += len(choice.token_ids)
+            elif choice.has_text:
+                new += 1
+            self.finished = self.finished or choice.finish_reason is not None
+        if event.usage is not None:
+            self.prompt_tokens = event.usage.prompt_tokens
+            total = event.usage.completion_tokens
+            if event.choices:
+                new = total - len(self.token_times)
+            elif self.token_times and total > len(self.token_times):
+                self.token_times = _spread(self.token_times, total)
+                return
+        if new > 0:
+            self.token_times.extend([now] * new)
+
+
+def _spread(times: list[float], tokens: int) -> list[float]:
+    events = len(times)
+    if events == 1:
+        return times * tokens
+    last = tokens - 1
+    return [times[index * (events - 1) // last] for index in range(tokens)]

@@ -1,0 +1,135 @@
+"""A server that answers as an OpenAI server would, well or badly, as the model's name asks."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from distserve.cli.main import main
+
+
+@dataclass
+class Stub:
+    """What was asked, and where it listens."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    after: int | None = None
+    """Requests from this one on are refused with 429; None for never."""
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        model, tokens = body["model"], body["max_tokens"]
+        if self.after is not None and len(self.bodies) > self.after:
+            return refusal(429, "too many prompts wait")
+        if model == "refuses":
+            return refusal(500, "the engine\nis gone")
+        if model == "plain" and "stream_options" in body:
+            return refusal(400, "stream_options: unknown field")
+        if model == "strict" and "ignore_eos" in body:
+            return refusal(400, "ignore_eos: unknown field")
+        usage = {"prompt_tokens": len(body.get("prompt", "")), "completion_tokens": tokens}
+        if not body["stream"]:
+            return web.json_response({"choices": [{"text": "x" * tokens}], "usage": usage})
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        for event in events(model, tokens, body):
+            await answer.write(event)
+            await asyncio.sleep(0)
+        if model == "truncates":
+            assert request.transport
+            request.transport.abort()
+        return answer
+
+
+def events(model: str, tokens: int, body: dict[str, Any]) -> list[bytes]:
+    running = (body.get("stream_options") or {}).get("continuous_usage_stats", False)
+    chat = "messages" in body
+
+    def choice(text: str, finish: str | None) -> dict[str, Any]:
+        return {
+            "index": 0,
+            "finish_reason": finish,
+            **({"delta": {"content": text}} if chat else {"text": text}),
+        }
+
+    step = 2 if model == "pairs" else 1
+    end = tokens // 2 if model in ("truncates", "fails", "short") else tokens
+    found: list[dict[str, Any]] = []
+    for index in range(0, end, step):
+        count = min(index + step, end)
+        last = count == tokens or (model == "short" and count == end)
+        event: dict[str, Any] = {"choices": [choice("x", "length" if last else None)]}
+        if running:
+            event["usage"] = {"prompt_tokens": 1, "completion_tokens": count}
+        found.append(event)
+    if model == "fails":
+        found.append({"error": {"message": "an engine died", "code": "engine_failed"}})
+    if model not in ("truncates", "fails") and (body.get("stream_options") or {}):
+        found.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": end}})
+    lines = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in found]
+    return lines if model == "truncates" else [*lines, b"data: [DONE]\n\n"]
+
+
+def refusal(status: int, message: str) -> web.Response:
+    return web.json_response({"error": {"message": message, "type": "x"}}, status=status)
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """A stub on a free port of 127.0.0.1, on a loop of its own in another thread."""
+    stub = Stub()
+    loop = asyncio.new_event_loop()
+
+    async def start() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_post("/v1/completions", stub.complete)
+        app.router.add_post("/v1/chat/completions", stub.complete)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        stub.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return runner
+
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        runner = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+        yield stub
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+
+
+@pytest.fixture
+def bench(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`distserve bench run`; (exit code, stdout, stderr).
+
+    The lag that a busy test machine may have does not spoil it.
+    """
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(
+            [
+                "bench", "run", "--url", stub.url, "--model", "m", "--max-lag", "60s",
+                "--dataset", "synthetic:fixed,prompt=6,output=4", "--warm-up", "1",
+                "--output-dir", str(tmp_path), "--prefix", "sys",
+                "--num-prompts-req-rates", "[(5,100)]", *words,
+            ]
+        )  # fmt: skip
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,0 +1,178 @@
+"""`distserve bench run` against a server in this process: what it sends, counts and keeps."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distserve.bench.reading import read_run
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_a_run_is_kept_in_three_files(bench: Run, stub: Any, tmp_path: Path) -> None:
+    code, out, err = bench("--slo-ttft", "60s", "--slo-tpot", "60s")
+    assert (code, err) == (0, "")
+    assert "100.0%" in out
+    rows = json.loads((tmp_path / "sys-5-100.exp").read_text())
+    assert len(rows) == 5
+    for row in rows:
+        assert set(row) == {
+            "prompt_len", "output_len", "start_time", "end_time", "token_timestamps",
+            "lifecycle_events", "latency", "ftl", "tpot",
+        }  # fmt: skip
+        assert (row["prompt_len"], row["output_len"], len(row["token_timestamps"])) == (6, 4, 4)
+        assert row["ftl"] == pytest.approx(row["token_timestamps"][0] - row["start_time"], abs=1e-5)
+        span = row["token_timestamps"][-1] - row["token_timestamps"][0]
+        assert row["tpot"] == pytest.approx(span / 3, abs=1e-5)
+    with (tmp_path / "sys-5-100.csv").open() as file:
+        assert [row["failure"] for row in csv.DictReader(file)] == [""] * 5
+    about = json.loads((tmp_path / "sys-5-100.run.json").read_text())
+    assert (about["completed"], about["failures"], about["valid"]) == (5, {}, True)
+
+
+def test_what_is_sent(bench: Run, stub: Any) -> None:
+    bench("--slo-ttft", "250ms", "--slo-tpot", "0.1s", "--token-ids", "50:60")
+    assert len(stub.bodies) == 6  # one to warm up
+    body = stub.bodies[-1]
+    assert len(body["prompt"]) == 6 and all(50 <= token < 60 for token in body["prompt"])
+    assert (body["max_tokens"], body["ignore_eos"], body["stream"]) == (4, True, True)
+    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    headers = {name.lower(): value for name, value in stub.headers[-1].items()}
+    assert (headers["x-slo-ttft-ms"], headers["x-slo-tpot-ms"]) == ("250", "100")
+
+
+def test_a_complete_run_is_kept_and_another_question_is_refused(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    bench()
+    first = (tmp_path / "sys-5-100.exp").read_bytes()
+    code, out, err = bench("--num-prompts-req-rates", "[(5,100),(3,200)]")
+    assert code == 0 and "kept" in err
+    assert (tmp_path / "sys-5-100.exp").read_bytes() == first
+    assert (tmp_path / "sys-3-200.exp").exists()
+    assert len(out.splitlines()) == 3
+    code, _, err = bench("--seed", "1")
+    assert code == 2
+    assert "another seed" in err and len(err.splitlines()) == 1
+
+
+def test_an_invalid_run_is_marked_and_done_again(bench: Run, stub: Any, tmp_path: Path) -> None:
+    code, out, err = bench("--max-lag", "0ms")
+    assert code == 1
+    assert "INVALID" in err and out.rstrip().endswith("NO")
+    assert not json.loads((tmp_path / "sys-5-100.run.json").read_text())["valid"]
+    code, _, err = bench()
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("truncates", "truncated stream"),
+        ("fails", "an engine died"),
+        ("short", "fewer tokens than asked"),
+    ],
+)
+def test_a_server_that_never_answers_well_stops_it(bench: Run, model: str, said: str) -> None:
+    code, _, err = bench("--model", model)
+    assert code == 2
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_requests_that_fail_are_counted_and_meet_nothing(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    stub.after = 4  # one to warm up, three of five
+    code, out, err = bench("--slo-ttft", "60s", "--slo-tpot", "60s")
+    assert code == 0
+    assert "2 of 5 requests failed: HTTP 429: too many prompts wait" in err
+    assert "60.0%" in out
+    run = read_run(tmp_path / "sys-5-100.exp")
+    assert (run.requests, len(run.samples)) == (5, 3)
+    with (tmp_path / "sys-5-100.csv").open() as file:
+        assert sum("429" in row["failure"] for row in csv.DictReader(file)) == 2
+
+
+def test_a_server_that_dies_leaves_the_results_so_far(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    stub.after = 6
+    code, _, err = bench("--num-prompts-req-rates", "[(5,100),(4,100),(3,100)]")
+    assert code == 1
+    assert "the remaining rates are left out" in err
+    assert len(read_run(tmp_path / "sys-5-100.exp").samples) == 5
+    assert not (tmp_path / "sys-3-100.exp").exists()
+
+
+def test_other_servers(bench: Run, tmp_path: Path) -> None:
+    code, _, err = bench("--model", "plain", "--prefix", "plain")
+    assert code == 0 and "counted by events" in err
+    code, _, err = bench("--model", "strict", "--prefix", "strict")
+    assert code == 2 and "--no-ignore-eos" in err
+    code, _, err = bench("--model", "strict", "--prefix", "strict", "--no-ignore-eos")
+    assert code == 0
+    code, _, err = bench("--model", "pairs", "--prefix", "pairs")
+    assert code == 0
+    (row, *_) = json.loads((tmp_path / "pairs-5-100.exp").read_text())
+    assert len(row["token_timestamps"]) == row["output_len"] == 4
+    assert row["token_timestamps"][0] == row["token_timestamps"][1]
+
+
+def test_whole_answers_have_a_latency_only(bench: Run, tmp_path: Path) -> None:
+    code, out, _ = bench("--no-stream", "--slo-ttft", "1s", "--slo-tpot", "1s")
+    assert code == 0 and "%" not in out
+    (row, *_) = json.loads((tmp_path / "sys-5-100.exp").read_text())
+    assert row["ftl"] is None and row["latency"] > 0 and row["output_len"] == 4
+
+
+def test_loongserve_s_file(bench: Run, tmp_path: Path) -> None:
+    assert (bench("--exp-format", "loongserve"))[0] == 0
+    run = read_run(tmp_path / "sys-5-100.exp")
+    assert len(run.samples) == 5
+    assert run.samples[0].ttft is not None and run.samples[0].output_tokens == 4
+
+
+def test_a_text_s_chat(bench: Run, stub: Any, tmp_path: Path) -> None:
+    import marshal
+
+    path = tmp_path / "two.ds"
+    path.write_bytes(marshal.dumps({"reqs": [("hi you", 2, 4), ("ho", 1, 3)]}))
+    words = ["--dataset", str(path), "--num-prompts-req-rates", "[(2,100)]"]
+    assert (bench(*words, "--endpoint", "chat"))[0] == 0
+    asked = {body["messages"][0]["content"] for body in stub.bodies[1:]}
+    assert asked == {"hi you", "ho"}
+    code, _, err = bench("--endpoint", "chat", "--prefix", "ids")
+    assert code == 2 and "--prompt-format text" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--url", "localhost:8000"], "no URL"),
+        (["--url", "http://127.0.0.1:9"], "cannot connect"),
+        (["--num-prompts-req-rates", "5,1"], "give a list"),
+        (["--num-prompts-req-rates", "[(5,0)]"], "not above 0"),
+        (["--num-prompts-req-rates", "[(5,1),(5,1.0)]"], "twice"),
+        (["--num-prompts-req-rates", "[(5,None)]"], "recorded"),
+        (["--dataset", "nothing.csv"], "nothing.csv"),
+        (["--dataset", "synthetic:nothing"], "unknown synthetic set"),
+        (["--dataset", "synthetic:fixed,prompt=1"], "lacks output"),
+        (["--dataset", "synthetic:fixed,prompt=1,output=2,colour=3"], "no colour"),
+        (["--request-distribution", "recorded"], "records no arrival times"),
+        (["--request-distribution", "never"], "unknown arrival process"),
+        (["--slo-ttft", "250"], "no duration"),
+        (["--token-ids", "7"], "LOW:HIGH"),
+        (["--prompt-format", "text"], "no texts"),
+        (["--prefix", "a/b"], "no part of a file name"),
+        (["--warm-up", "-1"], "at least 0"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(bench: Run, words: list[str], said: str) -> None:
+    code, out, err = bench(*words)
+    assert (code, out) == (2, "")
+    assert said in err and len(err.splitlines()) == 1
