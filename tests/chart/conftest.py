@@ -225,13 +225,20 @@ class Operator:
 @pytest.fixture
 def start_operator(
     tmp_path: Path,
-) -> Callable[[Release], contextlib.AbstractContextManager[Operator]]:
+) -> Callable[..., contextlib.AbstractContextManager[Operator]]:
+    """start(release, *flags)"""
     return functools.partial(_running, tmp_path)
 
 
+@pytest.fixture
+def free_port() -> int:
+    (found,) = _free_ports(1)
+    return found
+
+
 @contextlib.contextmanager
-def _running(folder: Path, release: Release) -> Iterator[Operator]:
-    """As in its pod, besides ports and the way to the API server."""
+def _running(folder: Path, release: Release, *flags: str) -> Iterator[Operator]:
+    """As in its pod, besides ports and the way to the API server; the last of a flag counts."""
     cluster, where = release.cluster, f"--namespace={release.namespace}"
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     token = cluster.kubectl("create", "token", release.operator, where).strip()
@@ -244,7 +251,7 @@ def _running(folder: Path, release: Release) -> Iterator[Operator]:
     (container,) = found["spec"]["template"]["spec"]["containers"]
     ports = _free_ports(2)
     words = [word.replace("$(POD_NAME)", "a-pod") for word in container["args"]]
-    words += [f"--health-port={ports[0]}", f"--metrics-port={ports[1]}"]
+    words += [f"--health-port={ports[0]}", f"--metrics-port={ports[1]}", *flags]
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -32,6 +32,7 @@ EVERYTHING: Object = {
         "podAnnotations": {"note": "1"},
         "resources": {"limits": {"cpu": 1.5}},
     },
+    "webhook": {"enabled": True, "failurePolicy": "Fail", "timeoutSeconds": 3},
 }
 
 

@@ -18,6 +18,15 @@
 {{ include "distserve.fullname" . }}-gateway
 {{- end }}
 
+{{/* Of the Service, the Secret with its certificate, and what else the webhook needs. */}}
+{{- define "distserve.webhook" -}}
+{{ include "distserve.fullname" . }}-webhook
+{{- end }}
+
+{{- define "distserve.mountsCertificate" -}}
+{{ and .Values.webhook.enabled (eq .Values.webhook.certificates "CertManager") }}
+{{- end }}
+
 {{/* The engines' NetworkPolicies know the operator by this name, so that it cannot be overridden. */}}
 {{- define "distserve.selector" -}}
 app.kubernetes.io/name: distserve-operator
