@@ -1,0 +1,117 @@
+"""Does the operator keep up, and what do its deployments lack?"""
+
+from typing import Final
+
+from distserve.observability.dashboards.common import legend, percentiles
+from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit, Variable
+from distserve.observability.promql import series, total
+
+_PREFIX: Final = "distserve_operator_"
+_OWN: Final = ('namespace="$namespace"',)
+
+
+def _own(name: str) -> str:
+    return series(_PREFIX + name, *_OWN)
+
+
+_OF_LEADER: Final = f"* on (pod) ({_own('leader')} == 1)"
+
+_STATE: Final = Row(
+    "State",
+    (
+        Panel(
+            "Leader",
+            "Replicas that write. 1, and for seconds 0 while it is handed over.",
+            (Query(f"sum({_own('leader')})", "leaders"),),
+            form=Form.NUMBER,
+            width=4,
+        ),
+        Panel(
+            "Deployments",
+            "That are seen.",
+            (Query(f"max({_own('deployments')})", "deployments"),),
+            form=Form.NUMBER,
+            width=4,
+        ),
+        Panel(
+            "Deployments by condition",
+            "A line without a name at 0: there is no deployment yet.",
+            (
+                Query(
+                    f"max by (condition, status) ({_own('deployments_by_condition')}) or vector(0)",
+                    legend("condition", "status"),
+                ),
+            ),
+            width=8,
+        ),
+        Panel(
+            "Waiting for a worker",
+            "The leader's queue. It never stays above 0 for long.",
+            (Query(f"sum({_own('queue_depth')} {_OF_LEADER}) or vector(0)", "deployments"),),
+            width=8,
+        ),
+    ),
+)
+_WORK: Final = Row(
+    "Work",
+    (
+        Panel(
+            "Reconciles by result",
+            "conflict: somebody else owns a field. refused and unavailable: the API server's word.",
+            (Query(total(_own("reconcile_total"), "result"), legend("result")),),
+            Unit.PER_SECOND,
+            Form.STACKED,
+        ),
+        percentiles(
+            "Time of a reconcile",
+            "Of one deployment.",
+            f"{_PREFIX}reconcile_seconds",
+            matchers=_OWN,
+        ),
+        Panel(
+            "Reconciles that are tried again",
+            "",
+            (Query(total(_own("reconcile_errors_total")), "errors"),),
+            Unit.PER_SECOND,
+        ),
+        Panel(
+            "Calls to the API server",
+            "Watches left out.",
+            (Query(total(_own("api_calls_total"), "verb, outcome"), legend("verb", "outcome")),),
+            Unit.PER_SECOND,
+        ),
+        Panel(
+            "Admission reviews",
+            "Deployments that the webhook was asked about.",
+            (Query(total(_own("admission_reviews_total"), "outcome"), legend("outcome")),),
+            Unit.PER_SECOND,
+            Form.STACKED,
+        ),
+    ),
+)
+_SIGHT: Final = Row(
+    "Sight",
+    (
+        Panel(
+            "Age of the last proof",
+            "Since a listing proved that the watches show what is there; each 600 s.",
+            (Query(f"max by (pod) ({_own('proof_age_seconds')})", legend("pod")),),
+            Unit.SECONDS,
+            width=12,
+        ),
+        Panel(
+            "Since a watch showed something",
+            "Quiet kinds are quiet for long.",
+            (Query(f"max by (kind) ({_own('watch_age_seconds')})", legend("kind")),),
+            Unit.SECONDS,
+            width=12,
+        ),
+    ),
+)
+OPERATOR: Final = Dashboard(
+    "distserve-operator",
+    "DistServe / Operator",
+    "Leadership, queue, reconciles, calls to the API server and the age of what is known.",
+    (Variable("namespace", f"{_PREFIX}leader", "namespace"),),
+    (_STATE, _WORK, _SIGHT),
+)

@@ -1,0 +1,158 @@
+"""Does it meet its objective, at what rate, and where does the time go?"""
+
+from typing import Final
+
+from distserve.observability.dashboards.common import OF_DEPLOYMENT, by_label, legend, percentiles
+from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit
+from distserve.observability.promql import LEAST, WINDOW, attained, equals, mean, ratio, total
+from distserve.observability.selecting import (
+    ATTAINED,
+    FAILED,
+    REQUESTS,
+    SERVED,
+    SHOWN,
+    TARGET_RATIO,
+    TARGET_SECONDS,
+    shown,
+)
+
+_DISCOVERY_AGE: Final = "distserve_gateway_discovery_age_seconds"
+STAGES: Final = "distserve_request_stage_seconds"
+_PROMISED: Final = f"and on () max({shown(TARGET_SECONDS)})"
+"""Only of a deployment that has an SLO: without one nothing is attained."""
+
+
+def _attained(slo: str, by: str = "", window: str = WINDOW) -> str:
+    met = shown(ATTAINED, *([equals("slo", slo)] if slo else []))
+    return f"{attained(met, shown(REQUESTS, SERVED), by, window)} {_PROMISED}"
+
+
+def _target(slo: str) -> Query:
+    objective = shown(TARGET_SECONDS, equals("slo", slo))
+    return Query(f"max({objective})", "objective", target=True)
+
+
+def _burn(window: str) -> Query:
+    met = attained(shown(ATTAINED, equals("slo", "both")), shown(REQUESTS, SERVED), window=window)
+    budget = f"clamp_min(1 - max({shown(TARGET_RATIO)}), {LEAST})"
+    return Query(f"(1 - {met}) / {budget} {_PROMISED}", window)
+
+
+_OBJECTIVE: Final = Row(
+    "Objective",
+    (
+        Panel(
+            "SLO attainment",
+            "Share of the requests that met TTFT and TPOT. Failures of the service count as "
+            "missed. 100 % while nothing is asked.",
+            (Query(_attained("both")),),
+            Unit.SHARE,
+            Form.NUMBER,
+            most=1,
+            width=6,
+        ),
+        Panel(
+            "Attainment by half",
+            "A low ttft: prefill is short or requests queue. A low tpot: decode batches are too "
+            "big. 100 % while nothing is asked.",
+            (
+                Query(_attained("", "slo"), legend("slo")),
+                Query(f"max({shown(TARGET_RATIO)})", "objective", target=True),
+            ),
+            Unit.SHARE,
+            most=1,
+            width=9,
+        ),
+        Panel(
+            "Error budget's burn rate",
+            "1 uses up the allowed misses exactly; the alerts compare with multiples of it.",
+            (_burn("5m"), _burn("1h"), _burn("6h")),
+            width=9,
+        ),
+        percentiles(
+            "Time to first token",
+            "From a prompt's arrival at the gateway to its first token.",
+            "distserve_time_to_first_token_seconds",
+            _target("ttft"),
+        ),
+        percentiles(
+            "Time per output token",
+            "Mean time between the tokens of a choice.",
+            "distserve_time_per_output_token_seconds",
+            _target("tpot"),
+        ),
+        percentiles(
+            "Between two tokens",
+            "Each gap on its own: stalls show here before they show in the mean.",
+            "distserve_inter_token_latency_seconds",
+        ),
+    ),
+)
+_LOAD: Final = Row(
+    "Load",
+    (
+        Panel(
+            "Requests by outcome",
+            "499: the client went away; 429: more wait than admission allows.",
+            (Query(total(shown(REQUESTS), "code"), legend("code")),),
+            Unit.REQUESTS,
+            Form.STACKED,
+        ),
+        Panel(
+            "Requests now",
+            "Waiting are prompts without a first token.",
+            (
+                Query(f"sum({shown('distserve_requests_in_flight')})", "in flight"),
+                Query(f"sum({shown('distserve_requests_waiting')})", "waiting"),
+            ),
+        ),
+        Panel(
+            "Tokens per second",
+            "Prompts count when they are answered, generated tokens when they are sent.",
+            (
+                Query(total(shown("distserve_prompt_tokens_total")), "prompt"),
+                Query(total(shown("distserve_generation_tokens_total")), "generated"),
+            ),
+            Unit.PER_SECOND,
+        ),
+        Panel(
+            "Failures of the service",
+            "Share of all requests that ended in a 5xx.",
+            (Query(ratio(total(shown(REQUESTS, FAILED)), total(shown(REQUESTS))), "failed"),),
+            Unit.SHARE,
+        ),
+        percentiles(
+            "Duration of requests",
+            "From a request's arrival to the end of its answer.",
+            "distserve_request_duration_seconds",
+        ),
+        Panel(
+            "Age of what gateways know",
+            "Since the source of the instances' addresses last gave a sign of life. It grows while "
+            "the API server is away; requests are still served.",
+            (Query(f"max by (pod) ({shown(_DISCOVERY_AGE)})", legend("pod")),),
+            Unit.SECONDS,
+        ),
+    ),
+)
+_STAGES: Final = Row(
+    "Where the time goes",
+    (
+        Panel(
+            "Mean time by stage",
+            "The five stages of a prompt add up to its time. 0 while there was none.",
+            (Query(mean(STAGES, SHOWN, "stage"), legend("stage")),),
+            Unit.SECONDS,
+            Form.STACKED,
+            width=12,
+        ),
+        by_label("p90 by stage", "Of the same stages.", 0.9, STAGES, "stage"),
+    ),
+)
+SERVICE: Final = Dashboard(
+    "distserve-service",
+    "DistServe / Service",
+    "TTFT, TPOT and the SLO as clients see them, the load, and the stages of a request.",
+    OF_DEPLOYMENT,
+    (_OBJECTIVE, _LOAD, _STAGES),
+)

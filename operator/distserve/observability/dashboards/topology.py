@@ -1,0 +1,86 @@
+"""What runs where, and between whom the KV cache moves."""
+
+from typing import Final
+
+from distserve.observability.dashboards.common import OF_DEPLOYMENT, legend
+from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit
+from distserve.observability.promql import total
+from distserve.observability.selecting import (
+    DOMAIN,
+    INSTANCE,
+    REVISION,
+    ROLE,
+    UNIT,
+    shown,
+)
+
+_INFO: Final = shown("distserve_engine_instance_info")
+
+
+def _engines(*labels: str) -> Query:
+    return Query(f"count by ({', '.join(labels)}) ({_INFO})", legend(*labels))
+
+
+_INSTANCES: Final = Row(
+    "Instances",
+    (
+        Panel("By role", "Instances whose metrics are read.", (_engines(ROLE),), form=Form.STACKED),
+        Panel(
+            "By unit",
+            "A unit lacks instances: `distserve why` says what is in their way.",
+            (_engines(UNIT, ROLE),),
+            form=Form.STACKED,
+        ),
+        Panel(
+            "By fabric domain",
+            "Without a name: placed where nodes have no fabric labels.",
+            (_engines(DOMAIN, ROLE),),
+            form=Form.STACKED,
+        ),
+        Panel(
+            "By revision", "Two of them during a rollout.", (_engines(REVISION),), form=Form.STACKED
+        ),
+    ),
+)
+_LINKS: Final = Row(
+    "Links",
+    (
+        Panel(
+            "Peers that KV is read from",
+            "By the transport that the pair proved to have: TCP inside one host or NVLink domain "
+            "is worth a look.",
+            (
+                Query(
+                    f"sum by ({INSTANCE}, transport) ({shown('distserve_kv_links')})",
+                    legend(INSTANCE, "transport"),
+                ),
+            ),
+        ),
+        Panel(
+            "KV into each unit",
+            "",
+            (
+                Query(
+                    total(shown("distserve_kv_transfer_bytes_total", 'direction="in"'), UNIT),
+                    "unit " + legend(UNIT),
+                ),
+            ),
+            Unit.BYTES_PER_SECOND,
+        ),
+        Panel(
+            "Pairs by what they share",
+            "Prompts per second by the closest thing that their prefill and decode instances "
+            "share. Farther ones mean slower transfers.",
+            (Query(total(shown("distserve_gateway_pairs_total"), "scope"), legend("scope")),),
+            Unit.REQUESTS,
+            Form.STACKED,
+        ),
+    ),
+)
+TOPOLOGY: Final = Dashboard(
+    "distserve-topology",
+    "DistServe / Topology",
+    "Instances by unit, fabric domain and revision, and the links between them.",
+    OF_DEPLOYMENT,
+    (_INSTANCES, _LINKS),
+)

@@ -1,0 +1,112 @@
+"""One deployment's recording rules and alerts, from its SLO."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from distserve.observability.burning import Threshold, thresholds
+from distserve.observability.promql import attained, equals, ratio, series, total
+from distserve.observability.rules import Alert, Record, Rule
+from distserve.observability.selecting import ATTAINED, FAILED, REQUESTS, SERVED
+
+ATTAINMENT: Final = "deployment:distserve_slo_attained:ratio_rate5m"
+FAILED_RATIO: Final = 0.05
+"""Share of requests that end in a server's error before somebody is called."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A deployment as its rules see it."""
+
+    namespace: str
+    name: str
+    gateway_pods: str
+    """What the names of its gateways' pods match: a label that every way of scraping sets."""
+    attainment_percent: int | None
+    """None: it promises nothing, so nothing is missed."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"namespace": self.namespace, "deployment": self.name}
+
+    def series(self, metric: str, *matchers: str) -> str:
+        pods = f'pod=~"{self.gateway_pods}"'
+        return series(metric, equals("namespace", self.namespace), pods, *matchers)
+
+    def recorded(self, record: str) -> str:
+        return series(record, *(equals(name, value) for name, value in self.identity.items()))
+
+    def alert(
+        self,
+        name: str,
+        expression: str,
+        severity: str,
+        summary: str,
+        description: str,
+        lasting: str = "0m",
+        **labels: str,
+    ) -> Alert:
+        whose = f"{self.namespace}/{self.name}: {summary}"
+        found = self.identity | labels
+        return Alert(name, expression, severity, whose, description, lasting, found)
+
+
+def deployment_rules(service: Service) -> Iterator[Rule]:
+    if service.attainment_percent is not None:
+        yield from _objective(service, service.attainment_percent)
+    yield _failing(service)
+
+
+def _objective(service: Service, percent: int) -> Iterator[Rule]:
+    asked = service.series(REQUESTS, SERVED)
+    yield Record(
+        ATTAINMENT,
+        attained(service.series(ATTAINED), asked, "slo", "5m"),
+        service.identity,
+    )
+    limits = list(thresholds(percent))
+    met = service.series(ATTAINED, equals("slo", "both"))
+    for window in dict.fromkeys(w for t in limits for w in (t.window.short, t.window.long)):
+        missed = f"1 - {attained(met, asked, window=window)}"
+        yield Record(missed_ratio(window), missed, service.identity)
+    for limit in limits:
+        yield _burning(service, limit, percent)
+
+
+def missed_ratio(window: str) -> str:
+    return f"deployment:distserve_slo_missed:ratio_rate{window}"
+
+
+def _burning(service: Service, limit: Threshold, percent: int) -> Alert:
+    window = limit.window
+    over = (
+        f"{service.recorded(missed_ratio(w))} > {limit.missed:g}"
+        for w in (window.long, window.short)
+    )
+    return service.alert(
+        "DistServeSloBurning",
+        " and ".join(over),
+        window.severity,
+        f"{{{{ $value | humanizePercentage }}}} of the requests of {window.long} miss the SLO, "
+        f"which allows {100 - percent} %",
+        f"See which half is missed: {ATTAINMENT} by slo. ttft: prefill is short, or requests "
+        "queue; look at distserve_request_stage_seconds by stage and add units or prefill "
+        "instances. tpot: decode batches are too big; add decode instances. `kubectl get dsd "
+        f"{service.name}` says whether all units are ready, `distserve plan` what the load needs.",
+        long_window=window.long,
+        short_window=window.short,
+    )
+
+
+def _failing(service: Service) -> Alert:
+    failed, every = service.series(REQUESTS, FAILED), service.series(REQUESTS)
+    return service.alert(
+        "DistServeRequestsFailing",
+        f"{ratio(total(failed, window='5m'), total(every, window='5m'))} > {FAILED_RATIO}",
+        "critical",
+        "{{ $value | humanizePercentage }} of the requests end in an error of the server",
+        f"`distserve why {service.name}` joins conditions, events, pods and logs. 503: no "
+        "instance takes work, so look at Ready and Degraded. 502 and 504: an engine or its "
+        "migrator failed or is too slow; the gateway's log names it with the request's id.",
+        "5m",
+    )

@@ -1,0 +1,52 @@
+"""The operator's own alerts: the chart's and the standalone pack's."""
+
+from collections.abc import Iterator
+
+from distserve.observability.promql import equals, series
+from distserve.observability.rules import Alert
+
+
+def operator_rules(namespace: str, operator: str) -> Iterator[Alert]:
+    """`operator`: the Deployment's name, with which those of its pods begin."""
+
+    def own(metric: str) -> str:
+        pods = f'pod=~"{operator}-.+"'
+        return series(f"distserve_operator_{metric}", equals("namespace", namespace), pods)
+
+    yield Alert(
+        "DistServeOperatorWithoutLeader",
+        f"(sum({own('leader')}) or vector(0)) < 1",
+        "critical",
+        "No replica of the operator writes.",
+        "Deployments serve on, but nothing is repaired, scaled or rolled out. Look at the pods of "
+        f"{namespace}/{operator} and at the Lease of that name.",
+        "2m",
+    )
+    # A listing proves the watches each 600 s; who lacks three of them is started anew.
+    yield Alert(
+        "DistServeOperatorBlind",
+        f"max by (pod) ({own('proof_age_seconds')}) > 900",
+        "warning",
+        "The operator's watches have not been proven for a quarter of an hour.",
+        "{{ $labels.pod }} may not see changes. Its log names the kind; deleting the pod is safe.",
+        "5m",
+    )
+    yield Alert(
+        "DistServeOperatorReconcileErrors",
+        f"sum(rate({own('reconcile_errors_total')}[15m])) > 0",
+        "warning",
+        "Deployments have failed to reconcile for half an hour.",
+        "Nobody's spec does that: bad ones end in the condition Accepted. The leader's log names "
+        "deployment and reason.",
+        "30m",
+    )
+    # Of the leader: the others' queues wait until they lead.
+    yield Alert(
+        "DistServeOperatorBehind",
+        f"min_over_time(sum({own('queue_depth')} * on (namespace, pod) {own('leader')})[30m:1m])"
+        " > 0",
+        "warning",
+        "Deployments have waited for a worker for half an hour.",
+        "Raise operator.workers, or look for a slow API server in "
+        "distserve_operator_reconcile_seconds.",
+    )
