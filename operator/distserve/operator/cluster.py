@@ -140,6 +140,12 @@ class Cluster:
             content_type="application/apply-patch+yaml",
         )
 
+    async def apply_new(self, document: Object) -> Object:
+        """Server-side apply of what is not there yet. Raises Conflict where one of that name is,
+        whoever made it: no object has the version that is asked for."""
+        metadata = {**document["metadata"], "resourceVersion": "1"}
+        return await self.apply({**document, "metadata": metadata}, force=False)
+
     async def create(self, document: Object) -> Object:
         """Raises Conflict where one of that name is there."""
         kind = kind_of(document["apiVersion"], document["kind"])

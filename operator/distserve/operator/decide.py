@@ -13,6 +13,7 @@ from distserve.api.conditions import AcceptedReason
 from distserve.operator.acceptance import Refusal, accept, refused_by_engine
 from distserve.operator.course import Course
 from distserve.operator.health import LiveUnit, live_units
+from distserve.operator.keys import key_events, key_state, key_writes
 from distserve.operator.model import (
     Answers,
     Decision,
@@ -103,12 +104,22 @@ def _steer(
     progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
     course = Course(wanted, numbers, live, states, rules, step, places, progress)
     status, events = report(observed, answers, course)
-    timers = (numbers.again_seconds, places.again_seconds, progress.again_seconds)
+    key = key_state(observed, answers, wanted)
+    asked = (*numbers.questions, places.question, key.question)
+    timers = (
+        numbers.again_seconds,
+        places.again_seconds,
+        progress.again_seconds,
+        key.again_seconds,
+    )
     return Decision(
-        questions=(*numbers.questions, places.question),
-        actions=writes(observed, answers.foreign, course, settings.new_key, settings.history),
+        questions=tuple(one for one in asked if one is not None),
+        actions=(
+            *key_writes(observed, wanted, key, settings.new_key),
+            *writes(observed, answers.foreign, course, settings.history),
+        ),
         status=status,
-        events=events,
+        events=(*key_events(wanted, key), *events),
         again_seconds=min((s for s in timers if s is not None), default=None),
     )
 

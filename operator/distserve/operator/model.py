@@ -63,6 +63,8 @@ class Pod:
     """Reason of a container that cannot start: ImagePullBackOff, CrashLoopBackOff..."""
     message: str = ""
     """The kubelet's words to that, or how the container ended last."""
+    starting_since: float | None = None
+    """When it got its node, while none of its containers was made: images or volumes lack."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,14 @@ class TextsQuestion:
     keys: tuple[ConfigMapKey, ...]
 
 
-Question = PlanQuestion | PlacementQuestion | DryRunQuestion | TextsQuestion
+@dataclass(frozen=True)
+class KeyQuestion:
+    """Is the Secret with the deployment's key there? Asked while pods do not start."""
+
+    secret: str
+
+
+Question = PlanQuestion | PlacementQuestion | DryRunQuestion | TextsQuestion | KeyQuestion
 
 
 @dataclass(frozen=True)
@@ -162,14 +171,17 @@ class Answers:
     """By revision: the API server's words, empty when it takes all."""
     texts: Mapping[ConfigMapKey, str | None] = field(default_factory=dict)
     """None: there is no such ConfigMap or key."""
+    key_lost: bool | None = None
+    """None: not asked."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply. Without `uid` the object is to be new: whoever acts looks first and, when
-    one of that name is there, reports it as foreign. With it, the live object must have it."""
+    """Server-side apply. Without `uid` the object is to be new: where one of that name is there
+    that is not ours, whoever acts leaves it alone and tells it as foreign. With it, the live object
+    must have it."""
 
     object: Object
     uid: str = ""
@@ -197,7 +209,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done, in this order. Doing a part of it and deciding again is always right."""
+    """What is to be done, in the order of `stages`. Doing a part of it and deciding again is always
+    right."""
 
     questions: tuple[Question, ...] = ()
     """While there are any, the rest is what can be done without their answers."""

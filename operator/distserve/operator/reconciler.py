@@ -3,7 +3,7 @@
     observe --> decide <--> answers           (at most ROUNDS times)
                   |
                   v
-        look, act in order --> status --> events
+           act, stage by stage --> status --> events
 
 Doing a part of it and beginning again is always right, so every error simply ends it: the queue
 comes back to the deployment.
@@ -14,15 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
 
 from distserve.api import labels
 from distserve.api.planning import ConfigMapKey
 from distserve.operator.cluster import Cluster
-from distserve.operator.errors import ClusterError, Conflict, NotFound, Refused
+from distserve.operator.errors import ClusterError, Conflict, LeaseLost, NotFound, Refused
 from distserve.operator.events import Events
-from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, kind_of
+from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, SECRETS, kind_of
 from distserve.operator.model import (
     Answers,
     Apply,
@@ -31,6 +32,7 @@ from distserve.operator.model import (
     DryRunQuestion,
     Event,
     Key,
+    KeyQuestion,
     Object,
     Observed,
     PlacementQuestion,
@@ -42,23 +44,21 @@ from distserve.operator.model import (
 from distserve.operator.placing import Placing
 from distserve.operator.planning import Planning
 from distserve.operator.records import owner
+from distserve.operator.stages import stages
 from distserve.operator.store import Store
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Decide = Callable[[Observed, Answers], Decision]
 
 ROUNDS = 6
 """Of questions and answers: plan, place, dry run, and each may lead to the next."""
 
 
-@dataclass(frozen=True)
-class Looked:
-    """What stands where something new is to be made."""
-
-    uids: dict[Ref, str] = field(default_factory=dict)
-    """Ours already: made by a reconcile that was cut short, or hidden by a changed label."""
-    foreign: frozenset[Ref] = frozenset()
+TOGETHER = 6
+"""Calls of one reconcile at a time: its writes wait for the API server's disk one beside another,
+and four workers leave connections for the lease and for listings."""
 
 
 class Reconciler:
@@ -92,32 +92,30 @@ class Reconciler:
             self._placing.release(key)
             return None
         self._placing.settle(key, _units(observed))
-        decision, looked = await self._settle(key, observed)
+        decision, answers = await self._settle(key, observed)
         try:
-            for action in decision.actions:
-                await self._act(observed, action, looked)
+            foreign = await self._act_all(observed, decision)
         except Refused as error:
             await self._events.tell(observed.document, _refused(error))
             raise
+        if foreign:
+            decision = self._decide(observed, replace(answers, foreign=foreign))
         if decision.status is not None:
             await self._report(observed.document, decision.status)
         for event in decision.events:
             await self._events.tell(observed.document, event)
         return decision.again_seconds
 
-    async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Looked]:
+    async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:
         """Decides until there is nothing left to ask."""
         answers = Answers(refusals=dict.fromkeys(self._taken.get(key, ()), ""))
-        looked, placing = Looked(), False
+        placing = False
         for _ in range(ROUNDS):
             decision = self._decide(observed, answers)
             placing |= any(isinstance(one, PlacementQuestion) for one in decision.questions)
             before = answers
             for question in decision.questions:
                 answers = await self._answer(key, question, answers)
-            if answers == before:
-                looked = await self._look(observed, decision)
-                answers = replace(answers, foreign=answers.foreign | looked.foreign)
             if answers == before:
                 break
         else:
@@ -126,18 +124,25 @@ class Reconciler:
             self._placing.ask(key, ())
         # A refusal is asked about again: it may be cured from outside, by a quota or a label.
         self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
-        return decision, looked
+        return decision, answers
 
     async def _answer(self, key: Key, question: Question, answers: Answers) -> Answers:
         if isinstance(question, PlanQuestion):
-            found = self._planning.ask(key, question.request)
-            return replace(answers, plans={**answers.plans, question.request.inputs_hash: found})
+            plan = self._planning.ask(key, question.request)
+            return replace(answers, plans={**answers.plans, question.request.inputs_hash: plan})
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
         if isinstance(question, TextsQuestion):
             if all(one in answers.texts for one in question.keys):
                 return answers
             return replace(answers, texts=await self._read(key, question.keys))
+        if isinstance(question, KeyQuestion):
+            if answers.key_lost is not None:
+                return answers
+            found = await self._cluster.get(
+                SECRETS, key.namespace, question.secret, metadata_only=True
+            )
+            return replace(answers, key_lost=found is None)
         if question.revision in answers.refusals:
             return answers
         # Others were of an earlier spec.
@@ -164,80 +169,67 @@ class Reconciler:
                 return str(error)
             return ""
 
-        said = await asyncio.gather(*map(ask, question.objects))
-        return next(filter(None, said), "")
+        return next(filter(None, await _together(map(ask, question.objects))), "")
 
-    async def _look(self, observed: Observed, decision: Decision) -> Looked:
-        """Before something new is made: is there one of that name, and whose?"""
-        metadata = observed.document["metadata"]
-        new = [
-            action.object
-            for action in decision.actions
-            if isinstance(action, Apply) and not action.uid
-        ]
-        found = await asyncio.gather(
-            *(
-                self._cluster.get(
-                    kind_of(one["apiVersion"], one["kind"]),
-                    metadata["namespace"],
-                    one["metadata"]["name"],
-                    metadata_only=True,
-                )
-                for one in new
-            )
-        )
-        uids, foreign = {}, set()
-        for wanted, live in zip(new, found, strict=True):
-            if live is None:
-                continue
-            controlled_by = owner(live)
-            if controlled_by is not None and controlled_by[1] == metadata["uid"]:
-                uids[_ref(wanted)] = live["metadata"]["uid"]
-            else:
-                foreign.add(_ref(wanted))
-        return Looked(uids, frozenset(foreign))
+    async def _act_all(self, observed: Observed, decision: Decision) -> frozenset[Ref]:
+        """Returns the names that somebody else's objects have: those are never touched."""
+        foreign: set[Ref] = set()
+        for stage in stages(decision.actions):
+            taken = await _together(self._act(observed, action) for action in stage)
+            foreign.update(ref for ref in taken if ref is not None)
+        return frozenset(foreign)
 
-    async def _act(self, observed: Observed, action: Apply | Delete, looked: Looked) -> None:
+    async def _act(self, observed: Observed, action: Apply | Delete) -> Ref | None:
+        """Returns the object's name where it is somebody else's."""
         namespace = observed.document["metadata"]["namespace"]
         ref = action.ref if isinstance(action, Delete) else _ref(action.object)
+        uid = action.uid
         try:
             if isinstance(action, Delete):
                 await self._cluster.delete(namespace, ref, action.uid, action.grace_seconds)
                 log.info("deleted %s %s", ref.kind, ref.name, extra={"namespace": namespace})
-                return
-            if ref in looked.foreign:
-                return  # Decided before it was seen; it is never touched.
-            if action.create_only and ref in looked.uids:
-                return
-            await self._apply(action, action.uid or looked.uids.get(ref, ""))
+            elif action.uid:
+                self._keep(await self._cluster.apply(action.object, action.uid), "applied")
+            else:
+                return await self._make(observed, action)
         except NotFound:
             if not isinstance(action, Delete):
                 raise  # The namespace goes, or the kind does.
-            await self._see_again(namespace, ref, action.uid)
+            await self._see_again(namespace, ref, uid)
         except Conflict:
-            await self._see_again(namespace, ref, action.uid)
+            await self._see_again(namespace, ref, uid)
             raise
+        return None
 
-    async def _apply(self, action: Apply, uid: str) -> None:
-        document = action.object
-        if action.create_only:
-            live = await self._cluster.create(document)
-        else:
-            # What is new is not forced: if another made one since we looked, this conflicts.
-            live = await self._cluster.apply(document, uid, force=bool(uid))
-        ref = _ref(document)
-        log.info(
-            "%s %s %s",
-            "applied" if uid else "made",
-            ref.kind,
-            ref.name,
-            extra={"namespace": document["metadata"]["namespace"]},
-        )
-        self._keep(live)
+    async def _make(self, observed: Observed, action: Apply) -> Ref | None:
+        """Something new. Where one of that name is there: whose is it?"""
+        document, ref = action.object, _ref(action.object)
+        try:
+            create = self._cluster.create if action.create_only else self._cluster.apply_new
+            self._keep(await create(document), "made")
+            return None
+        except Conflict:
+            metadata = observed.document["metadata"]
+            kind = kind_of(ref.api_version, ref.kind)
+            found = await self._cluster.get(
+                kind, metadata["namespace"], ref.name, metadata_only=True
+            )
+            if found is None:
+                raise  # It went meanwhile.
+        controlled_by = owner(found)
+        if controlled_by is None or controlled_by[1] != metadata["uid"]:
+            return ref
+        # Ours: made by a reconcile that was cut short, or hidden by a changed label.
+        if not action.create_only:
+            live = await self._cluster.apply(document, found["metadata"]["uid"])
+            self._keep(live, "applied")
+        return None
 
-    def _keep(self, live: Object) -> None:
+    def _keep(self, live: Object, done: str) -> None:
         """The answer to a write is news, too: the next decision must not wait for the watch."""
-        kind = kind_of(live["apiVersion"], live["kind"])
+        ref, namespace = _ref(live), live["metadata"]["namespace"]
+        log.info("%s %s %s", done, ref.kind, ref.name, extra={"namespace": namespace})
+        kind = kind_of(ref.api_version, ref.kind)
         if self._store.watches(kind):
             self._store.put(kind, live)
 
@@ -270,6 +262,22 @@ class Reconciler:
             )
             raise
         self._store.put(DEPLOYMENTS, live)
+
+
+async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Each to its end, TOGETHER at a time; then raises the first error. A lost lease goes first: it
+    ends the process."""
+    some = asyncio.Semaphore(TOGETHER)
+
+    async def one(call: Awaitable[T]) -> T:
+        async with some:
+            return await call
+
+    found = await asyncio.gather(*map(one, calls), return_exceptions=True)
+    errors = [error for error in found if isinstance(error, BaseException)]
+    for error in sorted(errors, key=lambda error: not isinstance(error, LeaseLost)):
+        raise error
+    return [result for result in found if not isinstance(result, BaseException)]
 
 
 def _ref(document: Object) -> Ref:

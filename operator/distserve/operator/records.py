@@ -90,7 +90,22 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         ran_seconds=_ran(worst),
         waiting=waiting,
         message=message,
+        starting_since=_starting_since(document, scheduled, containers),
     )
+
+
+def _starting_since(
+    document: Mapping[str, Any],
+    scheduled: Mapping[str, Any],
+    containers: Iterable[Mapping[str, Any]],
+) -> float | None:
+    if scheduled.get("status") != "True" or document["status"].get("phase") != "Pending":
+        return None
+    for one in containers:
+        waiting = (one.get("state") or {}).get("waiting")
+        if waiting is None or (waiting.get("reason") or "") not in _STARTING:
+            return None
+    return seconds(scheduled["lastTransitionTime"])
 
 
 def _ran(container: Mapping[str, Any]) -> float:

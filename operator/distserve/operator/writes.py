@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from distserve.api import labels
 from distserve.operator.course import Course
 from distserve.operator.difference import difference
 from distserve.operator.model import Apply, Delete, Object, Observed, Ref
-from distserve.operator.wanted import Wanted, stored_revisions
-from distserve.resources import naming
-from distserve.resources.access import key_secret
+from distserve.operator.wanted import stored_revisions
 
 KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet"})
 """Never pruned for being unwanted: their ends are decided one by one."""
@@ -20,7 +18,6 @@ def writes(
     observed: Observed,
     foreign: frozenset[Ref],
     course: Course,
-    new_key: Callable[[], str],
     history: int,
 ) -> tuple[Apply | Delete, ...]:
     """Each part of it, from the first on, is a state to go on from: access, then what is shared,
@@ -30,9 +27,6 @@ def writes(
     record = wanted.record
     objects = [*wanted.shared, *units]
     made = applies(wanted.shared, children, foreign)
-    if not _has_key(wanted, children):
-        secret = key_secret(wanted.deployment, new_key())
-        made[:0] = [] if ref_of(secret) in foreign else [Apply(secret, create_only=True)]
     if ref_of(record) not in foreign:
         made += _record(record, children.get(ref_of(record)))
     return (
@@ -51,12 +45,6 @@ def _record(record: Object, live: Object | None) -> list[Apply]:
     notes = record["metadata"]["annotations"]
     known = live["metadata"].get("annotations") or {}
     return [] if notes.items() <= known.items() else [Apply(record, live["metadata"]["uid"])]
-
-
-def _has_key(wanted: Wanted, children: Mapping[Ref, Object]) -> bool:
-    """Secrets are not watched, since that would need the right to read all of them: what is always
-    made after it tells that it was made."""
-    return Ref("v1", "ServiceAccount", naming.engine_name(wanted.deployment)) in children
 
 
 def _units(course: Course) -> tuple[list[Object], frozenset[str]]:

@@ -1,12 +1,10 @@
 """StatefulSets of the instances, their headless Service and the units' disruption budgets."""
 
-import copy
-
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming, processes
 from distserve.resources.affinity import Placement, with_place
-from distserve.resources.naming import Instance
+from distserve.resources.naming import Instance, Labels
 from distserve.resources.objects import Object, new_object
 from distserve.resources.revisions import Revision
 
@@ -23,11 +21,7 @@ def stateful_set(
     """
     domain = placement.value if placement else ""
     own_labels = naming.instance_labels(instance, domain)
-    template = copy.deepcopy(revision.templates[instance.role])
-    template["metadata"]["labels"] |= own_labels
-    if placement is not None:
-        affinity = with_place(template["spec"].get("affinity", {}), placement, instance.name)
-        template["spec"] |= {"affinity": affinity} if affinity else {}
+    template = _template(revision.templates[instance.role], own_labels, placement, instance.name)
     found = new_object(
         deployment,
         "apps/v1",
@@ -44,6 +38,19 @@ def stateful_set(
             "selector": {"matchLabels": naming.instance_selector(deployment, instance)},
             "template": template,
         }
+    }
+
+
+def _template(
+    stored: Object, own_labels: Labels, placement: Placement | None, instance: str
+) -> Object:
+    """Shares with the stored template what it does not change: there are many instances."""
+    metadata, spec = stored["metadata"], stored["spec"]
+    place = with_place(spec.get("affinity", {}), placement, instance) if placement else {}
+    return {
+        **stored,
+        "metadata": {**metadata, "labels": {**metadata["labels"], **own_labels}},
+        "spec": {**spec, "affinity": place} if place else spec,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from distserve.operator.model import (
     DryRunQuestion,
     Event,
     Features,
+    KeyQuestion,
     NoPlace,
     Object,
     Observed,
@@ -35,6 +37,7 @@ from distserve.operator.model import (
     Ref,
     TextsQuestion,
 )
+from distserve.operator.stages import stages
 from distserve.resources.settings import RenderSettings, released_images
 
 NAME = "tiny"
@@ -82,6 +85,7 @@ class World:
     keys: int = 0
     serial: int = 0
     accelerators: tuple[int, ...] = ()
+    random: random.Random = field(default_factory=lambda: random.Random(0))
 
     # what users do
 
@@ -142,6 +146,10 @@ class World:
                 case PlanQuestion(request):
                     key = request.inputs_hash
                     plans[key] = self.plans.get("*", self.plans.get(key, Pending()))
+                case KeyQuestion(name):
+                    answers = replace(
+                        answers, key_lost=Ref("v1", "Secret", name) not in self.objects
+                    )
                 case TextsQuestion(keys):
                     texts = {key: self.texts.get(str(key)) for key in keys}
                 case PlacementQuestion(units):
@@ -152,13 +160,15 @@ class World:
     def reconcile(self) -> Decision:
         """Decides and acts, unless it crashes; the status is written last."""
         decision = self.decide()
-        for action in decision.actions:
-            self._may_write()
-            self.writes.append(action)
-            if isinstance(action, Apply):
-                self._apply(action)
-            else:
-                self._delete(action)
+        for stage in stages(decision.actions):
+            # All at once there: any part of them may be done when it crashes.
+            for action in self.random.sample(stage, len(stage)):
+                self._may_write()
+                self.writes.append(action)
+                if isinstance(action, Apply):
+                    self._apply(action)
+                else:
+                    self._delete(action)
         if decision.status is not None:
             self._may_write()
             self.document["status"] = json.loads(json.dumps(decision.status))
@@ -190,9 +200,11 @@ class World:
             if self.unschedulable(pod) and not pod.node:
                 self.pods[name] = replace(pod, unschedulable="0/1 nodes are available")
             elif not pod.node:
-                self.pods[name] = replace(pod, node=NODE, unschedulable="")
+                self.pods[name] = replace(pod, node=NODE, unschedulable="", starting_since=self.now)
+            elif not self.named("Secret"):
+                continue  # Its volume is awaited.
             elif not self.broken(pod):
-                self.pods[name] = replace(pod, ready=True)
+                self.pods[name] = replace(pod, ready=True, starting_since=None)
         for found in self.objects.values():
             if found["kind"] == "StatefulSet":
                 mine = [p for p in self.pods.values() if p.instance == found["metadata"]["name"]]
@@ -306,6 +318,11 @@ class World:
         self.objects[ref] = wanted
 
     def _delete(self, action: Delete) -> None:
+        if action.ref.kind == "Pod":
+            pod = self.pods[action.ref.name]
+            assert pod.uid == action.uid
+            self.pods[pod.name] = replace(pod, terminating=True, ready=False)
+            return
         live = self.objects.get(action.ref)
         if live is not None and live["metadata"]["uid"] == action.uid:
             del self.objects[action.ref]

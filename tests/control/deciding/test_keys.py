@@ -1,0 +1,93 @@
+"""A key that somebody deleted: found by pods that do not start, and made anew for all of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from distserve.operator.keys import LOOK_SECONDS
+from distserve.operator.model import KeyQuestion, Ref
+from distserve.operator.records import pod_record
+
+SECRET = Ref("v1", "Secret", "tiny-key")
+POD = "tiny-u0-prefill-0-0"
+
+
+def lose_key_and_a_pod(world: Any) -> set[str]:
+    """Returns the uids of all pods that there were."""
+    uids = {pod.uid for pod in world.settle().pods.values()}
+    del world.objects[SECRET], world.pods[POD]
+    return uids
+
+
+def asked(world: Any) -> list[Any]:
+    world.decide()
+    return [one for one in world.questions if isinstance(one, KeyQuestion)]
+
+
+def test_nobody_asks_while_pods_run_or_have_just_begun(world: Any) -> None:
+    lose_key_and_a_pod(world)
+    assert asked(world) == []
+    world.step()
+    decision = world.decide()
+    assert asked(world) == [] and decision.again_seconds == LOOK_SECONDS
+
+
+def test_all_pods_start_anew_with_a_new_key(world: Any) -> None:
+    before = lose_key_and_a_pod(world)
+    world.step()
+    world.now += LOOK_SECONDS
+    assert asked(world) == [KeyQuestion("tiny-key")]
+    world.settle()
+    assert world.keys == 2 and SECRET in world.objects
+    assert not before & {pod.uid for pod in world.pods.values()}
+    assert world.condition("Ready")["status"] == "True"
+    (event,) = [one for one in world.events if one.reason == "KeyLost"]
+    assert "tiny-key" in event.message
+
+
+def test_wherever_that_is_cut_off_no_two_keys_meet(new_world: Callable[..., Any]) -> None:
+    for k in range(7):
+        world = new_world(units=1)
+        before = lose_key_and_a_pod(world)
+        world.step()
+        world.now += LOOK_SECONDS
+        world.fail_after = k
+        world.reconcile_or_crash()
+        world.fail_after = None
+        for _ in range(3):
+            world.step()
+            world.now += LOOK_SECONDS
+            world.reconcile()
+        world.settle()
+        assert world.keys == 2, f"cut off before write {k}"
+        assert not before & {pod.uid for pod in world.pods.values()}, f"before write {k}"
+
+
+def test_slow_images_are_no_lost_key(world: Any) -> None:
+    world.settle()
+    del world.pods[POD]
+    world.broken = lambda pod: True
+    world.step()
+    world.step()
+    world.now += LOOK_SECONDS
+    decision = world.decide()
+    assert asked(world) and decision.actions == () and decision.again_seconds == LOOK_SECONDS
+
+
+def pod(*containers: dict[str, Any], phase: str = "Pending", bound: str = "True") -> Any:
+    scheduled = {
+        "type": "PodScheduled", "status": bound, "lastTransitionTime": "2027-01-01T00:00:00Z",
+    }  # fmt: skip
+    statuses = [{"name": f"c{at}", "state": state} for at, state in enumerate(containers)]
+    metadata = {"name": "p", "uid": "u", "creationTimestamp": "2027-01-01T00:00:00Z"}
+    status = {"phase": phase, "conditions": [scheduled], "containerStatuses": statuses}
+    return pod_record({"metadata": metadata, "status": status})
+
+
+def test_which_pods_wait_for_their_volumes() -> None:
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    assert pod(creating, creating).starting_since == 1798761600.0
+    assert pod().starting_since is not None, "the kubelet said nothing yet"
+    assert pod(creating, {"running": {}}).starting_since is None
+    assert pod({"waiting": {"reason": "ImagePullBackOff"}}).starting_since is None
+    assert pod(bound="False").starting_since is None
+    assert pod({"running": {}}, phase="Running").starting_since is None
