@@ -27,12 +27,21 @@ CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
 
 Object = dict[str, Any]
 
-# The process listens for everybody in its pod; here for this machine alone.
+# The process listens for everybody in its pod; here for this machine alone, under its name.
 OPERATOR = """
 import sys
 from dataclasses import replace
 from distserve.cli import main, operator
-settings = operator._settings
+settings, webhook = operator._settings, operator._webhook
+
+def named(args):
+    found = webhook(args)
+    if found is None:
+        return None
+    names = (*found.certificate.names, "localhost")
+    return replace(found, certificate=replace(found.certificate, names=names))
+
+operator._webhook = named
 operator._settings = lambda args: replace(settings(args), host="127.0.0.1")
 sys.exit(main.main())
 """

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tools.chart.rendering import CHART
 from tools.cluster import fake_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.errors import CommandFailed
@@ -121,14 +122,15 @@ def test_an_issuer_of_yours(render: Any) -> None:
     assert found.all("Issuer") == []
 
 
-# In a cluster. The API server looks the Service up and calls what it names: here a process.
+# In a cluster.
 
 
 @pytest.fixture(scope="module")
 def hooked(release: Any, install: Any) -> Iterator[tuple[Any, str]]:
-    """A release with its webhook, and the one namespace that it keeps; no replica runs."""
+    """A release with its webhook, and the one namespace that it keeps."""
     with release.cluster.namespace("hooked") as kept:
-        values = {**ON, "namespaces": [kept], "crds": {"install": False}, "replicas": 1}
+        hook = {**ON["webhook"], "timeoutSeconds": 1}
+        values = {"webhook": hook, "namespaces": [kept], "crds": {"install": False}, "replicas": 1}
         with install("distserve-hook", values) as found:
             yield found, kept
 
@@ -158,70 +160,72 @@ def refused(cluster: Cluster, namespace: str, document: Object, *flags: str) -> 
     return ""
 
 
-def configure(cluster: Cluster, name: str, **changes: Any) -> None:
-    """Replaces fields of the webhook, as JSON paths."""
+def configure(installed: Any, **fields: Any) -> None:
     patch = [
-        {"op": "replace", "path": f"/webhooks/0/{path.replace('__', '/')}", "value": value}
-        for path, value in changes.items()
+        {"op": "replace", "path": f"/webhooks/0/{name}", "value": value}
+        for name, value in fields.items()
     ]
-    cluster.kubectl("patch", CONFIGURATION, name, "--type=json", f"--patch={json.dumps(patch)}")
+    name, words = f"{installed.name}-webhook", f"--patch={json.dumps(patch)}"
+    installed.cluster.kubectl("patch", CONFIGURATION, name, "--type=json", words)
 
 
-def test_whom_it_holds_up_while_no_operator_runs(hooked: tuple[Any, str], release: Any) -> None:
+@pytest.fixture
+def port(hooked: tuple[Any, str], free_port: int) -> Iterator[int]:
+    """Where the API server calls instead of the Service, since no network leads to its pods."""
+    installed, _ = hooked
+    (before,) = installed.cluster.get(CONFIGURATION, f"{installed.name}-webhook")["webhooks"]
+    configure(installed, clientConfig={"url": f"https://localhost:{free_port}/validate"})
+    yield free_port
+    fields = ("clientConfig", "failurePolicy")
+    configure(installed, **{name: before[name] for name in fields})
+
+
+def test_whom_it_holds_up_while_no_operator_runs(hooked: tuple[Any, str]) -> None:
+    """The release's replica is one of a fake node: it never answers."""
     installed, kept = hooked
-    cluster, name = installed.cluster, f"{installed.name}-webhook"
-    # So that the API server has nobody to wait for: a Service without a port that answers.
-    service = {"type": "ExternalName", "externalName": "127.0.0.1", "clusterIP": None}
-    patch = json.dumps({"spec": {**service, "clusterIPs": None}})
-    cluster.kubectl("patch", "service", name, f"-n{installed.namespace}", f"--patch={patch}")
-    configure(cluster, name, clientConfig__service__port=1)
-    try:
-        for document in (tiny("before"), tiny("wrong", prefill=WRONG)):
-            assert refused(cluster, kept, document) == "", "Ignore: everything passes"
-        configure(cluster, name, failurePolicy="Fail")
-        dry = "--dry-run=server"
-        cluster.wait_for(
-            "the API server to know", lambda: bool(refused(cluster, kept, tiny("new"), dry))
-        )
-        assert "failed calling webhook" in refused(cluster, kept, tiny("new"))
-        assert "failed calling webhook" in refused(cluster, kept, tiny("before", units=2))
-        # What is no change of a spec, of another kind or in another namespace goes on.
-        cluster.kubectl("annotate", "dsd", "before", "note=1", f"-n{kept}")
-        finalizers = [
-            json.dumps({"metadata": {"finalizers": found}}) for found in (["e.io/f"], None)
-        ]
-        cluster.kubectl("patch", "dsd/before", f"-n{kept}", "--type=merge", f"-p={finalizers[0]}")
-        status = json.dumps({"status": {"observedGeneration": 1}})
-        patch_status = ("patch", "dsd/before", "--subresource=status", "--type=merge")
-        cluster.kubectl(*patch_status, f"-n{kept}", f"-p={status}")
-        cluster.kubectl("create", "configmap", "other", f"-n{kept}")
-        assert refused(cluster, installed.namespace, tiny("system"), dry) == ""
-        with cluster.namespace("elsewhere") as elsewhere:
-            assert refused(cluster, elsewhere, tiny("new")) == ""
-        cluster.kubectl("delete", "dsd", "before", f"-n{kept}", "--wait=false")
-        cluster.kubectl("patch", "dsd/before", f"-n{kept}", "--type=merge", f"-p={finalizers[1]}")
-        cluster.kubectl("delete", "dsd", "wrong", f"-n{kept}")
-        assert cluster.get("dsd", "", kept)["items"] == []
-    finally:
-        configure(cluster, name, failurePolicy="Ignore")
+    cluster = installed.cluster
+    for document in (tiny("before"), tiny("wrong", prefill=WRONG)):
+        assert refused(cluster, kept, document) == "", "Ignore: everything passes"
+    configure(installed, failurePolicy="Fail")
+    dry = "--dry-run=server"
+    cluster.wait_for(
+        "the API server to know", lambda: bool(refused(cluster, kept, tiny("new"), dry))
+    )
+    assert "failed calling webhook" in refused(cluster, kept, tiny("new"))
+    assert "failed calling webhook" in refused(cluster, kept, tiny("before", units=2))
+    # What is no change of a spec, of another kind or in another namespace goes on.
+    cluster.kubectl("annotate", "dsd", "before", "note=1", f"-n{kept}")
+    finalizers = [json.dumps({"metadata": {"finalizers": found}}) for found in (["e.io/f"], None)]
+    cluster.kubectl("patch", "dsd/before", f"-n{kept}", "--type=merge", f"-p={finalizers[0]}")
+    status = json.dumps({"status": {"observedGeneration": 1}})
+    patch_status = ("patch", "dsd/before", "--subresource=status", "--type=merge")
+    cluster.kubectl(*patch_status, f"-n{kept}", f"-p={status}")
+    cluster.kubectl("create", "configmap", "other", f"-n{kept}")
+    assert refused(cluster, installed.namespace, tiny("system"), dry) == ""
+    with cluster.namespace("elsewhere") as elsewhere:
+        assert refused(cluster, elsewhere, tiny("new")) == ""
+    cluster.kubectl("delete", "dsd", "before", f"-n{kept}", "--wait=false")
+    cluster.kubectl("patch", "dsd/before", f"-n{kept}", "--type=merge", f"-p={finalizers[1]}")
+    cluster.kubectl("delete", "dsd", "wrong", f"-n{kept}")
+    assert cluster.get("dsd", "", kept)["items"] == []
+    configure(installed, failurePolicy="Ignore")
 
 
 def test_it_refuses_with_the_charts_rights(
-    hooked: tuple[Any, str], start_operator: Any, free_port: int
+    hooked: tuple[Any, str], start_operator: Any, port: int
 ) -> None:
-    """The chart's Service and rights, the operator's certificate, the API server's own check."""
+    """The chart's configuration and rights, the operator's certificate, the API server's trust."""
     installed, kept = hooked
     cluster, name = installed.cluster, f"{installed.name}-webhook"
-    service = {"type": "ExternalName", "externalName": "127.0.0.1", "clusterIP": None}
-    patch = json.dumps({"spec": {**service, "clusterIPs": None}})
-    cluster.kubectl("patch", "service", name, f"-n{installed.namespace}", f"--patch={patch}")
-    configure(cluster, name, failurePolicy="Fail", clientConfig__service__port=free_port)
-    with start_operator(installed, f"--webhook-port={free_port}") as operator:
+    configure(installed, failurePolicy="Fail")
+    with start_operator(installed, f"--webhook-port={port}") as operator:
 
         def says() -> str:
             return refused(cluster, kept, tiny("wrong", prefill=WRONG), "--dry-run=server")
 
-        wait_for("its words", lambda: SAID in says(), SECONDS, lambda: says() + operator.tail)
+        wait_for(
+            "its words", lambda: SAID in says(), SECONDS, explain=lambda: says() + operator.tail
+        )
         assert "denied the request" in says()
         cluster.apply(tiny("good"), kept)
 
@@ -233,8 +237,11 @@ def test_it_refuses_with_the_charts_rights(
         assert found["data"].keys() == {"ca.crt", "tls.crt", "tls.key"}
         (hook,) = cluster.get(CONFIGURATION, name)["webhooks"]
         assert hook["clientConfig"]["caBundle"] == found["data"]["ca.crt"]
+        service = {"name": name, "namespace": installed.namespace, "path": "/validate"}
+        again = {"service": {**service, "port": 443}, "caBundle": found["data"]["ca.crt"]}
+        configure(installed, clientConfig=again)
         # helm owns neither, and an upgrade takes nothing away.
-        installed.upgrade(*["--set=operator.workers=5"] * 0)
+        installed.upgrade(CHART, "--force-conflicts", "--set=operator.workers=5")
         assert cluster.get("secret", name, installed.namespace)["data"] == found["data"]
         (hook,) = cluster.get(CONFIGURATION, name)["webhooks"]
         assert hook["clientConfig"]["caBundle"] == found["data"]["ca.crt"]
