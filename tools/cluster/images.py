@@ -109,10 +109,10 @@ def write_node_images(folder: Path, programs: Mapping[str, Path]) -> list[Path]:
     return written
 
 
-def write_host_python(folder: Path) -> Path:
+def write_host_python(folder: Path, name: str = HOST_PYTHON) -> Path:
     """Writes the image of `host_python_pod`."""
     archive = folder / "host-python.tar"
-    write_archive(archive, HOST_PYTHON, _host_python_layer())
+    write_archive(archive, name, _host_python_layer())
     return archive
 
 

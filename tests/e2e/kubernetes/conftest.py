@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from tools.cluster.cluster import CHECKOUT, Cluster
-from tools.cluster.images import HOST_PYTHON, host_python_paths
+from tools.cluster.images import HOST_PYTHON, host_python_paths, write_host_python
 from tools.images.build import archives
 
 SYSTEM = "distserve-system"
@@ -203,3 +203,11 @@ def deployment(installed: Installed) -> Iterator[Deployment]:
         )
         cluster.wait_until_ready("pod client", namespace)
         yield Deployment(installed, namespace, document)
+
+
+@pytest.fixture(scope="module")
+def other_image(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The engine's image under another name."""
+    name = f"{HOST_PYTHON}.1"
+    installed.cluster.load_image(write_host_python(tmp_path_factory.mktemp("image"), name))
+    return name
