@@ -93,12 +93,15 @@ class Crossing:
 
     at: float | None
     kind: str
-    """`exact`; `at least`: every measured point holds; `none`: not even the easiest point."""
+    """`exact`; `bound`: every measured point holds; `none`: not even the easiest point."""
+    falling: bool = False
+    """Along this axis smaller is harder, as it is for a scale of objectives."""
 
     def __str__(self) -> str:
         if self.at is None:
             return "none"
-        return f"{'≥ ' if self.kind == 'at least' else ''}{self.at:.3g}"
+        sign = ("≤ " if self.falling else "≥ ") if self.kind == "bound" else ""
+        return f"{sign}{self.at:.3g}"
 
 
 def crossing(points: Iterable[tuple[float, float]], level: float) -> Crossing:
@@ -114,7 +117,7 @@ def crossing(points: Iterable[tuple[float, float]], level: float) -> Crossing:
             x0, share0 = before
             return Crossing(x0 + (x - x0) * (share0 - level) / (share0 - share), "exact")
         before = (x, share)
-    return Crossing(before[0], "at least") if before else Crossing(None, "none")
+    return Crossing(before[0], "bound") if before else Crossing(None, "none")
 
 
 def rate_crossing(runs: Iterable[Run], slo: Slo, level: float, per_gpu: bool = True) -> Crossing:

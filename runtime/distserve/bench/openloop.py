@@ -19,6 +19,7 @@ from distserve.bench.quantiles import quantile
 
 _HEAD_START_SECONDS = 0.05
 _BEAT_SECONDS = 0.01
+_TIMER_SECONDS = 0.0015
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ async def offer(
                 # Encoded while there is time; what is due is only written to the socket.
                 body = client.target.body(request.prompt, request.output_tokens)
                 due = start + request.at_seconds
-                if (wait := due - clock()) > 0:
-                    await asyncio.sleep(wait)
+                await _until(due, clock)
                 task = asyncio.create_task(client.send(request, body, due))
                 running.add(task)
                 task.add_done_callback(ended)
@@ -90,6 +90,15 @@ async def offer(
                 await monitor
     outcomes.sort(key=lambda outcome: outcome.index)
     return Observed(outcomes, _lag(outcomes, beats), start, interrupted)
+
+
+async def _until(due: float, clock: Callable[[], float]) -> None:
+    """Timers are rounded up to milliseconds: the last ones pass with the loop turning."""
+    wait = due - clock() - _TIMER_SECONDS
+    if wait > 0:
+        await asyncio.sleep(wait)
+    while clock() < due:
+        await asyncio.sleep(0)
 
 
 async def _beat(late: list[float], clock: Callable[[], float]) -> None:

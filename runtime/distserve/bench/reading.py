@@ -18,6 +18,8 @@ _NAME = re.compile(
     r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)(-uniform)?"
 )
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError)
+
 
 def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run]:
     """Every `.exp` in the folder and its subfolders, by system and rate.
@@ -59,7 +61,7 @@ def read_run(path: Path) -> Run:
             name["system"], int(name["requests"]), rate, samples,
             about.get("parameters", {}).get("gpus", 1), about,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *_MALFORMED) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise BenchError(f"{path} is no result file: {what}; delete it or run anew") from error
     if len(samples) > run.requests or run.requests < 1:

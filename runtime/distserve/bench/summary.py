@@ -1,11 +1,12 @@
-"""The table that `distserve bench run` ends with: one line a run, read back from its files."""
+"""The tables that `distserve bench` prints: one line a run, or one a system and level."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from distserve.bench.analysis import Run, attainment
+from distserve.bench.analysis import Crossing, Run, attainment
 from distserve.bench.quantiles import quantile
 from distserve.bench.reading import read_run
 from distserve.bench.session import Ran
@@ -20,6 +21,27 @@ def table(folder: Path, prefix: str, done: Sequence[Ran]) -> str:
         path = folder / f"{prefix}-{ran.pair.label}.exp"
         if ran.about["complete"]:
             rows.append(_row(read_run(path), ran))
+    return _aligned(rows)
+
+
+def crossings_table(crossings: Sequence[dict[str, Any]]) -> str:
+    """Where each system's attainment of both objectives falls below each level."""
+    rows = [["system", "GPUs", "level", "rate per GPU", "SLO scale", "at rate per GPU"]]
+    for row in crossings:
+        rows.append(
+            [
+                row["system"],
+                str(row["gpus"]),
+                f"{100 * row['level']:g}%",
+                str(Crossing(row["rate_per_gpu"], row["rate_per_gpu_is"])),
+                str(Crossing(row["slo_scale"], row["slo_scale_is"], falling=True)),
+                f"{row['slo_scale_at_rate_per_gpu']:.3g}",
+            ]
+        )
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

@@ -21,13 +21,14 @@ EXIT_UNTRUSTED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="measure", metavar="VERB", required=True)
     _run_arguments(verbs.add_parser("run", help="offer load and keep what was seen"))
+    _report_arguments(verbs.add_parser("report", help="attainment, crossings, figures, a page"))
 
 
 def run(args: argparse.Namespace) -> int:
     from distserve.bench.errors import BenchError
     from distserve.workload import WorkloadError
 
-    verb = {"run": _run}[args.measure]
+    verb = {"run": _run, "report": _report}[args.measure]
     try:
         return verb(args)
     except (BenchError, WorkloadError) as error:
@@ -130,6 +131,63 @@ def _session(args: argparse.Namespace) -> Session:
         target, recipe, pairs, args.output_dir, args.prefix, _parameters(args, slo),
         args.exp_format, args.warm_up, (_seconds(args, "max_lag") or 0.0) * 1000,
     )  # fmt: skip
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="with .exp files, subfolders included")
+    add("--slo", metavar="NAME", help="a paper's objectives, as sharegpt-opt-13b (docs/bench.md)")
+    add("--slo-ttft", metavar="TIME", help="objective, as 250ms; default: that of the runs")
+    add("--slo-tpot", metavar="TIME", help="objective, as 100ms; default: that of the runs")
+    add("--slo-scales", metavar="LIST", help="factors of both objectives, as 1.6,1.4,1.2,1,0.8")
+    add(
+        "--gpus", action="append", default=[], metavar="SYSTEM=N",
+        help="accelerators of a system; default: what its runs say, else 1",
+    )  # fmt: skip
+    add("--output-dir", type=Path, help="default: DIR/report")
+    add("--no-figures", action="store_true", help="tables and page only, without matplotlib")
+    add("--output", choices=["table", "json"], default="table", help="what is printed")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from distserve.bench.report import Asked, question_of, write_report
+    from distserve.bench.summary import crossings_table
+    from distserve.bench.tables import json_text
+
+    asked = Asked(args.slo, _seconds(args, "slo_ttft"), _seconds(args, "slo_tpot"), _scales(args))
+    question = question_of(args.folder, asked, _gpus(args.gpus))
+    output = args.output_dir or args.folder / "report"
+    tables = write_report(
+        question, output, not args.no_figures, lambda line: print(line, file=sys.stderr)
+    )
+    if args.output == "json":
+        print(json_text(**tables), end="")
+    else:
+        print(crossings_table(tables["crossings"]))
+        print(f"figures and tables: {output / 'report.html'}")
+    return 0
+
+
+def _scales(args: argparse.Namespace) -> tuple[float, ...] | None:
+    if args.slo_scales is None:
+        return None
+    try:
+        scales = tuple(float(scale) for scale in args.slo_scales.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise UsageError(f"--slo-scales {args.slo_scales!r}: give numbers above 0, as 1.2,1,0.8")
+    return scales
+
+
+def _gpus(words: list[str]) -> dict[str, int]:
+    found = {}
+    for word in words:
+        system, separator, count = word.rpartition("=")
+        if not (separator and system and count.isdecimal() and int(count) > 0):
+            raise UsageError(f"--gpus {word!r}: give SYSTEM=N, as vllm=1")
+        found[system] = int(count)
+    return found
 
 
 _DETERMINING = (

@@ -1,0 +1,213 @@
+"""How true the measuring client is: against a server that sends at known times.
+
+    .venv/bin/python benchmarks/bench_client.py [--streams 500] [--tokens-per-second 3000]
+
+The server is a process of its own on this machine. It notes on the clock that both share when
+each request came and when it wrote each token; the client's figures are compared with those.
+Requests leave one in each slot, anywhere in it; each lives `--seconds-each` and gets a token each
+streams / tokens-per-second seconds. A busy machine shows: its load is printed beside the figures;
+`chrt -f 5` before the command keeps other processes out of them (root).
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+import aiohttp
+import msgspec
+import uvloop
+
+from distserve.bench.client import Client, Target
+from distserve.bench.openloop import Observed, offer
+from distserve.bench.outcome import Planned
+from distserve.bench.quantiles import quantile
+
+AIM = "aim: each p99 below 2 ms"
+FIRST_TOKEN_SECONDS = 0.05
+CHUNK = b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,'
+CHUNK += b'"model":"stub","choices":[{"index":0,"text":" word","logprobs":null,"finish_reason":'
+
+
+@dataclass
+class Truth:
+    """What the server did with one request, on the machine's monotonic clock."""
+
+    came: float
+    written: list[float] = field(default_factory=list)
+
+    @property
+    def ttft(self) -> float:
+        return self.written[0] - self.came
+
+    @property
+    def tpot(self) -> float:
+        return (self.written[-1] - self.written[0]) / (len(self.written) - 1)
+
+
+class Server(asyncio.Protocol):
+    """Just enough HTTP for one client: a POST with a length, an event stream in chunks."""
+
+    def __init__(self, gap: float, truths: dict[int, Truth]) -> None:
+        self.gap = gap
+        self.truths = truths
+        self.data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        came = time.perf_counter()
+        self.data += data
+        head, separator, body = self.data.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        length = next(
+            int(line.split(b":")[1])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        )
+        if len(body) < length:
+            return
+        self.data = b""
+        request = msgspec.json.decode(body)
+        self.truth = self.truths[request["prompt"][0]] = Truth(came)
+        self.left = self.tokens = request["max_tokens"]
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+        self.due = came + FIRST_TOKEN_SECONDS
+        self._later()
+
+    def _later(self) -> None:
+        asyncio.get_running_loop().call_later(self.due - time.perf_counter(), self._token)
+
+    def _token(self) -> None:
+        if self.transport.is_closing():
+            return
+        self.left -= 1
+        finish = b'"length"' if not self.left else b"null"
+        usage = b'}],"usage":{"prompt_tokens":8,"completion_tokens":%d}}\n\n' % (
+            self.tokens - self.left
+        )
+        event = CHUNK + finish + usage
+        if not self.left:
+            event += b"data: [DONE]\n\n"
+        frame = b"%x\r\n%s\r\n" % (len(event), event)
+        self.transport.write(frame if self.left else frame + b"0\r\n\r\n")
+        self.truth.written.append(time.perf_counter())
+        if self.left:
+            self.due += self.gap
+            self._later()
+
+
+async def serve(gap: float) -> None:
+    """Prints its port, serves until stdin closes, prints the truth."""
+    truths: dict[int, Truth] = {}
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Server(gap, truths), "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+    server.close()
+    json.dump({n: [t.came, t.written] for n, t in truths.items()}, sys.stdout)
+
+
+def plan(streams: int, gap: float, seconds_each: float, seconds: float) -> list[Planned]:
+    rate = streams / seconds_each
+    tokens = round((seconds_each - FIRST_TOKEN_SECONDS) / gap) + 1
+    draw = random.Random(0)
+    return [
+        Planned(index, (index + draw.random()) / rate, [index] + [7] * 255, 256, tokens)
+        for index in range(round(rate * seconds))
+    ]
+
+
+async def measure(port: int, requests: list[Planned]) -> Observed:
+    target = Target(f"http://127.0.0.1:{port}", "stub")
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as http:
+        client = Client(http, target)
+        warm_up = Planned(1 << 30, 0.0, [1 << 30], 1, 2)
+        await client.send(warm_up, target.body([1 << 30], 2), time.perf_counter())
+        return await offer(requests, client)
+
+
+def spread(values: list[float]) -> str:
+    return "  ".join(f"p{p} {quantile(values, p):7.3f}" for p in (50, 90, 99)) + (
+        f"  max {max(values):7.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--streams", type=int, default=500)
+    parser.add_argument("--tokens-per-second", type=float, default=3000.0)
+    parser.add_argument("--seconds-each", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals")
+    parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve is not None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(args.serve))
+        return
+    gap = args.streams / args.tokens_per_second
+    requests = plan(args.streams, gap, args.seconds_each, args.seconds)
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(gap)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout
+        port = int(server.stdout.readline())
+        began, cpu = time.perf_counter(), time.process_time()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            observed = runner.run(measure(port, requests))
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - began
+        answer, _ = server.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.kill()
+        server.wait(10)
+    truths = {int(n): Truth(came, written) for n, (came, written) in json.loads(answer).items()}
+    report(observed, truths, cpu / wall)
+
+
+def report(observed: Observed, truths: dict[int, Truth], cores: float) -> None:
+    good = [o for o in observed.outcomes if o.complete]
+    steps = sorted(
+        [(o.sent, 1) for o in good] + [(o.ended, -1) for o in good], key=lambda step: step[0]
+    )
+    running, most = 0, 0
+    for _, step in steps:
+        running += step
+        most = max(most, running)
+    full = (min(o.ended for o in good), max(o.sent for o in good))  # neither rising nor falling
+    tokens = sum(full[0] <= at < full[1] for o in good for at in o.token_times)
+    ttft = [abs(o.ttft - truths[o.index].ttft) * 1000 for o in good if o.ttft is not None]
+    tpot = [abs(o.tpot - truths[o.index].tpot) * 1000 for o in good if o.tpot is not None]
+    offered = [abs(truths[o.index].came - o.planned) * 1000 for o in good]
+    print(
+        f"{len(good)} of {len(observed.outcomes)} requests complete, at most {most} streams at "
+        f"once, {tokens / (full[1] - full[0]):.0f} tokens/s; client {cores:.2f} cores; load of "
+        f"the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    )
+    print(f"measured TTFT from the truth, ms    {spread(ttft)}")
+    print(f"measured TPOT from the truth, ms    {spread(tpot)}")
+    print(f"arrival at the server from plan, ms {spread(offered)}")
+    print(
+        f"the client's own account: send lag p99 {observed.lag.send_p99_ms:.3f} ms, "
+        f"event loop p99 {observed.lag.loop_p99_ms:.3f} ms"
+    )
+    print(AIM)
+
+
+if __name__ == "__main__":
+    main()

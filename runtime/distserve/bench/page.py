@@ -1,0 +1,88 @@
+"""The report as one HTML page that needs nothing else: figures inline, tables, warnings."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from distserve.bench.figures import Picture
+from distserve.bench.tables import Question, Row, columns
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }
+th, td { border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; white-space: nowrap; }
+th { background: #f2f2f2; } td:first-child { text-align: left; }
+figure { margin: 1.5rem 0; } svg { max-width: 100%; height: auto; }
+.warning { border-left: 4px solid #D55E00; padding-left: .7rem; }
+"""
+
+
+def page(question: Question, tables: dict[str, Sequence[Row]], pictures: Sequence[Picture]) -> str:
+    slo = question.slo
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>distserve bench</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{_text(', '.join(question.systems))}</h1>",
+        f"<p>SLO ({_text(question.slo_name)}): TTFT ≤ {slo.ttft * 1000:g} ms and "
+        f"TPOT ≤ {slo.tpot * 1000:g} ms.</p>",
+    ]
+    parts += [f"<p class='warning'>{_text(line)}</p>" for line in warnings(question)]
+    for picture in pictures:
+        parts.append(
+            f"<figure>{_inline(picture)}<figcaption>{_text(picture.caption)}</figcaption></figure>"
+        )
+    for title, rows in tables.items():
+        parts.append(f"<h2>{_text(title)}</h2>{_table(rows)}")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def warnings(question: Question) -> list[str]:
+    """What a reader must know before believing the figures."""
+    lines = []
+    for run in question.runs:
+        name = f"{run.system} at {run.rate:g}/s"
+        if not run.valid:
+            lines.append(f"{name}: INVALID, the client fell behind its plan; measure it again")
+        if missing := run.requests - len(run.samples):
+            lines.append(f"{name}: {missing} of {run.requests} requests failed; they met no SLO")
+        if run.about.get("parameters", {}).get("no_stream"):
+            lines.append(f"{name}: whole answers, so TTFT and TPOT are unknown and no SLO is met")
+    made_up = {
+        str(dataset)
+        for run in question.runs
+        if (dataset := run.about.get("parameters", {}).get("dataset", ""))
+        and str(dataset).startswith("synthetic:")
+    }
+    lines += [f"{dataset}: made-up lengths, not the data set itself" for dataset in sorted(made_up)]
+    return lines
+
+
+def _inline(picture: Picture) -> str:
+    """The SVG element alone; ids of several figures in one page must differ."""
+    svg = picture.svg[picture.svg.index("<svg") :]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
+    return svg
+
+
+def _table(rows: Sequence[Row]) -> str:
+    names = columns(rows)
+    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in names) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _text(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def _text(words: str) -> str:
+    return html.escape(words)
