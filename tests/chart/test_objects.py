@@ -196,7 +196,7 @@ def test_alerts_where_they_are_served(render: Any, when: str, there: bool) -> No
         for alert in group["rules"]:
             assert 'namespace="ops", pod=~"distserve-operator-.+"' in alert["expr"]
             assert alert["labels"]["severity"] in ("warning", "critical")
-            assert {"summary", "description"} == alert["annotations"].keys()
+            assert {"summary", "description", "runbook_url"} == alert["annotations"].keys()
 
 
 def test_the_network_policy_can_be_left_out(render: Any) -> None:

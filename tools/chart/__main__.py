@@ -1,10 +1,12 @@
-"""`python -m tools.chart`: writes, or with --check compares, what is generated from the chart."""
+"""`python -m tools.chart`: writes, or with --check compares, what is generated around the chart."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from tools.chart.rendering import CHART, CHECKOUT, NAMESPACE, template
+
+from distserve.observability.pack import dashboard_files, operator_rules_file
 
 MANIFEST = CHECKOUT / "manifests" / "distserve.yaml"
 SAMPLE = CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml"
@@ -17,8 +19,12 @@ HEAD = f"""\
 
 def generated_files() -> dict[Path, str]:
     """Path -> text. The CRD is in crds/ already: one copy less that a change of it makes old."""
-    rendered = template({"crds": {"install": False}})
-    return {MANIFEST: HEAD + rendered, CHART / "files" / "sample.yaml": SAMPLE.read_text()}
+    files = CHART / "files"
+    dashboards = {files / "dashboards" / name: text for name, text in dashboard_files().items()}
+    # The chart puts its release's own words in the place of these.
+    rules = operator_rules_file("RELEASE-NAMESPACE", "OPERATOR-NAME", "RUNBOOK-URL")
+    copies = {files / "sample.yaml": SAMPLE.read_text(), files / "operator-rules.yaml": rules}
+    return dashboards | copies | {MANIFEST: HEAD + template({"crds": {"install": False}})}
 
 
 def main() -> int:
@@ -34,6 +40,7 @@ def main() -> int:
         if check:
             print(f"{path.relative_to(CHECKOUT)} differs: run `make manifests`", file=sys.stderr)
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     return 1 if check and stale else 0
 

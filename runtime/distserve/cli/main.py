@@ -21,6 +21,7 @@ VERBS = {
     "why": "say what keeps a deployment in a cluster from serving",
     "crd": "print, write or check the generated CRD",
     "topology": "print the cluster's fabric domains and what is free in each",
+    "observability": "write Grafana's dashboards and Prometheus' rules",
     "simulate": "simulate placements and search for the best one",
     "bench": "measure any OpenAI server under load, report on what was measured",
     "operator": "process: makes the cluster what its deployments say",
