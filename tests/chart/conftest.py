@@ -208,6 +208,18 @@ def confined(release: Release, install: Install) -> Iterator[Confined]:
             yield Confined(found, kept, foreign)
 
 
+@pytest.fixture(scope="session")
+def hooked(release: Release, install: Install) -> Iterator[Confined]:
+    """Of one namespace, and with a webhook for it. Its replica is one of a fake node: it never
+    answers."""
+    cluster = release.cluster
+    with cluster.namespace("hooked") as kept, cluster.namespace("foreign") as foreign:
+        values = {"namespaces": [kept], "crds": {"install": False}, "replicas": 1}
+        hook = {"webhook": {"enabled": True, "timeoutSeconds": 1}}
+        with install("distserve-hook", values | hook) as found:
+            yield Confined(found, kept, foreign)
+
+
 @dataclass(frozen=True)
 class Operator:
     """A replica that runs on this machine."""

@@ -279,3 +279,29 @@ def test_users_roles_come_to_know_deployments(
         f"{role} to have the chart's rights", lambda: not wrong(cluster, user, yes, where, True)
     )
     assert wrong(cluster, user, no, where, False) == []
+
+
+def test_the_webhooks_rights_are_two_objects(hooked: Any) -> None:
+    """A release with one may the same as the others, and read and write these by their names."""
+    cluster, user = hooked.release.cluster, hooked.release.user
+    where = {"own": hooked.release.namespace, "foreign": hooked.foreign, "outside": ""}
+    configurations = "validatingwebhookconfigurations.admissionregistration.k8s.io"
+    name = f"{hooked.release.name}-webhook"
+    needed: list[Question] = [
+        *((verb, "secrets", name, "own") for verb in ("get", "update")),
+        *((verb, configurations, name, "outside") for verb in ("get", "patch")),
+    ]
+    others: list[Question] = [
+        *((verb, "secrets", name, "own") for verb in ("patch", "delete", "list", "create")),
+        *((verb, "secrets", other, "own") for verb in ("get", "update") for other in ("", "other")),
+        *((verb, "secrets", name, "foreign") for verb in ("get", "update")),
+        *((verb, configurations, "", "outside") for verb in ("create", "list", "watch")),
+        *(
+            (verb, configurations, "of-somebody-else", "outside")
+            for verb in ("get", "patch", "update", "delete")
+        ),
+        *((verb, configurations, name, "outside") for verb in ("update", "delete")),
+        ("patch", configurations.replace("validating", "mutating"), name, "outside"),
+    ]
+    assert wrong(cluster, user, needed, where, True) == []
+    assert wrong(cluster, user, others, where, False) == []

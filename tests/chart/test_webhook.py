@@ -125,16 +125,6 @@ def test_an_issuer_of_yours(render: Any) -> None:
 # In a cluster.
 
 
-@pytest.fixture(scope="module")
-def hooked(release: Any, install: Any) -> Iterator[tuple[Any, str]]:
-    """A release with its webhook, and the one namespace that it keeps."""
-    with release.cluster.namespace("hooked") as kept:
-        hook = {**ON["webhook"], "timeoutSeconds": 1}
-        values = {"webhook": hook, "namespaces": [kept], "crds": {"install": False}, "replicas": 1}
-        with install("distserve-hook", values) as found:
-            yield found, kept
-
-
 def tiny(name: str, **spec: Any) -> Object:
     found: Object = yaml.safe_load(
         (CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml").read_text()
@@ -170,9 +160,9 @@ def configure(installed: Any, **fields: Any) -> None:
 
 
 @pytest.fixture
-def port(hooked: tuple[Any, str], free_port: int) -> Iterator[int]:
+def port(hooked: Any, free_port: int) -> Iterator[int]:
     """Where the API server calls instead of the Service, since no network leads to its pods."""
-    installed, _ = hooked
+    installed = hooked.release
     (before,) = installed.cluster.get(CONFIGURATION, f"{installed.name}-webhook")["webhooks"]
     configure(installed, clientConfig={"url": f"https://localhost:{free_port}/validate"})
     yield free_port
@@ -180,9 +170,8 @@ def port(hooked: tuple[Any, str], free_port: int) -> Iterator[int]:
     configure(installed, **{name: before[name] for name in fields})
 
 
-def test_whom_it_holds_up_while_no_operator_runs(hooked: tuple[Any, str]) -> None:
-    """The release's replica is one of a fake node: it never answers."""
-    installed, kept = hooked
+def test_whom_it_holds_up_while_no_operator_runs(hooked: Any) -> None:
+    installed, kept = hooked.release, hooked.kept
     cluster = installed.cluster
     for document in (tiny("before"), tiny("wrong", prefill=WRONG)):
         assert refused(cluster, kept, document) == "", "Ignore: everything passes"
@@ -211,11 +200,9 @@ def test_whom_it_holds_up_while_no_operator_runs(hooked: tuple[Any, str]) -> Non
     configure(installed, failurePolicy="Ignore")
 
 
-def test_it_refuses_with_the_charts_rights(
-    hooked: tuple[Any, str], start_operator: Any, port: int
-) -> None:
+def test_it_refuses_with_the_charts_rights(hooked: Any, start_operator: Any, port: int) -> None:
     """The chart's configuration and rights, the operator's certificate, the API server's trust."""
-    installed, kept = hooked
+    installed, kept = hooked.release, hooked.kept
     cluster, name = installed.cluster, f"{installed.name}-webhook"
     configure(installed, failurePolicy="Fail")
     with start_operator(installed, f"--webhook-port={port}") as operator:
