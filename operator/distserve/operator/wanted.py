@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.operator.difference import stamped
 from distserve.operator.health import PLACE, write_place
@@ -15,6 +16,9 @@ from distserve.resources.render import shared_objects, unit_objects
 from distserve.resources.revisions import KIND as REVISION_KIND
 from distserve.resources.revisions import Revision, from_object, object_name, to_object
 from distserve.resources.settings import RenderSettings
+
+_NAMES_ALONE = frozenset({"NetworkPolicy", "PodDisruptionBudget", "ServiceAccount"})
+"""Kinds of objects in which nothing but names differs from one deployment to another."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,13 @@ class Wanted:
         return [stamped(_placed(found, place, held)) for found in objects]
 
     def sample(self) -> tuple[Object, ...]:
-        """What the API server is asked about before a revision is made."""
-        unit = unit_objects(self.deployment, "u0", self.target)
-        return (*self.shared, *unit)
+        """What the API server is asked about before a revision is made: an instance of each role,
+        and of the rest what it could refuse for what the spec or the operator's rights say."""
+        roles: dict[str, Object] = {}
+        for found in unit_objects(self.deployment, "u0", self.target):
+            roles.setdefault(found["metadata"]["labels"].get(labels.ROLE, ""), found)
+        asked = (*self.shared, *roles.values())
+        return tuple(found for found in asked if found["kind"] not in _NAMES_ALONE)
 
 
 def _placed(found: Object, place: Placement, held: bool) -> Object:

@@ -36,6 +36,16 @@ def test_every_object_is_owned_and_controlled(world: Any) -> None:
         assert owner["controller"] and owner["uid"] == world.document["metadata"]["uid"]
 
 
+def test_the_api_server_is_asked_once_about_what_repeats(world: Any) -> None:
+    world.create(prefill={"instancesPerUnit": 3}, decode={"instancesPerUnit": 2})
+    (question,) = decide(world.observe(), Answers(), world.settings).questions
+    sets = [found for found in question.objects if found["kind"] == "StatefulSet"]
+    names = [found["metadata"]["name"] for found in sets]
+    assert names == ["tiny-u0-prefill-0", "tiny-u0-decode-0"]
+    kinds = {found["kind"] for found in question.objects}
+    assert kinds == {"StatefulSet", "Deployment", "Service", "RoleBinding"}
+
+
 def test_nothing_is_left_to_do(world: Any) -> None:
     decision = world.settle().decide()
     assert (decision.actions, decision.status, decision.again_seconds) == ((), None, None)
