@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _PARTS = (("both", "both", "-"), ("ttft", "TTFT", "--"), ("tpot", "TPOT", ":"))
+_DECADE = 10
 _CDF_RUNS = 4  # per system: lowest and highest rate and what lies evenly between
 
 
@@ -126,11 +127,22 @@ def _cdf(words: str, value: Callable[[Any], float | None]) -> Panel:
                     linewidth=1.3, label=f"{system}, {run.rate_per_gpu:.3g}/s/GPU",
                 )  # fmt: skip
         axis.set(xlabel=f"{words}, ms", ylabel="requests, %")
-        if any(value(s) for run in question.runs for s in run.samples):
-            axis.set_xscale("log")
+        _spread_axis(axis)
         axis.legend(fontsize=7)
 
     return Panel(draw, lambda run: any(value(s) is not None for s in run.samples))
+
+
+def _spread_axis(axis: Axes) -> None:
+    """Logarithmic where the values spread over more than a decade, in plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.dataLim.intervalx
+    if low > 0 and high > _DECADE * low:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_formatter("{x:g}")
 
 
 def _stage(name: str) -> Callable[[Any], float | None]:
@@ -151,7 +163,7 @@ def stages_of_runs(axis: Axes, question: Question) -> None:
         axis.barh(names, widths, left=left, color=COLOURS[index], label=stage)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.set(xlabel="mean share of a request's time, %")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _per_token(part: str, words: str) -> Panel:

@@ -22,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="measure", metavar="VERB", required=True)
     _run_arguments(verbs.add_parser("run", help="offer load and keep what was seen"))
     _report_arguments(verbs.add_parser("report", help="attainment, crossings, figures, a page"))
+    _prepare_arguments(verbs.add_parser("prepare", help="make a .ds file from published raw files"))
 
 
 def run(args: argparse.Namespace) -> int:
     from distserve.bench.errors import BenchError
     from distserve.workload import WorkloadError
 
-    verb = {"run": _run, "report": _report}[args.measure]
+    verb = {"run": _run, "report": _report, "prepare": _prepare}[args.measure]
     try:
         return verb(args)
     except (BenchError, WorkloadError) as error:
@@ -188,6 +189,38 @@ def _gpus(words: list[str]) -> dict[str, int]:
             raise UsageError(f"--gpus {word!r}: give SYSTEM=N, as vllm=1")
         found[system] = int(count)
     return found
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    from distserve.bench.datasets.builders import BUILDERS
+    from distserve.bench.datasets.prepare import MIXES
+
+    add = parser.add_argument
+    add("name", choices=[*BUILDERS, *MIXES], metavar="NAME", help=", ".join([*BUILDERS, *MIXES]))
+    add("sources", type=Path, nargs="+", metavar="RAW", help="raw file or folder; .ds for mixes")
+    add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json of the measured model")
+    add("--ds", type=Path, required=True, metavar="FILE", help="the file to write")
+    add("--seed", type=int, default=0)
+    add("--count", type=int, metavar="N", help="requests (mixed: of each set)")
+    add("--alpha", type=float, default=1.0, help="of zipf: 1.0, 1.2 and 1.4 in LoongServe")
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from statistics import fmean
+
+    from distserve.bench.datasets.prepare import Order, prepare, write_ds
+
+    if args.count is not None and args.count < 1:
+        raise UsageError("--count must be at least 1")
+    made = prepare(
+        Order(args.name, args.sources, args.tokenizer, args.seed, args.count, args.alpha)
+    )
+    write_ds(args.ds, args.name, made)
+    print(
+        f"{args.ds}: {len(made)} requests, mean {fmean(r.prompt_tokens for r in made):.1f} in, "
+        f"{fmean(r.output_tokens for r in made):.1f} out"
+    )
+    return 0
 
 
 _DETERMINING = (

@@ -1,0 +1,184 @@
+"""Data sets by the papers' rules, from small raw files; synthetic ones by their stated lengths."""
+
+import json
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from distserve.bench.datasets import load
+from distserve.bench.errors import BenchError
+from distserve.bench.synthetic import NAMED
+from distserve.cli.main import main
+from distserve.workload import RequestSet, read_requests
+
+Make = Callable[..., RequestSet]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """A token a word; `w0` to `w4999` decode to themselves."""
+    words = {f"w{number}": number for number in range(5000)} | {"?": 5000}
+    made = Tokenizer(models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+@pytest.fixture
+def make(tmp_path: Path, tokenizer: Path) -> Make:
+    def one(name: str, raw: Any, *words: str, lines: bool = True) -> RequestSet:
+        source = tmp_path / ("raw.jsonl" if lines else "raw.json")
+        source.write_text("\n".join(map(json.dumps, raw)) if lines else json.dumps(raw))
+        ds = tmp_path / f"{name}.ds"
+        asked = ["bench", "prepare", name, str(source), "--tokenizer", str(tokenizer)]
+        assert main([*asked, "--ds", str(ds), *words]) == 0
+        return read_requests(ds)
+
+    return one
+
+
+def words(count: int) -> str:
+    return " ".join(f"w{number}" for number in range(count))
+
+
+def lengths(requests: RequestSet) -> list[tuple[int, int]]:
+    return list(zip(requests.prompt_tokens, requests.output_tokens, strict=True))
+
+
+def test_sharegpt(make: Make) -> None:
+    def conversation(*turns: int) -> dict[str, Any]:
+        return {"conversations": [{"from": "x", "value": words(turn)} for turn in turns]}
+
+    raw = [
+        conversation(10, 20),  # two turns: none
+        conversation(10, 20, 30, 40),
+        conversation(3, 3, 3),  # too short whichever turn is drawn
+        conversation(2000, 2000, 2000),  # too long
+        conversation(10, 20, 30, 40),
+    ]
+    requests = make("sharegpt", raw, lines=False)
+    # The generator of seed 0 draws a turn for each conversation that is long enough.
+    draw = random.Random(0)
+    drawn = [draw.randint(1, last) for last in (3, 2, 2, 3)]
+    possible = {1: (10, 20), 2: (30, 30), 3: (60, 40)}
+    assert lengths(requests) == [possible[drawn[0]], possible[drawn[3]]]
+    assert requests.prompts is not None
+    assert requests.prompts[0].startswith(words(10))
+
+
+def test_loongserve_s_sharegpt_has_short_answers_and_long_prompts(make: Make) -> None:
+    turns = [[3000, 900, 900], [10, 1500, 1500]]
+    raw = [{"conversations": [{"value": words(n)} for n in row]} for row in turns]
+    (found,) = lengths(make("sharegpt-loongserve", raw, lines=False))
+    assert found in {(3000, 900), (3900, 900)}
+
+
+def test_humaneval_is_there_ten_times(make: Make) -> None:
+    raw = [{"prompt": words(n), "canonical_solution": words(n + 1)} for n in (5, 7)]
+    assert lengths(make("humaneval", raw)) == [(5, 6), (7, 8)] * 10
+
+
+def test_longbench_is_cut(make: Make) -> None:
+    raw = [
+        {"context": words(4000), "answers": [words(40), "x"]},
+        {"context": words(300), "answers": [words(5)]},
+        {"context": words(4000), "answers": [words(1500)]},
+    ]
+    long, short, longer = lengths(make("longbench", raw))
+    assert 1900 <= long[0] <= 2000 and long[1] == 40
+    assert short == (300, 5)
+    assert longer == (540, 1500)
+
+
+def test_l_eval_and_lv_eval(make: Make) -> None:
+    raw: list[dict[str, Any]] = [
+        {"input": words(50), "instructions": ["w1 w2", "w3"], "outputs": [words(6), words(7)]}
+    ]
+    assert lengths(make("l-eval", raw)) == [(52, 6), (51, 7)]
+    raw = [{"context": words(50) + " ", "input": "w1 w2", "answers": ["w1", "w2 w3"]}]
+    assert lengths(make("lv-eval", raw)) == [(52, 3)]
+
+
+def test_alpaca_and_cnn(make: Make) -> None:
+    raw = [{"instruction": words(5), "input": words(3), "output": words(9)}]
+    assert lengths(make("alpaca", raw, lines=False)) == [(8, 9)]
+    assert lengths(make("cnn", [{"article": words(80), "highlights": words(9)}])) == [(80, 9)]
+
+
+def test_mixes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("humaneval", [{"prompt": words(n), "canonical_solution": words(9)} for n in (20, 15)])
+    make("cnn", [{"article": words(n), "highlights": words(8)} for n in (100, 200, 1000)])
+    sources = [str(tmp_path / "humaneval.ds"), str(tmp_path / "cnn.ds")]
+    out = tmp_path / "out.ds"
+
+    def mix(name: str, *more: str) -> RequestSet:
+        assert main(["bench", "prepare", name, *sources, "--ds", str(out), *more]) == 0
+        return read_requests(out)
+
+    mixed = lengths(mix("mixed", "--count", "3"))
+    assert sorted(mixed) == [(20, 9)] * 3 + [(100, 8), (200, 8), (1000, 8)]
+    zipf = mix("zipf", "--count", "500", "--alpha", "1.4")
+    assert set(zipf.prompt_tokens) <= {15, 20, 100, 200, 1000}
+    assert zipf.prompt_tokens.count(15) > zipf.prompt_tokens.count(1000)
+    capsys.readouterr()
+    assert main(["bench", "prepare", "adaserve", *sources, "--ds", str(out)]) == 2
+    assert "3 sets are mixed" in capsys.readouterr().err
+    sources.append(sources[1])
+    adaserve = mix("adaserve", "--count", "400")
+    assert set(adaserve.output_tokens) == {256}
+    assert 0.5 < sum(n <= 20 for n in adaserve.prompt_tokens) / 400 < 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("sharegpt", "{", "as it is published"),
+        ("sharegpt", '[{"x": 1}]', "no field 'conversations'"),
+        ("sharegpt", "[]", "keeps the rules"),
+        ("cnn", '{"article": 3, "highlights": "a"}', "as it is published"),
+        ("mixed", "x", "request set"),
+    ],
+)
+def test_raw_files_of_another_make(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str], name: str, content: str,
+    said: str,
+) -> None:  # fmt: skip
+    raw = tmp_path / "raw.ds"
+    raw.write_text(content)
+    asked = ["bench", "prepare", name, str(raw), "--ds", str(tmp_path / "o.ds")]
+    assert main([*asked, "--tokenizer", str(tokenizer)]) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_a_tokenizer_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["bench", "prepare", "cnn", "x", "--ds", str(tmp_path / "o.ds")]
+    assert main(asked) == 2
+    assert "--tokenizer" in capsys.readouterr().err
+    assert main([*asked, "--tokenizer", str(tmp_path)]) == 2
+    assert "no tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "mean"), [("sharegpt", 755.5), ("humaneval", 171.3)])
+def test_synthetic_sets_say_so_and_have_the_stated_means(name: str, mean: float) -> None:
+    made = load(f"synthetic:{name}", 4000, 0)
+    assert made.name == f"synthetic:{name}"
+    # What exceeds the limit is drawn anew, so the mean comes out a little below.
+    assert 0.75 * mean < statistics.fmean(made.prompt_tokens) <= 1.02 * mean
+    assert max(sum(pair) for pair in lengths(made)) <= 2048
+    assert set(NAMED) == {"sharegpt", "humaneval", "longbench"}
+
+
+def test_synthetic_lengths_are_the_seed_s() -> None:
+    one, same, other = (load("synthetic:zipf,alpha=1.2", 100, seed) for seed in (1, 1, 2))
+    assert lengths(one) == lengths(same) != lengths(other)
+    assert min(one.prompt_tokens) >= 10
+    assert lengths(load("synthetic:fixed,prompt=5,output=2", 2, 0)) == [(5, 2)] * 2
+    with pytest.raises(BenchError, match="prompt=755/1608"):
+        load("synthetic:lognormal,prompt=5,output=3/4", 1, 0)
