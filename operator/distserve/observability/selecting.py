@@ -36,6 +36,8 @@ def shown(metric: str, *matchers: str) -> str:
     return series(metric, *SHOWN, *matchers)
 
 
+METRICS_PORTS: Final = ("http", "engine", "metrics")
+"""Names of the ports that serve /metrics: the gateway's, the engine's, and the others'."""
 ATTAINED: Final = "distserve_slo_attained_total"
 REQUESTS: Final = "distserve_requests_total"
 TARGET_SECONDS: Final = "distserve_slo_target_seconds"

@@ -9,7 +9,7 @@ from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.observability.deployment_rules import Service, deployment_rules
 from distserve.observability.rules import RUNBOOKS, rule_groups
-from distserve.observability.selecting import TARGET_LABELS
+from distserve.observability.selecting import METRICS_PORTS, TARGET_LABELS
 from distserve.resources import naming
 from distserve.resources.objects import Object, new_object
 from distserve.resources.settings import RenderSettings
@@ -38,9 +38,7 @@ def _pod_monitor(deployment: DistServeDeployment) -> Object:
         "spec": {
             "selector": {"matchLabels": {labels.DEPLOYMENT: deployment.name}},
             "podTargetLabels": list(TARGET_LABELS),
-            "podMetricsEndpoints": [
-                {"port": port, "path": "/metrics"} for port in ("http", "engine", "metrics")
-            ],
+            "podMetricsEndpoints": [{"port": port, "path": "/metrics"} for port in METRICS_PORTS],
         }
     }
 
@@ -56,7 +54,8 @@ def rules_document(deployment: DistServeDeployment, runbooks: str = RUNBOOKS) ->
     service = Service(
         deployment.namespace,
         deployment.name,
-        f"{naming.gateway_name(deployment)}-[0-9a-z]+-[0-9a-z]+",
+        # NAME-HASH-POD in a cluster, NAME-0 in `distserve up`.
+        f"{naming.gateway_name(deployment)}-[0-9a-z]+(-[0-9a-z]+)?",
         None if slo is None else slo.attainment_percent,
     )
     group = f"distserve.{deployment.namespace}.{deployment.name}"

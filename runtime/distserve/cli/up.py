@@ -24,13 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep the containers' logs here (default: a temporary folder, removed at the end)",
     )
+    parser.add_argument(
+        "--prometheus-targets",
+        type=Path,
+        metavar="FILE",
+        help="write here what a Prometheus on this machine is to scrape (its file_sd_configs)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
 
     deployment = load(sources_of(args), args.name)
-    return run_locally(deployment, args.port, args.log_dir, serve, table=sys.stderr.isatty())
+
+    async def work(session: "Session") -> int:
+        from distserve.local.targets import write_targets
+
+        if args.prometheus_targets is not None:
+            write_targets(args.prometheus_targets, session.supervisor.pods)
+        return await serve(session)
+
+    return run_locally(deployment, args.port, args.log_dir, work, table=sys.stderr.isatty())
 
 
 async def serve(session: "Session") -> int:

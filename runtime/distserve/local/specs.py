@@ -35,6 +35,8 @@ class ContainerSpec:
     liveness: ProbeSpec | None = None
     pre_stop: tuple[str, ...] = ()
     memory_request: str = "0"
+    ports: dict[str, int] = field(default_factory=dict)
+    """Those that have a name."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _container(container: Object) -> ContainerSpec:
         # A hook that only sleeps waits for the cluster's endpoints; here they change at once.
         pre_stop=tuple(hook.get("exec", {}).get("command", [])),
         memory_request=container.get("resources", {}).get("requests", {}).get("memory", "0"),
+        ports=ports,
     )
 
 
