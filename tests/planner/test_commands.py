@@ -38,9 +38,21 @@ NODES = """
 apiVersion: v1
 kind: List
 items:
-- {spec: {}, status: {allocatable: {nvidia.com/gpu: "3"}}}
-- {spec: {unschedulable: true}, status: {allocatable: {nvidia.com/gpu: "8"}}}
-- {spec: {}, status: {allocatable: {nvidia.com/gpu: "1"}}}
+- metadata: {name: a, labels: {kubernetes.io/hostname: a}}
+  spec: {}
+  status:
+    allocatable: {nvidia.com/gpu: "3", cpu: "64", memory: 512Gi, pods: "110"}
+    conditions: [{type: Ready, status: "True"}]
+- metadata: {name: b, labels: {kubernetes.io/hostname: b}}
+  spec: {unschedulable: true}
+  status:
+    allocatable: {nvidia.com/gpu: "8", cpu: "64", memory: 512Gi, pods: "110"}
+    conditions: [{type: Ready, status: "True"}]
+- metadata: {name: c, labels: {kubernetes.io/hostname: c}}
+  spec: {}
+  status:
+    allocatable: {nvidia.com/gpu: "1", cpu: "64", memory: 512Gi, pods: "110"}
+    conditions: [{type: Ready, status: "True"}]
 """
 
 
@@ -390,6 +402,8 @@ def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "unit.prefill" in done.stdout and "tensor 2" in done.stdout
+    placed = done.stdout.splitlines()[-1].split()
+    assert placed == ["1", "create", "u0", "yes", "a", "(2)"], "prefill and decode, on the one node"
     assert (tmp_path / "plan.png").stat().st_size > 1000
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from distserve.placement.inventory import Inventory
 from distserve.placement.nodes import HOSTNAME, Node
 from distserve.placement.requests import Domain, Level
 
@@ -49,3 +50,13 @@ def share_together(places: Iterable[str], nodes: Mapping[str, Node], level: Leve
     everyone = sum(counts.values())
     pairs = everyone * (everyone - 1)
     return sum(n * (n - 1) for n in counts.values()) / pairs if pairs else 1.0
+
+
+def sizes(inventory: Inventory, level: Level | None, resource: str) -> list[list[int]]:
+    """By domain, how many of a resource each usable node has when empty."""
+    usable = (node for node in inventory.nodes.values() if node.usable)
+    found = (
+        [count for name in group.nodes if (count := inventory.free_when_empty(name).get(resource))]
+        for group in layer_of(usable, level).groups
+    )
+    return [counts for counts in found if counts]

@@ -158,6 +158,21 @@ class Inventory:
             name: count - kept.get(name, 0) for name, count in self._nodes[node].allocatable.items()
         }
 
+    def emptied(self) -> "Inventory":
+        """The same nodes, with nothing but the pods that belong to them."""
+        found = Inventory()
+        found._nodes = dict(self._nodes)
+        found._used = {node: dict(amounts) for node, amounts in self._permanent.items()}
+        found._permanent = {node: dict(amounts) for node, amounts in self._permanent.items()}
+        return found
+
+    def vacate(self, unit: UnitId) -> None:
+        """As if the unit were gone, with its pods."""
+        self.release(unit)
+        record = self._units.get(unit)
+        for pod in list(record.bound.values()) if record else ():
+            self.drop_pod(pod.uid)
+
     def pods_on(self, node: str) -> Iterator[Pod]:
         """Bound there; a walk over all pods, for messages and tests."""
         return (pod for pod in self._pods.values() if pod.node == node)

@@ -23,6 +23,8 @@ class Machine:
     network: str = DEFAULT_NETWORK
     span_nodes: bool = True
     """Whether a unit may cross nodes by pipeline segments; otherwise it lies within one."""
+    domains: Sequence[Sequence[int]] = ()
+    """The same nodes by fabric domain, where a unit has to lie in one domain."""
 
     def __post_init__(self) -> None:
         if not self.nodes or min(self.nodes) < 0 or self.accelerators < 1:
@@ -48,14 +50,19 @@ class Machine:
 
         Of at most two sizes: a room that no large part takes holds as many small ones as it can.
         """
-        large, small = max(parts), min(parts)
-        rooms = sum(node // large for node in self.nodes)
-        fitting = rooms // parts[large]
-        if small < large:
-            each = large // small
-            rest = sum(node % large // small for node in self.nodes)
-            fitting = min(fitting, (rooms * each + rest) // (parts[large] * each + parts[small]))
+        fitting = sum(_scattered(nodes, parts) for nodes in self.domains or (self.nodes,))
         return min(fitting, self.accelerators // sum(n * size for size, n in parts.items()))
 
     def link(self, within_node: bool) -> Link:
         return load_link(self.network, "intra_node" if within_node else "inter_node")
+
+
+def _scattered(nodes: Sequence[int], parts: Mapping[int, int]) -> int:
+    large, small = max(parts), min(parts)
+    rooms = sum(node // large for node in nodes)
+    fitting = rooms // parts[large]
+    if small < large:
+        each = large // small
+        rest = sum(node % large // small for node in nodes)
+        fitting = min(fitting, (rooms * each + rest) // (parts[large] * each + parts[small]))
+    return fitting

@@ -4,7 +4,7 @@ Used alike by `distserve plan`, `render`, `up` and the operator, so that all of 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -173,15 +173,19 @@ def machine_of(
     per_node: int = NODE_ACCELERATORS,
     high_affinity: bool = False,
     network: str = DEFAULT_NETWORK,
+    domains: Sequence[Sequence[int]] = (),
 ) -> Machine:
-    """The given nodes, else `maxAccelerators` in nodes of `per_node`; a unit lies in one node."""
+    """The given nodes, else `maxAccelerators` in nodes of `per_node`; a unit lies in one node, or
+    with `high_affinity` in one of the domains where there are such."""
     limit = spec.planning.max_accelerators
     if nodes is None:
         if limit is None:
             raise InvalidRequest("give spec.planning.maxAccelerators or --nodes")
         full, rest = divmod(limit, per_node)
         nodes = [per_node] * full + ([rest] if rest else [])
-    return Machine(nodes, limit, high_affinity, network, span_nodes=False)
+    # Units inside a node are inside its domain anyway: the same question as without domains.
+    within = domains if high_affinity else ()
+    return Machine(nodes, limit, high_affinity, network, span_nodes=False, domains=within)
 
 
 def _slo(slo: Slo | None) -> result.Slo:

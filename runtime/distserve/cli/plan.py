@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distserve.cli import plan_ahead
+from distserve.cli.cluster_objects import aligned
 from distserve.cli.planned import texts_of
 from distserve.cli.usage import Infeasible, UsageError
 from distserve.planner.commands.arguments import add_hardware, add_network, integer_from
 
 if TYPE_CHECKING:
-    from distserve.api.deployment import DistServeDeployment, Spec
+    from distserve.api.deployment import DistServeDeployment
+    from distserve.cli.plan_ahead import Around
     from distserve.planner.plan import PlanRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, required=True, help="the deployment's YAML")
     parser.add_argument("--name", help="which deployment, where the file holds several")
-    parser.add_argument("--nodes", type=Path, help="output of `kubectl get nodes -o yaml`")
+    plan_ahead.add_arguments(parser)
     parser.add_argument(
         "--ngpu-per-node",
         type=integer_from(1),
         default=8,
-        help="node size where --nodes is not given (%(default)d)",
+        help="node size where neither --nodes nor --cluster is given (%(default)d)",
     )
     parser.add_argument(
         "--is-high-affinity",
@@ -56,21 +61,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from distserve.api.loading import ManifestError, load_deployment
     from distserve.planner.errors import PlannerError
+    from distserve.resources.errors import RenderError
     from distserve.workload import WorkloadError
 
     try:
         return _plan(args, load_deployment(args.file, args.name))
-    except (ManifestError, PlannerError, WorkloadError) as error:
+    except (ManifestError, PlannerError, RenderError, WorkloadError) as error:
         raise UsageError(str(error)) from None
 
 
 def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
+    around = plan_ahead.look_around(args, deployment)
+    if around is None:
+        document, _ = _planned(args, deployment, None)
+        _print(document, args.output)
+        return 0
+    document = {}
+    if deployment.spec.planning.automatic:
+        document, deployment = _planned(args, deployment, around)
+    else:
+        plan_ahead.refuse_planning_flags(args)
+    return _placed(args, deployment, around, document)
+
+
+def _planned(
+    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
+) -> tuple[dict[str, Any], DistServeDeployment]:
+    """What is printed, and the deployment with its numbers. Raises Infeasible, after printing."""
     from distserve.planner.commands.progress import Progress
     from distserve.planner.plan import make_plan
     from distserve.resources.errors import NoPlan
     from distserve.resources.planned import plan_document, with_plan
 
-    request = _request(args, deployment.spec)
+    request = _request(args, deployment, around)
     progress = Progress("configurations simulated")
     plan = make_plan(request, progress.advance)
     progress.close()
@@ -78,15 +101,39 @@ def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
         from distserve.planner.commands.plan_figure import draw_attainment
 
         draw_attainment(args.figure, request, plan)
-    _print(plan_document(deployment, plan), args.output)
+    document = plan_document(deployment, plan)
     try:
-        with_plan(deployment, plan)
+        return document, with_plan(deployment, plan)
     except NoPlan as error:
+        _print(document, args.output)
         raise Infeasible(str(error)) from None
+
+
+def _placed(
+    args: argparse.Namespace,
+    deployment: DistServeDeployment,
+    around: Around,
+    document: dict[str, Any],
+) -> int:
+    """Where the numbers go on the nodes that are there. Raises Infeasible, after printing."""
+    ahead = plan_ahead.look_ahead(deployment, around, time.time())
+    if args.output == "table":
+        _print_table(document, "")
+        for row in aligned(plan_ahead.ahead_rows(ahead)):
+            print(row)
+        for note in around.notes:
+            print(f"note: {note}", file=sys.stderr)
+    else:
+        placement = plan_ahead.ahead_document(ahead, around)
+        _print({**document, "placement": placement}, args.output)
+    if not ahead.course.fits:
+        raise Infeasible(ahead.shortage)
     return 0
 
 
-def _request(args: argparse.Namespace, spec: Spec) -> PlanRequest:
+def _request(
+    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
+) -> PlanRequest:
     """The deployment's question, as far as no flag says otherwise."""
     from distserve.api.deployment import DEFAULT_RESOURCE_NAME
     from distserve.planner.links import DEFAULT_NETWORK
@@ -99,34 +146,23 @@ def _request(args: argparse.Namespace, spec: Spec) -> PlanRequest:
     )
     from distserve.workload import read_requests
 
+    spec = deployment.spec
     resource = spec.accelerator.resource_name or DEFAULT_RESOURCE_NAME
-    nodes = nodes_of(_document(args.nodes), resource) if args.nodes else None
+    nodes = nodes_of({"items": around.nodes}, resource) if around else None
+    within = around is not None and spec.topology.pack_within is not None
+    domains = plan_ahead.domain_sizes(deployment, around.inventory) if around and within else ()
     network = args.network or DEFAULT_NETWORK
     texts = texts_of(spec, args.file)
     fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
     return plan_request(
         spec,
-        machine_of(spec, nodes, args.ngpu_per_node, args.is_high_affinity, network),
+        machine_of(spec, nodes, args.ngpu_per_node, args.is_high_affinity, network, domains),
         profile_of(spec, model_of(spec), args.hardware_profile, args.estimate, texts),
         read_requests(args.requests) if args.requests else None,
         {role: tp for role, tp in fixed.items() if tp is not None},
         texts,
         args.any_ranks,
     )
-
-
-def _document(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, Mapping):
-        raise UsageError(f"{path}: give the output of `kubectl get nodes -o yaml`")
-    return found
 
 
 def _print(document: dict[str, Any], output: str) -> None:

@@ -6,22 +6,18 @@ Reads `kubectl get nodes -o yaml` (and of pods, for what they take), or asks the
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from distserve.cli.cluster_objects import NODES, PODS, Object, aligned, fill, from_cluster, read
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from distserve.placement.inventory import Inventory
     from distserve.placement.requests import Level
     from distserve.placement.tree import Branch
-
-Object = dict[str, Any]
-PAGE = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.nodes is None:
         if args.pods:
             raise UsageError("--pods goes with --nodes; without them the cluster is asked for both")
-        nodes, pods = asyncio.run(_from_cluster(args.kubeconfig))
+        nodes, pods = from_cluster(args.kubeconfig, NODES, PODS)
     else:
-        nodes, pods = _read(args.nodes, "Node"), _read(args.pods, "Pod") if args.pods else []
+        nodes, pods = read(args.nodes, "Node"), read(args.pods, "Pod") if args.pods else []
     inventory = Inventory()
-    _fill(inventory, nodes, pods, args)
+    fill(inventory, nodes, pods, args)
     branches, notes = tree(inventory, levels), crossings(inventory, levels)
     if args.nodes and not args.pods:
         notes.append("everything counts as free without --pods")
@@ -63,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         found = {"domains": [_document(one) for one in branches], "notes": notes}
         print(json.dumps(found, indent=2))
         return 0
-    for row in _aligned(_rows(branches, accelerators(inventory))):
+    for row in aligned(_rows(branches, accelerators(inventory))):
         print(row)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -92,88 +88,6 @@ def _levels(args: argparse.Namespace) -> list[Level]:
         known = ", ".join(one.value for one in Preset)
         raise UsageError(f"--preset {args.preset} is not known: there are {known}")
     return [Level(name, label) for name, label in PRESETS[preset].items()]
-
-
-def _read(file: str, kind: str) -> list[Object]:
-    import yaml
-
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        found = [one for document in _documents(text) for one in _items(document)]
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        why = str(error).splitlines()[0]
-        raise UsageError(f"{file}: neither YAML nor JSON: {why}") from None
-    wanted = [one for one in found if one.get("kind", kind) == kind]
-    if found and not wanted:
-        raise UsageError(f"{file}: has no {kind}, but {found[0]['kind']}")
-    return wanted
-
-
-def _documents(text: str) -> list[Any]:
-    """JSON is YAML too, but read ten times slower as that."""
-    import yaml
-
-    try:
-        return [json.loads(text)]
-    except ValueError:
-        return list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-
-
-def _items(document: Any) -> Iterator[Object]:
-    if not isinstance(document, dict):
-        return
-    items = document.get("items", [document])
-    yield from (one for one in items if isinstance(one, dict))
-
-
-def _fill(
-    inventory: Inventory, nodes: Iterable[Object], pods: Iterable[Object], args: argparse.Namespace
-) -> None:
-    for kind, objects, put in (
-        ("nodes", nodes, inventory.put_node),
-        ("pods", pods, inventory.put_pod),
-    ):
-        file = getattr(args, kind) or "the cluster"
-        for one in objects:
-            try:
-                put(one)
-            except KeyError as error:
-                raise UsageError(
-                    f"{file}: an object has no {error}: give `kubectl get {kind} -o yaml` as it is"
-                ) from None
-            except ValueError as error:
-                name = one["metadata"]["name"]
-                raise UsageError(f"{file}: {name}: {error}") from None
-
-
-async def _from_cluster(kubeconfig: Path | None) -> tuple[list[Object], list[Object]]:
-    from distserve.operator.cluster import Cluster, NoCluster, load_configuration
-    from distserve.operator.errors import ClusterError
-    from distserve.operator.settings import CallSettings
-
-    try:
-        cluster = Cluster(await load_configuration(kubeconfig), CallSettings())
-    except NoCluster as error:
-        raise UsageError(f"{error}; or read files with --nodes") from None
-    try:
-        return await _list(cluster, "nodes"), await _list(cluster, "pods")
-    except ClusterError as error:
-        raise UsageError(f"the cluster does not tell its nodes and pods: {error}") from None
-    finally:
-        await cluster.close()
-
-
-async def _list(cluster: Any, plural: str) -> list[Object]:
-    found: list[Object] = []
-    query = {"limit": str(PAGE)}
-    while True:
-        page = await cluster.call("list", f"/api/v1/{plural}", query=query)
-        found += page["items"]
-        query["continue"] = page["metadata"].get("continue") or ""
-        if not query["continue"]:
-            return found
 
 
 def _document(branch: Branch) -> Object:
@@ -214,11 +128,3 @@ def _lines(branches: Iterable[Branch], resources: list[str], depth: int) -> Iter
         name = f"{'  ' * depth}{one.level} {one.name}"
         yield [name, count, *amounts, ", ".join(one.notes)]
         yield from _lines(one.branches, resources, depth + 1)
-
-
-def _aligned(rows: Iterable[list[str]]) -> Iterator[str]:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
