@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.fake_nodes import TOLERATION
 from tools.cluster.waiting import wait_for
 
 FAKE_OPERATOR = Path(__file__).with_name("fake_operator.py")
@@ -54,6 +55,21 @@ def sample() -> Callable[..., dict[str, Any]]:
         )
         found["metadata"]["name"] = name
         found["spec"] |= spec
+        return found
+
+    return make
+
+
+@pytest.fixture
+def deployment(sample: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """One whose pods fake nodes take."""
+
+    def make(name: str = "opt", **spec: Any) -> dict[str, Any]:
+        pod = {"podTemplate": {"spec": {"tolerations": [TOLERATION]}}}
+        found = sample(name, **spec)
+        found["spec"]["gateway"] = pod
+        for role in ("prefill", "decode"):
+            found["spec"][role] |= pod
         return found
 
     return make
@@ -157,37 +173,68 @@ def start_operator(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Sta
         one.end(signal.SIGKILL)
 
 
-@pytest.fixture
-def start_distserve(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Start]:
-    """start() -> Replica: `distserve operator` itself, watching this test's namespace only."""
-    started: list[Replica] = []
+class Distserve:
+    """Starts `distserve operator` itself; the caller's flags come last, and win."""
 
-    def start(*flags: str) -> Replica:
-        identity = f"operator-{len(started)}"
+    def __init__(self, cluster: Cluster, namespace: str, logs: Path) -> None:
+        self._cluster, self._namespace, self._logs = cluster, namespace, logs
+        self.started: list[Replica] = []
+
+    def __call__(
+        self, *flags: str, program: tuple[str, ...] = ("-m", "distserve.cli.main")
+    ) -> Replica:
+        identity = f"operator-{len(self.started)}"
         health, metrics = _free_ports(2)
         said = {
             "lease": {"identity": identity},
             "health_port": health,
             "metrics_port": metrics,
         }
-        # The caller's come last, and win.
-        flags = (
-            f"--kubeconfig={crd.kubeconfig}",
-            f"--namespaces={namespace}",
-            f"--lease-namespace={namespace}",
+        command = [
+            *(sys.executable, *program, "operator"),
+            f"--kubeconfig={self._cluster.kubeconfig}",
+            f"--namespaces={self._namespace}",
+            f"--lease-namespace={self._namespace}",
             f"--identity={identity}",
+            "--host=127.0.0.1",
             f"--health-port={health}",
             f"--metrics-port={metrics}",
             *flags,
-        )
-        command = [sys.executable, "-m", "distserve.cli.main", "operator", *flags]
-        replica = Replica(said, tmp_path / f"{identity}.log", command)
-        started.append(replica)
+        ]
+        replica = Replica(said, self._logs / f"{identity}.log", command)
+        self.started.append(replica)
         return replica
 
+    def end(self) -> None:
+        for one in self.started:
+            one.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def start_distserve(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Start]:
+    """start() -> Replica, watching this test's namespace only."""
+    start = Distserve(crd, namespace, tmp_path)
     yield start
-    for one in started:
-        one.end(signal.SIGKILL)
+    start.end()
+
+
+@pytest.fixture(scope="module")
+def shared_namespace(crd: Cluster) -> Iterator[str]:
+    """For the tests of one module, each with deployments of its own names."""
+    with crd.namespace("control") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def shared_operator(
+    crd: Cluster, shared_namespace: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replica]:
+    """`distserve operator` for the tests of one module."""
+    start = Distserve(crd, shared_namespace, tmp_path_factory.mktemp("operator"))
+    operator = start("--engine-check=off")
+    operator.wait_until("leads", lambda: operator.leads)
+    yield operator
+    start.end()
 
 
 class Network:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import Cluster
-from tools.cluster.fake_nodes import TOLERATION
 
 Start = Callable[..., Any]
 KINDS = (
@@ -21,21 +20,6 @@ def nodes(control_plane: Cluster) -> Iterator[list[str]]:
     names = control_plane.nodes(2, gpus=4, prefix="operator-test")
     yield names
     control_plane.remove_nodes(names)
-
-
-@pytest.fixture
-def deployment(sample: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A deployment whose pods fake nodes take."""
-
-    def make(units: int = 1) -> dict[str, Any]:
-        pod = {"podTemplate": {"spec": {"tolerations": [TOLERATION]}}}
-        found = sample("opt", units=units)
-        found["spec"]["gateway"] = pod
-        for role in ("prefill", "decode"):
-            found["spec"][role] |= pod
-        return found
-
-    return make
 
 
 def conditions(cluster: Cluster, namespace: str) -> dict[str, Any]:

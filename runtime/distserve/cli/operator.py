@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="distserve-gateway",
         help="ClusterRole that gateways are bound to; the chart makes it",
     )
+    add("--host", default="0.0.0.0", help="address of all its ports (default: any)")
     add("--health-port", type=int, default=8081, help="/healthz and /readyz (default 8081)")
     add("--metrics-port", type=int, default=8080, help="/metrics (default 8080)")
     add("--workers", type=int, default=4, help="deployments at work at a time (default 4)")
@@ -112,6 +113,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
     return Settings(
         namespaces=tuple(name for name in args.namespaces.split(",") if name),
         kubeconfig=args.kubeconfig,
+        host=args.host,
         health_port=args.health_port,
         metrics_port=args.metrics_port,
         lease=lease,
