@@ -1,6 +1,7 @@
 """Many deployments at once: all right in the end. Times and sizes are printed beside their aims."""
 
 import asyncio
+import functools
 import statistics
 import time
 from collections import Counter
@@ -241,6 +242,9 @@ async def change_gateways(kubeconfig: Path, namespace: str, names: Sequence[str]
     return times
 
 
+say_now = functools.partial(print, flush=True)
+
+
 class Say:
     """Prints figures, and the CPU that each process took for a phase: what took most bounds it."""
 
@@ -252,7 +256,7 @@ class Say:
         self._kwok = cluster.processes
         self._cpu = self._cpu_seconds()
         self._at = time.monotonic()
-        print(
+        say_now(
             f"\n{scale.deployments} deployments of {PODS} pods and a gateway, {scale.nodes} nodes:"
         )
 
@@ -264,7 +268,7 @@ class Say:
         used = {name: now - before.get(name, 0) for name, now in self._cpu.items()}
         most = sorted(used.items(), key=lambda one: -one[1])
         words = ", ".join(f"{name} {seconds:.1f}" for name, seconds in most if seconds >= 0.5)
-        print(f"  {name}: {took:.1f} s" + (f" (aim: {aim})" if aim else "") + f"; CPU s: {words}")
+        say_now(f"  {name}: {took:.1f} s" + (f" (aim: {aim})" if aim else "") + f"; CPU s: {words}")
 
     def calls_per_reconcile(self) -> None:
         leader = self._replicas[0]
@@ -278,20 +282,20 @@ class Say:
                 except AssertionError:
                     continue
         seconds = leader.metric("distserve_operator_reconcile_seconds_sum")
-        print(
+        say_now(
             f"  {count:.0f} reconciles of {seconds / count * 1000:.0f} ms, "
             f"{sum(calls.values()) / count:.1f} API calls each: {dict(calls)}"
         )
 
     def changes(self, times: Sequence[float]) -> None:
         cuts = statistics.quantiles(times, n=100, method="inclusive")
-        print(
+        say_now(
             f"  change -> applied, {len(times)} edits: p50 {cuts[49] * 1000:.0f} ms, "
             f"p99 {cuts[98] * 1000:.0f} ms (aim: 1000)"
         )
 
     def idle(self, calls: Counter[str], seconds: float) -> None:
-        print(
+        say_now(
             f"  idle: {calls.total() / seconds:.2f} calls/s of both replicas (aim: 1): "
             + ", ".join(f"{count} {what}" for what, count in calls.most_common())
         )
@@ -301,7 +305,7 @@ class Say:
             status = Path(f"/proc/{self._processes[name].pid}/status").read_text()
             peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
             resident = self._processes[name].memory_info().rss / 2**20
-            print(
+            say_now(
                 f"  {name}: {resident:.0f} MB resident, at most "
                 f"{int(peak.split()[1]) / 1024:.0f} (aim: 250)"
             )
