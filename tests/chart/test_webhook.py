@@ -1,5 +1,6 @@
 """The webhook that is optional: what the chart makes for it, and whom it can hold up."""
 
+import argparse
 import copy
 import json
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from tools.cluster import fake_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.errors import CommandFailed
 from tools.cluster.waiting import wait_for
+
+from distserve.cli import operator as command
+from distserve.operator.settings import SelfMadeCertificate
 
 Object = dict[str, Any]
 
@@ -113,6 +117,26 @@ def test_one_of_cert_managers(render: Any) -> None:
     assert "--webhook-service" not in found.flags
     for kind in ("Secret", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
         assert NAME not in [one["metadata"]["name"] for one in found.all(kind)]
+
+
+@pytest.mark.parametrize("values", [ON, CERT_MANAGER], ids=["own", "cert-manager"])
+def test_the_command_knows_its_flags(render: Any, values: Object) -> None:
+    """And calls itself by the name by which the API server calls it."""
+    found = render(values, namespace="ops")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    webhook = command._settings(parser.parse_args(found.container["args"])).webhook
+    assert webhook is not None
+    (hook,) = found.one(CONFIGURATION)["webhooks"]
+    service = hook["clientConfig"]["service"]
+    if isinstance(webhook.certificate, SelfMadeCertificate):
+        assert webhook.certificate.names == (f"{service['name']}.{service['namespace']}.svc",)
+        assert webhook.certificate.secret == found.one("Secret")["metadata"]["name"]
+        assert webhook.certificate.namespace == found.one("Secret")["metadata"]["namespace"]
+        assert webhook.certificate.configuration == found.one(CONFIGURATION)["metadata"]["name"]
+    else:
+        folders = [one["mountPath"] for one in found.container["volumeMounts"]]
+        assert str(webhook.certificate.folder) in folders
 
 
 def test_an_issuer_of_yours(render: Any) -> None:
