@@ -172,3 +172,15 @@ def free_port() -> int:
 @pytest.fixture
 def unused_port() -> int:
     return free_port()
+
+
+@pytest.fixture
+def unused_ports() -> Callable[[int], list[int]]:
+    def find(count: int) -> list[int]:
+        with contextlib.ExitStack() as held:
+            sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            return [int(one.getsockname()[1]) for one in sockets]
+
+    return find

@@ -1,9 +1,9 @@
 """The files of the pack, path -> text: `distserve observability` writes them, the chart has copies.
 
-dashboards/*.json        import or provision them in Grafana
-rules/operator.yaml      rule_files of Prometheus
-rules/NAMESPACE.NAME.yaml  the same for each deployment that was given
-scrape.yaml              scrape_config_files of Prometheus: pods, with the labels that all need
+dashboards/*.json          import or provision them in Grafana
+rules/operator.yaml        the operator's alerts
+rules/NAMESPACE.NAME.yaml  recording rules and alerts of each deployment that was given
+prometheus.yaml            for who has no Prometheus operator: finds the pods, reads the rules
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,8 +33,8 @@ def operator_rules_file(namespace: str, operator: str, runbooks: str = RUNBOOKS)
     return yaml_file(rule_groups(operator, list(operator_rules(namespace, operator)), runbooks))
 
 
-def scrape_file() -> str:
-    """Prometheus' own discovery of pods, for who has no Prometheus operator."""
+def prometheus_file() -> str:
+    """Prometheus' own discovery of pods, with the labels that dashboards and rules need."""
     job = {
         "job_name": "distserve",
         "kubernetes_sd_configs": [{"role": "pod"}],
@@ -46,7 +46,7 @@ def scrape_file() -> str:
             *(_copy(_pod_label(label), prometheus_name(label)) for label in TARGET_LABELS),
         ],
     }
-    return yaml_file({"scrape_configs": [job]})
+    return yaml_file({"rule_files": ["rules/*.yaml"], "scrape_configs": [job]})
 
 
 def pack(
@@ -60,7 +60,7 @@ def pack(
     rules = {"operator": operator_rules_file(namespace, operator, runbooks)}
     rules |= {name: yaml_file(document) for name, document in deployments}
     found |= {PurePosixPath("rules") / f"{name}.yaml": text for name, text in rules.items()}
-    return found | {PurePosixPath("scrape.yaml"): scrape_file()}
+    return found | {PurePosixPath("prometheus.yaml"): prometheus_file()}
 
 
 def yaml_file(document: Mapping[str, Any]) -> str:
