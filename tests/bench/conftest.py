@@ -23,6 +23,10 @@ class Stub:
     headers: list[dict[str, str]] = field(default_factory=list)
     after: int | None = None
     """Requests from this one on are refused with 429; None for never."""
+    metrics: Callable[[], str] | None = None
+
+    async def measure(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics()) if self.metrics else refusal(404, "no such page")
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -94,6 +98,7 @@ def stub() -> Iterator[Stub]:
         app = web.Application()
         app.router.add_post("/v1/completions", stub.complete)
         app.router.add_post("/v1/chat/completions", stub.complete)
+        app.router.add_get("/metrics", stub.measure)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

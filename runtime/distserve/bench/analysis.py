@@ -178,9 +178,13 @@ def throughput(run: Run, slo: Slo) -> Throughput:
 def breakdown(run: Run) -> dict[str, float] | None:
     """Mean share of a request's time in each stage; None where the server did not tell.
 
-    Shares are taken per request and then averaged, as in figure 10 of DistServe.
+    Shares are taken per request and then averaged, as in figure 10 of DistServe; where only the
+    run's sums are known, they are shares of all requests' time together.
     """
     told = [s.stages for s in run.samples if s.stages and sum(s.stages.values()) > 0]
+    means = run.about.get("stage_seconds")
+    if not told and means and sum(means.values()) > 0:
+        told = [means]
     if not told:
         return None
     return {

@@ -74,6 +74,7 @@ class RunFiles:
         exp_format: str,
         epoch: float,
         max_lag_ms: float,
+        stage_seconds: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Write all three; `epoch` added to the monotonic clock gives Unix time."""
         outcomes = observed.outcomes
@@ -88,6 +89,7 @@ class RunFiles:
             "completed": len(rows),
             "failures": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
             "started": observed.started + epoch,
+            "stage_seconds": stage_seconds,
         }
         _replace(self.csv, _csv_text(outcomes, epoch))
         if not observed.interrupted:
