@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -158,6 +159,8 @@ def main() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(args.serve))
         return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server inherits it
     gap = args.streams / args.tokens_per_second
     requests = plan(args.streams, gap, args.seconds_each, args.seconds)
     server = subprocess.Popen(

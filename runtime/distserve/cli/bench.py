@@ -78,6 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     from distserve.bench.session import run_series
 
     session = _session(args)
+    _allow_many_connections()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -243,6 +244,14 @@ def _seconds(args: argparse.Namespace, name: str) -> float | None:
         return parse_duration(text)
     except ValueError as error:
         raise UsageError(f"--{name.replace('_', '-')} {text!r}: {error}") from error
+
+
+def _allow_many_connections() -> None:
+    """A stream takes a file descriptor, and shells often start with 1024."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _until_interrupted(series: Any) -> list[Ran]:

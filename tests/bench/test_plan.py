@@ -1,0 +1,81 @@
+"""The requests of a run: the same for every system, at the instants that were asked for."""
+
+import io
+import itertools
+import statistics
+
+import pytest
+
+from distserve.bench.errors import BenchError
+from distserve.bench.outcome import Outcome
+from distserve.bench.plan import Recipe
+from distserve.bench.progress import Progress
+from distserve.bench.question import Pair, parse_pairs
+from distserve.workload import ArrivalProcess, RequestSet
+
+REQUESTS = RequestSet(range(5, 405), [3] * 400)
+TRACE = RequestSet([4, 5, 6, 7], [1, 2, 3, 4], [1000.0, 1500.0, 3000.0, 9000.0], "trace")
+
+
+def recipe(kind: str = "poisson", requests: RequestSet = REQUESTS, **more: int) -> Recipe:
+    return Recipe(requests, ArrivalProcess(kind, seed=more.get("seed", 0)), **more)
+
+
+def test_systems_see_the_same_requests_and_seeds_differ() -> None:
+    pair = Pair(50, 4.0)
+    assert recipe().plan(pair) == recipe().plan(pair)
+    assert recipe().plan(pair) != recipe(seed=1).plan(pair)
+
+
+def test_a_request_is_the_same_at_every_rate() -> None:
+    slow, fast = recipe().plan(Pair(50, 1.0)), recipe().plan(Pair(50, 4.0))
+    assert [r.prompt for r in slow] == [r.prompt for r in fast]
+    assert [r.at_seconds for r in slow] == pytest.approx([4 * r.at_seconds for r in fast])
+
+
+def test_poisson_has_the_asked_mean_and_prompts_their_lengths() -> None:
+    planned = recipe().plan(Pair(400, 8.0))
+    gaps = [b.at_seconds - a.at_seconds for a, b in itertools.pairwise(planned)]
+    assert statistics.fmean(gaps) == pytest.approx(1 / 8, rel=0.15)
+    assert all(len(r.prompt) == r.prompt_tokens for r in planned)
+    starts = {tuple(r.prompt[:5]) for r in planned}
+    assert len(starts) == 400, "no two prompts share a cached prefix"
+
+
+def test_a_trace_keeps_its_times_or_is_scaled_to_a_rate() -> None:
+    own = recipe("trace", TRACE).plan(Pair(4, None))
+    assert [r.at_seconds for r in own] == [0, 0.5, 2, 8]
+    assert [r.output_tokens for r in own] == [1, 2, 3, 4]
+    scaled = recipe("recorded", TRACE).plan(Pair(3, 4.0))
+    assert [r.at_seconds for r in scaled] == pytest.approx([0, 0.125, 0.5])
+    with pytest.raises(BenchError, match="has 4 requests"):
+        recipe("recorded", TRACE).plan(Pair(5, 1.0))
+
+
+def test_all_at_once() -> None:
+    (pair,) = parse_pairs("[(7,inf)]")
+    assert {r.at_seconds for r in recipe().plan(pair)} == {0.0}
+    assert pair.label == "7-inf"
+
+
+def test_texts_are_sent_as_they_are() -> None:
+    texts = RequestSet([1, 2], [1, 1], prompts=["half a pair \ud800", "ö"])
+    prompts = {r.prompt for r in recipe("fixed", texts).plan(Pair(2, 1.0))}
+    assert prompts == {"half a pair ?", "ö"}
+
+
+def test_progress_is_for_terminals() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def outcome(failure: str | None) -> Outcome:
+        return Outcome(0, 1, 1, 0.0, 0.0, 0.0, failure=failure)
+
+    screen, pipe = Terminal(), io.StringIO()
+    for stream in (screen, pipe):
+        progress = Progress("sys 4-1", 4, stream)
+        progress.ended(outcome("HTTP 429"))
+        progress.close()
+    assert "sys 4-1" in screen.getvalue() and "1/4, 1 failed" in screen.getvalue()
+    assert pipe.getvalue() == ""
