@@ -97,7 +97,7 @@ def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
             command += [f"--{name}", str(tmp_path / name)]
         code = main(command)
         said = capsys.readouterr()
-        found = json.loads(said.out)["placement"] if said.out else {}
+        found = json.loads(said.out).get("placement", {}) if said.out else {}
         return code, found, said.err
 
     return run
@@ -306,6 +306,28 @@ def test_planned_units_fit_a_domain() -> None:
     assert within.scattered(parts) == 0
     assert within.scattered({4: 2}) == 3
     assert within.scattered({4: 1, 2: 1}) == 3
+
+
+def test_a_plan_across_nodes_stays_inside_a_domain(plan: Plan) -> None:
+    """Nodes of one accelerator, a clique each: a pair fits the cluster, and no clique."""
+    load = {
+        "requestsPerSecond": "1",
+        "lengths": {"promptTokens": {"mean": 300, "p90": 600},
+                    "outputTokens": {"mean": 50, "p90": 100}},
+    }  # fmt: skip
+    asked = deployment(
+        model={"id": "facebook/opt-13b", "source": {"hostPath": "/models"}, "maxModelLen": 2048},
+        slo={"ttft": "1s", "tpot": "200ms", "attainmentPercent": 90},
+        workload=load,
+        planning={"mode": "Auto", "hardwareProfile": "a100-80g"},
+    )
+    asked["spec"] |= {"prefill": {}, "decode": {}}
+    nodes = [gpu_node(domain, 0, gpus=1) for domain in range(4)]
+    code, _, said = plan(asked, "--is-high-affinity", nodes=nodes)
+    assert code == 3 and "does not fit" in said
+    asked["spec"]["topology"]["packWithin"] = "zone"
+    code, found, _ = plan(asked, "--is-high-affinity", nodes=nodes)
+    assert code == 0 and len(set(found["moves"][0]["nodes"].values())) == 2
 
 
 @pytest.mark.cluster
