@@ -93,6 +93,8 @@ def _panel(panel: Panel) -> timeseries.Panel | stat.Panel:
     made.title(panel.title).datasource(SOURCE).unit(panel.unit).min(0)
     if panel.description:
         made.description(panel.description)
+    if panel.without:
+        made.no_value(panel.without)
     if panel.most is not None:
         made.max(panel.most)
     for name, query in zip(string.ascii_uppercase, panel.queries, strict=False):

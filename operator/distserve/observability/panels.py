@@ -41,6 +41,8 @@ class Panel:
     """The axis' upper end, where there is a natural one."""
     width: int = 8
     """Of 24 columns."""
+    without: str = ""
+    """Said where there is nothing to show, for what not every deployment has."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ OF_DEPLOYMENT: Final = (
     Variable("namespace", REQUESTS, "namespace"),
     Variable("deployment", f'{REQUESTS}{{namespace="$namespace"}}', DEPLOYMENT),
 )
+NO_MIGRATORS: Final = "no migrators"
+"""Instances that do both phases have none."""
 PERCENTILES: Final = (0.5, 0.9, 0.99)
 
 

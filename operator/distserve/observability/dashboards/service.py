@@ -18,6 +18,7 @@ from distserve.observability.selecting import (
 
 _DISCOVERY_AGE: Final = "distserve_gateway_discovery_age_seconds"
 STAGES: Final = "distserve_request_stage_seconds"
+NO_SLO: Final = "no spec.slo"
 _PROMISED: Final = f"and on () max({shown(TARGET_SECONDS)})"
 """Only of a deployment that has an SLO: without one nothing is attained."""
 
@@ -50,6 +51,7 @@ _OBJECTIVE: Final = Row(
             Form.NUMBER,
             most=1,
             width=6,
+            without=NO_SLO,
         ),
         Panel(
             "Attainment by half",
@@ -62,12 +64,14 @@ _OBJECTIVE: Final = Row(
             Unit.SHARE,
             most=1,
             width=9,
+            without=NO_SLO,
         ),
         Panel(
             "Error budget's burn rate",
             "1 uses up the allowed misses exactly; the alerts compare with multiples of it.",
             (_burn("5m"), _burn("1h"), _burn("6h")),
             width=9,
+            without=NO_SLO,
         ),
         percentiles(
             "Time to first token",

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from distserve.observability.dashboards.common import OF_DEPLOYMENT, legend
+from distserve.observability.dashboards.common import NO_MIGRATORS, OF_DEPLOYMENT, legend
 from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit
 from distserve.observability.promql import total
 from distserve.observability.selecting import (
@@ -55,6 +55,7 @@ _LINKS: Final = Row(
                     legend(INSTANCE, "transport"),
                 ),
             ),
+            without=NO_MIGRATORS,
         ),
         Panel(
             "KV into each unit",
@@ -66,6 +67,7 @@ _LINKS: Final = Row(
                 ),
             ),
             Unit.BYTES_PER_SECOND,
+            without=NO_MIGRATORS,
         ),
         Panel(
             "Pairs by what they share",

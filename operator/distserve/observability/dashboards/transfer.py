@@ -1,8 +1,14 @@
 """Does the KV cache arrive, and how fast?"""
 
+from dataclasses import replace
 from typing import Final
 
-from distserve.observability.dashboards.common import OF_DEPLOYMENT, legend, percentiles
+from distserve.observability.dashboards.common import (
+    NO_MIGRATORS,
+    OF_DEPLOYMENT,
+    legend,
+    percentiles,
+)
 from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit
 from distserve.observability.promql import mean, ratio, total
 from distserve.observability.selecting import INSTANCE, SHOWN, shown
@@ -94,10 +100,16 @@ _TRUST: Final = Row(
         ),
     ),
 )
+
+
+def _excused(row: Row) -> Row:
+    return replace(row, panels=tuple(replace(p, without=NO_MIGRATORS) for p in row.panels))
+
+
 TRANSFER: Final = Dashboard(
     "distserve-transfer",
     "DistServe / KV transfer",
     "Bandwidth, failures and leases of the KV cache's way from prefill to decode.",
     OF_DEPLOYMENT,
-    (_SPEED, _TRUST),
+    (_excused(_SPEED), _excused(_TRUST)),
 )

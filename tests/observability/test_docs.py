@@ -1,0 +1,53 @@
+"""What docs/observability.md says is so."""
+
+import re
+from typing import Any
+
+import yaml
+from tools.cluster.cluster import CHECKOUT
+
+from distserve.cli.main import main
+from distserve.observability.dashboards import DASHBOARDS
+
+DOCS = CHECKOUT / "docs"
+PAGE = (DOCS / "observability.md").read_text()
+
+
+def test_dashboards_are_named() -> None:
+    found = re.findall(r"^\| (DistServe / [^|]+) \|", PAGE, re.MULTILINE)
+    assert found == [dashboard.title for dashboard in DASHBOARDS]
+
+
+def test_every_runbook_is_linked_and_every_link_leads_somewhere() -> None:
+    pages = [DOCS / "observability.md", *(DOCS / "runbooks").glob("*.md")]
+    linked = set()
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+\.md)\)", page.read_text()):
+            assert (page.parent / link).is_file(), (page, link)
+            linked.add(link.removeprefix("runbooks/"))
+    assert {page.name for page in (DOCS / "runbooks").glob("*.md")} <= linked
+
+
+def test_runbooks_name_dashboards_and_panels_that_there_are() -> None:
+    titles = {dashboard.title for dashboard in DASHBOARDS}
+    titles |= {panel.title for dashboard in DASHBOARDS for panel in dashboard.panels}
+    titles |= {row.title for dashboard in DASHBOARDS for row in dashboard.rows}
+    for page in (DOCS / "runbooks").glob("*.md"):
+        named = set(re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", page.read_text()))
+        assert named <= titles, page
+
+
+def test_the_charts_values_are_named() -> None:
+    monitoring = yaml.safe_load((CHECKOUT / "charts/distserve/values.yaml").read_text())
+    named = set(re.findall(r"monitoring\.(\w+)", PAGE))
+    assert named and named <= monitoring["monitoring"].keys()
+
+
+def test_the_command_is_taken(tmp_path: Any, monkeypatch: Any) -> None:
+    (command,) = re.findall(r"^distserve (observability .*)$", PAGE, re.MULTILINE)
+    sample = (CHECKOUT / "manifests/samples/tiny-cpu.yaml").read_text()
+    (tmp_path / "deployment.yaml").write_text(sample)
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 0
+    for file in re.findall(r"`(pack/[a-z./]+)`", PAGE):
+        assert (tmp_path / file).is_file(), file
