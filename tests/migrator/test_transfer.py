@@ -260,3 +260,12 @@ def test_done_after_the_lease_is_answered_expired_and_nothing_is_fetched():
     failed = messages.Failed(transfer="t", reason="expired", retryable=True)
     assert target.lease_ended(1, end.ok, LEASE) == [tr.ToEngine(failed)]
     assert source.expired
+
+
+def test_ranges_that_overlap_are_read_once():
+    """A reader that comes late hears of all chunks in one message."""
+    target = tr.TargetTransfer("t", 1, "peer", 1, 100)
+    target.fetch(SPANS, 0, 1)
+    target.pulling(1, SPANS)
+    reads = target.ready(1, [TokenRange(0, 16), TokenRange(0, 32)], 0)
+    assert reads == [tr.StartRead(TokenRange(0, 16)), tr.StartRead(TokenRange(16, 32))]

@@ -281,8 +281,10 @@ class TargetTransfer:
     ) -> list[TargetAction]:
         if not self._current(generation) or self.source_spans is None:
             return []
-        found = [part for t in tokens for part in intersect(self.missing, t)]
-        self.missing = subtract(self.missing, tokens)
+        found: list[TokenRange] = []
+        for each in tokens:  # ranges of one message may overlap, too
+            found += intersect(self.missing, each)
+            self.missing = subtract(self.missing, [each])
         if found:
             self.ready_at = now
             self._motion(now, len(found))
