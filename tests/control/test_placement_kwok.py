@@ -7,11 +7,13 @@ import contextlib
 import json
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -422,3 +424,75 @@ def test_a_unit_whose_room_was_taken_is_placed_anew(
         )
     with capsys.disabled():
         print(f"\n  room taken -> placed anew: {took:.1f} s, of which gangTimeout 3 s")
+
+
+# ---- what was planned -----------------------------------------------------------------------
+
+
+def planned(cluster: Cluster, folder: Path, document: Object) -> list[tuple[str, str, str]]:
+    """(act, unit, domain) of each move that `distserve plan` tells."""
+    file = folder / "deployment.json"
+    file.write_text(json.dumps(document))
+    command = [sys.executable, "-m", "distserve.cli.main", "plan", f"--file={file}", "--cluster",
+               f"--kubeconfig={cluster.kubeconfig}", "--output=json"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    moves = json.loads(done.stdout)["placement"]["moves"]
+    return [(one["act"], one["unit"], one["domain"]["name"]) for one in moves]
+
+
+def test_what_plan_says_is_what_is_done(
+    crd: Cluster, namespace: str, operator: Any, tmp_path: Path
+) -> None:
+    def document(units: int, **marks: str) -> Object:
+        found = deployment("opt", WHOLE_DOMAIN)
+        found["metadata"]["namespace"] = namespace
+        found["spec"]["units"] = units
+        for role in ("prefill", "decode"):
+            template = found["spec"][role]["podTemplate"]
+            found["spec"][role]["podTemplate"] = template | {"metadata": {"labels": marks}}
+        return found
+
+    with domains(crd, 3, 2, "plan-") as cliques, watched(crd, namespace) as history:
+        crd.apply(foreign_pod("busy", next(iter(cliques)), 1), namespace)
+
+        def homes() -> dict[str, str]:
+            """Of units that are whole and Ready."""
+            found = {}
+            for (_, unit), pods in history.units().items():
+                at = {cliques[pod["spec"]["nodeName"]] for pod in pods if is_ready(pod)}
+                if len(at) == 1 and sum(map(is_ready, pods)) == len(pods) == WHOLE_DOMAIN.pods:
+                    found[unit] = at.pop()
+            return found
+
+        for units in (1, 2):
+            told = planned(crd, tmp_path, document(units))
+            crd.apply(document(units), namespace)
+            operator.wait_until(
+                "all units are whole", lambda wanted=units: len(homes()) == wanted, SECONDS
+            )
+            assert {unit: domain for _, unit, domain in told} == homes()
+            acts = [act for act, _, _ in planned(crd, tmp_path, document(units))]
+            assert acts == ["keep"] * units, "nothing is left to do"
+
+        crd.kubectl("scale", "dsd/opt", f"-n{namespace}", "--replicas=1")
+        operator.wait_until("one unit is left", lambda: set(homes()) == {"u0"}, SECONDS)
+        told = planned(crd, tmp_path, document(1, colour="blue"))
+        assert [move[:2] for move in told] == [
+            ("keep", "u0"), ("create", "u1"), ("replace", "u0"), ("delete", "u1"),
+        ]  # fmt: skip
+        crd.apply(document(1, colour="blue"), namespace)
+
+        def rolled() -> bool:
+            pods = [pod for some in history.units().values() for pod in some]
+            blue = all(pod["metadata"]["labels"].get("colour") == "blue" for pod in pods)
+            return blue and set(homes()) == {"u0"}
+
+        operator.wait_until("the rollout is over", rolled, 2 * SECONDS)
+        assert homes()["u0"] == told[2][2]
+        marks = [
+            one["metadata"].get("labels") or {} for one in history.events if one["kind"] == "Pod"
+        ]
+        extra = {m[DOMAIN] for m in marks if m.get(UNIT) == "u1" and m.get("colour") == "blue"}
+        assert extra == {told[1][2]}
+        history.check(cliques)
