@@ -37,7 +37,7 @@ class Prometheus:
         config = {"global": every, "scrape_configs": [job], "rule_files": [str(r) for r in rules]}
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         port = free_port()
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         command = [
             str(program("prometheus")),
             f"--config.file={folder / 'prometheus.yaml'}",
@@ -52,7 +52,7 @@ class Prometheus:
     def get(self, path: str, **query: str) -> Any:
         words = f"?{urllib.parse.urlencode(query)}" if query else ""
         try:
-            with urllib.request.urlopen(self._url + path + words, timeout=10) as answer:
+            with urllib.request.urlopen(self.url + path + words, timeout=10) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             with error:
@@ -70,7 +70,7 @@ class Prometheus:
     def ready(self) -> bool:
         assert self.process.poll() is None, tail(self._log)
         try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5):
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
                 return True
         except OSError:
             return False

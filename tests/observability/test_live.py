@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tools.cluster.cluster import CHECKOUT
 from tools.cluster.waiting import wait_for
+from tools.dashboard_pictures import main
 
 from distserve.observability.dashboards.balance import BALANCE
 from distserve.observability.dashboards.service import SERVICE
@@ -106,7 +107,7 @@ def load(url: str) -> Iterator[None]:
 
 
 def test_every_panel_shows_a_running_deployment(
-    up: tuple[str, Path], pack: Path, start_prometheus: Any, shown: Any
+    up: tuple[str, Path], pack: Path, start_prometheus: Any, shown: Any, tmp_path: Path
 ) -> None:
     url, targets = up
     rules = sorted((pack / "rules").glob("*.yaml"))
@@ -146,5 +147,9 @@ def test_every_panel_shows_a_running_deployment(
             ),
             30,
         )
+    pictures = tmp_path / "pictures"
+    draw = ["--deployment=tiny", "--seconds=90", "--scrape-seconds=2.5"]
+    assert main([f"--prometheus={prometheus.url}", f"--output-dir={pictures}", *draw]) == 0
+    assert {f"{one.uid}.png" for one in OF_DEPLOYMENT} == {one.name for one in pictures.iterdir()}
     for group in prometheus.get("/api/v1/rules")["groups"]:
         assert {rule["health"] for rule in group["rules"]} == {"ok"}, group
