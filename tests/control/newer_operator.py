@@ -20,6 +20,6 @@ def later(build: Any) -> Any:
 
 
 if __name__ == "__main__":
-    revisions.engine_template = later(revisions.engine_template)
-    revisions.gateway_template = later(revisions.gateway_template)
+    for name in ("engine_template", "gateway_template"):
+        setattr(revisions, name, later(getattr(revisions, name)))
     sys.exit(main())
