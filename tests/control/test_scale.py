@@ -29,8 +29,8 @@ CLIQUE = "nvidia.com/gpu.clique"
 NODES_PER_CLIQUE = 4
 INSTANCES_PER_ROLE = 2
 PODS = 2 * INSTANCES_PER_ROLE
-# As many as kubectl applies within its bound on a busy machine.
-BATCH = 100
+# As many as kubectl applies within its bound, while the operator keeps the API server busy.
+BATCH = 25
 
 
 @dataclass(frozen=True)
