@@ -78,7 +78,7 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
             client = client or await warm_up(http, session, plans[pair], say)
             progress = Progress(f"{session.prefix} {pair.label}", pair.requests, sys.stderr)
             epoch = time.time() - time.perf_counter()
-            before = await stages.read(http, session.target.url)
+            before = await stages.settled(http, session.target.url)
             observed = await offer(plans[pair], client, progress.ended)
             progress.close()
             completed = sum(outcome.complete for outcome in observed.outcomes)

@@ -66,6 +66,17 @@ async def read(http: aiohttp.ClientSession, url: str) -> StageCounts | None:
         return None
 
 
+async def settled(http: aiohttp.ClientSession, url: str) -> StageCounts | None:
+    """The counts once they rest: those of the warm-up may come a moment after its answers."""
+    found = await read(http, url)
+    for _ in range(_TRIES if found is not None else 0):
+        await asyncio.sleep(_PAUSE_SECONDS)
+        before, found = found, await read(http, url)
+        if found is None or (before is not None and before.requests == found.requests):
+            break
+    return found
+
+
 async def since(
     http: aiohttp.ClientSession, url: str, before: StageCounts | None, completed: int
 ) -> dict[str, float] | None:
