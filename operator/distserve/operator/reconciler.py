@@ -54,8 +54,6 @@ Decide = Callable[[Observed, Answers], Decision]
 
 ROUNDS = 6
 """Of questions and answers: plan, place, dry run, and each may lead to the next."""
-
-
 TOGETHER = 6
 """Calls of one reconcile at a time: its writes wait for the API server's disk one beside another,
 and four workers leave connections for the lease and for listings."""
