@@ -166,6 +166,7 @@ def test_the_table_has_a_line_a_move(
         (("--pods", "x"), "--pods goes with --nodes"),
         (("--kubeconfig", "x"), "--kubeconfig goes with --cluster"),
         (("--prefill-tp", "2", "--nodes", "nodes"), "--prefill-tp has no effect"),
+        (("--estimate", "--nodes", "nodes"), "--estimate has no effect"),
         (("--nodes", "missing"), "missing: No such file"),
     ],
 )

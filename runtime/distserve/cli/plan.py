@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distserve.cli import plan_ahead
+from distserve.cli import plan_ahead, surroundings
 from distserve.cli.cluster_objects import aligned
 from distserve.cli.planned import texts_of
 from distserve.cli.usage import Infeasible, UsageError
@@ -18,14 +18,14 @@ from distserve.planner.commands.arguments import add_hardware, add_network, inte
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
-    from distserve.cli.plan_ahead import Around
+    from distserve.cli.surroundings import Around
     from distserve.planner.plan import PlanRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, required=True, help="the deployment's YAML")
     parser.add_argument("--name", help="which deployment, where the file holds several")
-    plan_ahead.add_arguments(parser)
+    surroundings.add_arguments(parser)
     parser.add_argument(
         "--ngpu-per-node",
         type=integer_from(1),
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
-    around = plan_ahead.look_around(args, deployment)
+    around = surroundings.look_around(args, deployment)
     if around is None:
         document, _ = _planned(args, deployment, None)
         _print(document, args.output)
