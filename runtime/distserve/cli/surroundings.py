@@ -1,4 +1,4 @@
-"""What `distserve plan` finds of a cluster: nodes, the room on them, and the deployment's own units.
+"""What `distserve plan` finds of a cluster: nodes, the room on them, the deployment's own units.
 From files, or from the API server."""
 
 from __future__ import annotations
