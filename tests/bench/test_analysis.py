@@ -13,6 +13,7 @@ from distserve.bench.analysis import (
     breakdown,
     crossing,
     normalised,
+    normalised_crossing,
     rate_crossing,
     scale_crossing,
     throughput,
@@ -139,6 +140,15 @@ def test_rates_and_latencies_per_token(write: Write) -> None:
     assert per_token.total == pytest.approx((1.0 / 13 + 2.0 / 13) / 2)
     assert per_token.input == pytest.approx(0.075)
     assert per_token.output == pytest.approx(0.375)
+
+
+def test_loongserve_s_throughput(write: Write, tmp_path: Path) -> None:
+    for rate, tpot in (("1", 0.125), ("3", 0.375)):
+        write([record(0.5, tpot)], f"s-1-{rate}.exp")
+    runs = read_folder(tmp_path)
+    assert normalised_crossing(runs, "output", 0.25).at == pytest.approx(2.0)
+    assert normalised_crossing(runs, "output", 0.375) == Crossing(3, "bound")
+    assert normalised_crossing(runs, "output", 0.1) == Crossing(None, "none")
 
 
 def test_five_stages(write: Write) -> None:

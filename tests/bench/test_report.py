@@ -90,12 +90,21 @@ def test_figures_are_left_out_where_nobody_told(results: Path) -> None:
 
 def test_json_and_no_figures(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--slo-ttft", "600ms", "--slo-tpot", "100ms", "--no-figures", "--output", "json"]
+    words += ["--normalised-slo", "sharegpt"]
     scales = ["--slo-scales", "1,0.5", "--output-dir", str(results / "x")]
     assert main(["bench", "report", str(results), *words, *scales]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [row["attainment_both"] for row in document["runs"]] == [1, 1, 1, 1]
     assert [row["slo_scale"] for row in document["scales"][:2]] == [1, 0.5]
     assert not list((results / "x").glob("*.png"))
+    assert (results / "x" / "normalised.csv").exists()
+    # Output at 50 ms a token keeps 320 ms at both rates, on one GPU.
+    (row,) = (
+        row
+        for row in document["normalised"]
+        if (row["system"], row["latency"]) == ("apart", "output")
+    )
+    assert (row["rate_per_gpu"], row["rate_per_gpu_is"]) == (3, "bound")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,7 @@ def test_json_and_no_figures(results: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ([], "do not agree on objectives"),
         (["--slo", "x"], "unknown SLO"),
+        (["--slo", "sharegpt-opt-13b", "--normalised-slo", "x"], "unknown normalised SLO"),
         (["--slo", "sharegpt-opt-13b", "--slo-ttft", "1s"], "exclude each other"),
         (["--slo", "sharegpt-opt-13b", "--gpus", "x"], "SYSTEM=N"),
         (["--slo", "sharegpt-opt-13b", "--gpus", "x=1"], "no system x"),

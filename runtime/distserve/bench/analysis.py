@@ -152,6 +152,17 @@ def normalised(run: Run) -> Normalised:
     )
 
 
+def normalised_crossing(runs: Iterable[Run], part: str, limit_seconds: float) -> Crossing:
+    """The highest rate per GPU up to which a normalised latency keeps its limit.
+
+    LoongServe's throughput is this rate. `part` is a field of Normalised; a run without the
+    figure is left out.
+    """
+    ordered = sorted(runs, key=lambda run: run.rate)
+    values = ((run.rate_per_gpu, getattr(normalised(run), part)) for run in ordered)
+    return crossing(((x, -value) for x, value in values if not math.isnan(value)), -limit_seconds)
+
+
 @dataclass(frozen=True)
 class Throughput:
     """Per second of the run, from the first request to the last answer."""

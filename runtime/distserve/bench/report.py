@@ -10,13 +10,14 @@ from distserve.bench.errors import BenchError
 from distserve.bench.figures import draw_all
 from distserve.bench.page import page, warnings
 from distserve.bench.reading import read_folder
-from distserve.bench.slos import DEFAULT_SCALES, Slo, named_slo
+from distserve.bench.slos import DEFAULT_SCALES, NormalisedSlo, Slo, named_slo
 from distserve.bench.tables import (
     Question,
     Row,
     crossing_rows,
     csv_text,
     json_text,
+    normalised_rows,
     run_rows,
     scale_rows,
 )
@@ -61,7 +62,11 @@ def question_of(folder: Path, asked: Asked, gpus: Mapping[str, int]) -> Question
 
 
 def write_report(
-    question: Question, output: Path, figures: bool, say: Callable[[str], None]
+    question: Question,
+    output: Path,
+    figures: bool,
+    say: Callable[[str], None],
+    normalised: NormalisedSlo | None = None,
 ) -> dict[str, list[Row]]:
     """Write everything into `output`; the tables, for who wants to print them."""
     tables = {
@@ -69,6 +74,8 @@ def write_report(
         "runs": run_rows(question),
         "scales": scale_rows(question),
     }
+    if normalised is not None:
+        tables["normalised"] = normalised_rows(question, normalised)
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         (output / f"{name}.csv").write_text(csv_text(rows))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distserve.bench.errors import BenchError
-from distserve.bench.openloop import Lag, Observed
+from distserve.bench.openloop import Observed
 from distserve.bench.outcome import Outcome
 
 EXP_FORMATS = ("distserve", "loongserve")
@@ -133,10 +133,6 @@ def loongserve_text(outcomes: Sequence[Outcome], epoch: float) -> str:
         if outcome.complete
     ]
     return repr(rows) + "\n"
-
-
-def lag_of(about: Mapping[str, Any]) -> Lag:
-    return Lag(**about["lag"])
 
 
 def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:

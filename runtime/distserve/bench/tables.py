@@ -16,12 +16,13 @@ from distserve.bench.analysis import (
     attainment,
     breakdown,
     normalised,
+    normalised_crossing,
     rate_crossing,
     scale_crossing,
     throughput,
 )
 from distserve.bench.quantiles import quantile
-from distserve.bench.slos import Slo
+from distserve.bench.slos import NormalisedSlo, Slo
 
 Row = dict[str, Any]
 LEVELS = (0.9, 0.99)
@@ -96,6 +97,20 @@ def crossing_rows(question: Question) -> list[Row]:
                 }
             )  # fmt: skip
     return rows
+
+
+def normalised_rows(question: Question, slo: NormalisedSlo) -> list[Row]:
+    """One row a system and limit: LoongServe's throughput, the rate per GPU that keeps it."""
+    limits = {"total": slo.total_ms, "input": slo.input_ms, "output": slo.output_ms}
+    return [
+        {
+            "system": system, "latency": part, "limit_ms": limit_ms,
+            "rate_per_gpu": found.at, "rate_per_gpu_is": found.kind,
+        }
+        for system, runs in question.systems.items()
+        for part, limit_ms in limits.items()
+        for found in [normalised_crossing(runs, part, limit_ms / 1000)]
+    ]  # fmt: skip
 
 
 def scale_rows(question: Question) -> list[Row]:

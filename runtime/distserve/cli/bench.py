@@ -141,6 +141,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slo", metavar="NAME", help="a paper's objectives, as sharegpt-opt-13b (docs/bench.md)")
     add("--slo-ttft", metavar="TIME", help="objective, as 250ms; default: that of the runs")
     add("--slo-tpot", metavar="TIME", help="objective, as 100ms; default: that of the runs")
+    add("--normalised-slo", metavar="NAME", help="LoongServe's limits per token, as sharegpt")
     add("--slo-scales", metavar="LIST", help="factors of both objectives, as 1.6,1.4,1.2,1,0.8")
     add(
         "--gpus", action="append", default=[], metavar="SYSTEM=N",
@@ -153,14 +154,16 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from distserve.bench.report import Asked, question_of, write_report
+    from distserve.bench.slos import normalised_slo
     from distserve.bench.summary import crossings_table
     from distserve.bench.tables import json_text
 
     asked = Asked(args.slo, _seconds(args, "slo_ttft"), _seconds(args, "slo_tpot"), _scales(args))
     question = question_of(args.folder, asked, _gpus(args.gpus))
     output = args.output_dir or args.folder / "report"
+    limits = normalised_slo(args.normalised_slo) if args.normalised_slo else None
     tables = write_report(
-        question, output, not args.no_figures, lambda line: print(line, file=sys.stderr)
+        question, output, not args.no_figures, lambda line: print(line, file=sys.stderr), limits
     )
     if args.output == "json":
         print(json_text(**tables), end="")
@@ -224,8 +227,8 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
-_DETERMINING = (
-    "url", "model", "dataset", "request_distribution", "cv", "seed", "gpus", "endpoint",
+_DETERMINING = (  # not the URL: a server that came back on another port is the same system
+    "model", "dataset", "request_distribution", "cv", "seed", "gpus", "endpoint",
     "prompt_format", "token_ids", "max_model_len", "no_stream", "no_ignore_eos", "exp_format",
 )  # fmt: skip
 
