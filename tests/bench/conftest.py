@@ -37,6 +37,8 @@ class Stub:
             return refusal(429, "too many prompts wait")
         if model == "refuses":
             return refusal(500, "the engine\nis gone")
+        if model == "mumbles":
+            return web.Response(status=502, body=b"\xff\xfe bad gateway", content_type="text/html")
         if model == "plain" and "stream_options" in body:
             return refusal(400, "stream_options: unknown field")
         if model == "strict" and "ignore_eos" in body:

@@ -72,6 +72,8 @@ def test_an_invalid_run_is_marked_and_done_again(bench: Run, stub: Any, tmp_path
 @pytest.mark.parametrize(
     ("model", "said"),
     [
+        ("refuses", "HTTP 500: the engine is gone"),
+        ("mumbles", "HTTP 502"),
         ("truncates", "truncated stream"),
         ("fails", "an engine died"),
         ("short", "fewer tokens than asked"),

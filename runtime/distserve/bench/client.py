@@ -95,7 +95,7 @@ class Client:
                 self.target.address, data=body, headers=self._headers
             ) as answer:
                 if answer.status != 200:
-                    outcome.failure = explain(answer.status, await answer.text())
+                    outcome.failure = explain(answer.status, await answer.text(errors="replace"))
                 elif self.target.stream:
                     clock, feed = self._clock, stream.feed
                     async for data in answer.content.iter_any():
