@@ -423,7 +423,9 @@ def test_a_unit_whose_room_was_taken_is_placed_anew(
             "Placed says so", lambda: history.placed()["opt"]["status"] == "True", SECONDS
         )
     with capsys.disabled():
-        print(f"\n  room taken -> placed anew: {took:.1f} s, of which gangTimeout 3 s")
+        print(
+            f"\n  room taken -> placed anew: {took:.1f} s (gangTimeout 3 s, from when pods were made)"
+        )
 
 
 # ---- what was planned -----------------------------------------------------------------------
