@@ -82,7 +82,8 @@ def _panel(axes: Any, panel: Panel, ask: Ask) -> None:
     for query, (name, times, values) in found:
         style = {"linestyle": "--", "color": "grey"} if query.target else {}
         axes.plot(times, [value * scale for value in values], label=name, linewidth=1, **style)
-    axes.set_ylim(bottom=0)
+    # A line at 0 is seen too.
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     if found:
         axes.legend(fontsize=6, loc="upper left")
 

@@ -148,7 +148,7 @@ _STAGES: Final = Row(
             (Query(mean(STAGES, SHOWN, "stage"), legend("stage")),),
             Unit.SECONDS,
             Form.STACKED,
-            width=12,
+            width=16,
         ),
         by_label("p90 by stage", "Of the same stages.", 0.9, STAGES, "stage"),
     ),

@@ -24,21 +24,33 @@ def _engines(*labels: str) -> Query:
 _INSTANCES: Final = Row(
     "Instances",
     (
-        Panel("By role", "Instances whose metrics are read.", (_engines(ROLE),), form=Form.STACKED),
+        Panel(
+            "By role",
+            "Instances whose metrics are read.",
+            (_engines(ROLE),),
+            form=Form.STACKED,
+            width=6,
+        ),
         Panel(
             "By unit",
             "A unit lacks instances: `distserve why` says what is in their way.",
             (_engines(UNIT, ROLE),),
             form=Form.STACKED,
+            width=6,
         ),
         Panel(
             "By fabric domain",
             "Without a name: placed where nodes have no fabric labels.",
             (_engines(DOMAIN, ROLE),),
             form=Form.STACKED,
+            width=6,
         ),
         Panel(
-            "By revision", "Two of them during a rollout.", (_engines(REVISION),), form=Form.STACKED
+            "By revision",
+            "Two of them during a rollout.",
+            (_engines(REVISION),),
+            form=Form.STACKED,
+            width=6,
         ),
     ),
 )
