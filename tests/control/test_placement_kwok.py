@@ -423,9 +423,7 @@ def test_a_unit_whose_room_was_taken_is_placed_anew(
             "Placed says so", lambda: history.placed()["opt"]["status"] == "True", SECONDS
         )
     with capsys.disabled():
-        print(f"\n  room taken -> placed anew: {took:.1f} s (gangTimeout: 3 s after its pods were made)")
-            f"\n  room taken -> placed anew: {took:.1f} s (gangTimeout 3 s, from when pods were made)"
-        )
+        print(f"\n  room taken -> placed anew: {took:.1f} s (3 s after its pods: gangTimeout)")
 
 
 # ---- what was planned -----------------------------------------------------------------------
