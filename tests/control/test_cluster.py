@@ -135,6 +135,15 @@ async def test_nothing_is_written_without_the_lease(api: Api, cluster: Cluster) 
     assert await cluster.get(MAPS, "ns", "map") == {}, "reading needs no lease"
 
 
+async def test_what_is_new_asks_for_a_version_that_no_object_has(
+    api: Api, cluster: Cluster
+) -> None:
+    await cluster.apply_new(MAP)
+    ((method, path, body),) = api.asked
+    assert method == "PATCH" and path.endswith("force=false")
+    assert body["metadata"] == MAP["metadata"] | {"resourceVersion": "1"}  # type: ignore[operator]
+
+
 async def test_apply_is_server_side_by_one_manager(api: Api, cluster: Cluster) -> None:
     await cluster.apply(MAP, uid="u1")
     ((method, path, body),) = api.asked
