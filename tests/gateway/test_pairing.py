@@ -258,6 +258,14 @@ def lacks(facts: Facts) -> float:
     return max(0.0, (NEEDED_BLOCKS - facts.free_blocks) / 100, seats / MAX_SEQS)
 
 
+def test_who_was_passed_over_is_not_taken_after_all() -> None:
+    """A full instance nearby sends the request further: not back to itself."""
+    full = Facts("hybrid-0", "hybrid", domain="c0", free_blocks=1, decoding=MAX_SEQS)
+    idle = Facts("decode-1", "decode", free_blocks=0)
+    route = router("LeastOutstanding").choose(waiting(), fleet_of(full, idle))
+    assert not isinstance(route, Wait) and route.stops[-1].member.name == "decode-1"
+
+
 @given(fleets(), st.sampled_from(sorted(POLICIES)))
 def test_every_pair_is_as_near_as_the_rule_says(fleet: list[Facts], policy: str) -> None:
     answer = router(policy).choose(waiting(), fleet_of(*fleet))

@@ -71,9 +71,10 @@ def near(candidates: Mapping[Member, Scope], queues: Mapping[Member, float]) -> 
     """`candidates` is not empty, and keeps its order."""
     bearable = QUEUE_RATIO * min(queues[member] for member in candidates)
     for scope in Scope:
-        members = [member for member, found in candidates.items() if found <= scope]
-        if any(queues[member] <= bearable for member in members):
-            return Near(scope, members)
+        within = [member for member, found in candidates.items() if found <= scope]
+        if any(queues[member] <= bearable for member in within):
+            passed_over = {m for m in within if candidates[m] < scope and queues[m] > bearable}
+            return Near(scope, [member for member in within if member not in passed_over])
     raise AssertionError("the shortest queue is bearable")
 
 
