@@ -177,7 +177,7 @@ def install(control_plane: Cluster) -> Install:
     return release
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def release(control_plane: Cluster, install: Install) -> Iterator[Release]:
     """For all namespaces, on two fake nodes."""
     nodes = control_plane.nodes(2, gpus=0, prefix="chart")
@@ -198,7 +198,7 @@ class Confined:
     foreign: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def confined(release: Release, install: Install) -> Iterator[Confined]:
     """Beside the other release, and without nodes of its own."""
     cluster = release.cluster
@@ -208,7 +208,7 @@ def confined(release: Release, install: Install) -> Iterator[Confined]:
             yield Confined(found, kept, foreign)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hooked(release: Release, install: Install) -> Iterator[Confined]:
     """Of one namespace, and with a webhook for it. Its replica is one of a fake node: it never
     answers."""

@@ -58,6 +58,19 @@ def writes(audit: Audit, user: str) -> Counter[str]:
     )
 
 
+def settled(crd: Cluster, audit: Audit, user: str) -> Counter[str]:
+    """The writes of one who is dead: what was under way is logged a moment later."""
+    seen = [writes(audit, user)]
+
+    def unchanged() -> bool:
+        time.sleep(0.5)
+        seen.append(writes(audit, user))
+        return seen[-1] == seen[-2]
+
+    crd.wait_for(f"the log of what {user} did last", unchanged, 20)
+    return seen[-1]
+
+
 def sets(cluster: Cluster, namespace: str) -> dict[str, str]:
     found = cluster.get("statefulsets", namespace=namespace)["items"]
     return {one["metadata"]["name"]: one["metadata"]["uid"] for one in found}
@@ -84,7 +97,7 @@ def test_one_writes_and_the_other_follows_in_time(
 
     first.end(signal.SIGKILL)
     killed = time.monotonic()
-    before = writes(audit, "first")
+    before = settled(crd, audit, "first")
     crd.apply(deployment(disruption={"minAvailableUnits": 0}), namespace)
     second.wait_until("the edit is followed", lambda: budget(crd, namespace) == "100%", 45.0)
     took = time.monotonic() - killed
