@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from distserve.api.conditions import ProgressingReason
 from distserve.diagnosis.diagnose import diagnose
 from distserve.diagnosis.facts import Facts, containers
 from distserve.diagnosis.text import as_document, as_text
@@ -69,7 +70,7 @@ def headline(facts: Facts) -> str:
 def test_what_serves_says_where() -> None:
     found = diagnose(Facts(document(**READY)))
     assert found.serves and not found.findings
-    assert found.headline == "serves at http://tiny-gateway.llm.svc:8000/v1: 1 units are ready"
+    assert found.headline == "serves at http://tiny-gateway.llm.svc:8000/v1; ready units: 1"
 
 
 def test_no_operator_is_the_first_thing_said() -> None:
@@ -172,6 +173,22 @@ def test_pods_that_may_not_be_made_are_found_at_their_controller() -> None:
     assert found.findings[0].evidence == ("exceeded quota: cpu",)
     made = Facts(document(), (pod(conditions=[]),), (stateful,), (said,))
     assert all("refuses" not in one.what for one in diagnose(made).findings)
+
+
+@pytest.mark.parametrize("reason", list(ProgressingReason))
+def test_a_rollout_is_a_worry_only_when_it_is_held_up(reason: ProgressingReason) -> None:
+    held = {"Paused", "NoRoomForSurge", "ProgressDeadlineExceeded"}
+    found = diagnose(Facts(document(**READY, Progressing=f"False {reason} the words of it")))
+    assert found.serves
+    assert bool(found.findings) == (reason in held)
+
+
+def test_the_pods_of_another_instance_are_not_this_ones() -> None:
+    stateful = {"kind": "StatefulSet", "metadata": {"name": "tiny-u0-decode-1"}}
+    said = event("StatefulSet", "tiny-u0-decode-1", "FailedCreate", "exceeded quota: cpu")
+    tenth = pod("tiny-u0-decode-10-0", conditions=[])
+    found = diagnose(Facts(document(), (tenth,), (stateful,), (said,)))
+    assert found.findings[0].what == "the cluster refuses the pods of tiny-u0-decode-1"
 
 
 def test_what_serves_may_still_have_a_worry() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from distserve.api import labels
-from distserve.api.conditions import Condition
+from distserve.api.conditions import Condition, ProgressingReason
 from distserve.diagnosis.facts import (
     Container,
     Facts,
@@ -91,7 +91,7 @@ def _together(findings: Iterable[Finding]) -> Iterator[Finding]:
 def _headline(facts: Facts, serves: bool, findings: tuple[Finding, ...]) -> str:
     status, units = facts.status, facts.document.get("spec", {}).get("units", 1)
     if serves and not findings:
-        return f"serves at {status.get('url')}: {status.get('replicas', 0)} units are ready"
+        return f"serves at {status.get('url')}; ready units: {status.get('replicas', 0)}"
     if serves:
         return f"serves at {status.get('url')}, but {_lower(findings[0].what)}"
     if findings:
@@ -147,7 +147,7 @@ def _refused_pods(facts: Facts, child: Object) -> Iterator[Finding]:
     """A controller that may not make its pods: quota, pod security, a webhook."""
     kind, name = child["kind"], child["metadata"]["name"]
     failures = [e for e in facts.events_of(kind, name) if e.get("reason") == "FailedCreate"]
-    made = any(name in pod["metadata"]["name"] for pod in facts.pods)
+    made = any(pod["metadata"]["name"].startswith(f"{name}-") for pod in facts.pods)
     if failures and not made:
         yield Finding(
             f"the cluster refuses the pods of {name}",
@@ -240,14 +240,23 @@ def _slow(facts: Facts, pod: Object, container: Container) -> Finding:
     )
 
 
+HELD_UP: Final = frozenset(
+    {
+        ProgressingReason.PAUSED,
+        ProgressingReason.NO_ROOM_FOR_SURGE,
+        ProgressingReason.DEADLINE_EXCEEDED,
+    }
+)
+"""Why a rollout stands still before its end."""
+
+
 def _what_remains(facts: Facts) -> Iterator[Finding]:
     """Conditions that tell of something bad while the deployment may serve."""
     degraded = facts.condition(Condition.DEGRADED)
     if degraded is not None and degraded["status"] == "True":
         yield _said_by(degraded)
     progressing = facts.condition(Condition.PROGRESSING)
-    stopped = progressing is not None and progressing["status"] == "False"
-    if progressing is not None and stopped and progressing["reason"] not in ("Complete", "Idle"):
+    if progressing is not None and progressing["reason"] in HELD_UP:
         yield _said_by(progressing)
 
 

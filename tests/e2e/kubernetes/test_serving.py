@@ -88,7 +88,9 @@ def test_why_says_that_it_serves(serving: Any, capsys: pytest.CaptureFixture[str
     kubeconfig = str(serving.cluster.kubeconfig)
     flags = ["--namespace", serving.namespace, "--kubeconfig", kubeconfig]
     assert distserve(["why", serving.name, *flags]) == 0
-    assert f"{serving.namespace}/{serving.name} serves at http://" in capsys.readouterr().out
+    headline = capsys.readouterr().out.splitlines()[0]
+    url = serving.live()["status"]["url"]
+    assert headline == f"{serving.namespace}/{serving.name} serves at {url}; ready units: 1"
 
 
 def test_kubectl_shows_it(serving: Any) -> None:
