@@ -25,7 +25,7 @@ from distserve.operator.places import find_places, units_without_room
 from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
 from distserve.operator.progress import progress_of
 from distserve.operator.report import report, report_refusal, report_without_numbers
-from distserve.operator.rollout import Rules, UnitState, next_step
+from distserve.operator.rollout import Rules, UnitState, next_step, rules_of
 from distserve.operator.wanted import Wanted, stored_revisions
 from distserve.operator.writes import writes
 from distserve.resources.errors import RenderError
@@ -143,17 +143,7 @@ def _state(unit: LiveUnit, wanted: Wanted) -> UnitState:
 
 
 def _rules(observed: Observed, wanted: Wanted, states: Mapping[int, UnitState]) -> Rules:
-    spec, target = wanted.deployment.spec, wanted.target.name
     status = observed.document.get("status") or {}
     current = (status.get("revision") or {}).get("current") or ""
-    if not states or (not current and all(s.revision == target for s in states.values())):
-        current = target  # of a new deployment, and where the status was lost
-    return Rules(
-        units=spec.units,
-        target=target,
-        current=current,
-        surge=spec.rollout.max_surge_units,
-        unavailable=spec.rollout.max_unavailable_units,
-        one_when_full=spec.rollout.when_full == "ReplaceOne",
-        paused=spec.rollout.paused,
-    )
+    standing = [state.revision for state in states.values()]
+    return rules_of(wanted.deployment.spec, wanted.target.name, current, standing)

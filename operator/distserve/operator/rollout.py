@@ -12,8 +12,10 @@ another place to start from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from distserve.api.deployment import Spec
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,22 @@ class Rules:
     one_when_full: bool = False
     """Without room for the extra unit, one unit is replaced where it is (whenFull ReplaceOne)."""
     paused: bool = False
+
+
+def rules_of(spec: Spec, target: str, current: str, standing: Collection[str]) -> Rules:
+    """`current`: of the status, empty where it was lost; `standing`: the revision of each unit
+    that is there."""
+    if not standing or (not current and all(revision == target for revision in standing)):
+        current = target
+    return Rules(
+        units=spec.units,
+        target=target,
+        current=current,
+        surge=spec.rollout.max_surge_units,
+        unavailable=spec.rollout.max_unavailable_units,
+        one_when_full=spec.rollout.when_full == "ReplaceOne",
+        paused=spec.rollout.paused,
+    )
 
 
 @dataclass(frozen=True)

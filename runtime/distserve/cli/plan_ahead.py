@@ -57,7 +57,7 @@ def look_ahead(deployment: DistServeDeployment, around: Around, now: float) -> A
     """Where units with these numbers would go. Changes `around.inventory`. Raises RenderError."""
     from distserve.operator.ahead import course_ahead, larger_than_domain
     from distserve.operator.requests import unit_request
-    from distserve.operator.rollout import Rules
+    from distserve.operator.rollout import rules_of
     from distserve.resources.revisions import make_revision
     from distserve.resources.settings import RenderSettings, released_images
 
@@ -68,19 +68,9 @@ def look_ahead(deployment: DistServeDeployment, around: Around, now: float) -> A
     def request(number: int) -> UnitRequest:
         return unit_request(deployment, f"u{number}", target, now)
 
-    rollout, standing = deployment.spec.rollout, around.standing
-    current = around.current
-    if not current and all(unit.revision == target.name for unit in standing.values()):
-        current = target.name
-    rules = Rules(
-        units=deployment.spec.units,
-        target=target.name,
-        current=current if standing else target.name,
-        surge=rollout.max_surge_units,
-        unavailable=rollout.max_unavailable_units,
-        one_when_full=rollout.when_full == "ReplaceOne",
-        paused=rollout.paused,
-    )
+    standing = around.standing
+    revisions = [unit.revision for unit in standing.values()]
+    rules = rules_of(deployment.spec, target.name, around.current, revisions)
     empty = around.inventory.emptied()
     course = course_ahead(around.inventory, rules, request, now, standing)
     larger = any(True for _ in larger_than_domain(course))
