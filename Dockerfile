@@ -118,7 +118,7 @@ COPY --from=operator-packages /opt/distserve /opt/distserve
 COPY --from=project /project /opt/distserve
 LABEL org.opencontainers.image.title="distserve-operator" \
       org.opencontainers.image.description="Plans, places and keeps DistServeDeployments"
-EXPOSE 8080 8081
+EXPOSE 8080 8081 9443
 CMD ["operator", "--help"]
 
 FROM root AS gateway
