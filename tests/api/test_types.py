@@ -12,6 +12,7 @@ from distserve.api.deployment import DistServeDeployment, from_document
 from distserve.api.durations import parse_duration
 from distserve.api.loading import ManifestError, load_deployment, load_deployments
 from distserve.api.quantities import format_bytes, parse_bytes, parse_quantity
+from distserve.api.roles import Parallelism
 from distserve.api.strategies import Role
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -321,3 +322,16 @@ def test_quantities() -> None:
     for text in ("", "Mi", "1Zi", "-1", "1 Gi"):
         with pytest.raises(ValueError, match="64Mi"):
             parse_quantity(text)
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 64))
+def test_pods_of_an_instance_are_alike_and_cut_no_stage_askew(
+    tensor: int, pipeline: int, most: int
+) -> None:
+    ranks = tensor * pipeline
+    pods = Parallelism(tensor=tensor, pipeline=pipeline).pods(most)
+    each, rest = divmod(ranks, pods)
+    assert rest == 0 and each <= most
+    assert each % tensor == 0 or tensor % each == 0
+    fewer = [n for n in range(1, pods) if ranks % n == 0 and ranks // n <= most]
+    assert all(ranks // n % tensor and tensor % (ranks // n) for n in fewer)

@@ -45,6 +45,12 @@ def test_a_pod_is_an_endpoint_on_the_engines_port() -> None:
     assert found.role == found.unit == found.revision == ""
 
 
+def test_the_first_pod_of_an_instance_answers_for_it() -> None:
+    pods = [endpoint(f"big-u0-decode-10-{index}", f"10.1.0.{index + 2}") for index in range(12)]
+    (found,) = instances([slice_of(*pods)])
+    assert found == Endpoint(name="big-u0-decode-10-0", url="http://10.1.0.2:8100")
+
+
 @pytest.mark.parametrize(
     ("conditions", "ready", "terminating"),
     [

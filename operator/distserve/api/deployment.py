@@ -22,6 +22,8 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DEFAULT_KV_CACHE = "512Mi"
 DEFAULT_MEMORY_UTILIZATION = "0.9"
 DEFAULT_RESOURCE_NAME = "nvidia.com/gpu"
+DEFAULT_PER_POD = 8
+"""As many accelerators as most nodes have."""
 
 
 class AcceleratorType(StrEnum):
@@ -43,6 +45,11 @@ class Accelerator(Model):
             "resourceName belongs to type GPU: remove it, or set type: GPU",
             lambda self: self.type == "GPU" or self.resource_name is None,
         ),
+        Rule(
+            "self.type == 'GPU' || !has(self.perPod)",
+            "perPod belongs to type GPU: remove it, or set type: GPU",
+            lambda self: self.type == "GPU" or self.per_pod is None,
+        ),
     )
 
     type: AcceleratorType = Field(
@@ -55,6 +62,14 @@ class Accelerator(Model):
         max_length=128,
         description="Extended resource that a rank asks for; only with type GPU. "
         f"Default: {DEFAULT_RESOURCE_NAME}.",
+    )
+    per_pod: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Most accelerators of one pod, as a node has them: an instance of more ranks "
+        "has several pods, all alike, as few as can be; only with type GPU. Unit: ranks. "
+        f"Default: {DEFAULT_PER_POD}.",
     )
     cpus_per_rank: int | None = Field(
         default=None,
@@ -314,6 +329,13 @@ class Spec(Model):
         if self.accelerator.type == AcceleratorType.CPU:
             return MigratorPlacement.SIDECAR
         return MigratorPlacement.IN_ENGINE_CONTAINER
+
+    def pods(self, role: Role) -> int:
+        """Of each instance."""
+        parallelism = self.roles[role].parallelism
+        if self.accelerator.type == AcceleratorType.CPU:
+            return 1
+        return parallelism.pods(self.accelerator.per_pod or DEFAULT_PER_POD)
 
     @property
     def sections(self) -> set[Role]:

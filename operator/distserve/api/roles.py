@@ -58,6 +58,16 @@ class Parallelism(Model):
     def ranks(self) -> int:
         return self.tensor * self.pipeline
 
+    def pods(self, most: int) -> int:
+        """The fewest pods with at most so many ranks each, all alike: a pod has whole stages, or a
+        stage has whole pods."""
+        fits = (
+            each
+            for each in range(min(most, self.ranks), 0, -1)
+            if self.ranks % each == 0 and (each % self.tensor == 0 or self.tensor % each == 0)
+        )
+        return self.ranks // next(fits)
+
 
 class Scheduling(Model):
     """Bounds on what one step of an instance takes in."""

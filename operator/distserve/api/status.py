@@ -64,6 +64,9 @@ class RolePlan(Model):
     instances: int = Field(ge=1, description="Instances in each unit.")
     tensor: int = Field(ge=1, description="Tensor parallel degree of each. Unit: ranks.")
     pipeline: int = Field(ge=1, description="Pipeline parallel degree of each. Unit: ranks.")
+    pods: int | None = Field(
+        default=None, ge=2, description="Pods of each, where they are more than one."
+    )
 
 
 class UnitPlan(Model):

@@ -75,6 +75,9 @@ def _engine(
     if processes.migrates(role):
         mounts.append(migrators.run_mount())
     mounts += sources.model_mounts(deployment.spec.model.source)
+    environment = parts.instance_environment()
+    if deployment.spec.pods(role) > 1:
+        environment += parts.rank_environment()
     ports = [parts.container_port("engine", processes.ENGINE_PORT)]
     model = sources.model_argument(deployment, revision)
     command = ["distserve", "engine"]
@@ -89,7 +92,7 @@ def _engine(
         "image": deployment.spec.images.engine or settings.images.engine,
         "command": command,
         "args": arguments,
-        "env": parts.instance_environment() + parts.environment(OMP_NUM_THREADS=threads),
+        "env": environment + parts.environment(OMP_NUM_THREADS=threads),
         "ports": ports,
         "resources": _engine_resources(deployment, role),
         "startupProbe": parts.http_probe(
@@ -111,9 +114,10 @@ def _engine_resources(deployment: DistServeDeployment, role: Role) -> Object:
         pools = parse_bytes(accelerator.kv_cache or DEFAULT_KV_CACHE) * ranks
         cpus = str((accelerator.cpus_per_rank or 1) * ranks)
         return {"requests": {"cpu": cpus, "memory": format_bytes(ENGINE_MEMORY + pools)}}
-    accelerators = {accelerator.resource_name or DEFAULT_RESOURCE_NAME: str(ranks)}
+    each = ranks // deployment.spec.pods(role)
+    accelerators = {accelerator.resource_name or DEFAULT_RESOURCE_NAME: str(each)}
     return {
-        "requests": {"cpu": str(ranks), "memory": format_bytes(ENGINE_MEMORY)} | accelerators,
+        "requests": {"cpu": str(each), "memory": format_bytes(ENGINE_MEMORY)} | accelerators,
         "limits": accelerators,
     }
 

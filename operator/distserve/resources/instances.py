@@ -15,7 +15,8 @@ def stateful_set(
     revision: Revision,
     placement: Placement | None = None,
 ) -> Object:
-    """One instance: the stored template with the instance's labels and its unit's place.
+    """One instance, a replica for each of its pods: the stored template with the instance's labels
+    and its unit's place.
 
     OnDelete: instances are replaced by whoever knows the unit, never by a template's change.
     """
@@ -31,7 +32,7 @@ def stateful_set(
     )
     return found | {
         "spec": {
-            "replicas": 1,
+            "replicas": getattr(revision.unit, instance.role.value).pods or 1,
             "serviceName": naming.headless_service_name(deployment),
             "podManagementPolicy": "Parallel",
             "updateStrategy": {"type": "OnDelete"},

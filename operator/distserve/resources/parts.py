@@ -49,6 +49,14 @@ def instance_environment() -> list[Object]:
     ]
 
 
+def rank_environment() -> list[Object]:
+    """Of a pod that is one of several of its instance."""
+    return [
+        _from_field("POD_INSTANCE", f"metadata.labels['{labels.INSTANCE}']"),
+        _from_field("POD_INDEX", "metadata.labels['apps.kubernetes.io/pod-index']"),
+    ]
+
+
 def http_probe(
     path: str, port: str, *, period_seconds: int, failures: int, timeout_seconds: int = 3
 ) -> Object:

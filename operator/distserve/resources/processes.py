@@ -65,6 +65,10 @@ def engine_arguments(
     if section.parallelism.ranks > 1:
         flags["tensor"] = str(section.parallelism.tensor)
         flags["pipeline"] = str(section.parallelism.pipeline)
+    if (pods := spec.pods(role)) > 1:
+        service = f"{headless_service_name(deployment)}.{deployment.namespace}.svc"
+        flags |= {"pods": str(pods), "pod-index": "$(POD_INDEX)"}
+        flags["first-pod"] = f"$(POD_INSTANCE)-0.{service}"
     return _arguments(flags)
 
 

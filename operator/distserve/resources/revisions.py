@@ -200,6 +200,7 @@ def _numbers(deployment: DistServeDeployment) -> UnitPlan:
                 "instances": section.instances_per_unit,
                 "tensor": section.parallelism.tensor,
                 "pipeline": section.parallelism.pipeline,
+                "pods": pods if (pods := deployment.spec.pods(role)) > 1 else None,
             }
             for role, section in deployment.spec.roles.items()
         }

@@ -5,6 +5,7 @@ another is in both for a while, perhaps with an older word in one of them. A pod
 that was made anew has its name from before: slices that lag behind know two lives of it.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from distserve.gateway.discovery import Endpoint
 
 PORT_NAME = "engine"
 """Of the Service's ports, the one on which engines answer."""
+_FURTHER_POD = re.compile(r"-[1-9][0-9]*$")
+"""Name of a StatefulSet's pod that is not the first."""
 _FAMILIES = ("IPv4", "IPv6")
 """Address types of pods, preferred first. The third one, FQDN, is never a pod's."""
 
@@ -89,7 +92,8 @@ class _Life:
 def instances(slices: Iterable[EndpointSlice]) -> list[Endpoint]:
     """One endpoint per pod, by name. Order and cut of the slices make no difference.
 
-    Endpoints that are no pods, and slices without the engines' port, are left out.
+    Endpoints that are no pods, and slices without the engines' port, are left out. The first pod of
+    an instance answers for all of them.
     """
     pods: dict[str, dict[str, _Life]] = defaultdict(dict)
     for one in slices:
@@ -99,6 +103,8 @@ def instances(slices: Iterable[EndpointSlice]) -> list[Endpoint]:
         for endpoint in one.endpoints or ():
             target = endpoint.target_ref
             if target is None or target.kind != "Pod" or not endpoint.addresses:
+                continue
+            if _FURTHER_POD.search(target.name):
                 continue
             url = _url(one.address_type, endpoint.addresses[0], port)
             said = endpoint.conditions
