@@ -1,6 +1,7 @@
 """`distserve fetch-model` against a stub hub, with real processes that are killed and that race."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +85,15 @@ def test_a_killed_download_goes_on_where_it_was(stub: Any, run: Run, tmp_path: P
     assert len(downloads(stub, "config.json")) == 1
     assert Path(printed, "model.safetensors").read_bytes() == stub.files["model.safetensors"]
     assert [p.name for p in (tmp_path / "cache").glob("org*")] == [WHOLE]
+
+
+def test_it_ends_when_it_is_told_to(stub: Any, run: Run) -> None:
+    """As a container's first process, which the kernel sends no signal without a handler."""
+    stub.stall_at = 11_000_000
+    process = run()
+    until(lambda: bool(downloads(stub)))
+    process.terminate()
+    assert process.wait(SECONDS) == 128 + signal.SIGTERM
 
 
 def test_of_two_at_once_one_downloads(stub: Any, run: Run, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from distserve.cli.usage import UsageError
 
@@ -25,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from distserve.wire.logs import setup_logging
     from distserve.wire.parent import end_with_parent
 
+    # The first process of a container gets no signal that it does not ask for.
+    signal.signal(signal.SIGTERM, _end)
     end_with_parent()
     setup_logging("fetch-model")
     if not args.pin.replace("-", "").isalnum():
@@ -47,3 +51,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"distserve fetch-model: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end(number: int, _: Any) -> None:
+    """At once: what was downloaded is kept, and the lock goes with the process."""
+    sys.exit(128 + number)
