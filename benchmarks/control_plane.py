@@ -2,8 +2,9 @@
 
     python -m benchmarks.control_plane [--groups 50] [--rounds 3]
 
-Groups of 4 pods with a GPU each: units of 2 prefill and 2 decode instances here, a leader and 3
-workers there; made as one object, and as one object per group. Rounds alternate; in each only the
+Groups of 4 pods with a GPU each: here an instance of 4 pods, or a unit of 2 prefill and 2 decode
+instances of one, there a leader and 3 workers; made as one object, and as one object per group.
+Rounds alternate; in each only the
 controller that is measured runs, with one replica. Settled: the objects' status counts all groups
 as ready. CPU, calls and memory are the controller's until then; the control plane's CPU is that of
 etcd, API server, controller manager, scheduler and fake kubelet. `exclusive`: each group in a
@@ -96,21 +97,33 @@ def our_operator(cluster: Cluster, kubeconfig: Path) -> Iterator[Process]:
         process.stop()
 
 
-def deployment(name: str, groups: int) -> Object:
-    pod = {"podTemplate": {"spec": {"tolerations": [TOLERATION]}}}
-    role = {"instancesPerUnit": PODS_PER_GROUP // 2, **pod}
+POD = {"podTemplate": {"spec": {"tolerations": [TOLERATION]}}}
+
+
+def instances_of_4(name: str, groups: int) -> Object:
+    """What is most like a group: an instance whose 4 ranks have a pod each."""
+    hybrid = {"parallelism": {"pipeline": PODS_PER_GROUP}, **POD}
+    return deployment(name, groups, "Colocated", {"hybrid": hybrid})
+
+
+def units_of_4(name: str, groups: int) -> Object:
+    role = {"instancesPerUnit": PODS_PER_GROUP // 2, **POD}
+    return deployment(name, groups, "Disaggregated", {"prefill": role, "decode": role})
+
+
+def deployment(name: str, groups: int, strategy: str, roles: Mapping[str, Object]) -> Object:
     return {
         "apiVersion": OUR_KIND.api_version,
         "kind": OUR_KIND.kind,
         "metadata": {"name": name},
         "spec": {
             "model": {"id": "tiny", "source": {"builtin": "tiny"}},
-            "strategy": {"name": "Disaggregated"},
+            "accelerator": {"type": "GPU", "perPod": 1},
+            "strategy": {"name": strategy},
             "slo": {"ttft": "2s", "tpot": "500ms"},
             "units": groups,
-            "gateway": {"replicas": 1, **pod},
-            "prefill": role,
-            "decode": role,
+            "gateway": {"replicas": 1, **POD},
+            **roles,
             "topology": {
                 "levels": [{"name": "nvlink", "nodeLabel": CLIQUE}],
                 "packWithin": "nvlink",
@@ -144,14 +157,17 @@ def exclusive(name: str, groups: int) -> Object:
 
 
 def contenders(groups: int) -> list[Contender]:
-    ours = ("operator", OUR_KIND, our_operator, deployment, "replicas")
+    ours = ("operator", OUR_KIND, our_operator, instances_of_4, "replicas")
+    units = ("operator", OUR_KIND, our_operator, units_of_4, "replicas")
     theirs = ("lws", LWS_KIND, lws.controller, leader_worker_set, "readyReplicas")
     apart = ("lws", LWS_KIND, lws.controller, exclusive, "readyReplicas")
     return [
         Contender("operator, one deployment", *ours, 1),
+        Contender("operator, one deployment, 1-pod instances", *units, 1),
         Contender("LWS, one set", *theirs, 1),
         Contender("LWS, one set, exclusive", *apart, 1),
         Contender(f"operator, {groups} deployments", *ours, groups),
+        Contender(f"operator, {groups} deployments, 1-pod instances", *units, groups),
         Contender(f"LWS, {groups} sets", *theirs, groups),
     ]
 
@@ -252,10 +268,12 @@ def main() -> None:
         finally:
             cluster.down()
     table(rounds)
-    all_of_one, theirs, apart, each, theirs_each = contenders(args.groups)
-    ratio(rounds, all_of_one, theirs)
-    ratio(rounds, all_of_one, apart)
-    ratio(rounds, each, theirs_each)
+    ours, units, theirs, apart, each, units_each, theirs_each = contenders(args.groups)
+    for one in (ours, units):
+        ratio(rounds, one, theirs)
+        ratio(rounds, one, apart)
+    for one in (each, units_each):
+        ratio(rounds, one, theirs_each)
 
 
 def run_all(cluster: Cluster, audit: Audit, groups: int, rounds: int) -> dict[str, list[Round]]:
