@@ -209,6 +209,7 @@ class Harness:
     def __init__(self, folder, stack):
         self.folder = folder
         self.stack = stack
+        self.migrators = {}
 
     def config(self, name, transport="Auto", key=KEY):
         folder = self.folder / name
@@ -217,6 +218,7 @@ class Harness:
     async def migrator(self, name, **options):
         migrator = Migrator(self.config(name, **options))
         await migrator.start()
+        self.migrators[name] = migrator
         self.stack.push_async_callback(migrator.close)
         return migrator
 

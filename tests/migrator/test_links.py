@@ -199,22 +199,80 @@ async def test_metrics_port(harness):
     assert await get("/healthz") == (200, b"ok\n")
     assert await get("/readyz") == (200, b"ok\n")
     assert (await get("/nothing"))[0] == 404
-    assert (await get("/links", "POST"))[0] == 401
-    status, body = await get("/links", "POST", authorization=auth.bearer(harness.key))
+    for method in ("GET", "POST"):
+        for wrong in ({}, {"authorization": auth.bearer(b"x" * 32)}):
+            status, body = await get("/links", method, **wrong)
+            assert status == 401
+            assert migrator.address.encode() not in body
+    await harness.until(lambda: reader.target.links[0].status.probe is not None, "the first probe")
+    key = {"authorization": auth.bearer(harness.key)}
+    status, first = await get("/links", **key)
     assert status == 200
+    status, body = await get("/links", "POST", **key)
+    assert status == 200
+    assert json.loads(first)["links"].keys() == json.loads(body)["links"].keys()
     link = json.loads(body)["links"][migrator.address]
     assert (link["state"], link["transport"], link["instance"]) == ("up", "SharedMemory", "p")
+    assert link["probe"]["transport"] == "SharedMemory"
     assert link["probe"]["bandwidth_bytes_per_second"] > 0
     status, body = await get("/metrics")
     assert status == 200
-    gauge = 'distserve_kv_link_bandwidth_bytes_per_second{transport="SharedMemory"} '
-    (line,) = [line for line in body.decode().splitlines() if line.startswith(gauge)]
-    assert float(line.removeprefix(gauge)) == link["probe"]["bandwidth_bytes_per_second"]
+    samples = dict(line.rsplit(" ", 1) for line in body.decode().splitlines())
+    shared = '{transport="SharedMemory"}'
+    measured = float(samples["distserve_kv_link_bandwidth_bytes_per_second" + shared])
+    assert measured == link["probe"]["bandwidth_bytes_per_second"]
+    latency = float(samples["distserve_kv_link_latency_seconds" + shared])
+    assert latency == pytest.approx(link["probe"]["latency_ms"] / 1e3)
+    assert float(samples['distserve_kv_link_latency_seconds{transport="TCP"}']) == 0
+    for bad in ("?peer=nowhere", f"?peer={migrator.address}&peer={migrator.address}"):
+        assert (await get("/links" + bad, "POST", **key))[0] == 400
     with socket.create_connection(("127.0.0.1", port)) as rude:
         rude.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(rude, b"\0" * 100 + b"\r\n\r\n")
         assert b"400 Bad Request" in await loop.sock_recv(rude, 100)
+
+
+async def test_a_peer_is_met_and_measured_before_any_transfer(harness, transport):
+    source = await harness.migrator("p", transport=transport)
+    reader = await harness.migrator("d", transport=transport)
+    p, d = await harness.engine("p"), await harness.engine("d")
+    link = await reader.target.meet(source.address)
+    assert (link.status.state, link.status.transport) == ("up", transport)
+    assert link.status.probe.transport == transport
+    assert link.status.probe.latency_ms > 0
+    assert link.status.probe.bandwidth_bytes_per_second > 0
+    assert isinstance(await one(harness, p, d), messages.Fetched)
+    assert reader.target.links == [link]
+
+
+async def test_a_peer_that_cannot_be_met_says_why(harness):
+    await harness.migrator("p", key=b"x" * 32)
+    reader = await harness.migrator("d")
+    p, _ = await harness.engine("p"), await harness.engine("d")
+    link = await reader.target.meet(p.address)
+    assert "another deployment" in link.status.error
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    link = await reader.target.meet(address)
+    assert link.status.error.startswith("unreachable: ")
+    assert link.status.probe is None
+
+
+async def test_no_probe_amid_a_transfer(harness):
+    """Its figure would be of what the transfer leaves, and the transfer would wait."""
+    p, d = await harness.pair("TCP")
+    there, here = harness.span(0, 20, 8, 7), harness.span(0, 20, 9, 3)
+    await p.offer("t", there)
+    d.expect("t", p.address)
+    reader = harness.migrators["d"]
+    link = await reader.target.meet(p.address)
+    assert (link.status.state, link.status.probe) == ("up", None)
+    d.fetch("t", here)
+    p.ready("t", there)
+    p.commit("t")
+    assert isinstance(await d.ending("t"), messages.Fetched)
+    await harness.until(lambda: link.status.probe is not None, "the probe after the transfer")
 
 
 async def test_probe_measures_tcp_too(harness):

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import parse_qs
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,7 @@ _REASONS: Final = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not
 class Request:
     method: str
     path: str
+    query: Mapping[str, list[str]]
     headers: Mapping[str, str]
 
 
@@ -71,11 +73,12 @@ async def _answer(
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
         return Response(b"not a request\n", 400)
     headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    handler = handlers.get((method, target.partition("?")[0]))
+    path, _, query = target.partition("?")
+    handler = handlers.get((method, path))
     if handler is None:
         known = ", ".join(f"{m} {p}" for m, p in handlers)
         return Response(f"here are: {known}\n".encode(), 404)
-    return await handler(Request(method, target, headers))
+    return await handler(Request(method, path, parse_qs(query), headers))
 
 
 def _encode(response: Response) -> bytes:

@@ -66,7 +66,7 @@ class LinkSettings:
 
 @dataclass(slots=True)
 class LinkStatus:
-    """What `GET /links` shows."""
+    """What `/links` shows."""
 
     state: str = "idle"
     instance: str = ""
@@ -91,6 +91,8 @@ class Link:
         self._kick = asyncio.Event()
         self._interval = FIRST_HEARTBEAT_SECONDS
         self._unanswered: dict[int, tuple[float, set[str]]] = {}
+        self._open_path = asyncio.Event()
+        self._probing = asyncio.Lock()
 
     @property
     def epoch(self) -> int | None:
@@ -124,21 +126,31 @@ class Link:
     def drop(self) -> None:
         """End the connection; the link makes a new one if transfers wait for it."""
         if self.path is not None:
-            self.path.close()
-            self.path = None  # from now on transfers wait for the next connection
+            self._close_path()  # from now on transfers wait for the next connection
         if self._channel is not None:
             self._channel.abort()
 
+    async def meet(self, seconds: float) -> None:
+        """Dial without a transfer; until KV can be read, or it is clear that it cannot be."""
+        self.want()
+        assert self._task is not None
+        opened = asyncio.create_task(self._open_path.wait())
+        await asyncio.wait(
+            {opened, self._task}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        opened.cancel()
+
     async def probe(self) -> ProbeResult | None:
         """Measure the path, if there is one. Never raises for a lost link."""
-        if self.path is None:
-            return None
-        try:
-            self.status.probe = await probe(self.path)
-        except TransportError as error:
-            log.debug("no probe of %s: %s", self.address, error)
-            return None
-        return self.status.probe
+        async with self._probing:
+            if self.path is None:
+                return None
+            try:
+                self.status.probe = await probe(self.path)
+            except TransportError as error:
+                log.debug("no probe of %s: %s", self.address, error)
+                return None
+            return self.status.probe
 
     async def close(self) -> None:
         if self._task is not None:
@@ -223,8 +235,7 @@ class Link:
         if reason := mismatch(own, hello.view, hello.protocol):
             raise LinkRefused(reason)
         if self.path is not None:
-            self.path.close()
-            self.path = None
+            self._close_path()
             self._owner.link_down(self, "engine gone")
         self._hello = hello
         self.status.state, self.status.error, self.status.instance = "up", "", hello.instance
@@ -234,9 +245,16 @@ class Link:
         self.pieces = cut(hello.view.pools, own.view.pools)
         self.path = await self._open(hello)
         self.status.transport = self.path.name
+        self._open_path.set()
         log.info("reading from %s (%s) over %s", hello.instance, self.address, self.path.name)
         self._kick.set()
         self._owner.link_up(self)
+
+    def _close_path(self) -> None:
+        if self.path is not None:
+            self.path.close()
+        self.path = None
+        self._open_path.clear()
 
     async def _open(self, hello: peer.PeerHello) -> ReadPath:
         """The first transport that works. Raises LinkRefused when none does."""

@@ -5,6 +5,8 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from distserve.migrator.probe import ProbeResult
+
 TRANSPORTS = ("SharedMemory", "TCP")
 FAILURES = (
     "aborted",
@@ -64,6 +66,12 @@ class Metrics:
             ["transport"],
             registry=registry,
         )
+        self._latency = Gauge(
+            "distserve_kv_link_latency_seconds",
+            "The last probe's time from asking a peer for a byte to having it; 0 before the first.",
+            ["transport"],
+            registry=registry,
+        )
         self._links = Gauge(
             "distserve_kv_links",
             "Peers that KV is read from now.",
@@ -73,6 +81,7 @@ class Metrics:
         for transport in TRANSPORTS:
             self._seconds.labels(transport)
             self._bandwidth.labels(transport)
+            self._latency.labels(transport)
             for direction in ("in", "out"):
                 self._bytes.labels(transport, direction)
         for reason in (*FAILURES, "other"):
@@ -90,8 +99,9 @@ class Metrics:
         head = reason.split(":")[0]
         self._failures.labels(head if head in FAILURES else "other").inc()
 
-    def probed(self, transport: str, bytes_per_second: float) -> None:
-        self._bandwidth.labels(transport).set(bytes_per_second)
+    def probed(self, result: ProbeResult) -> None:
+        self._bandwidth.labels(result.transport).set(result.bandwidth_bytes_per_second)
+        self._latency.labels(result.transport).set(result.latency_ms / 1e3)
 
     def count_links(self, count: Callable[[str], int]) -> None:
         """`count(transport)` is asked whenever metrics are."""

@@ -1,4 +1,11 @@
-"""Latency and bandwidth of a path, measured when a pair meets and on request."""
+"""Latency and bandwidth of a path, measured when a pair meets and on request.
+
+    1 byte, three times -> latency        64 KiB, 1 MiB ... 64 MiB -> bandwidth of the last step
+                                          (until one took STEP_SECONDS: a slow link ends it early)
+
+The last step alone counts: the earlier ones open a connection's window and use up what a shaped
+link lets pass at once.
+"""
 
 import time
 from typing import Final
@@ -7,25 +14,30 @@ from msgspec import Struct
 
 from distserve.migrator.transports.base import ReadPath
 
-SIZES: Final = (64 << 10, 1 << 20, 4 << 20)
-"""5 MB in all: milliseconds on anything that deserves the name fabric."""
-BUDGET_SECONDS: Final = 0.05
-"""No further step after so long."""
-LATENCY_TRIES: Final = 3
+SIZES: Final = (64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20)
+"""The largest takes a millisecond on the fastest links, so that latency is a small part of it."""
+STEP_SECONDS: Final = 0.02
+"""No further step after one that took so long: its figure is as good, and transfers wait behind."""
+TRIES: Final = 3
 
 
 class ProbeResult(Struct, frozen=True):
+    transport: str
+    """Over which it was measured: the one that the pair's transfers use."""
     latency_ms: float
+    """From asking for a byte to having it."""
     bandwidth_bytes_per_second: float
 
 
 async def probe(path: ReadPath) -> ProbeResult:
     """Raises TransportError."""
-    start = time.perf_counter()
-    latency = min([await path.probe(1) for _ in range(LATENCY_TRIES)])
-    best = 0.0
+    latency = min([await path.probe(1) for _ in range(TRIES)])
     for size in SIZES:
-        best = max(best, size / max(await path.probe(size), 1e-9))
-        if time.perf_counter() - start > BUDGET_SECONDS:
+        start = time.perf_counter()
+        seconds = await path.probe(size)
+        if time.perf_counter() - start > STEP_SECONDS:
             break
-    return ProbeResult(latency * 1e3, best)
+    else:
+        # Short steps are at the mercy of whatever else the machine does.
+        seconds = min([seconds] + [await path.probe(size) for _ in range(TRIES - 1)])
+    return ProbeResult(path.name, latency * 1e3, size / max(seconds, 1e-9))

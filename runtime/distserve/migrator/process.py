@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from distserve.migrator import addresses
+from distserve.migrator.errors import TransportError
 from distserve.migrator.http import Handler, HttpServer, Request, Response
+from distserve.migrator.link import Link
 from distserve.migrator.migrator import Config, Migrator
 from distserve.wire import auth
 
@@ -56,15 +59,36 @@ def handlers(migrator: Migrator, key: bytes) -> dict[tuple[str, str], Handler]:
         return Response(migrator.metrics.text(), content_type=METRICS_TYPE)
 
     async def links(request: Request) -> Response:
-        shown = {link.address: link.status for link in migrator.target.links}
-        return Response(msgspec.json.encode({"links": shown}), content_type="application/json")
+        if refusal := stranger(request):
+            return refusal
+        return shown(migrator.target.links)
 
     async def probe(request: Request) -> Response:
-        if not auth.has_key(request.headers.get("authorization"), key):
-            return Response(b"this needs the deployment key\n", 401)
-        for link in migrator.target.links:
-            await migrator.target.probe(link)
-        return await links(request)
+        if refusal := stranger(request):
+            return refusal
+        match request.query.get("peer", []):
+            case []:
+                for link in migrator.target.links:
+                    await migrator.target.probe(link)
+                return shown(migrator.target.links)
+            case [peer]:
+                try:
+                    addresses.split(peer)
+                except TransportError as error:
+                    return Response(f"{error}\n".encode(), 400)
+                return shown([await migrator.target.meet(peer)])
+            case _:  # two probes at a time would measure one another
+                return Response(b"one peer at a time\n", 400)
+
+    def stranger(request: Request) -> Response | None:
+        """Peers' addresses are not for everybody who may read metrics."""
+        if auth.has_key(request.headers.get("authorization"), key):
+            return None
+        return Response(b"this needs the deployment key\n", 401)
+
+    def shown(found: Iterable[Link]) -> Response:
+        body = msgspec.json.encode({"links": {link.address: link.status for link in found}})
+        return Response(body, content_type="application/json")
 
     return {
         ("GET", "/healthz"): healthy,

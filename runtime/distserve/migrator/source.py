@@ -19,14 +19,13 @@ from distserve.migrator.transfer import (
     ToReader,
     unknown,
 )
-from distserve.migrator.transports.tcp import TcpSender
+from distserve.migrator.transports.tcp import PROBE_BYTES, TcpSender
 from distserve.wire import messages
 from distserve.wire.channel import Channel, ChannelClosed
 
 log = logging.getLogger(__name__)
 
 ReaderChannel = Channel[peer.SourceMessage, peer.ReaderMessage]
-PROBE_BYTES: Final = 4 << 20
 HEARTBEATS_PER_LEASE: Final = 6
 IDLE_HEARTBEAT_SECONDS: Final = 5.0
 

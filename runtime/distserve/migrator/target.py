@@ -31,6 +31,8 @@ READS_AT_ONCE: Final = 2
 """Per chunk of a transfer: one is being moved while the next is being asked for. Few, so that
 transfers take turns."""
 MAX_LINKS: Final = 256
+MEET_SECONDS: Final = 3.0
+"""For a peer to be met without a transfer; whoever asks over HTTP has an answer within five."""
 CANCEL_SECONDS: Final = 1.0
 """How long reads of an ended transfer may stand still before their connection is broken."""
 
@@ -160,7 +162,7 @@ class Target:
         self._act(transfer, actions)
 
     def _link(self, address: str) -> Link:
-        """Links that are idle are remembered for `GET /links`, but not for ever."""
+        """Links that are idle are remembered for `/links`, but not for ever."""
         if len(self._links) >= MAX_LINKS:
             for idle in [k for k, v in self._links.items() if v.idle and not self._of(v)]:
                 del self._links[idle]
@@ -204,10 +206,17 @@ class Target:
         if link.status.probe is None and link.epoch is not None and not self._of(link):
             self._keep(asyncio.create_task(self.probe(link)))
 
+    async def meet(self, address: str) -> Link:
+        """Connect to a peer before any transfer needs it, and measure the path."""
+        link = self._link(address)
+        await link.meet(MEET_SECONDS)
+        await self.probe(link)
+        return link
+
     async def probe(self, link: Link) -> None:
-        transport = link.status.transport
-        if result := await link.probe():
-            self._metrics.probed(transport, result.bandwidth_bytes_per_second)
+        """Not amid transfers: they would wait, and the figure would be of what they leave."""
+        if not self._of(link) and (result := await link.probe()):
+            self._metrics.probed(result)
 
     def _break(self, transfer: TargetTransfer, link: Link) -> None:
         if transfer.outstanding:

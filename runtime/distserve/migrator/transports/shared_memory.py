@@ -8,6 +8,7 @@ in its pools, which came over the authenticated control connection.
 import asyncio
 import contextlib
 import hmac
+import itertools
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from msgspec import Struct
 
 from distserve.migrator.errors import MigratorError, TransportError
@@ -30,6 +32,8 @@ from distserve.wire.sockets import RawStream, close_fds, connect_unix, listen_un
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_SECONDS: Final = 1.0
+PROBE_BYTES: Final = 4 << 20
+"""A probe's steps go through the pool in windows of this size."""
 INLINE_BYTES: Final = 64 << 10
 """A copy that takes less than the way to a thread and back."""
 
@@ -103,13 +107,17 @@ class SharedMemoryPath:
     async def probe(self, size: int) -> float:
         if self._closed or not self._pools:
             raise TransportError("connection lost")
-        source = next(iter(self._pools.values())).array.reshape(-1)[:size]
+        pool = next(iter(self._pools.values())).array.reshape(-1)
+        window = min(size, pool.size, PROBE_BYTES)
+        starts = range(0, pool.size - window + 1, window)
 
         def measure() -> float:
-            target = source.copy()  # pages of the target exist before the clock starts
+            target = np.ones(window, np.uint8)  # pages exist before the clock starts
             start = time.perf_counter()
-            target[:] = source
-            return (time.perf_counter() - start) * size / max(1, source.size)
+            for at in itertools.islice(itertools.cycle(starts), -(-size // window)):
+                target[:] = pool[at : at + window]
+            copied = -(-size // window) * window
+            return (time.perf_counter() - start) * size / copied
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, measure)
 
