@@ -74,8 +74,9 @@ def test_progress_is_for_terminals() -> None:
 
     screen, pipe = Terminal(), io.StringIO()
     for stream in (screen, pipe):
-        progress = Progress("sys 4-1", 4, stream)
+        progress = Progress("sys 4-1", 4, 90.0, stream)
         progress.ended(outcome("HTTP 429"))
         progress.close()
-    assert "sys 4-1" in screen.getvalue() and "1/4, 1 failed" in screen.getvalue()
+    assert "sys 4-1" in screen.getvalue()
+    assert "1/4, 1 failed, 90 s of arrivals left" in screen.getvalue()
     assert pipe.getvalue() == ""

@@ -67,6 +67,10 @@ def test_a_report(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # 100 % at 1/s and 80 % at 3/s on two GPUs: 90 % at 2/s, 1 per GPU.
     assert float(found["apart", "0.9"]["rate_per_gpu"]) == pytest.approx(1.0)
     assert "apart" in out and "90%" in out
+    with (folder / "requests.csv").open() as file:
+        requests = list(csv.DictReader(file))
+    assert len(requests) == 40 and float(requests[0]["transmission"]) == 0.125
+    assert sum(row["met_ttft"] == "True" for row in requests) == 32
     document = json.loads((folder / "report.json").read_text())
     assert {row["system"] for row in document["runs"]} == {"apart", "together"}
     assert document["runs"][1]["attainment_both"] == 0.8

@@ -23,7 +23,7 @@ DATA = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(st.text() | st.integers(), inner, max_size=4)
+        | st.dictionaries(st.text() | st.integers(-(1 << 100), 1 << 100), inner, max_size=4)
     ),
     max_leaves=12,
 )

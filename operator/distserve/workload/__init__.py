@@ -6,11 +6,19 @@ measured run can be given the same requests at the same instants.
 
 from distserve.workload.arrivals import ARRIVALS, ArrivalProcess
 from distserve.workload.readers import parse_requests, read_requests
-from distserve.workload.requests import RequestSet, Trace, WorkloadError
+from distserve.workload.requests import (
+    NO_OBJECTIVES,
+    Objectives,
+    RequestSet,
+    Trace,
+    WorkloadError,
+)
 
 __all__ = [
     "ARRIVALS",
+    "NO_OBJECTIVES",
     "ArrivalProcess",
+    "Objectives",
     "RequestSet",
     "Trace",
     "WorkloadError",

@@ -10,7 +10,8 @@
 | .jsonl | one {input_length, output_length[, timestamp]} a line, timestamp in milliseconds |
 
 Any of them may be gzipped. Mooncake's traces are such .jsonl files; `arrived_at` is in
-seconds, `TIMESTAMP` a date.
+seconds, `TIMESTAMP` a date. Requests may have objectives of their own: columns `slo_ttft_ms` and
+`slo_tpot_ms` (empty: none), in a `.ds` pairs under the key `slos`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from distserve.workload import marshalled
-from distserve.workload.requests import RequestSet, WorkloadError
+from distserve.workload.requests import Objectives, RequestSet, WorkloadError
 
 # (prompt, output, arrival, factor that makes the arrival milliseconds)
 _COLUMNS = (
@@ -36,6 +37,7 @@ _COLUMNS = (
     ("prompt_len", "output_len", "start_time", 1000.0),
     ("ContextTokens", "GeneratedTokens", "TIMESTAMP", 1000.0),
 )
+_OBJECTIVES = ("slo_ttft_ms", "slo_tpot_ms")
 
 
 def read_requests(path: Path | str) -> RequestSet:
@@ -97,7 +99,8 @@ def _from_csv(text: str, origin: str) -> RequestSet:
     prompt, output, arrival, factor = _columns(header, origin)
     at_prompt, at_output = header.index(prompt), header.index(output)
     at_arrival = header.index(arrival) if arrival in header else None
-    prompts, outputs, times = [], [], []
+    own = [header.index(name) if name in header else None for name in _OBJECTIVES]
+    prompts, outputs, times, objectives = [], [], [], []
     for line, row in enumerate(rows, start=2):
         if not row:
             continue
@@ -106,11 +109,13 @@ def _from_csv(text: str, origin: str) -> RequestSet:
             outputs.append(int(row[at_output]))
             if at_arrival is not None:
                 times.append(_instant(row[at_arrival]) * factor)
+            objectives.append(Objectives(*(None if at is None else _ms(row[at]) for at in own)))
         except (ValueError, IndexError) as error:
             raise WorkloadError(f"{origin}, line {line}: {error}; correct or drop it") from error
     return RequestSet(
-        prompts, outputs, times if at_arrival is not None else None, Path(origin).name
-    )
+        prompts, outputs, times if at_arrival is not None else None, Path(origin).name,
+        objectives=objectives if any(at is not None for at in own) else None,
+    )  # fmt: skip
 
 
 def _instant(text: str) -> float:
@@ -119,6 +124,10 @@ def _instant(text: str) -> float:
         return float(text)
     except ValueError:
         return datetime.fromisoformat(text).timestamp()
+
+
+def _ms(value: Any) -> float | None:
+    return None if value in (None, "") else float(value)
 
 
 def _from_mappings(rows: Iterable[Mapping[str, Any]], origin: str) -> RequestSet:
@@ -132,6 +141,9 @@ def _from_mappings(rows: Iterable[Mapping[str, Any]], origin: str) -> RequestSet
         [int(row[output]) for row in listed],
         [float(row[arrival]) * factor for row in listed] if timed else None,
         Path(origin).name,
+        objectives=[Objectives(*(_ms(row.get(name)) for name in _OBJECTIVES)) for row in listed]
+        if any(name in row for row in listed for name in _OBJECTIVES)
+        else None,
     )
 
 
@@ -150,11 +162,17 @@ def _from_ds(raw: bytes, origin: str) -> RequestSet:
                     "build it anew"
                 )
     texts = [text for text, _, _ in requests]
+    slos = dataset.get("slos")
+    if slos is not None and len(slos) != len(requests):
+        raise WorkloadError(
+            f"{origin} has {len(slos)} slos for {len(requests)} requests; build it anew"
+        )
     return RequestSet(
         [prompt for _, prompt, _ in requests],
         [output for _, _, output in requests],
         name=Path(origin).name,
         prompts=texts if all(isinstance(text, str) for text in texts) else None,
+        objectives=None if slos is None else [Objectives(_ms(t), _ms(p)) for t, p in slos],
     )
 
 

@@ -15,6 +15,22 @@ class WorkloadError(ValueError):
 
 
 @dataclass(frozen=True)
+class Objectives:
+    """What one request asks for itself, in milliseconds; None where it asks for nothing."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for value in (self.ttft_ms, self.tpot_ms):
+            if value is not None and not 0 < value < float("inf"):
+                raise WorkloadError(f"an objective must be above 0 ms, got {value}; correct it")
+
+
+NO_OBJECTIVES = Objectives()
+
+
+@dataclass(frozen=True)
 class RequestSet:
     """Lengths to draw requests from; `arrival_ms` is kept where the source recorded it."""
 
@@ -24,6 +40,9 @@ class RequestSet:
     name: str = "requests"
     prompts: Sequence[str] | None = None
     """The prompts' texts, where the source has them; the lengths stay what counts."""
+    objectives: Sequence[Objectives] | None = None
+    """Of each request, where the source has them: classes of users that are promised different
+    things."""
 
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
@@ -89,6 +108,7 @@ class RequestSet:
             None if times is None else [times[row] for row in rows],
             self.name,
             None if self.prompts is None else [self.prompts[row] for row in rows],
+            None if self.objectives is None else [self.objectives[row] for row in rows],
         )
 
     def recorded(self) -> Trace:

@@ -30,12 +30,17 @@ class Sample:
     tpot: float | None
     stages: dict[str, float] | None = None
     """Seconds in each of STAGES, where the server told."""
+    slo_ttft: float | None = None
+    """The request's own objectives, which come before the report's."""
+    slo_tpot: float | None = None
 
     def meets_ttft(self, slo: Slo) -> bool:
-        return self.ttft is not None and self.ttft <= slo.ttft
+        limit = slo.ttft if self.slo_ttft is None else self.slo_ttft * slo.factor
+        return self.ttft is not None and self.ttft <= limit
 
     def meets_tpot(self, slo: Slo) -> bool:
-        return self.tpot is not None and self.tpot <= slo.tpot
+        limit = slo.tpot if self.slo_tpot is None else self.slo_tpot * slo.factor
+        return self.tpot is not None and self.tpot <= limit
 
 
 @dataclass(frozen=True)

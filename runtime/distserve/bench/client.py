@@ -12,6 +12,7 @@ import msgspec
 from distserve.bench.errors import BenchError
 from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.stream import TokenStream, decode_event
+from distserve.workload import Objectives
 
 _ERROR_TEXT = 200  # characters of a server's explanation that are kept
 
@@ -87,13 +88,12 @@ class Client:
         """Never raises for what the server does: a failure is part of the measurement."""
         outcome = Outcome(
             request.index, request.prompt_tokens, request.output_tokens,
-            planned=planned, sent=self._clock(), ended=0.0,
+            planned=planned, sent=self._clock(), ended=0.0, own=request.own,
         )  # fmt: skip
+        headers = self._headers | slo_headers(request.own)
         stream = TokenStream()
         try:
-            async with self._http.post(
-                self.target.address, data=body, headers=self._headers
-            ) as answer:
+            async with self._http.post(self.target.address, data=body, headers=headers) as answer:
                 if answer.status != 200:
                     outcome.failure = explain(answer.status, await answer.text(errors="replace"))
                 elif self.target.stream:
@@ -115,6 +115,12 @@ class Client:
         if self.target.stream:
             _conclude(outcome, stream, self.target.ignore_eos)
         return outcome
+
+
+def slo_headers(objectives: Objectives) -> dict[str, str]:
+    """How this gateway is told of them; other servers pass over unknown headers."""
+    told = {"x-slo-ttft-ms": objectives.ttft_ms, "x-slo-tpot-ms": objectives.tpot_ms}
+    return {name: f"{ms:g}" for name, ms in told.items() if ms is not None}
 
 
 def explain(status: int, text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distserve.workload import NO_OBJECTIVES, Objectives
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -15,6 +17,8 @@ class Planned:
     prompt: str | Sequence[int]
     prompt_tokens: int
     output_tokens: int
+    own: Objectives = NO_OBJECTIVES
+    """Comes before the run's objectives, for this request alone."""
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Outcome:
     ended: float
     token_times: Sequence[float] = ()
     tokens: int = 0
+    own: Objectives = NO_OBJECTIVES
     failure: str | None = None
     """Why it counts as failed, short enough to be counted; None for a complete answer."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from distserve.bench.errors import BenchError
 from distserve.bench.outcome import Planned
 from distserve.bench.question import Pair
-from distserve.workload import ArrivalProcess, RequestSet, WorkloadError
+from distserve.workload import NO_OBJECTIVES, ArrivalProcess, RequestSet, WorkloadError
 
 PROMPT_FORMATS = ("auto", "text", "tokens")
 
@@ -36,10 +36,18 @@ class Recipe:
         except WorkloadError as error:
             raise BenchError(str(error)) from error
         prompts = self._prompts(chosen)
+        own = chosen.objectives or [NO_OBJECTIVES] * len(chosen)
         return [
-            Planned(index, time_ms / 1000, prompt, prompt_tokens, output_tokens)
-            for index, (time_ms, prompt, prompt_tokens, output_tokens) in enumerate(
-                zip(times_ms, prompts, chosen.prompt_tokens, chosen.output_tokens, strict=True)
+            Planned(index, time_ms / 1000, prompt, prompt_tokens, output_tokens, objectives)
+            for index, (time_ms, prompt, prompt_tokens, output_tokens, objectives) in enumerate(
+                zip(
+                    times_ms,
+                    prompts,
+                    chosen.prompt_tokens,
+                    chosen.output_tokens,
+                    own,
+                    strict=True,
+                )
             )
         ]
 

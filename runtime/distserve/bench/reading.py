@@ -87,6 +87,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
             yield Sample(
                 row["prompt_len"], row["output_len"], row["issue_time"], row["complete_time"],
                 row["latency"], row["ttft"], row["tpot"],
+                slo_ttft=row.get("slo_ttft"), slo_tpot=row.get("slo_tpot"),
             )  # fmt: skip
             continue
         times, output = row["token_timestamps"], row["output_len"]
@@ -102,6 +103,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
             row["prompt_len"], output, row["start_time"], row["end_time"], row["latency"],
             ttft if times else None, tpot if times else None,
             _stages(row.get("lifecycle_events") or ()),
+            row.get("slo_ttft"), row.get("slo_tpot"),
         )  # fmt: skip
 
 

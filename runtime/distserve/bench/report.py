@@ -18,6 +18,7 @@ from distserve.bench.tables import (
     csv_text,
     json_text,
     normalised_rows,
+    request_rows,
     run_rows,
     scale_rows,
 )
@@ -79,6 +80,7 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         (output / f"{name}.csv").write_text(csv_text(rows))
+    (output / "requests.csv").write_text(csv_text(request_rows(question)))
     (output / "report.json").write_text(json_text(**tables))
     pictures = draw_all(question) if figures else []
     for picture in pictures:

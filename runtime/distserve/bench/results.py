@@ -25,7 +25,7 @@ from distserve.bench.outcome import Outcome
 EXP_FORMATS = ("distserve", "loongserve")
 _CSV = (
     "index", "prompt_len", "output_len", "tokens", "planned", "start_time", "end_time",
-    "latency", "ttft", "tpot", "lag_ms", "failure",
+    "latency", "ttft", "tpot", "slo_ttft", "slo_tpot", "lag_ms", "failure",
 )  # fmt: skip
 
 
@@ -113,7 +113,14 @@ def distserve_row(outcome: Outcome, epoch: float) -> dict[str, Any]:
         "latency": outcome.latency,
         "ftl": outcome.ttft,
         "tpot": outcome.tpot,
+        **{name: value for name, value in own_objectives(outcome).items() if value is not None},
     }
+
+
+def own_objectives(outcome: Outcome) -> dict[str, float | None]:
+    """In seconds; fields that neither schema has, so only written where there are any."""
+    told = {"slo_ttft": outcome.own.ttft_ms, "slo_tpot": outcome.own.tpot_ms}
+    return {name: None if ms is None else ms / 1000 for name, ms in told.items()}
 
 
 def loongserve_text(outcomes: Sequence[Outcome], epoch: float) -> str:
@@ -128,6 +135,7 @@ def loongserve_text(outcomes: Sequence[Outcome], epoch: float) -> str:
             "ttft": outcome.ttft,
             "tpot": outcome.tpot,
             "latency": outcome.latency,
+            **{name: value for name, value in own_objectives(outcome).items() if value is not None},
         }
         for outcome in outcomes
         if outcome.complete
@@ -144,7 +152,7 @@ def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
             [
                 o.index, o.prompt_tokens, o.output_tokens, o.tokens, o.planned + epoch,
                 o.sent + epoch, o.ended + epoch, o.latency, o.ttft, o.tpot,
-                o.lag_seconds * 1000, o.failure,
+                *own_objectives(o).values(), o.lag_seconds * 1000, o.failure,
             ]
         )  # fmt: skip
     return text.getvalue()

@@ -76,7 +76,8 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
                 done.append(Ran(pair, about, kept=True))
                 continue
             client = client or await warm_up(http, session, plans[pair], say)
-            progress = Progress(f"{session.prefix} {pair.label}", pair.requests, sys.stderr)
+            title, last = f"{session.prefix} {pair.label}", plans[pair][-1].at_seconds
+            progress = Progress(title, pair.requests, last, sys.stderr)
             epoch = time.time() - time.perf_counter()
             before = await stages.settled(http, session.target.url)
             observed = await offer(plans[pair], client, progress.ended)

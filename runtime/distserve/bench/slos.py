@@ -13,9 +13,11 @@ class Slo:
 
     ttft: float
     tpot: float
+    factor: float = 1.0
+    """By which it was scaled: requests' own objectives are scaled with it."""
 
     def scaled(self, factor: float) -> Slo:
-        return Slo(self.ttft * factor, self.tpot * factor)
+        return Slo(self.ttft * factor, self.tpot * factor, self.factor * factor)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,21 @@ def _run_row(run: Run, slo: Slo) -> Row:
     return row
 
 
+def request_rows(question: Question) -> list[Row]:
+    """One row a completed request of every run: for who wants to work the figures out anew."""
+    return [
+        {
+            "system": run.system, "rate": run.rate, "gpus": run.gpus,
+            "prompt_tokens": s.prompt_tokens, "output_tokens": s.output_tokens,
+            "start": s.start, "end": s.end, "latency": s.latency, "ttft": s.ttft, "tpot": s.tpot,
+            "met_ttft": s.meets_ttft(question.slo), "met_tpot": s.meets_tpot(question.slo),
+            **{stage.replace(" ", "_"): value for stage, value in (s.stages or {}).items()},
+        }
+        for run in question.runs
+        for s in run.samples
+    ]  # fmt: skip
+
+
 def crossing_rows(question: Question) -> list[Row]:
     """One row a system and level: the highest rate per GPU that attains it, and the tightest SLO.
 

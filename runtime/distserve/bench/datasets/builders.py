@@ -15,6 +15,7 @@ from typing import Any
 
 from distserve.bench.datasets.tokens import Tokens
 from distserve.bench.errors import BenchError
+from distserve.workload import NO_OBJECTIVES, Objectives
 
 _SHORTEST_TOKENS = 4
 
@@ -24,6 +25,7 @@ class Request:
     prompt: str
     prompt_tokens: int
     output_tokens: int
+    own: Objectives = NO_OBJECTIVES
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from distserve.bench.datasets.builders import Request
 from distserve.bench.errors import BenchError
 from distserve.bench.synthetic import zipf_lengths
+from distserve.workload import NO_OBJECTIVES, Objectives
 
 _SHORTEST_PROMPT, _SHORTEST_OUTPUT = 16, 4
 MIXED_OF_EACH = 1500
@@ -58,13 +59,23 @@ def classes(
     draw: random.Random,
     shares: Sequence[float] = ADASERVE_SHARES,
     output_tokens: int = ADASERVE_OUTPUT_TOKENS,
+    slo_tpots_ms: Sequence[float] | None = None,
 ) -> list[Request]:
-    """AdaServe's mix of coding, chat and summarisation; all answers of one length."""
+    """AdaServe's mix of coding, chat and summarisation; all answers of one length.
+
+    Each class has a pace of its own there: `slo_tpots_ms`, which depend on the machine.
+    """
     if len(sets) != len(shares):
         raise BenchError(f"{len(shares)} sets are mixed, coding, chat, summarisation; give those")
     picked = draw.choices(range(len(sets)), weights=shares, k=count)
-    requests = [draw.choice(sets[index]) for index in picked]
-    return [Request(r.prompt, r.prompt_tokens, output_tokens) for r in requests]
+    if slo_tpots_ms is None:
+        own = [NO_OBJECTIVES] * len(sets)
+    elif len(slo_tpots_ms) == len(sets):
+        own = [Objectives(tpot_ms=ms) for ms in slo_tpots_ms]
+    else:
+        raise BenchError(f"{len(slo_tpots_ms)} objectives for {len(sets)} sets; give one for each")
+    requests = [(draw.choice(sets[index]), own[index]) for index in picked]
+    return [Request(r.prompt, r.prompt_tokens, output_tokens, slo) for r, slo in requests]
 
 
 def _nearest(ordered: Sequence[int], wanted: int) -> int:

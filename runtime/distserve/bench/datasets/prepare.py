@@ -12,7 +12,7 @@ from distserve.bench.datasets.builders import BUILDERS, Request
 from distserve.bench.datasets.mixes import MIXED_OF_EACH, classes, mixed, zipf
 from distserve.bench.datasets.tokens import Tokens
 from distserve.bench.errors import BenchError
-from distserve.workload import WorkloadError, read_requests
+from distserve.workload import NO_OBJECTIVES, WorkloadError, read_requests
 
 MIXES = ("mixed", "zipf", "adaserve")
 ZIPF_COUNT = 20_000
@@ -29,6 +29,8 @@ class Order:
     seed: int = 0
     count: int | None = None
     alpha: float = 1.0
+    class_slo_tpots_ms: Sequence[float] | None = None
+    """adaserve: of each of the sets."""
 
 
 def prepare(order: Order) -> list[Request]:
@@ -65,7 +67,7 @@ def _mix(order: Order) -> list[Request]:
     count = order.count or ZIPF_COUNT
     if order.name == "zipf":
         return zipf(sets, order.alpha, count, order.seed)
-    return classes(sets, count, draw)
+    return classes(sets, count, draw, slo_tpots_ms=order.class_slo_tpots_ms)
 
 
 def _read(source: Path) -> list[Request]:
@@ -75,11 +77,18 @@ def _read(source: Path) -> list[Request]:
         raise BenchError(str(error)) from error
     if found.prompts is None:
         raise BenchError(f"{source} has no texts; mix .ds files")
-    columns = (found.prompts, found.prompt_tokens, found.output_tokens)
+    own = found.objectives or [NO_OBJECTIVES] * len(found)
+    columns = (found.prompts, found.prompt_tokens, found.output_tokens, own)
     return [Request(*row) for row in zip(*columns, strict=True)]
 
 
 def write_ds(path: Path, name: str, requests: Sequence[Request]) -> None:
-    """In DistServe's and LoongServe's format at once: the rows are there under both keys."""
+    """In DistServe's and LoongServe's format at once: the rows are there under both keys.
+
+    Requests' own objectives stand under a third, which their readers pass over.
+    """
     rows = [(r.prompt, r.prompt_tokens, r.output_tokens) for r in requests]
-    path.write_bytes(marshal.dumps({"dataset_name": name, "reqs": rows, "data": rows}))
+    whole: dict[str, object] = {"dataset_name": name, "reqs": rows, "data": rows}
+    if any(r.own != NO_OBJECTIVES for r in requests):
+        whole["slos"] = [(r.own.ttft_ms, r.own.tpot_ms) for r in requests]
+    path.write_bytes(marshal.dumps(whole))
