@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distserve.operator.kinds import CHILDREN, DEPLOYMENTS, NAMESPACES, NODES, PODS, Kind
+from distserve.operator.kinds import CHILDREN, DEPLOYMENTS, NAMESPACES, NODES, PODS, PRIORITY_CLASSES, Kind
 from distserve.operator.model import Key, Ref
 from distserve.operator.store import Store
 
@@ -83,6 +83,25 @@ def test_a_deployment_is_observed_with_what_it_controls() -> None:
     assert seen.now == 12.0
 
 
+def test_priorities_are_those_of_the_classes_that_are_there() -> None:
+    def put(name: str, value: int, version: int = 1, **rest: bool) -> set[Key]:
+        marks = {"name": name, "uid": name, "resourceVersion": str(version)}
+        return store.put(PRIORITY_CLASSES, {"metadata": marks, "value": value, **rest})
+
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    assert store.features_of("ns").priorities == {"": 0}
+    assert put("urgent", 1000) == {KEY}, "a unit that waits goes elsewhere in the order now"
+    assert put("urgent", 1000, version=2) == set()
+    put("usual", 10, globalDefault=True)
+    put("least", 5, globalDefault=True)
+    found = store.observe(KEY, 0.0)
+    assert found is not None
+    assert found.features.priorities == {"": 5, "urgent": 1000, "usual": 10, "least": 5}
+    assert store.drop(PRIORITY_CLASSES, ("", "least"), "least") == {KEY}
+    assert store.features_of("ns").priorities[""] == 10
+
+
 def test_an_object_of_an_earlier_deployment_of_the_name_is_not_ours() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment(uid="d2"))
@@ -126,7 +145,8 @@ def test_a_pods_heartbeat_is_no_news() -> None:
 def test_why_a_container_does_not_start_is_kept() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment())
-    ended = {"exitCode": 3, "message": "no such model\n", "startedAt": "2026-01-02T03:04:05Z"}
+    said = "loading\n\nlooking\n  for it\nno such model\n"
+    ended = {"exitCode": 3, "message": said, "startedAt": "2026-01-02T03:04:05Z"}
     status = {
         "name": "engine",
         "restartCount": 4,
@@ -136,7 +156,7 @@ def test_why_a_container_does_not_start_is_kept() -> None:
     store.put(PODS, pod(containerStatuses=[status]))
     (found,) = store.observe(KEY, 0.0).pods  # type: ignore[union-attr]
     assert (found.waiting, found.restarts, found.ran_seconds) == ("CrashLoopBackOff", 4, 30.0)
-    assert found.message == "engine: exit code 3: no such model"
+    assert found.message == "engine: exit code 3: looking / for it / no such model"
 
 
 def test_a_container_that_is_still_being_created_is_no_trouble() -> None:

@@ -254,6 +254,14 @@ def test_pods_pass_the_restricted_standard(make: Make) -> None:
                 assert security["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_what_a_container_said_last_is_kept(make: Make) -> None:
+    """The condition Failed repeats it."""
+    for variant in ("disaggregated", "together", "hub"):
+        for template in templates(make(**VARIANTS[variant])):
+            for container in containers(template):
+                assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def test_only_gateways_get_a_token(objects: list[Object]) -> None:
     for found in objects:
         if found["kind"] in ("StatefulSet", "Deployment"):

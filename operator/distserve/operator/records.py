@@ -13,6 +13,9 @@ import msgspec
 from distserve.api import labels
 from distserve.operator.model import Key, Object, Pod
 
+LAST_LINES = 3
+LAST_CHARACTERS = 500
+"""Of what a container said before it ended; the kubelet keeps up to 2 KB."""
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
@@ -126,8 +129,14 @@ def _trouble(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
         if not ended:
             return reason, f"{one['name']}: {waiting.get('message') or reason}"
         said = ended.get("message") or ended.get("reason") or ""
-        return reason, f"{one['name']}: exit code {ended.get('exitCode')}: {said.strip()}"
+        return reason, f"{one['name']}: exit code {ended.get('exitCode')}: {_last_words(said)}"
     return "", ""
+
+
+def _last_words(said: str) -> str:
+    """On one line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return " / ".join(lines[-LAST_LINES:])[-LAST_CHARACTERS:]
 
 
 def seconds(timestamp: str) -> float:

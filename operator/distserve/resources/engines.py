@@ -103,6 +103,7 @@ def _engine(
             "/healthz", "engine", period_seconds=10, failures=6, timeout_seconds=5
         ),
         "lifecycle": {"preStop": {"exec": {"command": processes.drain_command(deployment)}}},
+        "terminationMessagePolicy": parts.LAST_WORDS,
         "securityContext": parts.container_security(),
         "volumeMounts": mounts,
     }

@@ -8,6 +8,7 @@ from distserve.resources import naming, parts, processes
 from distserve.resources.merge import merge_pod_template
 from distserve.resources.objects import Object, new_object
 from distserve.resources.settings import RenderSettings
+from distserve.resources.tolerations import node_lost_tolerations
 
 GATEWAY: Final = "gateway"
 LEAVE_SECONDS: Final = 5
@@ -64,6 +65,7 @@ def _pod(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "securityContext": parts.pod_security(),
+            "tolerations": node_lost_tolerations(deployment),
             "topologySpreadConstraints": [
                 {
                     "maxSkew": 1,
@@ -93,6 +95,7 @@ def _container(deployment: DistServeDeployment, settings: RenderSettings) -> Obj
             "/health", "http", period_seconds=10, failures=6, timeout_seconds=5
         ),
         "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_SECONDS}}},
+        "terminationMessagePolicy": parts.LAST_WORDS,
         "securityContext": parts.container_security(),
         "volumeMounts": [parts.key_mount(), parts.scratch_mount()],
     }

@@ -67,6 +67,7 @@ def sidecar(deployment: DistServeDeployment, settings: RenderSettings) -> Object
         "livenessProbe": parts.http_probe(
             "/healthz", "metrics", period_seconds=10, failures=6, timeout_seconds=5
         ),
+        "terminationMessagePolicy": parts.LAST_WORDS,
         "securityContext": parts.container_security(),
         "volumeMounts": [parts.key_mount(), parts.scratch_mount(), run_mount()],
     }

@@ -10,6 +10,9 @@ from distserve.resources.processes import KEY_FOLDER
 
 USER: Final = 65532
 """Id of user and group in the released images; fsGroup lets it read the key."""
+LAST_WORDS: Final = "FallbackToLogsOnError"
+"""terminationMessagePolicy: what a container said last stands in its pod's status, from where it
+comes into the deployment's conditions."""
 
 
 def pod_security() -> Object:

@@ -80,6 +80,7 @@ def fetch_containers(
             "args": [word for name, value in flags.items() for word in (f"--{name}", value)],
             "env": environment,
             "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+            "terminationMessagePolicy": parts.LAST_WORDS,
             "securityContext": parts.container_security(),
             "volumeMounts": [
                 parts.scratch_mount(),
