@@ -243,3 +243,42 @@ def test_the_key_is_made_once_and_not_applied_again(deployment: Deploy) -> None:
     assert secret["immutable"] is True
     volumes = next(iter(make_revision(found, BEFORE).templates.values()))["spec"]["volumes"]
     assert {"secretName": secret["metadata"]["name"]}.items() <= volumes[0]["secret"].items()
+
+
+# ---- lost nodes ---------------------------------------------------------------------------------
+
+
+def patience(pod: Object) -> dict[str, int]:
+    """Seconds for which the pod bears each of the taints of a node that is silent."""
+    return {
+        one["key"].partition("/")[2]: one["tolerationSeconds"]
+        for one in pod["spec"]["tolerations"]
+        if one["effect"] == "NoExecute" and one["operator"] == "Exists"
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds"),
+    [({}, 30), ({"nodeLostAfter": "2m"}, 120), ({"nodeLostAfter": "1500ms"}, 2)],
+)
+def test_pods_bear_a_silent_node_for_so_long(
+    deployment: Deploy, spec: dict[str, str], seconds: int
+) -> None:
+    found = deployment(restart=spec)
+    gateway = make_revision(found, BEFORE).gateway
+    for pod in (pod_of(found, None), gateway):
+        assert patience(pod) == {"not-ready": seconds, "unreachable": seconds}
+
+
+def test_the_users_tolerations_stay(deployment: Deploy) -> None:
+    theirs = {"key": "gpu", "operator": "Exists"}
+    found = deployment(prefill={"podTemplate": {"spec": {"tolerations": [theirs]}}})
+    tolerations = pod_of(found, None)["spec"]["tolerations"]
+    assert tolerations[0] == theirs and len(tolerations) == 3
+
+
+def test_another_patience_replaces_no_engine(deployment: Deploy) -> None:
+    before, after = deployment(), deployment(restart={"nodeLostAfter": "5m"})
+    one, other = make_revision(before, BEFORE), make_revision(after, BEFORE)
+    assert one.name == other.name and one.templates == other.templates
+    assert one.gateway_name != other.gateway_name, "gateways are many and quick"

@@ -1,11 +1,14 @@
 """How a running deployment is kept: rollouts, disruptions, restarts, and who watches it."""
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field
 
 from distserve.api.base import Model, Rule
 from distserve.api.durations import Duration
+
+DEFAULT_NODE_LOST_AFTER: Final = "30s"
 
 
 class WhenFull(StrEnum):
@@ -74,7 +77,7 @@ class Disruption(Model):
 
 
 class Restart(Model):
-    """When pods that keep failing are given up."""
+    """When pods that keep failing are given up, and when those on a lost node are."""
 
     budget: int = Field(
         default=5,
@@ -86,6 +89,12 @@ class Restart(Model):
     within: Duration = Field(
         default="10m",
         description="Time over which restarts are counted. Unit: a duration. Default: 10m.",
+    )
+    node_lost_after: Duration = Field(
+        default=DEFAULT_NODE_LOST_AFTER,
+        description="How long a node may be unreachable or not ready before its pods are ended and "
+        "made again elsewhere, without a sign of life from it. Pods keep what they were made with, "
+        "so a longer time counts for new ones only. Unit: a duration. Default: 30s.",
     )
 
 

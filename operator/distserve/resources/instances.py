@@ -7,6 +7,7 @@ from distserve.resources.affinity import Placement, with_place
 from distserve.resources.naming import Instance, Labels
 from distserve.resources.objects import Object, new_object
 from distserve.resources.revisions import Revision
+from distserve.resources.tolerations import node_lost_tolerations
 
 
 def stateful_set(
@@ -15,14 +16,15 @@ def stateful_set(
     revision: Revision,
     placement: Placement | None = None,
 ) -> Object:
-    """One instance, a replica for each of its pods: the stored template with the instance's labels
-    and its unit's place.
+    """One instance, a replica for each of its pods: the stored template with the instance's labels,
+    its unit's place, and how long its pods wait on a silent node.
 
     OnDelete: instances are replaced by whoever knows the unit, never by a template's change.
     """
     domain = placement.value if placement else ""
     own_labels = naming.instance_labels(instance, domain)
-    template = _template(revision.templates[instance.role], own_labels, placement, instance.name)
+    stored = _patient(revision.templates[instance.role], deployment)
+    template = _template(stored, own_labels, placement, instance.name)
     found = new_object(
         deployment,
         "apps/v1",
@@ -53,6 +55,13 @@ def _template(
         "metadata": {**metadata, "labels": {**metadata["labels"], **own_labels}},
         "spec": {**spec, "affinity": place} if place else spec,
     }
+
+
+def _patient(stored: Object, deployment: DistServeDeployment) -> Object:
+    """Not stored with it: another nodeLostAfter is no reason to replace what runs."""
+    spec = stored["spec"]
+    tolerations = [*spec.get("tolerations", ()), *node_lost_tolerations(deployment)]
+    return {**stored, "spec": {**spec, "tolerations": tolerations}}
 
 
 def headless_service(deployment: DistServeDeployment) -> Object:

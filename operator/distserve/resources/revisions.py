@@ -126,6 +126,7 @@ def _gateway_revision_of(deployment: DistServeDeployment) -> str:
             "model": {"id"}, "strategy": {"name"}, "slo": True,
             "gateway": {"replicas", "routing", "max_waiting_requests", "request_timeout",
                         "pod_template"},
+            "restart": {"node_lost_after"},
         },
     )  # fmt: skip
     return _hash(spec | {"image": deployment.spec.images.gateway} | _refresh(deployment))
