@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distserve.operator.kinds import CHILDREN, DEPLOYMENTS, NAMESPACES, NODES, PODS, PRIORITY_CLASSES, Kind
+from distserve.operator.kinds import (
+    CHILDREN,
+    DEPLOYMENTS,
+    NAMESPACES,
+    NODES,
+    PODS,
+    PRIORITY_CLASSES,
+    Kind,
+)
 from distserve.operator.model import Key, Ref
 from distserve.operator.store import Store
 

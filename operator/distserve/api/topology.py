@@ -155,6 +155,13 @@ class Topology(Model):
         "taken back whole and placed anew. Unit: a duration. Default: 30s.",
     )
 
+    reserve_after: Duration = Field(
+        default="10m",
+        description="How long a unit waits for room before nodes that it would fit when they are "
+        "empty are kept free of units behind it, so that smaller ones do not take each bit of "
+        "room that comes. Unit: a duration. Default: 10m.",
+    )
+
     @property
     def resolved_levels(self) -> list[Level]:
         """`levels`, or those of the preset; tightest first."""

@@ -41,6 +41,9 @@ DEPLOYMENTS = Kind(labels.API_VERSION, labels.KIND, labels.PLURAL)
 PODS = Kind("v1", "Pod", "pods")
 NODES = Kind("v1", "Node", "nodes", namespaced=False)
 NAMESPACES = Kind("v1", "Namespace", "namespaces", namespaced=False)
+PRIORITY_CLASSES = Kind(
+    "scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", namespaced=False
+)
 SECRETS = Kind("v1", "Secret", "secrets")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
 WEBHOOKS = Kind(
@@ -71,7 +74,7 @@ OPTIONAL_CHILDREN = (
 )
 """Watched and written only where the cluster serves them."""
 
-WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL_CHILDREN, PODS, NODES, NAMESPACES)
+WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL_CHILDREN, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
 
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in (*WATCHED, SECRETS)}
 

@@ -75,6 +75,8 @@ class Features:
     """Kinds that not every cluster has, as `monitoring.coreos.com/v1/PodMonitor`."""
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
     kubernetes: tuple[int, int] = (1, 34)
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    """Value of each PriorityClass; under the empty name that of pods which name none."""
 
 
 @dataclass(frozen=True)

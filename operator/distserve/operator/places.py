@@ -66,7 +66,7 @@ def find_places(
     found: dict[str, Placement] = {}
     waiting: dict[str, NoPlace] = {}
     asked, given_up, timers = [], set(), []
-    since = _waiting_since(observed)
+    since, priorities = _waiting_since(observed), observed.features.priorities
     for number, revision in sorted(step.revisions.items()):
         name = f"u{number}"
         unit = live.get(name)
@@ -84,7 +84,7 @@ def find_places(
         if made is None:
             continue
         answer = answers.placements.get(name)
-        asked.append(unit_request(wanted.deployment, name, made, since))
+        asked.append(unit_request(wanted.deployment, name, made, since, priorities))
         if isinstance(answer, Placement):
             found[name] = answer
         elif isinstance(answer, NoPlace):

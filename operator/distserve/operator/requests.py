@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from distserve.api.deployment import DistServeDeployment
+from distserve.api.durations import parse_duration
 from distserve.operator.model import Object
 from distserve.placement.pods import pod_amounts
 from distserve.placement.quantities import CPU, PODS
@@ -21,22 +23,33 @@ from distserve.resources.instances import stateful_set
 from distserve.resources.naming import instances
 from distserve.resources.revisions import Revision
 
+NO_PRIORITIES: Final[Mapping[str, int]] = MappingProxyType({})
+
 
 def unit_request(
-    deployment: DistServeDeployment, unit: str, revision: Revision, waiting_since: float
+    deployment: DistServeDeployment,
+    unit: str,
+    revision: Revision,
+    waiting_since: float,
+    priorities: Mapping[str, int] = NO_PRIORITIES,
 ) -> UnitRequest:
+    """`priorities` are the cluster's classes, as in `Features`; a unit is as urgent as the least
+    urgent of its pods."""
     topology = deployment.spec.topology
+    sets = [
+        stateful_set(deployment, instance, revision)
+        for instance in instances(deployment, unit, revision.unit)
+    ]
     return UnitRequest(
         id=UnitId(deployment.namespace, deployment.name, unit),
-        instances=tuple(
-            instance_request(stateful_set(deployment, instance, revision))
-            for instance in instances(deployment, unit, revision.unit)
-        ),
+        instances=tuple(map(instance_request, sets)),
         waiting_since=waiting_since,
+        priority=min((_priority(one, priorities) for one in sets), default=0),
         levels=tuple(Level(one.name, one.node_label) for one in topology.resolved_levels),
         pack_within=topology.pack_within,
         enforcement=Enforcement(topology.enforcement.value),
         relax_after_seconds=topology.relax_after_seconds,
+        reserve_after_seconds=parse_duration(topology.reserve_after),
     )
 
 
@@ -53,6 +66,13 @@ def instance_request(found: Object) -> InstanceRequest:
         tolerations=tuple(pod.get("tolerations") or ()),
         node_affinity_terms=tuple(required.get("nodeSelectorTerms") or ()),
     )
+
+
+def _priority(found: Object, priorities: Mapping[str, int]) -> int:
+    """As the API server will fill it in: templates have the class's name only. 0 for a class that
+    is not there, whose pods are refused."""
+    name = found["spec"]["template"]["spec"].get("priorityClassName") or ""
+    return priorities.get(name, 0)
 
 
 def _requests(pod: Mapping[str, Any]) -> dict[str, Fraction]:

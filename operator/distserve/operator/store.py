@@ -20,6 +20,7 @@ from distserve.operator.kinds import (
     NODES,
     OPTIONAL_CHILDREN,
     PODS,
+    PRIORITY_CLASSES,
     WATCHED,
     Kind,
 )
@@ -49,6 +50,12 @@ class Seen(NamedTuple):
     version: int
 
 
+class PriorityClass(NamedTuple):
+    value: int
+    default: bool
+    """For pods that name none."""
+
+
 class Child(NamedTuple):
     owner_uid: str
     text: bytes
@@ -71,6 +78,7 @@ class Store:
         self._pods: dict[Key, dict[str, Pod]] = {}
         self._pod_keys: dict[Name, Key] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
+        self._priority_classes: dict[str, PriorityClass] = {}
 
     @property
     def keys(self) -> list[Key]:
@@ -88,8 +96,15 @@ class Store:
         return kind in self._seen
 
     def features_of(self, namespace: str) -> Features:
-        """With the namespace's labels."""
-        return replace(self.features, namespace_labels=self._namespaces.get(namespace, {}))
+        """With the namespace's labels and the priority classes."""
+        classes = self._priority_classes
+        # Of several defaults the API server takes the least.
+        default = min((one.value for one in classes.values() if one.default), default=0)
+        return replace(
+            self.features,
+            namespace_labels=self._namespaces.get(namespace, {}),
+            priorities={"": default} | {name: one.value for name, one in classes.items()},
+        )
 
     def observe(self, key: Key, now: float) -> Observed | None:
         """None: there is no such deployment."""
@@ -135,6 +150,8 @@ class Store:
             return set()
         if kind == NAMESPACES:
             return self._put_namespace(name[1], metadata.get("labels") or {})
+        if kind == PRIORITY_CLASSES:
+            return self._put_priority_class(name[1], document)
         return self._put_child(name, Ref(kind.api_version, kind.kind, name[1]), document)
 
     def drop(self, kind: Kind, name: Name, uid: str) -> set[Key]:
@@ -155,6 +172,9 @@ class Store:
         if kind == NAMESPACES:
             self._namespaces.pop(name[1], None)
             return set()
+        if kind == PRIORITY_CLASSES:
+            del self._priority_classes[name[1]]
+            return set(self._deployments)
         return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
 
     def _accelerators(self, document: Object) -> tuple[int, ...]:
@@ -217,6 +237,12 @@ class Store:
             self.inventory.put_node(document)
         except ValueError as error:
             log.warning("node %s is not counted: %s", document["metadata"]["name"], error)
+
+    def _put_priority_class(self, name: str, document: Object) -> set[Key]:
+        """Values do not change, but a class may come after the deployment that names it."""
+        found = PriorityClass(int(document["value"]), bool(document.get("globalDefault")))
+        before, self._priority_classes[name] = self._priority_classes.get(name), found
+        return set() if before == found else set(self._deployments)
 
     def _put_namespace(self, name: str, labels: Mapping[str, str]) -> set[Key]:
         before, self._namespaces[name] = self._namespaces.get(name), labels

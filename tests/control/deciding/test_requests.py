@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from distserve.operator.model import PlacementQuestion
+from distserve.operator.model import Features, PlacementQuestion
 
 Make = Callable[..., Any]
 
@@ -54,6 +54,21 @@ def test_where_it_wants_to_be(new_world: Make) -> None:
     assert (unit.pack_within, unit.enforcement, unit.relax_after_seconds) == (
         "nvlink", "Preferred", 60,
     )  # fmt: skip
+
+
+def test_how_urgent_it_is_and_how_patient(new_world: Make) -> None:
+    named = {"podTemplate": {"spec": {"priorityClassName": "urgent"}}}
+    world = new_world(prefill=named, decode=named, topology={"reserveAfter": "90s"})
+    world.features = Features(priorities={"": 3, "urgent": 1000})
+    unit = request(world)
+    assert (unit.priority, unit.reserve_after_seconds) == (1000, 90)
+    half = new_world(prefill=named)
+    half.features = world.features
+    unit = request(half)
+    assert unit.priority == 3, "a unit is as urgent as the least urgent of its pods"
+    assert unit.reserve_after_seconds == 600, "10m if nothing is said"
+    gone = new_world(prefill=named, decode=named)
+    assert request(gone).priority == 0, "its class is not there"
 
 
 def test_it_waits_since_it_was_first_said(new_world: Make) -> None:

@@ -1,0 +1,117 @@
+"""Units on many fabric domains, with the real scheduler beside: whole in one of them, or not there.
+
+Figures are printed beside their aims; where something is waited for, the bound is no aim.
+"""
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+DOMAIN_GPUS = 32
+"""Of four nodes."""
+SECONDS = 300.0
+Shape = Any
+"""conftest's."""
+
+
+def mixed(make: Shape, deployments: int, domains: int) -> list[Shape]:
+    """Shapes that fill the domains to the last accelerator, if they are packed best; in the order
+    in which they come."""
+    draw = random.Random(deployments)
+    sizes = []
+    for at in range(domains):
+        alone = at < 2 * domains - deployments
+        first = 0 if alone else draw.choice([8, 12, 16])
+        sizes += [size for size in (first, DOMAIN_GPUS - first) if size]
+    draw.shuffle(sizes)
+    return [_shape(make, draw, size) for size in sizes]
+
+
+def _shape(make: Shape, draw: random.Random, gpus: int) -> Shape:
+    tensor = draw.choice([t for t in (1, 2, 4) if 2 <= gpus // t <= 8])
+    instances = gpus // tensor
+    prefill = draw.randint(max(1, instances - 4), min(4, instances - 1))
+    return make(prefill, instances - prefill, tensor)
+
+
+@pytest.mark.parametrize(
+    ("deployments", "number"),
+    [
+        pytest.param(8, 5, id="8-deployments"),
+        pytest.param(
+            30, 16, id="30-deployments", marks=[pytest.mark.soak, pytest.mark.timeout(900)]
+        ),
+    ],
+)
+def test_every_unit_lies_whole_in_one_domain(
+    fabric: Any,
+    deployments: int,
+    number: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there = number * DOMAIN_GPUS
+    shapes = {f"d{at}": shape for at, shape in enumerate(mixed(fabric.Shape, deployments, number))}
+    assert len(shapes) == deployments
+    assert sum(shape.gpus for shape in shapes.values()) == there
+    with (
+        fabric.domains(number, 4, f"many{number}-") as cliques,
+        fabric.watched() as history,
+    ):
+        began = time.monotonic()
+        fabric.apply(*[fabric.deployment(name, shape) for name, shape in shapes.items()])
+
+        def settled() -> bool:
+            """Who is placed runs; who is not was told why."""
+            found, running = history.placed(), history.units()
+            return len(found) == deployments and all(
+                sum(map(fabric.is_ready, running.get((name, "u0"), []))) == shapes[name].pods
+                if one["status"] == "True"
+                else one["reason"] in ("NoRoom", "HeldForAnother")
+                for name, one in found.items()
+            )
+
+        fabric.wait_until("all are decided, and run", settled, SECONDS)
+        took = time.monotonic() - began
+        found = history.units()
+        for (name, unit), pods in found.items():
+            assert len(pods) == shapes[name].pods, f"{name} {unit} is not whole"
+            homes = {cliques[pod["spec"]["nodeName"]] for pod in pods}
+            assert len(homes) == 1, f"{name} {unit} lies in {homes}"
+        used = sum(shapes[name].gpus for name, _ in found)
+        bound = history.check(cliques)
+        assert bound == sum(map(len, found.values())), "none was bound and taken back"
+    with capsys.disabled():
+        print(
+            f"\n{deployments} deployments on {number} domains of 4 x 8 GPUs: "
+            f"{len(found)} units, {bound} pods in {took:.1f} s, {used} of {there} GPUs used: "
+            f"{used / there:.1%} of the best packing, which uses all (aim: 95 %)"
+        )
+
+
+@pytest.mark.parametrize(
+    "times",
+    [5, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])],
+)
+def test_of_two_for_one_domain_one_wins_whole(fabric: Any, times: int) -> None:
+    with fabric.domains(1, 2, "two-") as cliques:
+        for _ in range(times):
+            with fabric.watched() as history:
+                fabric.apply(*[fabric.deployment(name, fabric.whole_domain) for name in ("a", "b")])
+
+                def one_each() -> bool:
+                    found = history.placed().values()
+                    return sorted(one["status"] for one in found) == ["False", "True"]
+
+                fabric.wait_until("one is placed, one waits", one_each)
+                states = history.placed()
+                winner, loser = sorted(states, key=lambda name: states[name]["status"] != "True")
+                assert states[loser]["reason"] == "NoRoom"
+                fabric.wait_until_whole(history, {winner: fabric.whole_domain.pods})
+                assert history.owners() == {winner}, f"nothing of {loser} ever existed"
+                history.check(cliques)
+                fabric.cluster.kubectl(
+                    "delete", "dsd", "--all", f"-n{fabric.namespace}", "--wait=false"
+                )
+                fabric.wait_until("both are gone", lambda: not history.live)
