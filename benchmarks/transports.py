@@ -4,10 +4,12 @@
 
 Two `distserve migrator` processes and two pools; a transfer is offered whole, and the time runs
 from FETCH to FETCHED. `bare` is one memcpy of as many bytes, or one socket from process to process.
+Last, what `POST /links` measures of the same pair, beside a loop over the bare means.
 """
 
 import argparse
 import asyncio
+import json
 import mmap
 import os
 import secrets
@@ -16,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +33,8 @@ MIB = 1 << 20
 LAYERS, HEADS, HEAD_DIM, BLOCK = 16, 8, 64, 16  # 32 KiB per token, 512 KiB per block in bf16
 BLOCK_BYTES = LAYERS * 2 * HEADS * HEAD_DIM * BLOCK * 2
 TIMEOUT_SECONDS = 60.0
+PROBE_STEP_BYTES = 64 * MIB
+"""The largest step of a probe: what its bandwidth comes from on a machine's own links."""
 
 
 class Engine:
@@ -70,11 +75,12 @@ class Engine:
         raise SystemExit("a migrator ended")
 
 
-def start(stack: ExitStack, folder: Path, name: str, transport: str) -> Path:
+def start(stack: ExitStack, folder: Path, name: str, transport: str, metrics_port: int) -> Path:
     (folder / name).mkdir()
     path = folder / name / "m.sock"
     command = [sys.executable, "-m", "distserve.cli.main", "migrator", "--instance", name]
-    command += ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    command += ["--host", "127.0.0.1", "--port", "0"]
+    command += ["--metrics-port", str(metrics_port)]
     command += ["--socket", str(path), "--peer-socket", str(folder / name / "p.sock")]
     command += ["--transport", transport, "--key-file", str(folder / "key")]
     process = subprocess.Popen([*command, "--log-level", "warning"])
@@ -142,6 +148,81 @@ def bare_socket(size: int, repeat: int) -> float:
     return seconds
 
 
+def compare_probe(transport: str, port: int, key: str, peer: str, repeat: int) -> None:
+    """By turns, since a shared machine changes from second to second; the best of each is what
+    the machine can do, the median what it did."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/links?peer={peer}",
+        method="POST",
+        headers={"authorization": f"Bearer {key}"},
+    )
+    probes, loops, latencies = [], [], []
+    with LOOP[transport]() as once:
+        once()
+        for _ in range(4 * repeat):
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                found = json.load(answer)["links"][peer]["probe"]
+            probes.append(found["bandwidth_bytes_per_second"])
+            latencies.append(found["latency_ms"])
+            loops.append(PROBE_STEP_BYTES / min(timed(once) for _ in range(3)))
+    for name, of in (("best", max), ("median", median)):
+        probe, loop = of(probes), of(loops)
+        print(
+            f"{transport:<13} probe, {name}: {probe / 1e9:.2f} GB/s, bare loop "
+            f"{loop / 1e9:.2f} GB/s, ratio {probe / loop:.2f}"
+        )
+    print(f"{transport:<13} probe, latency: {min(latencies):.3f} ms")
+
+
+@contextmanager
+def loop_memcpy() -> Iterator[Callable[[], None]]:
+    """Through a source as large as a step into a target that no core's cache holds."""
+    source, target = np.ones(PROBE_STEP_BYTES, np.uint8), np.ones(16 * MIB, np.uint8)
+
+    def once() -> None:
+        for at in range(0, source.size, target.size):
+            target[:] = source[at : at + target.size]
+
+    yield once
+
+
+@contextmanager
+def loop_socket() -> Iterator[Callable[[], None]]:
+    """Sender in a child process, receiver here; a byte asks for a step."""
+    child = (
+        "import socket, sys\n"
+        "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "data = memoryview(bytearray(4 << 20))\n"
+        "while s.recv(1):\n"
+        "    for _ in range(int(sys.argv[2]) // len(data)): s.sendall(data)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        command = [sys.executable, "-c", child, str(port), str(PROBE_STEP_BYTES)]
+        process = subprocess.Popen(command)
+        sock, _ = server.accept()
+    into = memoryview(bytearray(4 * MIB))
+
+    def once() -> None:
+        sock.sendall(b"x")
+        received = 0
+        while received < PROBE_STEP_BYTES:
+            received += sock.recv_into(into[received % len(into) :])
+
+    yield once
+    sock.close()
+    process.wait()
+
+
+LOOP = {"SharedMemory": loop_memcpy, "TCP": loop_socket}
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in taken]
+
+
 def timed(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
@@ -153,7 +234,11 @@ async def measure(transport: str, sizes: list[int], repeat: int) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "key").write_text(secrets.token_hex(32))
-        paths = [start(stack, folder, name, transport) for name in "pd"]
+        ports = free_ports(2)
+        paths = [
+            start(stack, folder, name, transport, port)
+            for name, port in zip("pd", ports, strict=True)
+        ]
         p, d = Engine(max(sizes)), Engine(max(sizes))
         await p.connect("p", paths[0])
         await d.connect("d", paths[1])
@@ -176,6 +261,8 @@ async def measure(transport: str, sizes: list[int], repeat: int) -> None:
             f"{transport:<13} one block of {BLOCK_BYTES >> 10} KiB: "
             f"{median(run[0] for run in runs) * 1e3:.2f} ms from FETCH to FETCHED"
         )
+        key = (folder / "key").read_text()
+        await asyncio.to_thread(compare_probe, transport, ports[1], key, p.address, repeat)
         await p.channel.close()
         await d.channel.close()
 

@@ -1,7 +1,7 @@
 """Latency and bandwidth of a path, measured when a pair meets and on request.
 
     1 byte, three times -> latency        64 KiB, 1 MiB ... 64 MiB -> bandwidth of the last step
-                                          (until one took STEP_SECONDS: a slow link ends it early)
+                                          (a slow link ends it early)
 
 The last step alone counts: the earlier ones open a connection's window and use up what a shaped
 link lets pass at once.
@@ -17,7 +17,9 @@ from distserve.migrator.transports.base import ReadPath
 SIZES: Final = (64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20)
 """The largest takes a millisecond on the fastest links, so that latency is a small part of it."""
 STEP_SECONDS: Final = 0.02
-"""No further step after one that took so long: its figure is as good, and transfers wait behind."""
+"""No larger step after one that took so long: its figure is as good, and transfers wait behind."""
+AGAIN_SECONDS: Final = 0.1
+"""Within which the last step is done again: single ones are at the mercy of whatever else runs."""
 TRIES: Final = 3
 
 
@@ -31,13 +33,13 @@ class ProbeResult(Struct, frozen=True):
 
 async def probe(path: ReadPath) -> ProbeResult:
     """Raises TransportError."""
+    start = time.perf_counter()
     latency = min([await path.probe(1) for _ in range(TRIES)])
     for size in SIZES:
-        start = time.perf_counter()
         seconds = await path.probe(size)
-        if time.perf_counter() - start > STEP_SECONDS:
+        if seconds > STEP_SECONDS:
             break
-    else:
-        # Short steps are at the mercy of whatever else the machine does.
-        seconds = min([seconds] + [await path.probe(size) for _ in range(TRIES - 1)])
+    for _ in range(TRIES - 1):
+        if time.perf_counter() - start < AGAIN_SECONDS:
+            seconds = min(seconds, await path.probe(size))
     return ProbeResult(path.name, latency * 1e3, size / max(seconds, 1e-9))

@@ -32,8 +32,8 @@ from distserve.wire.sockets import RawStream, close_fds, connect_unix, listen_un
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_SECONDS: Final = 1.0
-PROBE_BYTES: Final = 4 << 20
-"""A probe's steps go through the pool in windows of this size."""
+PROBE_BYTES: Final = 16 << 20
+"""A probe's steps go through the pool in windows of this size: no cache of one core holds it."""
 INLINE_BYTES: Final = 64 << 10
 """A copy that takes less than the way to a thread and back."""
 
