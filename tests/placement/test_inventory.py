@@ -11,7 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from distserve.api import labels
 from distserve.placement import InstanceRequest, Inventory, UnitId, UnitRequest, inventory_of
 from distserve.placement.nodes import node_from
-from distserve.placement.pods import DEPLOYMENT_LABEL, UNIT_LABEL, pod_amounts
+from distserve.placement.pods import (
+    CLAIMS_ANNOTATION,
+    DEPLOYMENT_LABEL,
+    UNIT_LABEL,
+    pod_amounts,
+)
 from distserve.placement.quantities import amounts, describe, parse_quantity
 
 Make = Callable[..., Any]
@@ -20,6 +25,7 @@ GPU = "nvidia.com/gpu"
 
 def test_labels_are_the_resources_own() -> None:
     assert (DEPLOYMENT_LABEL, UNIT_LABEL) == (labels.DEPLOYMENT, labels.UNIT)
+    assert CLAIMS_ANNOTATION == labels.CLAIMS
 
 
 @pytest.mark.parametrize(

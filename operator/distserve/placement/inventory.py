@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from distserve.placement.devices import Devices
 from distserve.placement.nodes import Node, node_from
 from distserve.placement.pods import Pod, pod_from
 from distserve.placement.quantities import Amounts
@@ -55,6 +56,8 @@ class Inventory:
         self._used: dict[str, dict[str, int]] = {}
         """By node name: also of nodes that are not known (yet, or any more)."""
         self._permanent: dict[str, dict[str, int]] = {}
+        self.devices = Devices()
+        """Those that are claimed: DRA's slices, classes and claims are put there."""
 
     # What the watches tell
 
@@ -144,24 +147,30 @@ class Inventory:
         """Units with reserved or bound pods."""
         return self._units
 
+    def allocatable(self, node: str) -> Amounts:
+        """Of a known node, its devices by class among them."""
+        devices = self.devices.of_node(node).allocatable
+        found = self._nodes[node].allocatable
+        return {**found, **devices} if devices else found
+
     def free(self, node: str) -> dict[str, int]:
         """Of a known node. Below zero where somebody took what was decided for another."""
-        used = self._used.get(node, {})
+        used, claimed = self._used.get(node, {}), self.devices.of_node(node).used
         return {
-            name: count - used.get(name, 0) for name, count in self._nodes[node].allocatable.items()
+            name: count - used.get(name, 0) - claimed.get(name, 0)
+            for name, count in self.allocatable(node).items()
         }
 
     def free_when_empty(self, node: str) -> dict[str, int]:
         """What would be free if only pods that belong to the node itself were there."""
         kept = self._permanent.get(node, {})
-        return {
-            name: count - kept.get(name, 0) for name, count in self._nodes[node].allocatable.items()
-        }
+        return {name: count - kept.get(name, 0) for name, count in self.allocatable(node).items()}
 
     def emptied(self) -> "Inventory":
         """The same nodes, with nothing but the pods that belong to them."""
         found = Inventory()
         found._nodes = dict(self._nodes)
+        found.devices = self.devices.unheld()
         found._used = {node: dict(amounts) for node, amounts in self._permanent.items()}
         found._permanent = {node: dict(amounts) for node, amounts in self._permanent.items()}
         return found

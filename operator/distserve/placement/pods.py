@@ -1,16 +1,19 @@
 """One pod as placement sees it: where it is, what it takes there, and which unit it is of."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
+from distserve.placement.devices import class_resource
 from distserve.placement.quantities import PODS, Amounts, amounts
 from distserve.placement.requests import UnitId
 
 # Equal to distserve.api.labels, which this room may not import; a test compares them.
 DEPLOYMENT_LABEL = "distserve.io/deployment"
 UNIT_LABEL = "distserve.io/unit"
+CLAIMS_ANNOTATION = "distserve.io/claims"
 
 _FINISHED = ("Succeeded", "Failed")
 
@@ -45,11 +48,18 @@ def pod_from(document: Mapping[str, Any]) -> Pod | None:
         namespace=namespace,
         name=metadata["name"],
         node=intern(node),
-        amounts=pod_amounts(spec),
+        amounts=pod_amounts(spec) | (claimed_amounts(metadata) if unit else {}),
         unit=unit,
         terminating="deletionTimestamp" in metadata,
         permanent=bool(owners & {"DaemonSet", "Node"}),
     )
+
+
+def claimed_amounts(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Devices that a pod of a unit claims, by class: what a claim's template holds cannot be seen
+    in the pod."""
+    text = (metadata.get("annotations") or {}).get(CLAIMS_ANNOTATION) or "{}"
+    return {intern(class_resource(name)): count for name, count in json.loads(text).items()}
 
 
 def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:

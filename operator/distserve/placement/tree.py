@@ -36,11 +36,11 @@ def tree(inventory: Inventory, levels: Sequence[Level]) -> tuple[Branch, ...]:
 
 
 def accelerators(inventory: Inventory) -> list[str]:
-    """Extended resources that the nodes offer; cores where there are none."""
+    """Extended resources and classes of devices that the nodes offer; cores without any."""
     names = {
         name
-        for node in inventory.nodes.values()
-        for name, count in node.allocatable.items()
+        for node in inventory.nodes
+        for name, count in inventory.allocatable(node).items()
         if "/" in name and not name.startswith("kubernetes.io/") and count
     }
     return sorted(names) or ["cpu"]
@@ -103,7 +103,7 @@ def _leaf(inventory: Inventory, node: Node) -> Branch:
         NODE,
         node.name,
         {name: max(count, 0) for name, count in free.items()},
-        node.allocatable,
+        inventory.allocatable(node.name),
         1,
         notes=(
             *(word for word, so in ails.items() if so),

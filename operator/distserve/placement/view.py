@@ -25,8 +25,8 @@ class View:
     @cached_property
     def totals(self) -> Amounts:
         found: Counter[str] = Counter()
-        for node in self.inventory.nodes.values():
-            found.update(node.allocatable)
+        for node in self.inventory.nodes:
+            found.update(self.inventory.allocatable(node))
         return found
 
     def layer(self, level: Level | None, usable: bool = True) -> Layer:
