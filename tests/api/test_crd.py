@@ -27,8 +27,9 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
     yield path, schema
     for name, child in schema.get("properties", {}).items():
         yield from nodes(child, f"{path}.{name}")
-    if "items" in schema:
-        yield from nodes(schema["items"], f"{path}[]")
+    for inner, mark in (("items", "[]"), ("additionalProperties", "{}")):
+        if inner in schema:
+            yield from nodes(schema[inner], f"{path}{mark}")
 
 
 NODES = dict(nodes(SCHEMA))
@@ -43,9 +44,11 @@ def test_every_node_is_structural(path: str) -> None:
     node = NODES[path]
     assert node.get("x-kubernetes-int-or-string") or isinstance(node.get("type"), str)
     assert set(node) <= KNOWN_KEYS | {"enum", "format"}
-    for forbidden in ("$ref", "oneOf", "allOf", "not", "title", "additionalProperties"):
+    for forbidden in ("$ref", "oneOf", "allOf", "not", "title"):
         assert forbidden not in node
-    if node.get("type") == "object" and path not in (".metadata",):
+    if "additionalProperties" in node:
+        assert "maxProperties" in node and "properties" not in node, "a map, and of a bounded size"
+    elif node.get("type") == "object" and path not in (".metadata",):
         preserves = node.get("x-kubernetes-preserve-unknown-fields")
         assert preserves or "properties" in node, "an object without fields keeps nothing"
     if node.get("type") == "array":
@@ -57,7 +60,8 @@ def test_every_node_is_structural(path: str) -> None:
 @pytest.mark.parametrize("path", [p for p in NODES if p.startswith((".spec", ".status"))])
 def test_every_field_is_described_and_bounded(path: str) -> None:
     node = NODES[path]
-    assert node.get("description") or (path.endswith("[]") and node["type"] == "string")
+    of_many = path.endswith("{}") or (path.endswith("[]") and node["type"] == "string")
+    assert node.get("description") or of_many
     if path.startswith(".spec") and node.get("type") == "string" and "enum" not in node:
         assert "maxLength" in node, "rules about it would have no bounded cost"
     if path.startswith(".spec") and node.get("type") == "integer":

@@ -220,6 +220,21 @@ LEVELS = [
         ({"topology": {"levels": LEVELS, "packWithin": "rack"}}, "packWithin names no level"),
         ({"topology": {"levels": [LEVELS[0]] * 2}}, "two levels have one name: name each"),
         ({"topology": {"levels": LEVELS, "preset": "AWS"}}, "preset brings its own levels"),
+        ({"topology": {"levels": LEVELS, "expectedBandwidth": {"rack": "1G"}}}, "names no level"),
+        ({"topology": {"expectedBandwidth": {"nvlink": "1G"}}}, "names no level"),
+        (
+            {"topology": {"preset": "GKE", "expectedBandwidth": {"nvlink": "1G"}}},
+            "preset GKE has the levels node, leaf, spine, zone: expectedBandwidth names others",
+        ),
+        (
+            {"topology": {"expectedBandwidth": {"node": "fast"}}},
+            "topology.expectedBandwidth",
+        ),
+        ({"topology": {"fabricRequired": True}}, "fabricRequired needs to know what to measure"),
+        (
+            {"topology": {"levels": LEVELS, "packWithin": "zone", "fabricRequired": True}},
+            "fabricRequired needs to know what to measure",
+        ),
         ({"topology": {"preset": "GKE", "packWithin": "nvlink"}}, "GKE has the levels leaf, spine"),
         ({"topology": {"enforcement": "Preferred"}}, "Preferred says how packWithin is meant"),
         (
@@ -335,3 +350,32 @@ def test_pods_of_an_instance_are_alike_and_cut_no_stage_askew(
     assert each % tensor == 0 or tensor % each == 0
     fewer = [n for n in range(1, pods) if ranks % n == 0 and ranks // n <= most]
     assert all(ranks // n % tensor and tensor % (ranks // n) for n in fewer)
+
+
+def test_a_pair_should_reach_what_its_tightest_known_level_gives(tmp_path: Path) -> None:
+    def expected(accelerator: str, *shared: str, **topology: Any) -> Any:
+        written_down = document(topology=topology, accelerator={"type": accelerator})
+        spec = load_deployment(written(tmp_path, written_down)).spec
+        return spec.expected_bandwidth(shared)
+
+    assert expected("GPU", "node", "nvlink", "zone", levels=LEVELS) == ("nvlink", 150e9)
+    assert expected("GPU", "zone", levels=LEVELS) == ("zone", 312.5e6)
+    assert expected("GPU", "node") is None
+    assert expected("CPU", "node", "nvlink", "zone", levels=LEVELS) is None
+    asked = {"levels": LEVELS, "expectedBandwidth": {"zone": "2G", "node": "4Gi"}}
+    assert expected("CPU", "node", "nvlink", "zone", **asked) == ("node", 4 << 30)
+    assert expected("CPU", "nvlink", "zone", **asked) == ("zone", 2e9)
+    assert expected("GPU", "nvlink", "zone", **asked) == ("nvlink", 150e9)
+
+
+def test_what_is_required_of_the_fabric_is_known(tmp_path: Path) -> None:
+    required = {"preset": "NVIDIA", "packWithin": "nvlink", "fabricRequired": True}
+    gpu = document(topology=required, accelerator={"type": "GPU"})
+    assert load_deployment(written(tmp_path, gpu)).spec.topology.fabric_required
+    assert "needs to know" in refused(tmp_path, document(topology=required))
+    asked = required | {"expectedBandwidth": {"nvlink": "1G"}}
+    assert load_deployment(written(tmp_path, document(topology=asked))).spec.topology
+    colocated = document(topology=asked, strategy={"name": "Colocated"}, hybrid={})
+    for role in ("prefill", "decode"):
+        del colocated["spec"][role]
+    assert "fabricRequired is about links between" in refused(tmp_path, colocated)

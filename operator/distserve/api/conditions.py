@@ -15,6 +15,9 @@ class Condition(StrEnum):
     """A plan exists that meets the SLO on paper. False says what comes nearest."""
     PLACED = "Placed"
     """Every unit has its nodes. False says what is missing where."""
+    FABRIC_VERIFIED = "FabricVerified"
+    """The links between prefill and decode instances measured what is expected. False names the
+    slowest one, with both numbers; Unknown until measured."""
     PREFILL_READY = "PrefillReady"
     """Every prefill instance is ready."""
     DECODE_READY = "DecodeReady"
@@ -90,8 +93,23 @@ class PlacedReason(StrEnum):
     """No usable node satisfies selectors, affinity and taints of one of its instances."""
     UNSCHEDULABLE = "Unschedulable"
     """It had a place, but the scheduler finds no node for one of its pods."""
+    DOMAIN_SPLIT = "DomainSplit"
+    """A node of it left its domain, since the node's label changed; the pods run on."""
     NOT_PLANNED = "NotPlanned"
     """Its size is not known before there is a plan."""
+
+
+class FabricVerifiedReason(StrEnum):
+    """Reasons of `FabricVerified`."""
+
+    AS_EXPECTED = "AsExpected"
+    """Every link that was measured gives what is expected of its level."""
+    SLOW_FABRIC = "SlowFabric"
+    """A link gives less: the slowest one is in the message."""
+    NOT_MEASURED = "NotMeasured"
+    """No pair has met yet, or none could be asked: the message says why."""
+    NO_EXPECTATION = "NoExpectation"
+    """It was measured, and nothing says what it should be."""
 
 
 class RoleReadyReason(StrEnum):
@@ -166,6 +184,8 @@ class ReadyReason(StrEnum):
     """See Planned."""
     NOT_PLACED = "NotPlaced"
     """See Placed."""
+    FABRIC_NOT_VERIFIED = "FabricNotVerified"
+    """topology.fabricRequired holds the instances: see FabricVerified."""
     NO_READY_UNIT = "NoReadyUnit"
     """No unit has all its instances ready."""
     NO_READY_GATEWAY = "NoReadyGateway"
@@ -180,6 +200,7 @@ REASONS: dict[Condition, type[StrEnum]] = {
     Condition.ACCEPTED: AcceptedReason,
     Condition.PLANNED: PlannedReason,
     Condition.PLACED: PlacedReason,
+    Condition.FABRIC_VERIFIED: FabricVerifiedReason,
     Condition.PREFILL_READY: RoleReadyReason,
     Condition.DECODE_READY: RoleReadyReason,
     Condition.HYBRID_READY: RoleReadyReason,

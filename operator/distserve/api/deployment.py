@@ -1,5 +1,6 @@
 """DistServeDeployment: the resource that users write. CRD and reference are generated from here."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from distserve.api.base import Model, Rule
 from distserve.api.durations import Duration
+from distserve.api.fabric import RATED, tightest
 from distserve.api.gateway import GatewaySpec
 from distserve.api.model import ModelSpec
 from distserve.api.operations import Disruption, Observability, Restart, Rollout
@@ -197,6 +199,14 @@ def _leaves_numbers_to_the_plan(spec: "Spec") -> bool:
     )
 
 
+def _fabric_is_known(spec: "Spec") -> bool:
+    topology = spec.topology
+    return not topology.fabric_required or (
+        topology.pack_within is not None
+        and spec.expected_bandwidth([topology.pack_within]) is not None
+    )
+
+
 class Spec(Model):
     """What is wanted."""
 
@@ -257,6 +267,23 @@ class Spec(Model):
             "instancesPerUnit and parallelism come from the plan in planning.mode Auto: remove "
             "them, or set mode: Manual",
             _leaves_numbers_to_the_plan,
+        ),
+        Rule(
+            "!has(self.topology) || !has(self.topology.fabricRequired)"
+            " || !self.topology.fabricRequired || self.strategy.name == 'Disaggregated'",
+            "topology.fabricRequired is about links between prefill and decode instances: remove "
+            "it, or use strategy Disaggregated",
+            lambda spec: not spec.topology.fabric_required or spec.strategy.name == "Disaggregated",
+        ),
+        Rule(
+            "!has(self.topology) || !has(self.topology.fabricRequired)"
+            " || !self.topology.fabricRequired || (has(self.topology.packWithin)"
+            " && ((has(self.topology.expectedBandwidth)"
+            " && self.topology.packWithin in self.topology.expectedBandwidth)"
+            f" || (self.accelerator.type == 'GPU' && self.topology.packWithin in {list(RATED)})))",
+            "topology.fabricRequired needs to know what to measure: set topology.packWithin and "
+            "its level's topology.expectedBandwidth",
+            _fabric_is_known,
         ),
     )  # fmt: skip
 
@@ -336,6 +363,12 @@ class Spec(Model):
         if self.accelerator.type == AcceleratorType.CPU:
             return 1
         return parallelism.pods(self.accelerator.per_pod or DEFAULT_PER_POD)
+
+    def expected_bandwidth(self, shared: Iterable[str]) -> tuple[str, int] | None:
+        """What a pair should reach that shares these levels (tightest first), and of which level
+        that is. Unit: bytes per second."""
+        rated = self.accelerator.type == AcceleratorType.GPU
+        return tightest(shared, self.topology.expected_bandwidth, rated)
 
     @property
     def sections(self) -> set[Role]:

@@ -14,8 +14,9 @@ Schema = dict[str, Any]
 
 _KEPT = (
     "type", "format", "enum", "default", "pattern", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "anyOf", "x-kubernetes-int-or-string", "x-kubernetes-list-type",
-    "x-kubernetes-list-map-keys", "x-kubernetes-preserve-unknown-fields",
+    "minItems", "maxItems", "maxProperties", "anyOf",
+    "x-kubernetes-int-or-string", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+    "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-validations",
 )  # fmt: skip
 
@@ -75,7 +76,10 @@ def _leaf(generated: Schema, model: type[Model]) -> Schema:
     if node.get("x-kubernetes-int-or-string"):
         node.pop("type", None)
     kept = {key: node[key] for key in _KEPT if key in node}
-    return kept | ({"items": _leaf(node["items"], model)} if "items" in node else {})
+    for inner in ("items", "additionalProperties"):
+        if isinstance(node.get(inner), dict):
+            kept[inner] = _leaf(node[inner], model)
+    return kept
 
 
 def _nested_model(annotation: Any) -> type[Model] | None:

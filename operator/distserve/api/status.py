@@ -37,6 +37,24 @@ class DomainStatus(Model):
     value: str = Field(max_length=253, description="Value of the level's node label.")
 
 
+class FabricStatus(Model):
+    """The slowest link of a unit, of those that were measured."""
+
+    reader: str = Field(max_length=63, description="Pod that reads the KV cache.")
+    source: str = Field(max_length=63, description="Pod from which it reads.")
+    transport: str = Field(max_length=32, description="The one really used.")
+    level: str = Field(
+        default="", max_length=32, description="Tightest level of the topology that both share."
+    )
+    bandwidth: str = Field(
+        max_length=32, description="Measured. Unit: bytes per second, as a quantity."
+    )
+    expected: str = Field(
+        default="", max_length=32, description="The same, expected; absent where nothing is."
+    )
+    latency: str = Field(max_length=32, description="Measured. Unit: a duration.")
+
+
 class UnitStatus(Model):
     """One unit: as many instances of each role as instancesPerUnit says."""
 
@@ -49,6 +67,15 @@ class UnitStatus(Model):
         default_factory=list, max_length=1024, description="Nodes of its pods, in their order."
     )
     ready: bool = Field(default=False, description="Whether all its instances are ready.")
+    fingerprint: str = Field(
+        default="",
+        max_length=256,
+        description="What its engines computed from model, types and KV layout: instances exchange "
+        "KV only where it is equal. Several are joined by a comma.",
+    )
+    fabric: FabricStatus | None = Field(
+        default=None, description="Its slowest link; absent until measured."
+    )
 
 
 class RevisionStatus(Model):

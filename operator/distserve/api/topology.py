@@ -7,6 +7,8 @@ from pydantic import Field
 
 from distserve.api.base import Model, Rule
 from distserve.api.durations import Duration, parse_duration
+from distserve.api.fabric import NODE
+from distserve.api.quantities import ByteQuantity
 
 MAX_LEVELS: Final = 8
 DEFAULT_RELAX_AFTER: Final = "5m"
@@ -87,6 +89,21 @@ def _levels_of_preset(preset: Preset) -> Rule:
     )
 
 
+def _expectations_known(topology: "Topology") -> bool:
+    names = {NODE, *(level.name for level in topology.resolved_levels)}
+    return topology.expected_bandwidth.keys() <= names
+
+
+def _expectations_of_preset(preset: Preset) -> Rule:
+    names = [NODE, *PRESETS[preset]]
+    return Rule(
+        f"!has(self.preset) || self.preset != '{preset}' || !has(self.expectedBandwidth)"
+        f" || self.expectedBandwidth.all(one, one in {names})",
+        f"preset {preset} has the levels {', '.join(names)}: expectedBandwidth names others",
+        lambda self: self.preset != preset or _expectations_known(self),
+    )
+
+
 class Topology(Model):
     """Which nodes are near one another, and how near a unit's pods must be."""
 
@@ -109,6 +126,15 @@ class Topology(Model):
             lambda self: self.preset is not None or _known(self),
         ),
         *(_levels_of_preset(preset) for preset in PRESETS),
+        Rule(
+            "!has(self.expectedBandwidth) || has(self.preset)"
+            f" || self.expectedBandwidth.all(one, one == '{NODE}'"
+            " || (has(self.levels) && self.levels.exists(level, level.name == one)))",
+            f"expectedBandwidth names no level: take the names of levels, or {NODE} for pairs on "
+            "one node",
+            lambda self: self.preset is not None or _expectations_known(self),
+        ),
+        *(_expectations_of_preset(preset) for preset in PRESETS),
         Rule(
             "!has(self.enforcement) || self.enforcement == 'Required' || has(self.packWithin)",
             "enforcement Preferred says how packWithin is meant: add packWithin, or remove it",
@@ -160,6 +186,19 @@ class Topology(Model):
         description="How long a unit waits for room before nodes that it would fit when they are "
         "empty are kept free of units behind it, so that smaller ones do not take each bit of "
         "room that comes. Unit: a duration. Default: 10m.",
+    )
+    expected_bandwidth: dict[str, ByteQuantity] = Field(
+        default_factory=dict,
+        max_length=MAX_LEVELS + 1,
+        description="What a pair of a prefill and a decode instance should measure, by the "
+        f"tightest level that both share, or {NODE} for one node. Unit: bytes per second, "
+        "as a quantity such as 40G. Default: with accelerator.type GPU half of what hardware of "
+        "the presets' levels is rated at (docs/placement.md), else nothing is expected.",
+    )
+    fabric_required: bool = Field(
+        default=False,
+        description="Whether an instance is ready only once its links measured what is expected. "
+        "Default: false, slow links are told and serve.",
     )
 
     @property
