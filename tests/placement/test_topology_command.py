@@ -117,3 +117,47 @@ def test_a_file_that_is_something_else_is_one_line(
     assert main(["topology", "--nodes", str(file)]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_devices_that_drivers_offer_are_counted_by_class(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expression = "device.driver == 'gpu.nvidia.com'"
+    pool = {"name": "n0-0", "generation": 1, "resourceSliceCount": 1}
+    slices = {"driver": "gpu.nvidia.com", "nodeName": "n0-0", "pool": pool}
+    result = {"request": "x", "driver": "gpu.nvidia.com", "pool": "n0-0", "device": "gpu-0"}
+    items = [
+        {
+            "kind": "DeviceClass",
+            "metadata": {"name": "gpus"},
+            "spec": {"selectors": [{"cel": {"expression": expression}}]},
+        },
+        {
+            "kind": "DeviceClass",
+            "metadata": {"name": "odd"},
+            "spec": {"selectors": [{"cel": {"expression": "device.unknown()"}}]},
+        },
+        {
+            "kind": "ResourceSlice",
+            "metadata": {"name": "s"},
+            "spec": {**slices, "devices": [{"name": f"gpu-{n}"} for n in range(4)]},
+        },
+        {
+            "kind": "ResourceClaim",
+            "metadata": {"name": "c", "namespace": "llm", "uid": "c"},
+            "spec": {},
+            "status": {"allocation": {"devices": {"results": [result]}}},
+        },
+    ]
+    path = tmp_path / "devices.yaml"
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
+    command = ["topology", "--nodes", files["Node"], "--pods", files["Pod"]]
+    assert main([*command, "--devices", str(path)]) == 0
+    out, err = capsys.readouterr()
+    head, *_, node = [line for line in out.splitlines() if "DOMAIN" in line or "n0-0" in line]
+    assert "FREE deviceclass.resource.kubernetes.io/gpus" in head
+    assert "3/4" in node
+    assert "DeviceClass odd counts every device" in err
+    path.write_text("{kind: ResourceSlice, metadata: {name: x}}")
+    assert main([*command, "--devices", str(path)]) == 2
+    assert "a ResourceSlice has no 'spec'" in capsys.readouterr().err

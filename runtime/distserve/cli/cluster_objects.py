@@ -27,23 +27,40 @@ class Listing(NamedTuple):
 
 NODES = Listing("/api/v1/nodes")
 PODS = Listing("/api/v1/pods")
+_DRA = "/apis/resource.k8s.io/v1"
+DEVICES = {
+    "DeviceClass": Listing(f"{_DRA}/deviceclasses"),
+    "ResourceSlice": Listing(f"{_DRA}/resourceslices"),
+    "ResourceClaim": Listing(f"{_DRA}/resourceclaims"),
+}
+DEVICES_HELP = "`kubectl get deviceclasses,resourceslices,resourceclaims -A -o yaml`"
 
 
 def read(file: str, kind: str) -> list[Object]:
+    found = _objects(file)
+    wanted = [one for one in found if one.get("kind", kind) == kind]
+    if found and not wanted:
+        raise UsageError(f"{file}: has no {kind}, but {found[0]['kind']}")
+    return wanted
+
+
+def read_devices(file: str) -> list[list[Object]]:
+    """In the order of DEVICES."""
+    found = _objects(file)
+    return [[one for one in found if one.get("kind") == kind] for kind in DEVICES]
+
+
+def _objects(file: str) -> list[Object]:
     import yaml
 
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        found = [one for document in _documents(text) for one in _items(document)]
+        return [one for document in _documents(text) for one in _items(document)]
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
         why = str(error).splitlines()[0]
         raise UsageError(f"{file}: neither YAML nor JSON: {why}") from None
-    wanted = [one for one in found if one.get("kind", kind) == kind]
-    if found and not wanted:
-        raise UsageError(f"{file}: has no {kind}, but {found[0]['kind']}")
-    return wanted
 
 
 def _documents(text: str) -> list[Any]:
@@ -81,6 +98,23 @@ def fill(
             except ValueError as error:
                 name = one["metadata"]["name"]
                 raise UsageError(f"{file}: {name}: {error}") from None
+
+
+def fill_devices(
+    inventory: Inventory, objects: Iterable[Iterable[Object]], args: argparse.Namespace
+) -> None:
+    """`objects` in the order of DEVICES."""
+    devices = inventory.devices
+    puts = (devices.put_class, devices.put_slice, devices.put_claim)
+    for kind, put, found in zip(DEVICES, puts, objects, strict=True):
+        for one in found:
+            try:
+                put(one)
+            except KeyError as error:
+                file = args.devices or "the cluster"
+                raise UsageError(
+                    f"{file}: a {kind} has no {error}: give {DEVICES_HELP} as it is"
+                ) from None
 
 
 def from_cluster(kubeconfig: Path | None, *listings: Listing) -> list[list[Object]]:

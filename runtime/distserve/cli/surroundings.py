@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distserve.cli.cluster_objects import NODES, PODS, Listing, Object, fill, from_cluster, read
+from distserve.cli.cluster_objects import (
+    DEVICES,
+    DEVICES_HELP,
+    NODES,
+    PODS,
+    Listing,
+    Object,
+    fill,
+    fill_devices,
+    from_cluster,
+    read,
+    read_devices,
+)
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -48,13 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pods", type=Path, help="with --nodes: `kubectl get pods -A -o yaml`, which take room"
     )
     parser.add_argument(
+        "--devices", type=Path, help=f"with --nodes: {DEVICES_HELP}, of DRA drivers"
+    )
+    parser.add_argument(
         "--kubeconfig", type=Path, help="with --cluster: whose (default: as kubectl)"
     )
 
 
 def look_around(args: argparse.Namespace, deployment: DistServeDeployment) -> Around | None:
     """None: no cluster was named. Raises UsageError."""
-    for flag, needs in (("pods", "nodes"), ("kubeconfig", "cluster")):
+    for flag, needs in (("pods", "nodes"), ("devices", "nodes"), ("kubeconfig", "cluster")):
         if getattr(args, flag) and not getattr(args, needs):
             raise UsageError(f"--{flag} goes with --{needs}")
     if args.cluster:
@@ -69,6 +84,8 @@ def _in_files(args: argparse.Namespace, deployment: DistServeDeployment) -> Arou
     pods = read(str(args.pods), "Pod") if args.pods else []
     inventory = Inventory()
     fill(inventory, nodes, pods, args)
+    if args.devices:
+        fill_devices(inventory, read_devices(str(args.devices)), args)
     notes = [] if args.pods else ["everything counts as free without --pods"]
     return Around(nodes, inventory, _standing_by_pods(deployment, pods, inventory), notes=notes)
 
@@ -83,16 +100,18 @@ def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Ar
     sets_of_all = Listing(kind_of("apps/v1", "StatefulSet").path(), labels.UNIT)
     revisions = kind_of("apps/v1", "ControllerRevision").path(deployment.namespace)
     of_ours = f"{labels.DEPLOYMENT}={deployment.name}"
-    nodes, pods, sets, stored, live = from_cluster(
+    nodes, pods, sets, stored, live, *devices = from_cluster(
         args.kubeconfig,
         NODES,
         PODS,
         sets_of_all,
         Listing(revisions, of_ours),
         Listing(DEPLOYMENTS.path(deployment.namespace)),
+        *DEVICES.values(),
     )
     inventory = Inventory()
     fill(inventory, nodes, pods, args)
+    fill_devices(inventory, devices, args)
     units: dict[UnitId, list[Object]] = {}
     for one in sets:
         marks, namespace = one["metadata"]["labels"], one["metadata"]["namespace"]

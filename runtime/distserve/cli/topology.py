@@ -1,6 +1,6 @@
 """`distserve topology`: the cluster's fabric domains as a tree, with the accelerators free in each.
 
-Reads `kubectl get nodes -o yaml` (and of pods, for what they take), or asks the cluster.
+Reads `kubectl get nodes -o yaml` (and of pods and devices, for what is taken), or asks the cluster.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distserve.cli.cluster_objects import NODES, PODS, Object, aligned, fill, from_cluster, read
+from distserve.cli.cluster_objects import (
+    DEVICES,
+    DEVICES_HELP,
+    NODES,
+    PODS,
+    Object,
+    aligned,
+    fill,
+    fill_devices,
+    from_cluster,
+    read,
+    read_devices,
+)
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file of `kubectl get nodes -o yaml`, - for stdin (default: ask the cluster)",
     )
     add("--pods", help="`kubectl get pods -A -o yaml`: what they take is not free")
+    add("--devices", help=f"{DEVICES_HELP}: what DRA drivers offer, and what is claimed of it")
     add("--preset", help="levels by who labels the nodes, as spec.topology.preset (default NVIDIA)")
     add(
         "--level",
@@ -45,14 +58,20 @@ def run(args: argparse.Namespace) -> int:
 
     levels = _levels(args)
     if args.nodes is None:
-        if args.pods:
-            raise UsageError("--pods goes with --nodes; without them the cluster is asked for both")
-        nodes, pods = from_cluster(args.kubeconfig, NODES, PODS)
+        for flag in ("pods", "devices"):
+            if getattr(args, flag):
+                raise UsageError(
+                    f"--{flag} goes with --nodes; without them the cluster is asked for all"
+                )
+        nodes, pods, *devices = from_cluster(args.kubeconfig, NODES, PODS, *DEVICES.values())
     else:
         nodes, pods = read(args.nodes, "Node"), read(args.pods, "Pod") if args.pods else []
+        devices = read_devices(args.devices) if args.devices else [[] for _ in DEVICES]
     inventory = Inventory()
     fill(inventory, nodes, pods, args)
+    fill_devices(inventory, devices, args)
     branches, notes = tree(inventory, levels), crossings(inventory, levels)
+    notes += inventory.devices.notes
     if args.nodes and not args.pods:
         notes.append("everything counts as free without --pods")
     if args.output == "json":
