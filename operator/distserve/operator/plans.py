@@ -33,7 +33,8 @@ PLANNED_FOR: Final = f"{labels.GROUP}/planned-for"
 A plan is kept while that stays, however many nodes come and go."""
 
 AGAIN_SECONDS: Final = 60.0
-"""A ConfigMap that is missing is looked for this often: users' ConfigMaps are not watched."""
+"""Users' ConfigMaps are not watched: while there is no plan for what they say, they are read this
+often. Once there is one, it stays until the spec or the annotation asks for another."""
 RETRY_SECONDS: Final = 300.0
 """After a plan that failed."""
 
@@ -104,7 +105,7 @@ def _ask(
         waits = without(None, PlannedReason.PLANNING, "its inputs are being read")
         return replace(waits, questions=(TextsQuestion(keys),))
     texts = {key: text for key in keys if (text := answers.texts[key]) is not None}
-    again = None if len(texts) == len(keys) else AGAIN_SECONDS
+    again = AGAIN_SECONDS if keys else None
     try:
         nodes = list(observed.accelerators) or None
         machine = machine_of(deployment.spec, nodes)
@@ -117,15 +118,14 @@ def _ask(
         return replace(waits, questions=(PlanQuestion(request),))
     if isinstance(answer, PlannerError):
         # Asked again, in case that it was for want of time: there is nothing else to wake us.
-        return replace(
-            without(False, planned_reason(answer), str(answer)), again_seconds=RETRY_SECONDS
-        )
+        failed = without(False, planned_reason(answer), str(answer))
+        return replace(failed, again_seconds=again or RETRY_SECONDS)
     try:
         found = plan_status(deployment, answer)
         numbers = with_plan(deployment, answer)
         return Numbers(_met(deployment, found), numbers, found, planned_for=planned_for(deployment))
     except NoPlan as error:
-        return without(False, planned_reason(error), str(error))
+        return replace(without(False, planned_reason(error), str(error)), again_seconds=again)
 
 
 def _met(deployment: DistServeDeployment, plan: PlanStatus) -> Fact:

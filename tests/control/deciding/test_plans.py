@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from distserve.api import labels
 from distserve.operator.model import PlanQuestion
 from distserve.planner.errors import NoProfile
@@ -146,6 +148,31 @@ def test_a_trace_of_the_users(new_world: Make) -> None:
     world.texts["loads/trace.csv"] = "prompt_len,output_len\n100,20\n200,30\n"
     world.settle()
     assert world.condition("Planned")["reason"] == "Planning"
+
+
+@pytest.mark.parametrize("answer", [None, plan(feasible=False), NoProfile("no step times")])
+def test_a_trace_is_read_again_until_there_is_a_plan(new_world: Make, answer: Any) -> None:
+    """Nobody watches it, and nothing else would wake the operator once it is corrected."""
+    world = auto(new_world)
+    trace = {"configMapName": "loads", "key": "trace.csv"}
+    good = "prompt_len,output_len\n100,20\n200,30\n"
+    world.texts["loads/trace.csv"] = good if answer else "prompt_len,output_len\nmany,20\n"
+    if answer:
+        world.plans["*"] = answer
+    world.edit(workload={"requestsPerSecond": "4.5", "trace": trace}).settle()
+    assert world.condition("Planned")["status"] == "False"
+    assert world.decide().again_seconds == 60
+    world.texts["loads/trace.csv"] = good
+    world.plans["*"] = plan()
+    world.settle()
+    assert world.condition("Planned")["status"] == "True"
+    before = set(world.units())
+    # From now on it is kept, whatever the ConfigMap says.
+    world.texts["loads/trace.csv"] = "prompt_len,output_len\n900,20\n"
+    world.plans["*"] = plan(units=3)
+    assert set(world.settle().units()) == before
+    world.document["metadata"]["annotations"][labels.REPLAN] = "1"
+    assert len(world.settle().units()) == 3
 
 
 def test_a_plan_that_took_too_long(new_world: Make) -> None:
