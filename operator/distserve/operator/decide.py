@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from distserve.api.conditions import AcceptedReason
 from distserve.operator.acceptance import Refusal, accept, refused_by_engine
 from distserve.operator.course import Course
+from distserve.operator.healing import heal, healed
 from distserve.operator.health import LiveUnit, live_units
 from distserve.operator.keys import key_events, key_state, key_writes
 from distserve.operator.model import (
@@ -55,6 +56,10 @@ def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> De
     """Pure, but for `settings.new_key`."""
     if "deletionTimestamp" in observed.document["metadata"]:
         return Decision()  # owner references clean up
+    return healed(_decide(observed, answers, settings), heal(observed, answers))
+
+
+def _decide(observed: Observed, answers: Answers, settings: DecideSettings) -> Decision:
     live = live_units(observed)
     accepted = accept(
         observed.document,

@@ -104,14 +104,16 @@ class LiveUnit:
     def stuck_since(self, gang_seconds: float) -> float | None:
         """Since when it waits in vain for a part of its pods, whose others hold nodes meanwhile.
 
-        Only a unit whose pods were all made together: where a pod came later the unit has served,
-        and its other pods may be of use.
+        Not a unit of which enough is left to serve. One whose pods were all made together has not
+        served yet: it is to be whole.
         """
         made = [p.created for p in self.pods if not p.terminating]
         waiting = [p for p in self.pods if p.unschedulable and not p.node and not p.terminating]
-        if not waiting or max(made) - min(made) > gang_seconds:
+        if not waiting:
             return None
-        return max(made)
+        if max(made) - min(made) <= gang_seconds:
+            return max(made)
+        return max(p.created for p in waiting) if self.down else None
 
 
 def live_units(observed: Observed) -> dict[str, LiveUnit]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from distserve.api.planning import ConfigMapKey
+from distserve.placement.nodes import Node
 from distserve.planner.errors import PlannerError
 from distserve.planner.plan import Plan, PlanRequest
 
@@ -65,6 +66,10 @@ class Pod:
     """The kubelet's words to that, or how the container ended last."""
     starting_since: float | None = None
     """When it got its node, while none of its containers was made: images or volumes lack."""
+    controller: str = ""
+    """Kind and name of what made it, as StatefulSet/tiny-u0-decode-0."""
+    forced: bool = False
+    """Its end was asked for without grace: no more can be done about it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Observed:
     accelerators: tuple[int, ...] = ()
     """Allocatable accelerators of each schedulable node that offers the deployment's resource:
     what a plan may count on. Not what is free now: a plan must not change with the load."""
+    nodes: Mapping[str, Node | None] = field(default_factory=dict)
+    """Those that the deployment's pods are bound to. None: it is not seen (any more)."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,16 @@ class KeyQuestion:
     secret: str
 
 
-Question = PlanQuestion | PlacementQuestion | DryRunQuestion | TextsQuestion | KeyQuestion
+@dataclass(frozen=True)
+class NodesQuestion:
+    """How are these nodes? Asked before pods there end by force."""
+
+    names: tuple[str, ...]
+
+
+Question = (
+    PlanQuestion | PlacementQuestion | DryRunQuestion | TextsQuestion | KeyQuestion | NodesQuestion
+)
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,8 @@ class Answers:
     """None: there is no such ConfigMap or key."""
     key_lost: bool | None = None
     """None: not asked."""
+    nodes: Mapping[str, Node | None] = field(default_factory=dict)
+    """None: there is no such node."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from distserve.api.conditions import Condition, PlacedReason
 from distserve.api.durations import parse_duration
 from distserve.operator.conditions import Fact, find, seconds
+from distserve.operator.healing import displaced
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import (
     Answers,
@@ -79,6 +80,8 @@ def find_places(
                     given_up.add(name)
                 else:
                     timers.append(left)
+            elif (why := displaced(unit, observed.nodes)) is not None:
+                waiting[name] = why
             continue
         made = wanted.revision(revision)
         if made is None:

@@ -23,7 +23,7 @@ from distserve.api.planning import ConfigMapKey
 from distserve.operator.cluster import Cluster
 from distserve.operator.errors import ClusterError, Conflict, LeaseLost, NotFound, Refused
 from distserve.operator.events import Events
-from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, SECRETS, kind_of
+from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, NODES, SECRETS, kind_of
 from distserve.operator.model import (
     Answers,
     Apply,
@@ -33,6 +33,7 @@ from distserve.operator.model import (
     Event,
     Key,
     KeyQuestion,
+    NodesQuestion,
     Object,
     Observed,
     PlacementQuestion,
@@ -46,6 +47,7 @@ from distserve.operator.planning import Planning
 from distserve.operator.records import owner
 from distserve.operator.stages import stages
 from distserve.operator.store import Store
+from distserve.placement.nodes import Node, node_from
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +143,10 @@ class Reconciler:
                 SECRETS, key.namespace, question.secret, metadata_only=True
             )
             return replace(answers, key_lost=found is None)
+        if isinstance(question, NodesQuestion):
+            if all(name in answers.nodes for name in question.names):
+                return answers
+            return replace(answers, nodes=await self._look(question.names))
         if question.revision in answers.refusals:
             return answers
         # Others were of an earlier spec.
@@ -155,6 +161,17 @@ class Reconciler:
             live = await self._cluster.get(CONFIG_MAPS, key.namespace, one.config_map_name)
             data = (live or {}).get("data") or {}
             found[one] = data.get(one.key)
+        return found
+
+    async def _look(self, names: tuple[str, ...]) -> dict[str, Node | None]:
+        """As the API server has them now. One that makes no sense to us is left out."""
+        found: dict[str, Node | None] = {}
+        for name in names:
+            live = await self._cluster.get(NODES, "", name)
+            try:
+                found[name] = None if live is None else node_from(live)
+            except ValueError as error:
+                log.warning("nobody can tell how node %s is: %s", name, error)
         return found
 
     async def _dry_run(self, question: DryRunQuestion) -> str:

@@ -94,7 +94,16 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         waiting=waiting,
         message=message,
         starting_since=_starting_since(document, scheduled, containers),
+        controller=_controller(metadata),
+        forced=metadata.get("deletionGracePeriodSeconds") == 0,
     )
+
+
+def _controller(metadata: Mapping[str, Any]) -> str:
+    for reference in metadata.get("ownerReferences") or ():
+        if reference.get("controller"):
+            return sys.intern(f"{reference['kind']}/{reference['name']}")
+    return ""
 
 
 def _starting_since(

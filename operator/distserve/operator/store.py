@@ -118,13 +118,15 @@ class Store:
             if child.owner_uid == uid
         }
         document = unpack(text)
+        pods = tuple(pod for _, pod in sorted(self._pods.get(key, {}).items()))
         return Observed(
             document=document,
             children=children,
-            pods=tuple(pod for _, pod in sorted(self._pods.get(key, {}).items())),
+            pods=pods,
             features=self.features_of(key.namespace),
             now=now,
             accelerators=self._accelerators(document),
+            nodes={pod.node: self.inventory.nodes.get(pod.node) for pod in pods if pod.node},
         )
 
     def put(self, kind: Kind, document: Object) -> set[Key]:
@@ -146,8 +148,7 @@ class Store:
         if kind == PODS:
             return self._put_pod(name, document)
         if kind == NODES:
-            self._put_node(document)
-            return set()
+            return self._put_node(name[1], document)
         if kind == NAMESPACES:
             return self._put_namespace(name[1], metadata.get("labels") or {})
         if kind == PRIORITY_CLASSES:
@@ -168,7 +169,7 @@ class Store:
             return self._forget_pod(name)
         if kind == NODES:
             self.inventory.drop_node(name[1])
-            return set()
+            return self._keys_on(name[1])
         if kind == NAMESPACES:
             self._namespaces.pop(name[1], None)
             return set()
@@ -232,11 +233,21 @@ class Store:
             del self._pods[key]
         return {key}
 
-    def _put_node(self, document: Object) -> None:
+    def _put_node(self, name: str, document: Object) -> set[Key]:
+        before = self.inventory.nodes.get(name)
         try:
             self.inventory.put_node(document)
         except ValueError as error:
-            log.warning("node %s is not counted: %s", document["metadata"]["name"], error)
+            log.warning("node %s is not counted: %s", name, error)
+        return set() if self.inventory.nodes.get(name) == before else self._keys_on(name)
+
+    def _keys_on(self, node: str) -> set[Key]:
+        """A walk over all pods: nodes change seldom."""
+        return {
+            key
+            for key, pods in self._pods.items()
+            if any(pod.node == node for pod in pods.values())
+        }
 
     def _put_priority_class(self, name: str, document: Object) -> set[Key]:
         """Values do not change, but a class may come after the deployment that names it."""

@@ -24,6 +24,7 @@ from distserve.operator.model import (
     Event,
     Features,
     KeyQuestion,
+    NodesQuestion,
     NoPlace,
     Object,
     Observed,
@@ -38,6 +39,7 @@ from distserve.operator.model import (
     TextsQuestion,
 )
 from distserve.operator.stages import stages
+from distserve.placement.nodes import Node
 from distserve.resources.settings import RenderSettings, released_images
 
 NAME = "tiny"
@@ -49,6 +51,10 @@ SPEC: Object = {
     "decode": {},
 }
 SETTINGS = DecideSettings(RenderSettings(released_images()), new_key=lambda: "k" * 64)
+
+
+def node(name: str, **facts: Any) -> Node:
+    return replace(Node(name, {}, {}, (), cordoned=False, ready=True), **facts)
 
 
 class Crash(Exception):
@@ -85,6 +91,10 @@ class World:
     keys: int = 0
     serial: int = 0
     accelerators: tuple[int, ...] = ()
+    nodes: dict[str, Node] = field(default_factory=lambda: {NODE: node(NODE)})
+    """As the API server has them."""
+    silent: set[str] = field(default_factory=set)
+    """Nodes whose kubelet ends no pod any more."""
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
     # what users do
@@ -120,6 +130,7 @@ class World:
             self.features,
             self.now,
             self.accelerators,
+            {p.node: self.nodes.get(p.node) for p in self.pods.values() if p.node},
         )
 
     def decide(self) -> Decision:
@@ -150,6 +161,8 @@ class World:
                     answers = replace(
                         answers, key_lost=Ref("v1", "Secret", name) not in self.objects
                     )
+                case NodesQuestion(names):
+                    answers = replace(answers, nodes={name: self.nodes.get(name) for name in names})
                 case TextsQuestion(keys):
                     texts = {key: self.texts.get(str(key)) for key in keys}
                 case PlacementQuestion(units):
@@ -200,7 +213,9 @@ class World:
             if self.unschedulable(pod) and not pod.node:
                 self.pods[name] = replace(pod, unschedulable="0/1 nodes are available")
             elif not pod.node:
-                self.pods[name] = replace(pod, node=NODE, unschedulable="", starting_since=self.now)
+                self._schedule(pod)
+            elif pod.node in self.silent:
+                continue
             elif not self.named("Secret"):
                 continue  # Its volume is awaited.
             elif not self.broken(pod):
@@ -319,9 +334,13 @@ class World:
 
     def _delete(self, action: Delete) -> None:
         if action.ref.kind == "Pod":
-            pod = self.pods[action.ref.name]
-            assert pod.uid == action.uid
-            self.pods[pod.name] = replace(pod, terminating=True, ready=False)
+            pod = self.pods.get(action.ref.name)
+            if pod is None or pod.uid != action.uid:
+                assert self.late is not None, "the end of a pod that is not there"
+            elif action.grace_seconds == 0:
+                del self.pods[pod.name]
+            else:
+                self.pods[pod.name] = replace(pod, terminating=True, ready=False)
             return
         live = self.objects.get(action.ref)
         if live is not None and live["metadata"]["uid"] == action.uid:
@@ -331,26 +350,36 @@ class World:
         sets = self.named("StatefulSet")
         for name, pod in list(self.pods.items()):
             if pod.terminating:
-                del self.pods[name]
+                if pod.node not in self.silent:
+                    del self.pods[name]
             elif pod.instance and (
                 pod.instance not in sets or sets[pod.instance]["spec"]["replicas"] == 0
             ):
                 self.pods[name] = replace(pod, terminating=True, ready=False)
 
+    def _schedule(self, pod: Pod) -> None:
+        well = [n.name for n in self.nodes.values() if n.usable and n.unreachable_since is None]
+        self.pods[pod.name] = (
+            replace(pod, node=well[0], unschedulable="", starting_since=self.now)
+            if well
+            else replace(pod, unschedulable="0/1 nodes are available")
+        )
+
     def _make_pods(self) -> None:
         for name, one in self.named("StatefulSet").items():
             if one["spec"]["replicas"] and f"{name}-0" not in self.pods:
-                self._make_pod(f"{name}-0", one["spec"]["template"])
+                self._make_pod(f"{name}-0", one["spec"]["template"], f"StatefulSet/{name}")
         for name, one in self.named("Deployment").items():
             for index in range(one["spec"]["replicas"]):
                 if f"{name}-{index}" not in self.pods:
-                    self._make_pod(f"{name}-{index}", one["spec"]["template"])
+                    made = f"ReplicaSet/{name}-5d4f8"
+                    self._make_pod(f"{name}-{index}", one["spec"]["template"], made)
 
-    def _make_pod(self, name: str, template: Object) -> None:
+    def _make_pod(self, name: str, template: Object, controller: str) -> None:
         marks = template["metadata"]["labels"]
         self.pods[name] = Pod(
             name, self._uid(), marks.get(labels.INSTANCE, ""), marks.get(labels.UNIT, ""),
-            marks.get(labels.REVISION, ""), "", False, False, self.now,
+            marks.get(labels.REVISION, ""), "", False, False, self.now, controller=controller,
         )  # fmt: skip
 
 

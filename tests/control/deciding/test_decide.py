@@ -189,16 +189,25 @@ def test_a_gang_that_is_not_complete_is_placed_anew(new_world: Make) -> None:
     assert world.condition("Ready")["status"] == "True"
 
 
-def test_a_unit_that_served_is_not_taken_back(new_world: Make) -> None:
-    world = new_world(topology={"gangTimeout": "10s"}).settle()
-    world.now += 100
-    del world.pods["tiny-u0-decode-0-0"]
-    world.unschedulable = lambda pod: "decode" in pod.name
-    world.settle()
+@pytest.mark.parametrize("decodes,kept", [(1, False), (2, True)])
+def test_a_unit_that_lost_a_place_is_kept_while_it_serves(
+    new_world: Make, decodes: int, kept: bool
+) -> None:
+    world = new_world(
+        topology={"gangTimeout": "10s"}, decode={"instancesPerUnit": decodes}
+    ).settle()
     world.now += 100
     first = world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"]
+    del world.pods["tiny-u0-decode-0-0"]
+    world.unschedulable = lambda pod: "decode-0" in pod.name
+    world.step()
+    world.reconcile()
+    placed = world.condition("Placed")
+    assert (placed["status"], placed["reason"]) == ("False", "Unschedulable")
+    assert ("serves on" in placed["message"]) is kept
+    world.now += 100
     world.settle()
-    assert world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"] == first
+    assert (world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"] == first) is kept
 
 
 def crash_loop(world: Any, name: str, restarts: int, ran_seconds: float) -> None:
