@@ -1,5 +1,6 @@
 """The figures that operators chart: there from the start, and right afterwards."""
 
+import asyncio
 from typing import Any
 
 import aiohttp
@@ -61,6 +62,18 @@ async def test_counts_after_requests(houses: Any) -> None:
     assert metrics["distserve_slo_target_ratio"] == 0.9
 
 
+async def test_no_reader_sees_a_request_without_its_objectives(houses: Any) -> None:
+    house = await houses(slo=Slo(ttft_ms=60_000, tpot_ms=60_000))
+    seen: set[tuple[float, float]] = set()
+    asked = asyncio.gather(*(house.stream(max_tokens=3) for _ in range(30)))
+    while not asked.done():
+        metrics = await house.metrics()
+        requests = metrics['distserve_requests_total{code="200"}']
+        seen.add((requests, metrics['distserve_slo_attained_total{slo="both"}']))
+    await asked
+    assert all(requests == met for requests, met in seen), seen
+
+
 def test_tpot_counts_tokens_and_objectives_look_at_the_worst() -> None:
     metrics, window = Metrics(Slo(), 90), Window()
     quick, slow = PromptTiming(0.0, metrics), PromptTiming(0.0, metrics)
@@ -69,12 +82,15 @@ def test_tpot_counts_tokens_and_objectives_look_at_the_worst() -> None:
     slow.token(0, 0.5)
     assert quick.choices[0].tpot == pytest.approx(0.1)
     assert slow.choices[0].tpot is None
-    for ttft_ms, tpot_ms in ((600.0, 50.0), (200.0, 150.0), (600.0, 150.0)):
-        record_answer([quick, slow], Slo(ttft_ms, tpot_ms), metrics, window, now=1.0)
-    value = metrics.registry.get_sample_value
-    assert value("distserve_slo_attained_total", {"slo": "ttft"}) == 2
-    assert value("distserve_slo_attained_total", {"slo": "tpot"}) == 2
-    assert value("distserve_slo_attained_total", {"slo": "both"}) == 1
+
+    def met(ttft_ms: float | None, tpot_ms: float | None) -> tuple[str, ...]:
+        return record_answer([quick, slow], Slo(ttft_ms, tpot_ms), metrics, window, now=1.0)
+
+    assert met(600.0, 50.0) == ("ttft",)
+    assert met(200.0, 150.0) == ("tpot",)
+    assert met(600.0, 150.0) == ("ttft", "tpot", "both")
+    assert met(600.0, None) == ("ttft", "both")
+    assert met(None, None) == ()
     assert window.quantile("ttft", 0.5, now=2.0) == 0.5
     assert window.quantile("ttft", 0.5, now=100.0) is None
 

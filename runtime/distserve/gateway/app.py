@@ -19,7 +19,13 @@ from distserve.gateway.completions import CompletionAnswer
 from distserve.gateway.errors import BadRequest, BodyTooLarge, GatewayError, NoRoute
 from distserve.gateway.exchange import Exchange
 from distserve.gateway.middleware import BodyBounds, RequestContext
-from distserve.gateway.parse import check_model, parse_chat, parse_completion, parse_slo
+from distserve.gateway.parse import (
+    check_model,
+    parse_chat,
+    parse_completion,
+    parse_lifecycle,
+    parse_slo,
+)
 from distserve.gateway.render import Envelope
 from distserve.gateway.schema import (
     ChatBody,
@@ -86,24 +92,26 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         arrival: Arrival = request.state.arrival
         check_model(body.model, settings.model)
         slo = parse_slo(request.headers, settings.slo)
+        lifecycle = parse_lifecycle(request.headers)
         model = gateway.models.current()
         parsed = await parse_completion(body, model, arrival.request_id, slo)
         work = gateway.take(parsed, arrival)
         envelope = Envelope(f"cmpl-{arrival.request_id}", int(time.time()), settings.model)
         answer = CompletionAnswer(body, parsed, model.text, envelope)
-        return Exchange(gateway, body, parsed, answer, work, slo)
+        return Exchange(gateway, body, parsed, answer, work, slo, lifecycle)
 
     @app.post("/v1/chat/completions", responses=STREAMED, response_class=Response)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         arrival: Arrival = request.state.arrival
         check_model(body.model, settings.model)
         slo = parse_slo(request.headers, settings.slo)
+        lifecycle = parse_lifecycle(request.headers)
         model = gateway.models.current()
         parsed = await parse_chat(body, model, arrival.request_id, slo)
         work = gateway.take(parsed, arrival)
         envelope = Envelope(f"chatcmpl-{arrival.request_id}", int(time.time()), settings.model)
         answer = ChatAnswer(body, parsed, model.text, envelope)
-        return Exchange(gateway, body, parsed, answer, work, slo)
+        return Exchange(gateway, body, parsed, answer, work, slo, lifecycle)
 
     started = int(time.time())
 

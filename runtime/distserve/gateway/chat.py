@@ -54,12 +54,12 @@ class ChatAnswer:
             made.append(self._chunk(index, choice))
         return made
 
-    def closing(self) -> list[Chunk]:
-        if not self.body.usage_at_end:
-            return []
-        return [self.envelope.around(CHUNK_OBJECT, [], usage=self.usage.dump())]
+    def closing(self, **more: Any) -> list[Chunk]:
+        if self.body.usage_at_end:
+            more["usage"] = self.usage.dump()
+        return [self.envelope.around(CHUNK_OBJECT, [], **more)] if more else []
 
-    def whole(self, outputs: Iterable[Output]) -> Chunk:
+    def whole(self, outputs: Iterable[Output], **more: Any) -> Chunk:
         """The answer of a request that is not streamed."""
         outputs = list(outputs)
         choices: list[Chunk] = [
@@ -79,7 +79,8 @@ class ChatAnswer:
             index = _choice(delta)
             self._count(index, delta)
             self._merge(choices[index], delta)
-        more = self._token_ids() if self.body.return_token_ids else {}
+        if self.body.return_token_ids:
+            more |= self._token_ids()
         if self.body.prompt_logprobs is not None:
             ids = self.parsed.prompts[0].ids
             scores = self._scores or PromptScores([])

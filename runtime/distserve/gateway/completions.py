@@ -101,12 +101,12 @@ class CompletionAnswer:
             made.append(self.envelope.around(OBJECT, [{"index": index, **fields}], **usage))
         return made
 
-    def closing(self) -> list[Chunk]:
-        if not self.body.usage_at_end:
-            return []
-        return [self.envelope.around(OBJECT, [], usage=self.usage.dump())]
+    def closing(self, **more: Any) -> list[Chunk]:
+        if self.body.usage_at_end:
+            more["usage"] = self.usage.dump()
+        return [self.envelope.around(OBJECT, [], **more)] if more else []
 
-    def whole(self, outputs: Iterable[Output]) -> Chunk:
+    def whole(self, outputs: Iterable[Output], **more: Any) -> Chunk:
         """The answer of a request that is not streamed."""
         outputs = list(outputs)
         self._keep_scores(outputs)
@@ -124,7 +124,7 @@ class CompletionAnswer:
                 into["prompt_token_ids"] = self.parsed.prompts[choice.prompt].ids
             if self.body.prompt_logprobs is not None:
                 into["prompt_logprobs"] = self._prompt_logprobs(choice.prompt)
-        return self.envelope.around(OBJECT, bodies, usage=self.usage.dump())
+        return self.envelope.around(OBJECT, bodies, usage=self.usage.dump(), **more)
 
     def _index(self, output: Output, delta: Delta) -> int:
         event = delta.tokens[0] if delta.tokens else delta.finish

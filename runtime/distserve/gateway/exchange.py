@@ -43,9 +43,9 @@ class Answer(Protocol):
 
     def chunks(self, outputs: list[Output]) -> list[Chunk]: ...
 
-    def closing(self) -> list[Chunk]: ...
+    def closing(self, **more: Any) -> list[Chunk]: ...
 
-    def whole(self, outputs: list[Output]) -> Chunk: ...
+    def whole(self, outputs: list[Output], **more: Any) -> Chunk: ...
 
 
 @dataclass(eq=False)
@@ -58,6 +58,8 @@ class Exchange(Response):
     answer: Answer
     work: Work
     slo: Slo
+    lifecycle: bool = False
+    """The client wants to know where the time went."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -92,9 +94,10 @@ class Exchange(Response):
                                 await send(_start(200, _EVENTS))
                                 chunks = [*self.answer.opening(), *chunks]
                             await send(_part(b"".join(map(_event, chunks))))
-                    ending = [*map(_event, self.answer.closing()), DONE]
+                    closing = self.answer.closing(**await self._more())
+                    ending = [*map(_event, closing), DONE]
                     await send(_part(b"".join(ending), more=False))
-            self._record()
+            scope["state"]["met"] = self._record()
         except GatewayError as error:
             log.warning("request failed: %s", error.message, extra={"status": error.status})
             scope["state"]["outcome"] = error.status
@@ -112,14 +115,19 @@ class Exchange(Response):
         async with contextlib.aclosing(self.work.outputs()) as batches:
             async for batch in batches:
                 outputs += batch
-        data = msgspec.json.encode(self.answer.whole(outputs))
+        data = msgspec.json.encode(self.answer.whole(outputs, **await self._more()))
         await send(_start(200, [_JSON, (b"content-length", str(len(data)).encode())]))
         await send(_part(data, more=False))
 
-    def _record(self) -> None:
+    async def _more(self) -> dict[str, Any]:
+        """Fields of the last chunk or of the whole answer that only who asks for them gets."""
+        return {"lifecycle": await self.work.lifecycles()} if self.lifecycle else {}
+
+    def _record(self) -> tuple[str, ...]:
+        """The objectives that were met."""
         metrics, usage = self.gateway.metrics, self.answer.usage
         now = self.gateway.clock()
-        record_answer(self.work.timings, self.slo, metrics, self.gateway.window, now)
+        met = record_answer(self.work.timings, self.slo, metrics, self.gateway.window, now)
         metrics.prompt_tokens.inc(usage.prompt_tokens)
         metrics.generation_tokens.inc(usage.completion_tokens)
         ttfts = [t.ttft for t in self.work.timings if t.ttft is not None]
@@ -128,6 +136,7 @@ class Exchange(Response):
         if self.asked.user is not None:
             extra["user"] = self.asked.user
         log.info("request answered", extra=extra)
+        return met
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -23,6 +23,8 @@ class Job:
     deadline: float
     """Of the event loop's clock."""
     span: Span
+    reports: list[LegReport] = field(default_factory=list)
+    """Of the attempt that finished it, once its legs have said their last words."""
 
     def prior(self, choices: Sequence[int]) -> list[int]:
         """What a leg begins with. Of several choices none has begun."""

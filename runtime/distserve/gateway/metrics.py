@@ -1,5 +1,6 @@
 """What the gateway measures, for Prometheus: TTFT and TPOT as its clients see them."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -113,6 +114,12 @@ class Metrics:
         for name in ("ttft", "tpot", "both"):
             self.attained.labels(name)
         self._targets(slo, attainment_percent)
+
+    def count_request(self, code: int, met: Sequence[str]) -> None:
+        """An outcome and the objectives that it met, between which nobody reads."""
+        self.requests.labels(str(code)).inc()
+        for slo in met:
+            self.attained.labels(slo).inc()
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         self.stages.labels(stage).observe(seconds)

@@ -60,7 +60,7 @@ class RequestContext:
                 span.set(status=state.get("outcome", status))
         finally:
             metrics.in_flight.dec()
-            metrics.requests.labels(str(state.get("outcome", status))).inc()
+            metrics.count_request(state.get("outcome", status), state.get("met", ()))
             metrics.duration.observe(self._gateway.clock() - at)
             logged_id.reset(token)
 

@@ -17,6 +17,7 @@ COMPLETION_MAX_TOKENS = 16
 """OpenAI's default of /v1/completions; a chat may use the rest of the context."""
 SLO_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
 MAX_SLO_MS = 86_400_000.0
+LIFECYCLE_HEADER = "x-lifecycle"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ def parse_slo(headers: Mapping[str, str], default: Slo) -> Slo:
                 raise BadRequest(f"{header} must be a number of milliseconds above 0", param=header)
             found[field] = value
     return Slo(**found)
+
+
+def parse_lifecycle(headers: Mapping[str, str]) -> bool:
+    """Whether the client asks where its request's time went. Raises BadRequest."""
+    asked = headers.get(LIFECYCLE_HEADER, "false").lower()
+    if asked not in ("true", "false"):
+        raise BadRequest(f"{LIFECYCLE_HEADER} must be true or false", param=LIFECYCLE_HEADER)
+    return asked == "true"
 
 
 async def parse_completion(body: CompletionBody, model: Model, request_id: str, slo: Slo) -> Parsed:

@@ -90,6 +90,7 @@ class Runner:
                 handover = Handover(job, choices, dispatched, self.legs, self.janitor)
                 reports = await handover.run()
         self.stages.record(reports)
+        job.reports[:] = reports
         if left := job.unfinished(choices):
             raise LegFailed(
                 dispatched.stops[-1][0].member,

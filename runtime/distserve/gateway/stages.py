@@ -40,27 +40,38 @@ class StageRecorder:
                 self.observe_transfer(report.end.transport, report.end.transfer_bytes)
 
 
-def stage_seconds(reports: Sequence[LegReport]) -> dict[str, float]:
-    """Stages of which both ends are known. `reports`: [both] or [prefill, decode]."""
+def lifecycle_seconds(reports: Sequence[LegReport]) -> dict[str, float]:
+    """The known instants of a prompt, on this process's clock, by DistServe's names.
+
+    `reports`: [both] or [prefill, decode]. A transfer begins where it is waited for: the pull of
+    early chunks, beside the prefill, is not told.
+    """
     at: dict[str, float] = {}
     for report in reports:
+        at.setdefault("issued", report.issued)
         life = report.end.lifecycle
         for name in life.__struct_fields__:
             ms = getattr(life, name)
             if ms is not None:
                 at.setdefault(name.removesuffix("_ms"), report.issued + ms / 1000)
-    if not reports:
-        return {}
+    if {"context_end", "migration_begin", "migration_end"} <= at.keys():
+        at["migration_begin"] = max(at["migration_begin"], at["context_end"])
+        at["migration_end"] = max(at["migration_end"], at["migration_begin"])
+    return at
+
+
+def stage_seconds(reports: Sequence[LegReport]) -> dict[str, float]:
+    """Stages of which both ends are known."""
+    at = lifecycle_seconds(reports)
     found: dict[str, float] = {}
     if "context_begin" in at:
-        found["prefill_queue"] = at["context_begin"] - reports[0].issued
+        found["prefill_queue"] = at["context_begin"] - at["issued"]
     if {"context_begin", "context_end"} <= at.keys():
         found["prefill"] = at["context_end"] - at["context_begin"]
     if {"context_end", "decoding_begin"} <= at.keys():
         queue = at["decoding_begin"] - at["context_end"]
         if {"migration_begin", "migration_end"} <= at.keys():
-            begin = max(at["migration_begin"], at["context_end"])
-            found["kv_transfer"] = max(at["migration_end"] - begin, 0.0)
+            found["kv_transfer"] = at["migration_end"] - at["migration_begin"]
             queue -= found["kv_transfer"]
         found["decode_queue"] = max(queue, 0.0)
     if {"decoding_begin", "decoding_end"} <= at.keys():

@@ -77,8 +77,12 @@ class Window:
 
 def record_answer(
     prompts: Iterable[PromptTiming], slo: Slo, metrics: Metrics, window: Window, now: float
-) -> None:
-    """A request was answered in full. Its worst prompt and choice stand for it."""
+) -> tuple[str, ...]:
+    """A request was answered in full. Its worst prompt and choice stand for it.
+
+    The objectives that it met: ttft, tpot, both. They are counted where the request is, so that
+    no scrape sees one without the other.
+    """
     prompts = list(prompts)
     for prompt in prompts:
         for choice in prompt.choices.values():
@@ -87,13 +91,14 @@ def record_answer(
     ttfts = [p.ttft for p in prompts if p.ttft is not None]
     tpots = [p.worst_tpot for p in prompts if p.worst_tpot is not None]
     if not ttfts:
-        return
+        return ()
     window.add(Sample(now, max(ttfts), max(tpots, default=None)))
     in_time = slo.ttft_ms is None or max(ttfts) * 1000 <= slo.ttft_ms
     in_pace = slo.tpot_ms is None or max(tpots, default=0.0) * 1000 <= slo.tpot_ms
-    if slo.ttft_ms is not None and in_time:
-        metrics.attained.labels("ttft").inc()
-    if slo.tpot_ms is not None and in_pace:
-        metrics.attained.labels("tpot").inc()
-    if (slo.ttft_ms is not None or slo.tpot_ms is not None) and in_time and in_pace:
-        metrics.attained.labels("both").inc()
+    promised = slo.ttft_ms is not None or slo.tpot_ms is not None
+    met = {
+        "ttft": slo.ttft_ms is not None and in_time,
+        "tpot": slo.tpot_ms is not None and in_pace,
+        "both": promised and in_time and in_pace,
+    }
+    return tuple(name for name, is_met in met.items() if is_met)

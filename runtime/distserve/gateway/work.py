@@ -13,11 +13,14 @@ from distserve.gateway.generation import Emitted, Generation, Progress
 from distserve.gateway.janitor import Janitor
 from distserve.gateway.job import Job
 from distserve.gateway.runner import Runner
+from distserve.gateway.stages import lifecycle_seconds
 from distserve.gateway.timing import PromptTiming
 from distserve.wire.dialect import Token
 from distserve.wire.tracing import Span
 
 log = logging.getLogger(__name__)
+
+LIFECYCLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,18 @@ class Work:
             yield good
             if self._finished and self._outputs.empty():
                 return
+
+    async def lifecycles(self) -> list[dict[str, float]]:
+        """Of each prompt, in ms since the request came: legs tell it with their last words, a
+        moment after the last token. What is not told in time is missing."""
+        await asyncio.wait(self._tasks, timeout=LIFECYCLE_SECONDS)
+        return [
+            {
+                f"{name}_ms": round((at - timing.arrived) * 1000, 3)
+                for name, at in lifecycle_seconds(job.reports).items()
+            }
+            for job, timing in zip(self._jobs, self.timings, strict=True)
+        ]
 
     def _emit(self, prompt: int, event: Emitted) -> None:
         if isinstance(event, Token):
