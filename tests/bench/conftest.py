@@ -23,10 +23,8 @@ class Stub:
     headers: list[dict[str, str]] = field(default_factory=list)
     after: int | None = None
     """Requests from this one on are refused with 429; None for never."""
-    metrics: Callable[[], str] | None = None
-
-    async def measure(self, request: web.Request) -> web.Response:
-        return web.Response(text=self.metrics()) if self.metrics else refusal(404, "no such page")
+    lifecycle: Any = None
+    """Told with each answer."""
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -45,10 +43,11 @@ class Stub:
             return refusal(400, "ignore_eos: unknown field")
         usage = {"prompt_tokens": len(body.get("prompt", "")), "completion_tokens": tokens}
         if not body["stream"]:
-            return web.json_response({"choices": [{"text": "x" * tokens}], "usage": usage})
+            whole = {"choices": [{"text": "x" * tokens}], "usage": usage}
+            return web.json_response(whole | {"lifecycle": self.lifecycle})
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await answer.prepare(request)
-        for event in events(model, tokens, body):
+        for event in events(model, tokens, body, self.lifecycle):
             await answer.write(event)
             await asyncio.sleep(0)
         if model == "truncates":
@@ -57,7 +56,7 @@ class Stub:
         return answer
 
 
-def events(model: str, tokens: int, body: dict[str, Any]) -> list[bytes]:
+def events(model: str, tokens: int, body: dict[str, Any], lifecycle: Any) -> list[bytes]:
     running = (body.get("stream_options") or {}).get("continuous_usage_stats", False)
     chat = "messages" in body
 
@@ -81,7 +80,8 @@ def events(model: str, tokens: int, body: dict[str, Any]) -> list[bytes]:
     if model == "fails":
         found.append({"error": {"message": "an engine died", "code": "engine_failed"}})
     if model not in ("truncates", "fails") and (body.get("stream_options") or {}):
-        found.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": end}})
+        last_usage = {"prompt_tokens": 1, "completion_tokens": end}
+        found.append({"choices": [], "usage": last_usage, "lifecycle": lifecycle})
     lines = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in found]
     return lines if model == "truncates" else [*lines, b"data: [DONE]\n\n"]
 
@@ -100,7 +100,6 @@ def stub() -> Iterator[Stub]:
         app = web.Application()
         app.router.add_post("/v1/completions", stub.complete)
         app.router.add_post("/v1/chat/completions", stub.complete)
-        app.router.add_get("/metrics", stub.measure)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from distserve.bench.lifecycle import STAGES
 from distserve.bench.slos import Slo
-
-STAGES = ("prefill queueing", "prefill", "transmission", "decode queueing", "decode")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from distserve.bench.errors import BenchError
+from distserve.bench.lifecycle import HEADER, of_answer
 from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.stream import TokenStream, decode_event
 from distserve.workload import Objectives
@@ -82,7 +83,7 @@ class Client:
         self._http = http
         self.target = target
         self._clock = clock
-        self._headers = {"content-type": "application/json", **dict(target.headers)}
+        self._headers = {"content-type": "application/json", **dict((HEADER, *target.headers))}
 
     async def send(self, request: Planned, body: bytes, planned: float) -> Outcome:
         """Never raises for what the server does: a failure is part of the measurement."""
@@ -103,6 +104,7 @@ class Client:
                 else:
                     whole = decode_event(await answer.read())
                     outcome.tokens = whole.usage.completion_tokens if whole.usage else 0
+                    outcome.lifecycle = of_answer(whole.lifecycle)
         except TimeoutError:
             outcome.failure = f"timed out after {self.target.timeout_seconds:g} s"
         except aiohttp.ClientPayloadError:
@@ -137,6 +139,7 @@ def explain(status: int, text: str) -> str:
 def _conclude(outcome: Outcome, stream: TokenStream, exact_length: bool) -> None:
     outcome.token_times = stream.token_times
     outcome.tokens = len(stream.token_times)
+    outcome.lifecycle = stream.lifecycle
     if outcome.failure is not None:
         return
     if stream.error is not None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distserve.bench.analysis import STAGES, Run, attainment, breakdown, normalised, throughput
+from distserve.bench.analysis import Run, attainment, breakdown, normalised, throughput
 from distserve.bench.errors import BenchError
+from distserve.bench.lifecycle import STAGES
 from distserve.bench.tables import LEVELS, Question
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distserve.workload import NO_OBJECTIVES, Objectives
@@ -35,6 +35,8 @@ class Outcome:
     token_times: Sequence[float] = ()
     tokens: int = 0
     own: Objectives = NO_OBJECTIVES
+    lifecycle: Mapping[str, float] | None = None
+    """Instants in seconds since the server had the request, where it told."""
     failure: str | None = None
     """Why it counts as failed, short enough to be counted; None for a complete answer."""
 

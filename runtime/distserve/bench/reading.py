@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distserve.bench.analysis import STAGES, Run, Sample
+from distserve.bench.analysis import Run, Sample
 from distserve.bench.errors import BenchError
+from distserve.bench.lifecycle import stages
 
 _NAME = re.compile(
     r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)(-uniform)?"
@@ -108,24 +109,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
 
 
 def _stages(events: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """The five stages of DistServe's figure 10, from its lifecycle events; None without them all.
-
-    issued | context_begin | context_end | migration_begin | migration_end | decoding_begin | end
-           queueing        prefill       queueing          transmission    queueing         decode
-    """
-    at = {event["event_type"]: event["timestamp"] for event in events}
-    try:
-        seconds = (
-            at["context_begin"] - at["issued"],
-            at["context_end"] - at["context_begin"],
-            at["migration_end"] - at["migration_begin"],
-            (at["migration_begin"] - at["context_end"])
-            + (at["decoding_begin"] - at["migration_end"]),
-            at["decoding_end"] - at["decoding_begin"],
-        )
-    except KeyError:
-        return None
-    return dict(zip(STAGES, seconds, strict=True))
+    return stages({event["event_type"]: event["timestamp"] for event in events})
 
 
 def _measured_rate(samples: Sequence[Sample]) -> float:

@@ -16,16 +16,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from distserve.bench.errors import BenchError
+from distserve.bench.lifecycle import STAGES, as_events, stages
 from distserve.bench.openloop import Observed
 from distserve.bench.outcome import Outcome
 
 EXP_FORMATS = ("distserve", "loongserve")
 _CSV = (
     "index", "prompt_len", "output_len", "tokens", "planned", "start_time", "end_time",
-    "latency", "ttft", "tpot", "slo_ttft", "slo_tpot", "lag_ms", "failure",
+    "latency", "ttft", "tpot", "slo_ttft", "slo_tpot",
+    *(stage.replace(" ", "_") for stage in STAGES), "lag_ms", "failure",
 )  # fmt: skip
 
 
@@ -74,7 +77,6 @@ class RunFiles:
         exp_format: str,
         epoch: float,
         max_lag_ms: float,
-        stage_seconds: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Write all three; `epoch` added to the monotonic clock gives Unix time."""
         outcomes = observed.outcomes
@@ -89,7 +91,7 @@ class RunFiles:
             "completed": len(rows),
             "failures": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
             "started": observed.started + epoch,
-            "stage_seconds": stage_seconds,
+            "stage_seconds": mean_stage_seconds(outcomes),
         }
         _replace(self.csv, _csv_text(outcomes, epoch))
         if not observed.interrupted:
@@ -102,19 +104,29 @@ class RunFiles:
 
 
 def distserve_row(outcome: Outcome, epoch: float) -> dict[str, Any]:
-    """DistServe's record; `lifecycle_events` needs its server, so the list is empty here."""
+    """DistServe's record; `lifecycle_events` is empty where the server does not tell."""
     return {
         "prompt_len": outcome.prompt_tokens,
         "output_len": outcome.tokens,
         "start_time": outcome.sent + epoch,
         "end_time": outcome.ended + epoch,
         "token_timestamps": [time + epoch for time in outcome.token_times],
-        "lifecycle_events": [],
+        "lifecycle_events": as_events(outcome.lifecycle or {}, outcome.sent + epoch),
         "latency": outcome.latency,
         "ftl": outcome.ttft,
         "tpot": outcome.tpot,
         **{name: value for name, value in own_objectives(outcome).items() if value is not None},
     }
+
+
+def mean_stage_seconds(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+    """Of the completed requests whose stages are known; LoongServe's file has no room for them."""
+    told = [found for o in outcomes if o.complete and (found := _stages(o))]
+    return {stage: fmean(one[stage] for one in told) for stage in STAGES} if told else None
+
+
+def _stages(outcome: Outcome) -> dict[str, float] | None:
+    return stages(outcome.lifecycle) if outcome.lifecycle else None
 
 
 def own_objectives(outcome: Outcome) -> dict[str, float | None]:
@@ -152,7 +164,8 @@ def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
             [
                 o.index, o.prompt_tokens, o.output_tokens, o.tokens, o.planned + epoch,
                 o.sent + epoch, o.ended + epoch, o.latency, o.ttft, o.tpot,
-                *own_objectives(o).values(), o.lag_seconds * 1000, o.failure,
+                *own_objectives(o).values(), *(_stages(o) or dict.fromkeys(STAGES)).values(),
+                o.lag_seconds * 1000, o.failure,
             ]
         )  # fmt: skip
     return text.getvalue()

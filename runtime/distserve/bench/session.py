@@ -16,7 +16,6 @@ from typing import Any
 
 import aiohttp
 
-from distserve.bench import stages
 from distserve.bench.client import Client, Target
 from distserve.bench.errors import BenchError
 from distserve.bench.openloop import offer
@@ -79,15 +78,11 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
             title, last = f"{session.prefix} {pair.label}", plans[pair][-1].at_seconds
             progress = Progress(title, pair.requests, last, sys.stderr)
             epoch = time.time() - time.perf_counter()
-            before = await stages.settled(http, session.target.url)
             observed = await offer(plans[pair], client, progress.ended)
             progress.close()
-            completed = sum(outcome.complete for outcome in observed.outcomes)
-            told = await stages.since(http, session.target.url, before, completed)
             about = files[pair].write(
-                observed, _parameters(session, pair), session.exp_format, epoch,
-                session.max_lag_ms, told,
-            )  # fmt: skip
+                observed, _parameters(session, pair), session.exp_format, epoch, session.max_lag_ms
+            )
             done.append(Ran(pair, about, kept=False))
             for line in remarks(done[-1]):
                 say(f"{files[pair].exp.name}: {line}")

@@ -7,7 +7,11 @@ tokens into one event, or send events without any.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+
+from distserve.bench.lifecycle import of_answer
 
 
 class Usage(msgspec.Struct):
@@ -38,6 +42,8 @@ class Event(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     error: dict[str, object] | str | None = None
+    lifecycle: Any = None
+    """This gateway's, in the last chunk; another server may mean anything by it."""
 
 
 decode_event = msgspec.json.Decoder(Event).decode
@@ -60,6 +66,7 @@ class TokenStream:
         self.done = False
         """`[DONE]` came."""
         self.error: str | None = None
+        self.lifecycle: dict[str, float] | None = None
         self._rest = b""
 
     def feed(self, data: bytes, now: float) -> None:
@@ -80,6 +87,8 @@ class TokenStream:
             error = event.error
             self.error = error if isinstance(error, str) else str(error.get("message", error))
             return
+        if event.lifecycle is not None:
+            self.lifecycle = of_answer(event.lifecycle)
         new = 0
         for choice in event.choices:
             if choice.token_ids is not None:
