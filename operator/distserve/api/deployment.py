@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distserve.api.base import Model, Rule
+from distserve.api.devices import DEVICE_CLASS, Fabric
 from distserve.api.durations import Duration
 from distserve.api.fabric import RATED, tightest
 from distserve.api.gateway import GatewaySpec
@@ -26,6 +27,9 @@ DEFAULT_MEMORY_UTILIZATION = "0.9"
 DEFAULT_RESOURCE_NAME = "nvidia.com/gpu"
 DEFAULT_PER_POD = 8
 """As many accelerators as most nodes have."""
+MOST_CLAIMED = 16
+"""Accelerators of one claim, a network device beside each: 32 are the most that a claim can hold
+(resource.k8s.io/v1, AllocationResultsMaxSize)."""
 
 
 class AcceleratorType(StrEnum):
@@ -52,6 +56,20 @@ class Accelerator(Model):
             "perPod belongs to type GPU: remove it, or set type: GPU",
             lambda self: self.type == "GPU" or self.per_pod is None,
         ),
+        Rule(
+            "!has(self.deviceClass) || (self.type == 'GPU' && !has(self.resourceName))",
+            "deviceClass takes the place of resourceName and belongs to type GPU: remove one of "
+            "them, or set type: GPU",
+            lambda self: (
+                self.device_class is None or (self.type == "GPU" and self.resource_name is None)
+            ),
+        ),
+        Rule(
+            f"!has(self.deviceClass) || !has(self.perPod) || self.perPod <= {MOST_CLAIMED}",
+            f"perPod is at most {MOST_CLAIMED} with deviceClass, since a claim holds 32 devices: "
+            "lower it",
+            lambda self: self.device_class is None or (self.per_pod or 0) <= MOST_CLAIMED,
+        ),
     )
 
     type: AcceleratorType = Field(
@@ -64,6 +82,15 @@ class Accelerator(Model):
         max_length=128,
         description="Extended resource that a rank asks for; only with type GPU. "
         f"Default: {DEFAULT_RESOURCE_NAME}.",
+    )
+    device_class: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=253,
+        pattern=DEVICE_CLASS,
+        description="DeviceClass of a DRA driver, such as gpu.nvidia.com: each rank claims one of "
+        "its devices instead of an extended resource, and the migrator shares the claim; only with "
+        "type GPU. Default: none.",
     )
     per_pod: int | None = Field(
         default=None,
@@ -85,6 +112,11 @@ class Accelerator(Model):
         description="Memory of a rank's KV cache; only with type CPU. Unit: bytes, as a quantity "
         f"such as 64Mi. Default: {DEFAULT_KV_CACHE}.",
     )
+
+    @property
+    def shared(self) -> bool:
+        """Whether two containers of a pod can reach it."""
+        return self.type == AcceleratorType.CPU or self.device_class is not None
 
 
 class Slo(Model):
@@ -142,8 +174,14 @@ class KvTransfer(Model):
         default=MigratorPlacement.AUTO,
         description="Where the migrator runs. Sidecar: a container of its own beside the engine. "
         "InEngineContainer: a process beside it, since a device plugin gives a GPU to one "
-        "container. Auto: Sidecar with accelerator.type CPU, else InEngineContainer. "
-        "Default: Auto.",
+        "container. Auto: Sidecar with accelerator.type CPU or accelerator.deviceClass, else "
+        "InEngineContainer. Default: Auto.",
+    )
+    host_sharing: bool = Field(
+        default=False,
+        description="Whether instances on one node share memory through a folder of the node, so "
+        "that KV moves between their pods by SharedMemory; only with accelerator.type CPU, and in "
+        "namespaces of pod security level privileged. Default: false.",
     )
 
 
@@ -229,22 +267,48 @@ class Spec(Model):
             or spec.gateway.routing.min_remote_prefill_tokens == 0,
         ),
         Rule(
-            "self.accelerator.type == 'CPU' || !has(self.kvTransfer)"
-            " || !has(self.kvTransfer.migratorPlacement)"
+            "self.accelerator.type == 'CPU' || has(self.accelerator.deviceClass)"
+            " || !has(self.kvTransfer) || !has(self.kvTransfer.migratorPlacement)"
             " || self.kvTransfer.migratorPlacement != 'Sidecar'",
             "a migrator as sidecar cannot reach the engine's GPU: remove "
-            "kvTransfer.migratorPlacement, or set accelerator.type: CPU",
-            lambda spec: spec.accelerator.type == "CPU"
+            "kvTransfer.migratorPlacement, or set accelerator.deviceClass or accelerator.type: CPU",
+            lambda spec: spec.accelerator.shared
             or spec.kv_transfer.migrator_placement != MigratorPlacement.SIDECAR,
         ),
         Rule(
-            "!has(self.images) || !has(self.images.migrator) || (self.accelerator.type == 'CPU'"
+            "!has(self.images) || !has(self.images.migrator)"
+            " || ((self.accelerator.type == 'CPU' || has(self.accelerator.deviceClass))"
             " && (!has(self.kvTransfer) || !has(self.kvTransfer.migratorPlacement)"
             " || self.kvTransfer.migratorPlacement != 'InEngineContainer'))",
             "images.migrator is that of a sidecar, and here the migrator runs in the engine's "
             "container: remove it",
             lambda spec: spec.images.migrator is None
             or spec.migrator_placement == MigratorPlacement.SIDECAR,
+        ),
+        Rule(
+            "self.accelerator.type == 'GPU' || !has(self.fabric) || (!has(self.fabric.rdma)"
+            " && !has(self.fabric.socketInterface)"
+            " && (!has(self.fabric.computeDomain) || !self.fabric.computeDomain))",
+            "fabric is for accelerators that use it: remove it, or set accelerator.type: GPU",
+            lambda spec: spec.accelerator.type == "GPU" or spec.fabric == Fabric(),
+        ),
+        Rule(
+            "has(self.accelerator.deviceClass) || !has(self.fabric) || !has(self.fabric.rdma)"
+            " || !has(self.fabric.rdma.deviceClass)",
+            "fabric.rdma.deviceClass pairs each device with a claimed accelerator: set "
+            "accelerator.deviceClass, or give fabric.rdma.resourceName",
+            lambda spec: spec.accelerator.device_class is not None
+            or spec.fabric.rdma is None
+            or spec.fabric.rdma.device_class is None,
+        ),
+        Rule(
+            "!has(self.kvTransfer) || !has(self.kvTransfer.hostSharing)"
+            " || !self.kvTransfer.hostSharing || (self.accelerator.type == 'CPU'"
+            " && (!has(self.kvTransfer.transport) || self.kvTransfer.transport != 'TCP'))",
+            "kvTransfer.hostSharing is for SharedMemory between engines with accelerator.type CPU: "
+            "remove it, or set that type and transport Auto or SharedMemory",
+            lambda spec: not spec.kv_transfer.host_sharing
+            or (spec.accelerator.type == "CPU" and spec.kv_transfer.transport != Transport.TCP),
         ),
         Rule(
             "self.planning.mode != 'Auto' || (has(self.slo) && has(self.workload))",
@@ -326,6 +390,10 @@ class Spec(Model):
     topology: Topology = Field(
         default_factory=Topology, description="How near a unit's pods must be to one another."
     )
+    fabric: Fabric = Field(
+        default_factory=Fabric,
+        description="What a unit's pods get of the fabric besides accelerators.",
+    )
     rollout: Rollout = Field(default_factory=Rollout, description="How units are replaced.")
     disruption: Disruption = Field(
         default_factory=Disruption, description="What voluntary disruptions may take."
@@ -353,7 +421,7 @@ class Spec(Model):
         asked = self.kv_transfer.migrator_placement
         if asked != MigratorPlacement.AUTO:
             return asked
-        if self.accelerator.type == AcceleratorType.CPU:
+        if self.accelerator.shared:
             return MigratorPlacement.SIDECAR
         return MigratorPlacement.IN_ENGINE_CONTAINER
 
