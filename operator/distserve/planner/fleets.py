@@ -22,7 +22,13 @@ def instance_spec(
             f"{model.name} does not fit TP {tp} x PP {pp} on {profile.name}; "
             "give each instance more accelerators"
         )
-    return InstanceSpec(times, tp, pp, tokens if memory else 1 << 40)
+    return InstanceSpec(
+        times,
+        tp,
+        pp,
+        tokens if memory else 1 << 40,
+        request_ms=profile.serving(model, tp).request_ms,
+    )
 
 
 def fleet_of(
@@ -56,4 +62,5 @@ def fleet_of(
         link=link,
         lanes=min(prefill.accelerators, decode.accelerators) if within else 1,
         kv_bytes_per_token=model.kv_bytes_per_token,
+        handover_ms=profile.serving(model, configuration.tp_decode).handover_ms,
     )

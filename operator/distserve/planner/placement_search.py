@@ -69,7 +69,15 @@ class PlacementSearch:
             tokens = self.profile.kv_tokens(self.model, tp, pp)
             if tokens > 0:
                 times = self.profile.times(self.model, tp)
-                yield replace(self.template, times=times, tp=tp, pp=pp, kv_tokens=tokens)
+                request_ms = self.profile.serving(self.model, tp).request_ms
+                yield replace(
+                    self.template,
+                    times=times,
+                    tp=tp,
+                    pp=pp,
+                    kv_tokens=tokens,
+                    request_ms=request_ms,
+                )
 
     def run(self) -> list[Judged]:
         """All that was judged, the best answer first."""
@@ -139,6 +147,7 @@ class PlacementSearch:
             link=self.machine.link(within_node),
             lanes=min(prefill.accelerators, decode.accelerators) if within_node else 1,
             kv_bytes_per_token=self.model.kv_bytes_per_token,
+            handover_ms=self.profile.serving(self.model, decode.tp).handover_ms,
             options=self.options,
         )
 

@@ -4,7 +4,10 @@ A profile is a JSON file. Its entries are the ones simdistserve publishes; `acce
 
     {"accelerator": {"memory_bytes": 85899345920, "kv_budget_bytes": 79891180749},
      "MODEL": {"TP": {"prefill": [a, b, c], "decoding_smallbs": [a, b, c],
-                      "decoding_largebs": [a, b, c], "decoding_large_small_bs_threshold": 95}}}
+                      "decoding_largebs": [a, b, c], "decoding_large_small_bs_threshold": 95,
+                      "serving": {"request_ms": 7.1, "handover_ms": 5.2, ...}}}}
+
+`serving`, which is ours too and may be absent, is what a deployment adds to the engine's steps.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 from distserve.planner.errors import InvalidProfile, NoProfile
 from distserve.planner.memory import GIB, kv_tokens
 from distserve.planner.models import ModelShape, canonical_name
+from distserve.planner.serving import Serving
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 DEFAULT_PROFILE = "a100-80g"
@@ -38,15 +42,21 @@ class HardwareProfile:
     """True when the times were computed from data sheets and not measured."""
     max_tokens: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
     """KV tokens by (model, TP, PP) where a table was measured; the formula holds elsewhere."""
+    serving_by_model: Mapping[tuple[str, int], Serving] = field(default_factory=dict)
+    """What a deployment adds, by (model, TP). `entries` are the engine's own times."""
 
     def knows(self, model: ModelShape, tp: int) -> bool:
         return (model.name, tp) in self.entries
 
     def times(self, model: ModelShape, tp: int) -> TimeModel:
+        """Step times as they pass in a deployment."""
         try:
-            return self.entries[model.name, tp]
+            return self.serving(model, tp).applied(self.entries[model.name, tp])
         except KeyError:
             raise NoProfile(f"no profile for {self._gap(model, tp)}") from None
+
+    def serving(self, model: ModelShape, tp: int) -> Serving:
+        return self.serving_by_model.get((model.name, tp), Serving())
 
     def _gap(self, model: ModelShape, tp: int) -> str:
         degrees = sorted(degree for name, degree in self.entries if name == model.name)
@@ -110,6 +120,12 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
             for model, by_tp in content.items()
             for tp, entry in by_tp.items()
         }
+        serving = {
+            (canonical_name(model), int(tp)): Serving.from_entry(entry["serving"])
+            for model, by_tp in content.items()
+            for tp, entry in by_tp.items()
+            if "serving" in entry
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidProfile(
             f"{name} is not a hardware profile: {error!r}; see docs/planner.md"
@@ -121,6 +137,7 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
         memory,
         estimated=bool(accelerator.get("estimated", False)),
         max_tokens=max_tokens,
+        serving_by_model=serving,
     )
 
 

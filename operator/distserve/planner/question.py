@@ -59,7 +59,8 @@ class PlanRequest:
 
     def _profile(self) -> dict[str, Any]:
         profile, name = self.profile, self.model.name
-        return {
+        serving = {tp: s for (model, tp), s in profile.serving_by_model.items() if model == name}
+        return ({"serving": serving} if serving else {}) | {
             "name": profile.name,
             "kv_budget_bytes": profile.kv_budget_bytes,
             "times": {tp: times for (model, tp), times in profile.entries.items() if model == name},

@@ -23,6 +23,7 @@ VERBS = {
     "topology": "print the cluster's fabric domains and what is free in each",
     "observability": "write Grafana's dashboards and Prometheus' rules",
     "simulate": "simulate placements and search for the best one",
+    "profile": "measure this engine's step times, fit what plans are made of",
     "bench": "measure any OpenAI server under load, report on what was measured",
     "operator": "process: makes the cluster what its deployments say",
     "engine": "process: one instance of the model",

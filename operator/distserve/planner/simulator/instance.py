@@ -36,6 +36,8 @@ class InstanceSpec:
     """Tokens of one prefill step; a longer prompt is cut."""
     max_requests: int = 256
     """Requests of one prefill step of a prefill instance; elsewhere requests that are resident."""
+    request_ms: float = 0.0
+    """What a deployment adds before the queue and after the first token (`planner/serving.py`)."""
 
     @property
     def accelerators(self) -> int:
@@ -86,6 +88,8 @@ class Instance:
         self.spec = spec
         self.waiting: deque[int] = deque()
         self.ready = DecodeBatch(simulation.due, simulation.base)
+        self.coming = 0
+        """Requests that were sent here and are not queued yet."""
         self.prefilling = 0
         """Requests whose prefill is in flight."""
         self.decoding = 0
@@ -138,6 +142,15 @@ class Instance:
 
     def submit(self, request: int) -> None:
         """Queue a request for prefill; others of this instant queue before a step begins."""
+        if self.spec.request_ms:
+            self.coming += 1
+            self.simulation.at(self.simulation.now + self.spec.request_ms, self._queue, request)
+        else:
+            self.waiting.append(request)
+            self.simulation.at(self.simulation.now, self.wake)
+
+    def _queue(self, request: int) -> None:
+        self.coming -= 1
         self.waiting.append(request)
         self.simulation.at(self.simulation.now, self.wake)
 
@@ -157,8 +170,8 @@ class Instance:
 
     @property
     def load(self) -> int:
-        """Requests that wait or are in prefill here."""
-        return len(self.waiting) + self.prefilling
+        """Requests that wait or are in prefill here, or will."""
+        return self.coming + len(self.waiting) + self.prefilling
 
     def take(
         self, grant: Grant, tokens: int, seats: int, tokens_to_hold: Callable[[int], int]

@@ -77,7 +77,8 @@ class Disaggregated(SimulatedStrategy):
             end = start + self.fleet.migration_ms(self.trace.prompt_tokens[request])
             source.link_free_ms = instance.link_free_ms = end
             simulation.life.migration_ms[request] = start
-            simulation.at(end, self._migrated, request, source, instance)
+            ready = end + self.fleet.handover_ms
+            simulation.at(ready, self._migrated, request, source, instance)
 
     def _migrated(self, request: int, source: Instance, instance: Instance) -> None:
         self.simulation.life.migrated_ms[request] = self.simulation.now

@@ -27,6 +27,8 @@ class Fleet:
     lanes: int = 1
     """Parallel connections of one migration: each carries its share of the bytes."""
     kv_bytes_per_token: float = 0.0
+    handover_ms: float = 0.0
+    """What a migration takes besides the link's time; others may pass meanwhile."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,0 +1,178 @@
+"""Reads profile databases: what profilers measured, for the fit. Any of three layouts is known.
+
+DistServe's profiler writes a table `records` with tp_world_size, batch_size, input_len,
+avg_prefill_time_usage, avg_decoding_time_usage (ms) and tag, one row for a batch of equal prompts;
+LoongServe's adds sp_world_size. `distserve profile` writes the same columns and says besides what
+was measured on what; its table `serving` has what a whole deployment adds to the engine's steps.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distserve.planner.errors import InvalidProfile
+
+ORIGIN = ("dtype", "device", "engine_version")
+"""Columns that say what a time belongs to, besides model and parallelism."""
+_COLUMNS = {
+    "records": (
+        "tp_world_size", "batch_size", "input_len", "avg_prefill_time_usage",
+        "avg_decoding_time_usage", "tag",
+    ),
+    "serving": (
+        "tp_world_size", "streams", "input_len", "context_len", "ttft", "handover", "step",
+        "migrated",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where times were measured; empty where the database does not say."""
+
+    model: str = ""
+    dtype: str = ""
+    device: str = ""
+    engine_version: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured batch of equal prompts; a time of None was not measured."""
+
+    tp: int
+    batch_size: int
+    input_tokens: int
+    prefill_ms: float | None
+    decode_ms: float | None
+    tag: str = ""
+    context_tokens: float | None = None
+    """Of each request in the decode step that `decode_ms` is the time of."""
+    origin: Origin = Origin()
+
+    @property
+    def decode_context_tokens(self) -> float:
+        """Of the whole batch. Where nothing is said, the step attends to the prompt and the token
+        that it adds."""
+        context = self.input_tokens + 1 if self.context_tokens is None else self.context_tokens
+        return self.batch_size * context
+
+
+@dataclass(frozen=True)
+class ServingRecord:
+    """What clients of an otherwise idle deployment saw of `streams` equal requests at a time."""
+
+    tp: int
+    streams: int
+    input_tokens: int
+    context_tokens: float
+    ttft_ms: float
+    handover_ms: float
+    """From the first token to the second."""
+    step_ms: float
+    """From one token to the next, thereafter."""
+    migrated: bool
+    """Whether the requests changed their instance after the first token."""
+    origin: Origin = Origin()
+
+
+def read_records(path: Path | str) -> list[Record]:
+    """All usable rows; raises InvalidProfile when the file is no profile database."""
+    return [
+        Record(
+            int(row["tp_world_size"]),
+            int(row["batch_size"]),
+            int(row["input_len"]),
+            _time(row["avg_prefill_time_usage"]),
+            _time(row["avg_decoding_time_usage"]),
+            str(row["tag"] or ""),
+            row.get("decode_context_len"),
+            _origin(row),
+        )
+        for row in _rows(Path(path), "records")
+        if row.get("sp_world_size", 1) == 1 and row.get("pp_world_size", 1) == 1
+        if _time(row["avg_prefill_time_usage"]) or _time(row["avg_decoding_time_usage"])
+    ]
+
+
+def read_serving(path: Path | str) -> list[ServingRecord]:
+    """Empty where no deployment was measured."""
+    return [
+        ServingRecord(
+            int(row["tp_world_size"]),
+            int(row["streams"]),
+            int(row["input_len"]),
+            float(row["context_len"]),
+            float(row["ttft"]),
+            float(row["handover"]),
+            float(row["step"]),
+            bool(row["migrated"]),
+            _origin(row),
+        )
+        for row in _rows(Path(path), "serving", optional=True)
+    ]
+
+
+def _rows(path: Path, table: str, optional: bool = False) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise InvalidProfile(f"cannot read the profile database {path}: no such file")
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            database.row_factory = sqlite3.Row
+            known = database.execute(
+                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+            ).fetchone()
+            if optional and not known:
+                return []
+            rows = [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
+    except sqlite3.Error as error:
+        raise InvalidProfile(f"{path} is not a profile database: {error}") from error
+    if rows and (missing := set(_COLUMNS[table]) - rows[0].keys()):
+        raise InvalidProfile(
+            f"{path} is not a profile database: `{table}` lacks {', '.join(sorted(missing))}"
+        )
+    return rows
+
+
+def _time(value: Any) -> float | None:
+    return float(value) if value and value > 0 else None
+
+
+def _origin(row: Mapping[str, Any]) -> Origin:
+    return Origin(*(str(row.get(name) or "") for name in ("model", *ORIGIN)))
+
+
+def of_one_origin(origins: Sequence[Origin], wanted: Mapping[str, str]) -> set[Origin]:
+    """Those that `wanted` (a field's name and value) leaves, one for each model.
+
+    Raises InvalidProfile where none is left, or where a model was measured in several places.
+    """
+    left = {
+        origin
+        for origin in origins
+        if all(getattr(origin, name) == value for name, value in wanted.items())
+    }
+    if not left:
+        asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
+        there = "; ".join(sorted({_words(origin) for origin in origins})) or "nothing"
+        raise InvalidProfile(f"no records of {asked or 'any model'}; the database has: {there}")
+    for model in {origin.model for origin in left}:
+        several = [origin for origin in left if origin.model == model]
+        for name in ORIGIN:
+            values = sorted({getattr(origin, name) for origin in several})
+            if len(values) > 1:
+                flag = "--" + name.replace("_", "-")
+                raise InvalidProfile(
+                    f"{model} was measured with several {name.replace('_', ' ')}s; choose one with "
+                    f"{flag}: {', '.join(map(repr, values))}"
+                )
+    return left
+
+
+def _words(origin: Origin) -> str:
+    return " ".join(part for part in vars(origin).values() if part)

@@ -1,0 +1,263 @@
+"""`distserve profile`: measure the engine's step times, fit a hardware profile to them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distserve.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from distserve.profile.session import Profiled
+
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _measure_arguments(parser)
+    verbs = parser.add_subparsers(dest="profiling", metavar="fit|serving")
+    _fit_arguments(verbs.add_parser("fit", help="a hardware profile for the planner, its errors"))
+    _serving_arguments(verbs.add_parser("serving", help="what a running deployment adds"))
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.db is None:
+        raise UsageError("the profile database is missing; give --db profile.sqlite")
+    verb = {None: _measure, "fit": _fit, "serving": _serving}[args.profiling]
+    return verb(args)
+
+
+# ---- measure -------------------------------------------------------------------------------------
+
+
+def _measure_arguments(parser: argparse.ArgumentParser) -> None:
+    from distserve.cli.engine import DTYPES
+
+    add = parser.add_argument
+    add("--model", help="builtin:NAME, or a checkpoint's folder")
+    add("--served-name", help="what plans call the model (default: its id or folder's name)")
+    add("--db", type=Path, metavar="FILE", help="profile database; goes on where it was left")
+    add("--tp", type=_positive, default=1, help="tensor parallel degree (default: 1)")
+    add("--pp", type=_positive, default=1, help="pipeline parallel degree (default: 1)")
+    add(
+        "--grid", default="paper", metavar="NAME|BATCHES:LENGTHS",
+        help="paper, quick, or as 1,2,4:16,64,256 (default: paper)",
+    )  # fmt: skip
+    add("--dtype", choices=DTYPES, default="auto", help="auto: the checkpoint's own")
+    add("--cpus-per-rank", type=_positive, default=1, help="threads, as the deployment's")
+    add("--kv-cache", default="256Mi", help="memory of the KV pool, as 256Mi")
+    add("--max-num-seqs", type=_positive, default=256, help="largest batch, as the deployment's")
+    add(
+        "--max-num-batched-tokens", type=_positive, default=8192,
+        help="largest prefill step, as the deployment's",
+    )  # fmt: skip
+    add("--output-tokens", type=_positive, default=16, help="of a batch; the first is prefill's")
+    add("--warm-ups", type=_from_zero, default=1, help="of each batch, not counted")
+    add("--repeats", type=_positive, default=3, help="of each batch; medians are kept")
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from distserve.profile.errors import ProfileError
+    from distserve.profile.grid import parse_grid
+
+    _refuse_parallelism(args)
+    if args.model is None:
+        raise UsageError("--model is missing; give builtin:tiny or a checkpoint's folder")
+    if args.output_tokens < 2:
+        raise UsageError("--output-tokens 1 has no decode step; give at least 2")
+    try:
+        points = parse_grid(args.grid)
+        # Set before torch is there: its own pool of threads is made once.
+        os.environ["OMP_NUM_THREADS"] = str(args.cpus_per_rank)
+        from distserve.engine.errors import EngineError
+        from distserve.profile.session import profile
+    except ProfileError as error:
+        raise UsageError(str(error)) from error
+    try:
+        found = profile(_asked(args), points, args.db)
+    except (ProfileError, EngineError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        return INTERRUPTED  # while the model was loading
+    return _say(found, args.db)
+
+
+def _asked(args: argparse.Namespace) -> Any:
+    from distserve.api.quantities import parse_bytes
+    from distserve.profile.subject import Asked
+
+    try:
+        kv_cache_bytes = parse_bytes(args.kv_cache)
+    except ValueError as error:
+        raise UsageError(f"--kv-cache: {error}") from error
+    folder = _folder(args.model)
+    return Asked(
+        model=folder,
+        served_name=args.served_name or folder.resolve().name,
+        dtype=args.dtype,
+        cpus_per_rank=args.cpus_per_rank,
+        kv_cache_bytes=kv_cache_bytes,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        output_tokens=args.output_tokens,
+        warm_ups=args.warm_ups,
+        repeats=args.repeats,
+    )
+
+
+def _folder(source: str) -> Path:
+    from distserve.models.builtin import builtin_path
+    from distserve.models.errors import UnknownBuiltinModel
+
+    try:
+        builtin = source.startswith("builtin:")
+        folder = builtin_path(source.removeprefix("builtin:")) if builtin else Path(source)
+    except UnknownBuiltinModel as error:
+        raise UsageError(str(error)) from error
+    if not folder.is_dir():
+        raise UsageError(f"--model {source}: no such folder; give builtin:NAME or a checkpoint's")
+    return folder
+
+
+def _refuse_parallelism(args: argparse.Namespace) -> None:
+    if args.tp * args.pp > 1:
+        flag = "--tp" if args.tp > 1 else "--pp"
+        raise UsageError(
+            f"NotSupportedByEngine: {flag}: this engine runs one rank an instance; measure with "
+            "--tp 1 --pp 1, and plan wider instances with --estimate"
+        )
+
+
+def _say(found: Profiled, database: Path) -> int:
+    subject = found.subject
+    kept = f", {found.kept} of them by an earlier call" if found.kept else ""
+    left = f"; {found.left_out} are more than the engine holds" if found.left_out else ""
+    print(
+        f"{found.kept + found.measured} of {found.wanted} batches of {subject.model} "
+        f"({subject.dtype}, {subject.device}) are in {database}{kept}{left}"
+    )
+    if found.complete:
+        return 0
+    print("interrupted; the same command goes on from there", file=sys.stderr)
+    return INTERRUPTED
+
+
+# ---- fit -----------------------------------------------------------------------------------------
+
+
+def _fit_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--db", type=Path, metavar="FILE", help="profile database: ours or another profiler's")
+    add("--model", help="only this one; names the model where the database does not")
+    _origin_arguments(parser)
+    add(
+        "--large-batch", type=_positive, metavar="N",
+        help="decode is fitted apart from so many requests on (default: where it helps most)",
+    )  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="the profile, for --hardware-profile FILE")
+    add("--plot", type=Path, metavar="FILE", help="measured beside fitted times, PNG and SVG")
+    add("--format", choices=("table", "json"), default="table", help="of what is printed")
+
+
+def _origin_arguments(parser: argparse.ArgumentParser) -> None:
+    for flag in ("--dtype", "--device", "--engine-version"):
+        parser.add_argument(flag, help="where the database has several")
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, str]:
+    names = ("dtype", "device", "engine_version")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _fit(args: argparse.Namespace) -> int:
+    import json
+
+    from distserve.planner.errors import PlannerError
+    from distserve.planner.fitting import fit_database, write_profile
+    from distserve.profile.errors import ProfileError
+    from distserve.profile.report import document, draw, table
+
+    try:
+        fits = fit_database(args.db, args.model, _wanted(args), args.large_batch)
+        if args.output is not None:
+            write_profile(args.output, fits, _accelerator(fits))
+        files = draw(fits, args.plot) if args.plot is not None else []
+    except (PlannerError, ProfileError) as error:
+        raise UsageError(str(error)) from error
+    if args.format == "json":
+        print(json.dumps(document(fits), indent=1))
+        return 0
+    for line in table(fits):
+        print(line)
+    for file in (*([args.output] if args.output else []), *files):
+        print(f"wrote {file}")
+    return 0
+
+
+def _accelerator(fits: Any) -> dict[str, Any]:
+    """Says where the times stem from; the planner reads what it knows of it."""
+    origin = next(iter(fits.values())).origin
+    return {key: value for key, value in vars(origin).items() if value and key != "model"}
+
+
+# ---- serving -------------------------------------------------------------------------------------
+
+
+def _serving_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--db", type=Path, metavar="FILE", help="profile database that has the model's steps")
+    add("--url", required=True, help="base URL of an idle deployment, as http://127.0.0.1:8000")
+    add("--model", required=True, help="the name that it serves, and of the database's records")
+    _origin_arguments(parser)
+
+
+def _serving(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from distserve.bench.client import Target
+    from distserve.planner.errors import PlannerError
+    from distserve.profile.database import Served, open_database
+    from distserve.profile.errors import ProfileError
+    from distserve.profile.serving import measure
+
+    try:
+        with open_database(args.db, _subject_of(args)) as database:
+
+            def add(row: Served) -> None:
+                database.add(row)
+                print(
+                    f"{row.streams:2} x {row.input_len} tokens: TTFT {row.ttft:.1f} ms, second "
+                    f"token {row.handover:.1f} ms, then {row.step:.2f} ms a step"
+                )
+
+            asyncio.run(measure(Target(args.url, args.model), add))
+    except (PlannerError, ProfileError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _subject_of(args: argparse.Namespace) -> Any:
+    """The one that the database's steps of the model were measured on."""
+    from distserve.planner.records import of_one_origin, read_records
+    from distserve.profile.database import Subject
+
+    origins = [record.origin for record in read_records(args.db)]
+    (origin,) = of_one_origin(origins, _wanted(args) | {"model": args.model})
+    return Subject(origin.model, origin.dtype, origin.device, origin.engine_version)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _from_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
