@@ -93,6 +93,15 @@ def test_alerts_say_what_to_do(deployment: Deploy) -> None:
     assert one["alert"] == "DistServeRequestsFailing", "without an SLO none is missed"
 
 
+def test_alerts_link_to_where_the_operator_is_told_that_runbooks_are(deployment: Deploy) -> None:
+    told = replace(SETTINGS, runbooks="https://wiki.example.com/runbooks/")
+    (group,) = monitoring(deployment(slo=SLO), told)["PrometheusRule"]["spec"]["groups"]
+    alerts = [rule for rule in group["rules"] if "alert" in rule]
+    for alert in alerts:
+        link = f"https://wiki.example.com/runbooks/{alert['alert']}.md"
+        assert alert["annotations"]["runbook_url"] == link
+
+
 def test_what_is_scraped_carries_the_pods_place(deployment: Deploy) -> None:
     """The dashboards group by these."""
     monitor = monitoring(deployment(), SETTINGS)["PodMonitor"]["spec"]

@@ -47,9 +47,9 @@ def quantile(
 def attained(met: str, asked: str, by: str = "", window: str = WINDOW) -> str:
     """Share of the asked that met; 1 while nothing was asked.
 
-    `by` are labels that `met` has and `asked` lacks. Both counters rise at a request's end, one
-    just before the other: a scrape in between must not make the share more than all. It can make
-    a window's share off by that one request, which shows where there are few.
+    `by` are labels that `met` has and `asked` lacks. A request is counted in both at once, so no
+    scrape comes between. Yet Prometheus extrapolates each counter's rate to the window's ends by
+    itself, which can make the share a little more than all.
     """
     part, whole = total(met, by, window), total(asked, "", window)
     return f"clamp_max(({part} + {LEAST}) / on () group_left () ({whole} + {LEAST}), 1)"

@@ -27,7 +27,11 @@ def monitoring_objects(deployment: DistServeDeployment, settings: RenderSettings
 
     return [
         *([_pod_monitor(deployment)] if wanted.pod_monitor and served(POD_MONITOR) else []),
-        *([_rule(deployment)] if wanted.prometheus_rule and served(PROMETHEUS_RULE) else []),
+        *(
+            [_rule(deployment, settings)]
+            if wanted.prometheus_rule and served(PROMETHEUS_RULE)
+            else []
+        ),
     ]
 
 
@@ -43,9 +47,9 @@ def _pod_monitor(deployment: DistServeDeployment) -> Object:
     }
 
 
-def _rule(deployment: DistServeDeployment) -> Object:
+def _rule(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
     found = new_object(deployment, API_VERSION, PROMETHEUS_RULE, deployment.name)
-    return found | {"spec": rules_document(deployment)}
+    return found | {"spec": rules_document(deployment, settings.runbooks)}
 
 
 def rules_document(deployment: DistServeDeployment, runbooks: str = RUNBOOKS) -> Object:

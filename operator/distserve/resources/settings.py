@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from importlib import metadata
 
+from distserve.observability.rules import RUNBOOKS
+
 
 @dataclass(frozen=True)
 class DefaultImages:
@@ -31,3 +33,5 @@ class RenderSettings:
     served: frozenset[str] = frozenset()
     """Kinds that not every cluster serves and this one does: monitoring.coreos.com/v1/PodMonitor
     and monitoring.coreos.com/v1/PrometheusRule are rendered only then."""
+    runbooks: str = RUNBOOKS
+    """Where docs/runbooks is published: the alerts of a deployment link there."""

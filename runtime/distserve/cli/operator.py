@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="distserve-gateway",
         help="ClusterRole that gateways are bound to; the chart makes it",
     )
+    add(
+        "--runbook-url",
+        help="where docs/runbooks is published; deployments' alerts link there (default: its path "
+        "in the project's checkout)",
+    )
     add("--host", default="0.0.0.0", help="address of all its ports (default: any)")
     add("--health-port", type=int, default=8081, help="/healthz and /readyz (default 8081)")
     add("--metrics-port", type=int, default=8080, help="/metrics (default 8080)")
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.log_level != "debug":
         # kopf tells of each watch and each object that it saw.
         logging.getLogger("kopf").setLevel(logging.ERROR)
-    said = DecideSettings(render=_render(args), engine_check=args.engine_check == "on")
+    said = DecideSettings(render=render_settings(args), engine_check=args.engine_check == "on")
     decision = functools.partial(decide, settings=said)
     admission = functools.partial(judge, settings=said)
 
@@ -148,7 +153,8 @@ def _webhook(args: argparse.Namespace) -> "WebhookSettings | None":
     return WebhookSettings(certificate, args.webhook_port)
 
 
-def _render(args: argparse.Namespace) -> "RenderSettings":
+def render_settings(args: argparse.Namespace) -> "RenderSettings":
+    from distserve.observability.rules import RUNBOOKS
     from distserve.resources.settings import DefaultImages, RenderSettings, released_images
 
     released = released_images()
@@ -159,4 +165,5 @@ def _render(args: argparse.Namespace) -> "RenderSettings":
             gateway=args.gateway_image or released.gateway,
         ),
         gateway_cluster_role=args.gateway_cluster_role,
+        runbooks=args.runbook_url or RUNBOOKS,
     )
