@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from distserve.api.status import PlanStatus
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
 from distserve.operator.course import Course
+from distserve.operator.healing import node_troubles
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import (
     Answers,
@@ -21,7 +23,16 @@ from distserve.operator.model import (
     Pod,
 )
 from distserve.operator.plans import Numbers
-from distserve.operator.status import Overview, failed_fact, health_facts, same_status, serves
+from distserve.operator.status import (
+    Asked,
+    Overview,
+    asked_by,
+    failed_fact,
+    health_facts,
+    ready_fact,
+    same_status,
+    serves,
+)
 from distserve.resources import naming, processes
 
 SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
@@ -32,11 +43,12 @@ def report(
 ) -> tuple[Object | None, tuple[Event, ...]]:
     deployment, rules = course.wanted.deployment, course.rules
     view = Overview(
-        deployment,
+        asked_by(deployment),
         course.live,
         _gateways(observed),
         rules.target,
         frozenset(f"u{number}" for number, state in course.states.items() if state.ready),
+        node_troubles(observed),
     )
     status = _status(observed)
     before = find(status.get("conditions") or [], Condition.FAILED)
@@ -48,7 +60,9 @@ def report(
         Condition.PLANNED: course.numbers.fact,
         Condition.PLACED: placed,
         Condition.PROGRESSING: course.progress.fact,
-        **health_facts(view, failed, missing),
+        Condition.FAILED: failed,
+        Condition.READY: ready_fact(view, deployment, failed, missing),
+        **health_facts(view),
     }
     new: Object = {
         "roles": view.roles(),
@@ -69,7 +83,7 @@ def report(
 
 
 def report_refusal(observed: Observed, live: Mapping[str, LiveUnit], refusal: Refusal) -> Decision:
-    """Nothing is touched: what runs goes on."""
+    """Nothing is touched: what runs goes on, and is told as it is."""
     facts = {
         Condition.ACCEPTED: Fact(False, refusal.reason, refusal.message),
         Condition.READY: _as_before(observed, live, ReadyReason.NOT_ACCEPTED, refusal.message),
@@ -129,9 +143,30 @@ def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Fa
     old = _status(observed)
     new = {k: v for k, v in old.items() if k not in ("conditions", "observedGeneration")}
     if live:
-        new["replicas"] = sum(unit.ready(frozenset(unit.instances)) for unit in live.values())
+        view = _view_as_before(observed, live)
+        new |= {"roles": view.roles(), "units": view.units(), "replicas": view.ready_units}
+        facts = {**health_facts(view), **facts}
     status, events = _finish(observed, new, facts, keep=True)
     return Decision((PlacementQuestion(()),), status=status, events=events)
+
+
+def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overview:
+    """What is there of what an earlier spec asked: its objects tell, and what was told of it."""
+    there = Counter(i.role for unit in live.values() for i in unit.instances.values())
+    told = {one["name"]: one["desired"] for one in _status(observed).get("roles") or ()}
+    gateways = sum(
+        found["spec"].get("replicas", 1)
+        for ref, found in observed.children.items()
+        if ref.kind == "Deployment"
+    )
+    return Overview(
+        Asked({role: told.get(role, there[role]) for role in told | there}, len(live), gateways),
+        live,
+        _gateways(observed),
+        "",
+        frozenset(u.name for u in live.values() if u.ready(frozenset(u.instances))),
+        node_troubles(observed),
+    )
 
 
 def _finish(

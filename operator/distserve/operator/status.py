@@ -30,15 +30,36 @@ ROLE_CONDITIONS: Mapping[str, Condition] = {
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What there is to be."""
+
+    instances: Mapping[str, int]
+    """By role, of all units together."""
+    units: int
+    gateways: int
+
+
+def asked_by(deployment: DistServeDeployment) -> Asked:
+    spec = deployment.spec
+    instances = {
+        role.value: section.instances_per_unit * spec.units for role, section in spec.roles.items()
+    }
+    return Asked(instances, spec.units, spec.gateway.replicas)
+
+
+@dataclass(frozen=True)
 class Overview:
     """What is there of what was asked."""
 
-    deployment: DistServeDeployment
+    asked: Asked
     live: Mapping[str, LiveUnit]
     gateways: tuple[Pod, ...]
     target: str
+    """Empty: the revision that each unit has is as good as any."""
     ready: frozenset[str]
     """Units all of whose instances are there and ready."""
+    troubles: Mapping[str, str]
+    """Node -> what ails it."""
 
     @property
     def ready_units(self) -> int:
@@ -50,23 +71,23 @@ class Overview:
 
     @property
     def serving(self) -> bool:
-        return serves(self.live, self.gateways, {role.value for role in self.deployment.spec.roles})
+        return serves(self.live, self.gateways, set(self.asked.instances))
 
     def roles(self) -> list[Object]:
         found = []
-        for role, section in self.deployment.spec.roles.items():
+        for role, desired in self.asked.instances.items():
             instances = [
-                i for u in self.live.values() for i in u.instances.values() if i.role == role.value
+                i for u in self.live.values() for i in u.instances.values() if i.role == role
             ]
             updated = [
                 i for i in instances
-                if i.revision == self.target
-                and any(p.revision == self.target and not p.terminating for p in i.pods)
+                if i.revision == (self.target or i.revision)
+                and any(p.revision == i.revision and not p.terminating for p in i.pods)
             ]  # fmt: skip
             found.append(
                 {
-                    "name": role.value,
-                    "desired": section.instances_per_unit * self.deployment.spec.units,
+                    "name": role,
+                    "desired": desired,
                     "ready": sum(instance.ready for instance in instances),
                     "updated": len(updated),
                 }
@@ -89,6 +110,21 @@ class Overview:
             found["domain"] = {"level": unit.place.level, "value": unit.place.value}
         return found
 
+    def first_trouble(self, pods: Iterable[Pod]) -> str:
+        """What keeps a pod from being ready, in its own words."""
+        for pod in sorted(pods, key=lambda p: p.name):
+            if not pod.ready and pod.node in self.troubles:
+                return f"; pod {pod.name}: its node {pod.node} {self.troubles[pod.node]}"
+            if pod.waiting:
+                return f"; pod {pod.name}: {pod.waiting} {pod.message}".rstrip()
+            if pod.unschedulable:
+                return f"; pod {pod.name}: {pod.unschedulable}"
+        return ""
+
+    @property
+    def engines(self) -> list[Pod]:
+        return [pod for unit in self.live.values() for pod in unit.pods]
+
 
 def ready_pods(pods: Iterable[Pod]) -> int:
     return sum(pod.ready and not pod.terminating for pod in pods)
@@ -104,9 +140,8 @@ def serves(live: Mapping[str, LiveUnit], gateways: Iterable[Pod], roles: set[str
     return ready_pods(gateways) > 0 and any(found >= roles for found in ready.values())
 
 
-def health_facts(view: Overview, failed: Fact, why_not: Fact | None) -> dict[Condition, Fact]:
-    """Conditions that follow from what runs. `why_not`: what stands in the way of running."""
-    spec = view.deployment.spec
+def health_facts(view: Overview) -> dict[Condition, Fact]:
+    """Conditions that follow from what runs, and from nothing else."""
     facts: dict[Condition, Fact] = {}
     for role in view.roles():
         facts[ROLE_CONDITIONS[role["name"]]] = _role(role)
@@ -114,11 +149,9 @@ def health_facts(view: Overview, failed: Fact, why_not: Fact | None) -> dict[Con
     facts[Condition.GATEWAY_READY] = Fact(
         gateways > 0,
         GatewayReadyReason.AVAILABLE if gateways else GatewayReadyReason.NO_READY_POD,
-        f"{gateways} of {spec.gateway.replicas} gateway pods are ready"
-        + ("" if gateways else _first_trouble(view.gateways)),
+        f"{gateways} of {view.asked.gateways} gateway pods are ready"
+        + ("" if gateways else view.first_trouble(view.gateways)),
     )
-    facts[Condition.FAILED] = failed
-    facts[Condition.READY] = _ready(view, failed, why_not)
     facts[Condition.DEGRADED] = _degraded(view)
     return facts
 
@@ -134,63 +167,55 @@ def _role(role: Object) -> Fact:
     )
 
 
-def _ready(view: Overview, failed: Fact, why_not: Fact | None) -> Fact:
+def ready_fact(
+    view: Overview, deployment: DistServeDeployment, failed: Fact, why_not: Fact | None
+) -> Fact:
+    """`why_not`: what stands in the way of running."""
     if view.serving:
         return Fact(
             True,
             ReadyReason.SERVING,
-            f"{view.ready_units} of {view.deployment.spec.units} units and {view.ready_gateways} "
-            f"gateways serve {view.deployment.spec.model.id} at {naming.url(view.deployment)}",
+            f"{view.ready_units} of {view.asked.units} units and {view.ready_gateways} "
+            f"gateways serve {deployment.spec.model.id} at {naming.url(deployment)}",
         )
     if failed.holds:
         return Fact(False, ReadyReason.FAILED, failed.message)
-    if view.deployment.spec.units == 0:
+    if view.asked.units == 0:
         return Fact(False, ReadyReason.SCALED_TO_ZERO, "spec.units is 0: set it to 1 or more")
     if why_not is not None:
         return why_not
     if not view.ready_units:
-        pods = tuple(pod for unit in view.live.values() for pod in unit.pods)
         return Fact(
             False,
             ReadyReason.NO_READY_UNIT,
-            f"no unit has all its instances ready{_first_trouble(pods)}",
+            f"no unit has all its instances ready{view.first_trouble(view.engines)}",
         )
     return Fact(
         False,
         ReadyReason.NO_READY_GATEWAY,
-        f"no gateway pod is ready{_first_trouble(view.gateways)}",
+        f"no gateway pod is ready{view.first_trouble(view.gateways)}",
     )
 
 
 def _degraded(view: Overview) -> Fact:
-    spec = view.deployment.spec
+    asked = view.asked
     if not view.serving:
         return Fact(False, DegradedReason.STARTING, "it does not serve now: see Ready")
-    if view.ready_units < spec.units:
-        pods = tuple(pod for unit in view.live.values() for pod in unit.pods)
+    if view.ready_units < asked.units:
         return Fact(
             True,
             DegradedReason.UNITS_NOT_READY,
-            f"{view.ready_units} of {spec.units} units are ready{_first_trouble(pods)}",
+            f"{view.ready_units} of {asked.units} units are ready"
+            f"{view.first_trouble(view.engines)}",
         )
-    if view.ready_gateways < spec.gateway.replicas:
+    if view.ready_gateways < asked.gateways:
         return Fact(
             True,
             DegradedReason.GATEWAYS_NOT_READY,
-            f"{view.ready_gateways} of {spec.gateway.replicas} gateways are ready"
-            f"{_first_trouble(view.gateways)}",
+            f"{view.ready_gateways} of {asked.gateways} gateways are ready"
+            f"{view.first_trouble(view.gateways)}",
         )
     return Fact(False, DegradedReason.AS_ASKED, "all that was asked for is ready")
-
-
-def _first_trouble(pods: tuple[Pod, ...]) -> str:
-    """What keeps a pod from being ready, in its own words."""
-    for pod in sorted(pods, key=lambda p: p.name):
-        if pod.waiting:
-            return f"; pod {pod.name}: {pod.waiting} {pod.message}".rstrip()
-        if pod.unschedulable:
-            return f"; pod {pod.name}: {pod.unschedulable}"
-    return ""
 
 
 def failed_fact(

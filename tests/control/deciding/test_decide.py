@@ -283,3 +283,31 @@ def test_while_an_edit_is_refused_ready_says_what_is(world: Any) -> None:
     ready = world.condition("Ready")
     assert ready["status"] == "True" and "did you mean units?" in ready["message"]
     assert world.status["replicas"] == 1
+
+
+@pytest.mark.parametrize("why", ["refused", "no plan"])
+def test_without_a_spec_to_follow_the_parts_are_told_as_they_are(new_world: Make, why: str) -> None:
+    world = new_world(units=2, decode={"instancesPerUnit": 2}).settle()
+    if why == "refused":
+        world.refusal = "no"
+        world.edit(images={"engine": "mine:2"}, units=5)
+    else:
+        world.edit(planning={"mode": "Auto"}, workload={"requestRate": "1"})
+    world.reconcile()
+    assert world.condition("DecodeReady")["status"] == "True"
+    assert world.condition("Degraded")["reason"] == "AsAsked"
+    world.broken = lambda pod: pod.name == "tiny-u1-decode-1-0"
+    del world.pods["tiny-u1-decode-1-0"]
+    for _ in range(2):
+        world.step()
+        world.reconcile()
+    decode = world.condition("DecodeReady")
+    assert (decode["status"], decode["message"]) == ("False", "3 of 4 decode instances are ready")
+    assert world.condition("PrefillReady")["status"] == "True"
+    assert world.condition("Degraded")["message"].startswith("1 of 2 units are ready")
+    assert [(r["name"], r["ready"], r["desired"]) for r in world.status["roles"]] == [
+        ("prefill", 2, 2), ("decode", 3, 4),
+    ]  # fmt: skip
+    assert [unit["ready"] for unit in world.status["units"]] == [True, False]
+    assert world.condition("Ready")["status"] == "True"
+    assert [e.reason for e in world.events].count("UnitsNotReady") == 1
