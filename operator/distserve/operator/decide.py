@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from distserve.api.conditions import AcceptedReason
 from distserve.operator.acceptance import Refusal, accept, refused_by_engine
@@ -22,11 +23,11 @@ from distserve.operator.model import (
     Object,
     Observed,
 )
-from distserve.operator.places import find_places, units_without_room
+from distserve.operator.places import Places, find_places, units_without_room
 from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
 from distserve.operator.progress import progress_of
 from distserve.operator.report import report, report_refusal, report_without_numbers
-from distserve.operator.rollout import Rules, UnitState, next_step, rules_of
+from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
 from distserve.operator.wanted import Wanted, stored_revisions
 from distserve.operator.writes import writes
 from distserve.resources.errors import RenderError
@@ -84,12 +85,30 @@ def _decide(observed: Observed, answers: Answers, settings: DecideSettings) -> D
     if wanted.target not in (revision for _, revision in stored):
         words = answers.refusals.get(wanted.target.digest)
         if words is None:
-            question = DryRunQuestion(wanted.target.digest, wanted.sample())
-            return Decision(questions=(question,))
+            dry_run = DryRunQuestion(wanted.target.digest, wanted.sample())
+            # The place first: units that come together are gathered sooner than calls are made.
+            ahead = _ahead(observed, answers, wanted, live)
+            return Decision(questions=(ahead.places.question, dry_run))
         if words:
             refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
             return report_refusal(observed, live, refusal)
     return _steer(observed, answers, settings, wanted, numbers, live)
+
+
+class Ahead(NamedTuple):
+    states: Mapping[int, UnitState]
+    rules: Rules
+    step: Step
+    places: Places
+
+
+def _ahead(
+    observed: Observed, answers: Answers, wanted: Wanted, live: Mapping[str, LiveUnit]
+) -> Ahead:
+    states = {unit.number: _state(unit, wanted) for unit in live.values()}
+    rules = _rules(observed, wanted, states)
+    step = next_step(states, rules, units_without_room(answers))
+    return Ahead(states, rules, step, find_places(observed, answers, wanted, step, live))
 
 
 def _steer(
@@ -101,10 +120,7 @@ def _steer(
     live: Mapping[str, LiveUnit],
 ) -> Decision:
     """What is accepted and planned: the next step towards it."""
-    states = {unit.number: _state(unit, wanted) for unit in live.values()}
-    rules = _rules(observed, wanted, states)
-    step = next_step(states, rules, units_without_room(answers))
-    places = find_places(observed, answers, wanted, step, live)
+    states, rules, step, places = _ahead(observed, answers, wanted, live)
     no_room = "; ".join(why.message for why in places.waiting.values())
     progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
     course = Course(wanted, numbers, live, states, rules, step, places, progress)

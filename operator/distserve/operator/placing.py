@@ -2,7 +2,8 @@
 
     ask --> waiting --pass--> placed, room reserved --> StatefulSets exist --> gone, room released
               ^  no place yet |
-              +---------------+  again when nodes, pods or units change, and every few seconds
+              +---------------+  again when nodes, pods or units change, and every few seconds;
+                                 units that come in a burst are gathered first (`gathering`)
 
 A place lives here only until the unit's StatefulSets carry it; what they say is reserved again
 when a replica begins to lead.
@@ -13,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from distserve.operator.gathering import Gathering
 from distserve.operator.model import Key, NoPlace, Object, Pending, Placement
 from distserve.placement.decisions import Decision, Placed
 from distserve.placement.inventory import Inventory
@@ -52,6 +55,7 @@ class Placing:
         self._reserved: dict[Key, set[UnitId]] = {}
         self._unsettled: set[Key] = set()
         self._changed = asyncio.Event()
+        self._gathering = Gathering()
         self._passed = 0.0
         """When the last pass ended."""
 
@@ -66,15 +70,22 @@ class Placing:
         """Answers by unit; units that are not named are no longer waited for."""
         asked = {unit.id: unit for unit in units}
         for unit in [one for one in self._requests if _key(one) == key]:
-            if self._requests[unit] != asked.get(unit):
+            if not _alike(self._requests[unit], asked.get(unit)):
                 self._withdraw(unit)
-        for unit, request in asked.items():
-            if unit not in self._requests:
-                self._requests[unit] = request
-                self._changed.set()
-        if self._changed.is_set() and self._clock() - self._passed > PAUSE_SECONDS:
+        new = [request for unit, request in asked.items() if unit not in self._requests]
+        if new:
+            self._add(new)
+        now = self._clock()
+        settled = now - self._passed > PAUSE_SECONDS and not self._gathering.left_seconds(now)
+        if self._changed.is_set() and settled:
             self._pass()  # Most units find their place at once.
         return {unit.unit: self._answers.get(unit, Pending()) for unit in asked}
+
+    def gathers(self, key: Key) -> bool:
+        """Whether units of it have no answer only because more may come."""
+        return self._gathering.left_seconds(self._clock()) > 0 and any(
+            _key(unit) == key and unit not in self._answers for unit in self._requests
+        )
 
     def begin(self, keys: Iterable[Key]) -> None:
         """A replica begins to lead: nothing is placed before each deployment was settled once,
@@ -111,6 +122,8 @@ class Placing:
                     await self._changed.wait()
             except TimeoutError:
                 pass  # Rules that count from waiting.
+            while left := self._gathering.left_seconds(self._clock()):
+                await asyncio.sleep(left)
             self._pass()
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -118,6 +131,7 @@ class Placing:
         if self._unsettled:
             return
         self._changed.clear()
+        self._gathering.done()
         if waiting := self._waiting:
             for decision in place(self._inventory, waiting, self._clock()):
                 self._decided(decision)
@@ -131,6 +145,15 @@ class Placing:
             for unit, request in self._requests.items()
             if not isinstance(placed.get(unit), Placement)
         ]
+
+    def _add(self, new: Sequence[UnitRequest]) -> None:
+        """What is gathered is of one age: among equals the larger go first."""
+        self._gathering.come(self._clock())
+        opened = self._gathering.opened
+        for request in new:
+            since = request.waiting_since if opened is None else min(opened, request.waiting_since)
+            self._requests[request.id] = replace(request, waiting_since=since)
+        self._changed.set()
 
     def _reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
         self._inventory.reserve(unit, nodes)
@@ -162,6 +185,11 @@ class Placing:
             if not reserved:
                 del self._reserved[_key(unit)]
             self.look()
+
+
+def _alike(known: UnitRequest, asked: UnitRequest | None) -> bool:
+    """How long it waits is known from when it was asked first."""
+    return asked is not None and replace(asked, waiting_since=known.waiting_since) == known
 
 
 def _key(unit: UnitId) -> Key:

@@ -93,6 +93,8 @@ class Reconciler:
             return None
         self._placing.settle(key, _units(observed))
         decision, answers = await self._settle(key, observed)
+        if self._placing.gathers(key):
+            return None  # Woken in a moment; others ask sooner if nothing is written before.
         try:
             foreign = await self._act_all(observed, decision)
         except Refused as error:
@@ -116,6 +118,8 @@ class Reconciler:
             before = answers
             for question in decision.questions:
                 answers = await self._answer(key, question, answers)
+                if self._placing.gathers(key):
+                    return decision, answers
             if answers == before:
                 break
         else:

@@ -38,7 +38,7 @@ def test_every_object_is_owned_and_controlled(world: Any) -> None:
 
 def test_the_api_server_is_asked_once_about_what_repeats(world: Any) -> None:
     world.create(prefill={"instancesPerUnit": 3}, decode={"instancesPerUnit": 2})
-    (question,) = decide(world.observe(), Answers(), world.settings).questions
+    _, question = decide(world.observe(), Answers(), world.settings).questions
     sets = [found for found in question.objects if found["kind"] == "StatefulSet"]
     names = [found["metadata"]["name"] for found in sets]
     assert names == ["tiny-u0-prefill-0", "tiny-u0-decode-0"]

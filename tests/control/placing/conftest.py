@@ -1,5 +1,6 @@
 """Fake nodes in fabric domains, with the real scheduler beside, and all that watches told."""
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -12,6 +13,10 @@ from typing import Any
 import pytest
 from tools.cluster.cluster import Cluster
 from tools.cluster.fake_nodes import TOLERATION
+
+from distserve.operator.cluster import Cluster as Api
+from distserve.operator.cluster import load_configuration
+from distserve.operator.settings import CallSettings
 
 Start = Callable[..., Any]
 Object = dict[str, Any]
@@ -222,6 +227,23 @@ class Fabric:
 
     def apply(self, *documents: Object) -> None:
         self.cluster.apply(list(documents), self.namespace)
+
+    def burst(self, *documents: Object) -> None:
+        """All at once, as an installer's many workers make them."""
+
+        async def create() -> None:
+            api = Api(await load_configuration(self.cluster.kubeconfig), CallSettings())
+            api.may_write = lambda: True
+            metadata = {"namespace": self.namespace}
+            named = [one | {"metadata": one["metadata"] | metadata} for one in documents]
+            try:
+                await asyncio.gather(*map(api.create, named))
+            finally:
+                await api.close()
+                # Connections with TLS are closed a moment after their session.
+                await asyncio.sleep(0.25)
+
+        asyncio.run(create())
 
     def domains(
         self, count: int, nodes_each: int, prefix: str

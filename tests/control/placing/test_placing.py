@@ -1,6 +1,7 @@
 """Room is given once: while units wait, between decision and pods, and when they are gone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,32 @@ async def test_a_unit_that_fits_is_placed_at_once_and_its_room_is_taken(world: W
     assert world.free == 0
     waits = world.ask("b", unit("b"))
     assert isinstance(waits, NoPlace) and waits.message
+
+
+async def test_units_that_come_together_are_decided_together(world: World) -> None:
+    """The larger of them first, whoever came first."""
+    world.inventory.put_node(node("two", gpus=2))
+
+    def come(deployment: str, gpus: int) -> Any:
+        world.now += 0.1
+        return world.placing.ask(Key("ns", deployment), [unit(deployment, gpus)])["u0"]
+
+    assert isinstance(come("first", 2), Placement), "it cannot be told from one that is alone"
+    assert isinstance(come("small", 6), Pending)
+    assert isinstance(come("large", 8), Pending)
+    assert world.placing.gathers(Key("ns", "small"))
+    assert not world.placing.gathers(Key("ns", "first"))
+    world.now += 1.0
+    assert not world.placing.gathers(Key("ns", "small"))
+    assert isinstance(come("small", 6), NoPlace)
+    assert isinstance(come("large", 8), Placement)
+
+
+async def test_how_long_it_waits_is_known_from_its_first_question(world: World) -> None:
+    """The condition that says so later has whole seconds."""
+    found = world.ask("a", unit("a"))
+    later = replace(unit("a"), waiting_since=5.0)
+    assert world.ask("a", later) is found
 
 
 async def test_asking_again_is_the_same_answer(world: World) -> None:
