@@ -80,6 +80,13 @@ def test_the_service_leads_to_every_replica(render: Any) -> None:
     assert len(render().one("NetworkPolicy")["spec"]["ingress"]) == len(let_in) - 1
 
 
+def test_who_ends_is_called_a_moment_longer(render: Any) -> None:
+    leaving = {"preStop": {"sleep": {"seconds": 5}}}
+    assert render(ON).container["lifecycle"] == leaving
+    assert render(ON).pod["terminationGracePeriodSeconds"] > 20
+    assert "lifecycle" not in render().container, "without it the Lease is given back at once"
+
+
 def test_a_certificate_of_its_own(render: Any) -> None:
     found = render(ON)
     own = {"--webhook-service": NAME, "--webhook-configuration": NAME, "--webhook-port": "9443"}
