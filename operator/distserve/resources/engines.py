@@ -3,6 +3,7 @@
 import math
 from typing import Final
 
+from distserve.api import labels
 from distserve.api.deployment import (
     DEFAULT_KV_CACHE,
     DEFAULT_RESOURCE_NAME,
@@ -11,7 +12,7 @@ from distserve.api.deployment import (
 from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role
-from distserve.resources import migrators, naming, parts, processes, sources
+from distserve.resources import fabric, migrators, naming, parts, processes, sources
 from distserve.resources.merge import merge_pod_template
 from distserve.resources.objects import Object
 from distserve.resources.settings import RenderSettings
@@ -33,8 +34,10 @@ def engine_template(
 
     `instances.stateful_set` adds the labels that tell them apart.
     """
+    pod = _pod(deployment, role, revision, settings)
+    fabric.add(pod, deployment, role, settings)
     return merge_pod_template(
-        _pod(deployment, role, revision, settings),
+        pod,
         deployment.spec.roles[role].pod_template,
         f"spec.{role}.podTemplate",
     )
@@ -58,6 +61,8 @@ def _pod(
         before.append(migrators.sidecar(deployment, settings))
     if before:
         spec["initContainers"] = before
+    if deployment.spec.topology.fabric_required and processes.migrates(role):
+        spec["readinessGates"] = [{"conditionType": labels.FABRIC_VERIFIED}]
     return {
         "metadata": {
             "labels": naming.role_labels(deployment, role, revision),
@@ -116,11 +121,11 @@ def _engine_resources(deployment: DistServeDeployment, role: Role) -> Object:
         cpus = str((accelerator.cpus_per_rank or 1) * ranks)
         return {"requests": {"cpu": cpus, "memory": format_bytes(ENGINE_MEMORY + pools)}}
     each = ranks // deployment.spec.pods(role)
+    requests = {"cpu": str(each), "memory": format_bytes(ENGINE_MEMORY)}
+    if accelerator.device_class is not None:
+        return {"requests": requests}
     accelerators = {accelerator.resource_name or DEFAULT_RESOURCE_NAME: str(each)}
-    return {
-        "requests": {"cpu": str(each), "memory": format_bytes(ENGINE_MEMORY)} | accelerators,
-        "limits": accelerators,
-    }
+    return {"requests": requests | accelerators, "limits": accelerators}
 
 
 def _volumes(deployment: DistServeDeployment, role: Role) -> list[Object]:

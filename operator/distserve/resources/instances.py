@@ -4,6 +4,7 @@ from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming, processes
 from distserve.resources.affinity import Placement, with_place
+from distserve.resources.fabric import claims
 from distserve.resources.naming import Instance, Labels
 from distserve.resources.objects import Object, new_object
 from distserve.resources.revisions import Revision
@@ -25,6 +26,7 @@ def stateful_set(
     own_labels = naming.instance_labels(instance, domain)
     stored = _patient(revision.templates[instance.role], deployment)
     template = _template(stored, own_labels, placement, instance.name)
+    template["spec"] = claims.of_unit(deployment, instance.unit, template["spec"])
     found = new_object(
         deployment,
         "apps/v1",

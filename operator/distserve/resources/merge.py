@@ -3,10 +3,12 @@
 ========================================================  ========================================
 field                                                     rule
 ========================================================  ========================================
-containers, initContainers, volumes, imagePullSecrets     by name; a new name is added
+containers, initContainers, volumes, imagePullSecrets,    by name; a new name is added
+resourceClaims, claims
 env                                                       by name; the user's entry replaces ours
 ports                                                     by containerPort and protocol
 volumeMounts                                              by mountPath
+readinessGates                                            by conditionType
 tolerations                                               appended
 affinity                                                  ANDed: both must hold; preferences add up
 other lists                                               replaced
@@ -30,9 +32,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "initContainers": ("name",),
     "volumes": ("name",),
     "imagePullSecrets": ("name",),
+    "resourceClaims": ("name",),
+    "claims": ("name",),
     "env": ("name",),
     "ports": ("containerPort", "protocol"),
     "volumeMounts": ("mountPath",),
+    "readinessGates": ("conditionType",),
 }
 """Lists whose items have an identity, and the fields that make it."""
 REPLACED_ITEMS = frozenset({"env"})
@@ -55,6 +60,12 @@ def merge_pod_template(rendered: Object, template: Object, field: str) -> Object
         if label.startswith(f"{GROUP}/"):
             raise MergeError(
                 f"{field}.metadata.labels.{label}: labels of {GROUP} are the renderer's; remove it"
+            )
+    for note in metadata.get("annotations") or {}:
+        if note.startswith(f"{GROUP}/"):
+            raise MergeError(
+                f"{field}.metadata.annotations.{note}: annotations of {GROUP} are the renderer's; "
+                "remove it"
             )
     merged: Object = _merge(rendered, template, field)
     _check_protected(rendered, merged, field)
@@ -145,6 +156,12 @@ def _check_protected(rendered: Object, merged: Object, field: str) -> None:
         if _but_options(volumes[volume["name"]]) != _but_options(volume):
             raise MergeError(
                 f"{field}.spec.volumes[{volume['name']}]: the processes need it as it is; "
+                "choose another name"
+            )
+    for claim in rendered["spec"].get("resourceClaims", []):
+        if claim not in merged["spec"]["resourceClaims"]:
+            raise MergeError(
+                f"{field}.spec.resourceClaims[{claim['name']}]: the renderer's own; "
                 "choose another name"
             )
     for group in ("initContainers", "containers"):

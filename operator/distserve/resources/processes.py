@@ -21,6 +21,8 @@ KEY_FOLDER: Final = "/etc/distserve/key"
 KEY_FILE: Final = f"{KEY_FOLDER}/key"
 MIGRATOR_SOCKET: Final = f"{RUN_FOLDER}/migrator.sock"
 PEER_SOCKET: Final = f"{RUN_FOLDER}/peer.sock"
+HOST_FOLDER: Final = "/run/distserve-host"
+"""Of the node, with kvTransfer.hostSharing."""
 
 
 def migrates(role: Role) -> bool:
@@ -80,11 +82,18 @@ def migrator_arguments(deployment: DistServeDeployment) -> list[str]:
             "port": str(MIGRATOR_PORT),
             "metrics-port": str(MIGRATOR_METRICS_PORT),
             "socket": MIGRATOR_SOCKET,
-            "peer-socket": PEER_SOCKET,
+            "peer-socket": _peer_socket(deployment),
             "transport": deployment.spec.kv_transfer.transport.value,
             "key-file": KEY_FILE,
         }
     )
+
+
+def _peer_socket(deployment: DistServeDeployment) -> str:
+    """A migrator tells its peers this path: in a shared folder it is its own."""
+    if deployment.spec.kv_transfer.host_sharing:
+        return f"{HOST_FOLDER}/$(POD_NAME).sock"
+    return PEER_SOCKET
 
 
 def gateway_arguments(deployment: DistServeDeployment) -> list[str]:

@@ -4,6 +4,7 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.resources import naming
 from distserve.resources.access import access_objects
 from distserve.resources.affinity import Placement
+from distserve.resources.fabric import claims, compute_domain
 from distserve.resources.gateways import gateway_objects
 from distserve.resources.instances import disruption_budget, headless_service, stateful_set
 from distserve.resources.monitoring import monitoring_objects
@@ -51,11 +52,20 @@ def unit_objects(
     revision: Revision,
     placement: Placement | None = None,
 ) -> list[Object]:
-    """One unit: its instances, and its disruption budget: the first minAvailableUnits units are
-    left whole by evictions."""
+    """One unit: its instances, what their pods claim, and its disruption budget: the first
+    minAvailableUnits units are left whole by evictions."""
     kept = naming.units(deployment)[: deployment.spec.disruption.min_available_units]
     return [
         disruption_budget(deployment, unit, kept=unit in kept),
+        *(
+            claims.template(deployment, unit, role, devices)
+            for role, devices in revision.claims.items()
+        ),
+        *(
+            [compute_domain.compute_domain(deployment, unit)]
+            if compute_domain.is_asked_by(revision.templates.values())
+            else []
+        ),
         *(
             stateful_set(deployment, instance, revision, placement)
             for instance in naming.instances(deployment, unit, revision.unit)

@@ -13,7 +13,7 @@ are added to a copy of it by `instances.stateful_set`.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from distserve.api import labels
@@ -24,6 +24,7 @@ from distserve.api.status import PlanStatus, RolePlan, UnitPlan
 from distserve.api.strategies import Role
 from distserve.resources.engines import engine_template
 from distserve.resources.errors import NoPlan
+from distserve.resources.fabric import claims, environment
 from distserve.resources.gateways import gateway_template
 from distserve.resources.objects import Object, new_object
 from distserve.resources.settings import RenderSettings
@@ -54,6 +55,8 @@ class Revision:
     """Value of the annotation distserve.io/replan that it was made for."""
     number: int = 1
     """Later ones have greater numbers."""
+    claims: Mapping[Role, Object] = field(default_factory=dict)
+    """What a pod of each role claims of DRA's devices: `spec.devices` of its claim."""
 
     @property
     def digest(self) -> str:
@@ -78,16 +81,18 @@ def make_revision(
         raise NoPlan("planning.mode Auto: there is no plan yet to take the numbers from")
     stored = sorted(known, key=lambda revision: revision.number)
     name, gateway_name = revision_of(deployment), _gateway_revision_of(deployment)
-    engines = next((r.templates for r in stored if r.name == name), None)
+    engines = next((r for r in stored if r.name == name), None)
     gateway = next((r.gateway for r in stored if r.gateway_name == gateway_name), None)
     made = Revision(
         name=name,
         gateway_name=gateway_name,
-        templates=engines
-        or {
+        templates=engines.templates
+        if engines
+        else {
             role: engine_template(deployment, role, name, settings)
             for role in deployment.spec.roles
         },
+        claims=engines.claims if engines else _claims(deployment),
         gateway=gateway or gateway_template(deployment, settings),
         unit=_numbers(deployment),
         plan=plan,
@@ -108,9 +113,12 @@ def revision_of(deployment: DistServeDeployment) -> str:
         exclude_defaults=True,
         include={
             "model": True, "accelerator": True, "strategy": True, "prefill": True, "decode": True,
-            "hybrid": True, "kv_transfer": True, "rollout": {"drain_deadline"},
+            "hybrid": True, "kv_transfer": True, "fabric": True, "rollout": {"drain_deadline"},
+            "topology": {"fabric_required"},
         },
     )  # fmt: skip
+    if deployment.spec.fabric.compute_domain:
+        spec["nvlink"] = environment.is_within_nvlink(deployment)
     images = deployment.spec.images
     spec["images"] = [images.engine, images.migrator]
     for role in deployment.spec.roles:
@@ -175,6 +183,7 @@ def to_object(deployment: DistServeDeployment, revision: Revision) -> Object:
             "replan": revision.replan,
             "templates": {role.value: found for role, found in revision.templates.items()},
             "gatewayTemplate": revision.gateway,
+            "claims": {role.value: found for role, found in revision.claims.items()},
         },
     }
 
@@ -191,6 +200,7 @@ def from_object(document: Object) -> Revision:
         plan=None if data["plan"] is None else PlanStatus.model_validate(data["plan"]),
         replan=data["replan"],
         number=document["revision"],
+        claims={Role(role): devices for role, devices in (data.get("claims") or {}).items()},
     )
 
 
@@ -206,6 +216,11 @@ def _numbers(deployment: DistServeDeployment) -> UnitPlan:
             for role, section in deployment.spec.roles.items()
         }
     )
+
+
+def _claims(deployment: DistServeDeployment) -> dict[Role, Object]:
+    asked = {role: claims.devices_of(deployment, role) for role in deployment.spec.roles}
+    return {role: devices for role, devices in asked.items() if devices is not None}
 
 
 def _document(model: UnitPlan | PlanStatus | None) -> Object | None:

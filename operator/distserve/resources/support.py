@@ -1,10 +1,11 @@
 """What is valid in a deployment but not in this build of the engine, or not in this cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import AcceleratorType, DistServeDeployment, Spec
+from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}
 """Of one instance, on the accelerators that this engine runs on."""
@@ -26,6 +27,9 @@ IMAGE_VOLUME_DEFAULT: Final = (1, 35)
 
 class ClusterFeatures(Protocol):
     """What is asked of a cluster and of the deployment's namespace."""
+
+    @property
+    def served(self) -> Collection[str]: ...
 
     @property
     def kubernetes(self) -> tuple[int, int]: ...
@@ -51,21 +55,57 @@ def unsupported_by_cluster(
             f"spec.model.source.image: this cluster (Kubernetes {version}) lacks the feature "
             f"{IMAGE_VOLUME}, which is on from 1.35; use another source"
         )
-    if source.host_path is not None:
-        return _host_path_refused(features.namespace_labels)
-    return None
+    return _refused_by_pod_security(deployment.spec, features.namespace_labels) or _not_served(
+        deployment.spec, features
+    )
 
 
-def _host_path_refused(namespace_labels: Mapping[str, str]) -> str | None:
-    """Pod security admission refuses hostPath volumes but in the level `privileged`, which is also
-    what a namespace without the label has by default."""
+def _refused_by_pod_security(spec: Spec, namespace_labels: Mapping[str, str]) -> str | None:
+    """Pod security admission takes neither hostPath volumes nor IPC_LOCK but in the level
+    `privileged`, which is also what a namespace without the label has by default."""
     level = namespace_labels.get(POD_SECURITY, "privileged")
     if level == "privileged":
         return None
-    return (
-        f"spec.model.source.hostPath: the namespace's pod security ({POD_SECURITY}={level}) allows "
-        "no hostPath volumes; use persistentVolumeClaim, or a namespace with level privileged"
-    )
+    asked = {
+        "spec.model.source.hostPath": (
+            spec.model.source.host_path is not None,
+            "hostPath volumes; use persistentVolumeClaim",
+        ),
+        "spec.kvTransfer.hostSharing": (
+            spec.kv_transfer.host_sharing,
+            "hostPath volumes; remove it, so that pods exchange KV over TCP",
+        ),
+        "spec.fabric.rdma.ipcLock": (
+            spec.fabric.rdma is not None and spec.fabric.rdma.ipc_lock,
+            "capability IPC_LOCK; remove it and raise the nodes' limit on locked memory",
+        ),
+    }
+    for field, (is_asked, cure) in asked.items():
+        if is_asked:
+            return (
+                f"{field}: the namespace's pod security ({POD_SECURITY}={level}) allows no {cure}, "
+                "or use a namespace with level privileged"
+            )
+    return None
+
+
+def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
+    asked = {
+        "spec.accelerator.deviceClass": (
+            spec.accelerator.device_class is not None,
+            f"{claims.API_VERSION}/{claims.TEMPLATE_KIND}",
+            "which is there from 1.34; use accelerator.resourceName",
+        ),
+        "spec.fabric.computeDomain": (
+            spec.fabric.compute_domain,
+            f"{compute_domain.API_VERSION}/{compute_domain.KIND}",
+            "which comes with NVIDIA's DRA driver; install it, or remove the field",
+        ),
+    }
+    for field, (is_asked, kind, cure) in asked.items():
+        if is_asked and kind not in features.served:
+            return f"{field}: this cluster does not serve {kind}, {cure}"
+    return None
 
 
 def unsupported_by_engine(deployment: DistServeDeployment) -> str | None:

@@ -18,6 +18,11 @@ def check_deployment(deployment: DistServeDeployment) -> None:
     """Raises Refused for what the engine cannot run and for a model that is not there."""
     if (reason := unsupported_by_engine(deployment)) is not None:
         raise Refused(reason)
+    if deployment.spec.kv_transfer.host_sharing:
+        raise Refused(
+            "spec.kvTransfer.hostSharing: processes of one machine share memory without it; "
+            "remove it"
+        )
     source = deployment.spec.model.source
     if source.persistent_volume_claim is not None:
         raise Refused(
