@@ -6,6 +6,7 @@ Every call has a bound and ends as a typed answer or a typed error. Writes need 
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,7 +26,7 @@ from distserve.operator.errors import (
     Refused,
     Unavailable,
 )
-from distserve.operator.kinds import Kind, kind_of
+from distserve.operator.kinds import SECRETS, Kind, kind_of
 from distserve.operator.model import Object, Ref
 from distserve.operator.settings import CallSettings
 
@@ -99,6 +100,11 @@ class Cluster:
             )
         except NotFound:
             return None
+
+    async def deployment_key(self, namespace: str, secret: str) -> bytes | None:
+        """None where there is no such Secret, or no key in it. Raises ClusterError."""
+        found = (await self.get(SECRETS, namespace, secret) or {}).get("data") or {}
+        return base64.b64decode(found["key"]).strip() if found.get("key") else None
 
     async def list_metadata(
         self, kind: Kind, namespace: str = "", selector: str = "", chunk: int = 250

@@ -18,6 +18,7 @@ TOLD: Final = (
     Condition.ACCEPTED,
     Condition.PLANNED,
     Condition.PLACED,
+    Condition.FABRIC_VERIFIED,
     Condition.PROGRESSING,
     Condition.DEGRADED,
     Condition.FAILED,
@@ -28,8 +29,6 @@ TOLD_AT_ONCE: Final = (Condition.ACCEPTED, Condition.PLANNED, Condition.PLACED, 
 """Those that are news when they are bad from the start; a new deployment cannot be ready yet."""
 STUCK: Final = (ProgressingReason.NO_ROOM_FOR_SURGE, ProgressingReason.DEADLINE_EXCEEDED)
 BAD_WHEN_TRUE: Final = frozenset({Condition.DEGRADED, Condition.FAILED})
-OTHERS: Final = frozenset({"FabricVerified"})
-"""Measured by somebody else: kept as they are."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def merged(
             conditions.append(_entry(condition, facts[condition], old, generation, now))
         elif old is not None and keep:
             conditions.append(old)
-    return conditions + [old for name, old in before.items() if name in OTHERS]
+    return conditions
 
 
 def _entry(
@@ -90,6 +89,8 @@ def transitions(before: Iterable[Object], after: Iterable[Object]) -> tuple[Even
         condition, status, reason = found["type"], found["status"], found["reason"]
         bad = status == ("True" if condition in BAD_WHEN_TRUE else "False")
         bad = bad and (condition != Condition.PROGRESSING or reason in STUCK)
+        if condition == Condition.FABRIC_VERIFIED and status == "Unknown":
+            continue  # Pods come and go, and are measured again.
         if condition in old:
             news = old[condition][0] != status or (bad and old[condition][1] != reason)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from distserve.operator.fabric import Fabric
 from distserve.operator.health import LiveUnit
 from distserve.operator.places import Places
 from distserve.operator.plans import Numbers
@@ -23,3 +24,4 @@ class Course:
     step: Step
     places: Places
     progress: Progress
+    fabric: Fabric

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from distserve.api.conditions import AcceptedReason
 from distserve.operator.acceptance import Refusal, accept, refused_by_engine
 from distserve.operator.course import Course
+from distserve.operator.fabric import fabric_of
 from distserve.operator.healing import heal, healed
 from distserve.operator.health import LiveUnit, live_units
 from distserve.operator.keys import key_events, key_state, key_writes
@@ -123,10 +124,11 @@ def _steer(
     states, rules, step, places = _ahead(observed, answers, wanted, live)
     no_room = "; ".join(why.message for why in places.waiting.values())
     progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
-    course = Course(wanted, numbers, live, states, rules, step, places, progress)
+    fabric = fabric_of(observed, answers, wanted.deployment, live)
+    course = Course(wanted, numbers, live, states, rules, step, places, progress, fabric)
     status, events = report(observed, answers, course)
     key = key_state(observed, answers, wanted)
-    asked = (*numbers.questions, places.question, key.question)
+    asked = (*numbers.questions, places.question, key.question, fabric.question)
     timers = (
         numbers.again_seconds,
         places.again_seconds,
@@ -138,6 +140,7 @@ def _steer(
         actions=(
             *key_writes(observed, wanted, key, settings.new_key),
             *writes(observed, answers.foreign, course, settings.history),
+            *fabric.gates,
         ),
         status=status,
         events=(*key_events(wanted, key), *events),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from distserve.api.planning import ConfigMapKey
+from distserve.operator.pairs import LinksQuestion, UnitLinks
 from distserve.placement.nodes import Node
 from distserve.planner.errors import PlannerError
 from distserve.planner.plan import Plan, PlanRequest
@@ -70,6 +71,12 @@ class Pod:
     """Kind and name of what made it, as StatefulSet/tiny-u0-decode-0."""
     forced: bool = False
     """Its end was asked for without grace: no more can be done about it."""
+    host: str = ""
+    """Its address."""
+    containers_ready: bool = False
+    """Its probes pass; with a readiness gate that is not yet ready."""
+    fabric_gate: bool | None = None
+    """Whether its gate distserve.io/fabric-verified is open. None: it has none."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,13 @@ class NodesQuestion:
 
 
 Question = (
-    PlanQuestion | PlacementQuestion | DryRunQuestion | TextsQuestion | KeyQuestion | NodesQuestion
+    PlanQuestion
+    | PlacementQuestion
+    | DryRunQuestion
+    | TextsQuestion
+    | KeyQuestion
+    | NodesQuestion
+    | LinksQuestion
 )
 
 
@@ -193,6 +206,8 @@ class Answers:
     """None: not asked."""
     nodes: Mapping[str, Node | None] = field(default_factory=dict)
     """None: there is no such node."""
+    links: Mapping[str, UnitLinks] = field(default_factory=dict)
+    """By unit, what is known by now."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
 
@@ -207,6 +222,8 @@ class Apply:
     uid: str = ""
     create_only: bool = False
     """Never applied again: the deployment's key, ControllerRevisions."""
+    subresource: str = ""
+    """Of somebody else's object, always with `uid`: what of it is ours to say."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ from typing import Any
 
 from kubernetes.aio.client import Configuration
 
+from distserve.operator.asking import Asking
 from distserve.operator.cluster import Cluster, CountCall, load_configuration
+from distserve.operator.engines import Engines
 from distserve.operator.events import Events
+from distserve.operator.fabric_metrics import FabricCollector
 from distserve.operator.kinds import NODES, PODS, Kind
 from distserve.operator.lease import Lease
 from distserve.operator.metrics import Metrics
@@ -106,7 +109,10 @@ class Operator:
         self.placing = Placing(self.store.inventory, self._wake, time.time, stated)
         self.resync = Resync(cluster, self.store, settings.watch, settings.namespaces, self._wake)
         events = Events(cluster, settings.lease.identity)
-        reconciler = Reconciler(self.store, cluster, decide, self.planning, self.placing, events)
+        self.engines = Engines(Asking(), cluster.deployment_key, self._wake)
+        reconciler = Reconciler(
+            self.store, cluster, decide, self.planning, self.placing, events, self.engines
+        )
         self._worker = Worker(self.queue, reconciler.reconcile, metrics.reconciled)
 
     def see(self, kind: Kind, document: Object, gone: bool) -> None:
@@ -130,7 +136,7 @@ class Operator:
         for key in self.store.keys:
             self.queue.add(key)
         workers = [self._worker.run() for _ in range(self._settings.queue.workers)]
-        await first_of(self.lease.keep(), self.placing.run(), *workers)
+        await first_of(self.lease.keep(), self.placing.run(), self.engines.run(), *workers)
 
     def trouble(self) -> str:
         """Why the kubelet should restart the process. What it notices itself ends it anyway."""
@@ -193,3 +199,4 @@ def _gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
         ("condition", "status"),
         operator.store.conditions,
     )
+    metrics.registry.register(FabricCollector(operator.engines.seen))

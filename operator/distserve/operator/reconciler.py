@@ -21,6 +21,7 @@ from typing import TypeVar
 from distserve.api import labels
 from distserve.api.planning import ConfigMapKey
 from distserve.operator.cluster import Cluster
+from distserve.operator.engines import Engines
 from distserve.operator.errors import ClusterError, Conflict, LeaseLost, NotFound, Refused
 from distserve.operator.events import Events
 from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, NODES, SECRETS, kind_of
@@ -42,6 +43,7 @@ from distserve.operator.model import (
     Ref,
     TextsQuestion,
 )
+from distserve.operator.pairs import LinksQuestion
 from distserve.operator.placing import Placing
 from distserve.operator.planning import Planning
 from distserve.operator.records import owner
@@ -70,6 +72,7 @@ class Reconciler:
         planning: Planning,
         placing: Placing,
         events: Events,
+        engines: Engines,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -78,6 +81,7 @@ class Reconciler:
         self._planning = planning
         self._placing = placing
         self._events = events
+        self._engines = engines
         self._clock = clock
         self._taken: dict[Key, frozenset[str]] = {}
         """Revisions that the API server would take: asked once."""
@@ -90,6 +94,7 @@ class Reconciler:
             # Owner references clean up; nothing is made for what goes.
             self._taken.pop(key, None)
             self._placing.release(key)
+            self._engines.release(key)
             return None
         self._placing.settle(key, _units(observed))
         decision, answers = await self._settle(key, observed)
@@ -111,10 +116,11 @@ class Reconciler:
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:
         """Decides until there is nothing left to ask."""
         answers = Answers(refusals=dict.fromkeys(self._taken.get(key, ()), ""))
-        placing = False
+        placing = measuring = False
         for _ in range(ROUNDS):
             decision = self._decide(observed, answers)
             placing |= any(isinstance(one, PlacementQuestion) for one in decision.questions)
+            measuring |= any(isinstance(one, LinksQuestion) for one in decision.questions)
             before = answers
             for question in decision.questions:
                 answers = await self._answer(key, question, answers)
@@ -126,6 +132,8 @@ class Reconciler:
             log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": _text(key)})
         if not placing:
             self._placing.ask(key, ())
+        if not measuring:
+            self._engines.release(key)
         # A refusal is asked about again: it may be cured from outside, by a quota or a label.
         self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
         return decision, answers
@@ -136,6 +144,8 @@ class Reconciler:
             return replace(answers, plans={**answers.plans, question.request.inputs_hash: plan})
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
+        if isinstance(question, LinksQuestion):
+            return replace(answers, links=self._engines.ask(key, question))
         if isinstance(question, TextsQuestion):
             if all(one in answers.texts for one in question.keys):
                 return answers
@@ -208,11 +218,14 @@ class Reconciler:
                 await self._cluster.delete(namespace, ref, action.uid, action.grace_seconds)
                 log.info("deleted %s %s", ref.kind, ref.name, extra={"namespace": namespace})
             elif action.uid:
-                self._keep(await self._cluster.apply(action.object, action.uid), "applied")
+                live = await self._cluster.apply(
+                    action.object, action.uid, subresource=action.subresource
+                )
+                self._keep(live, "applied")
             else:
                 return await self._make(observed, action)
         except NotFound:
-            if not isinstance(action, Delete):
+            if not isinstance(action, Delete) and not action.subresource:
                 raise  # The namespace goes, or the kind does.
             await self._see_again(namespace, ref, uid)
         except Conflict:

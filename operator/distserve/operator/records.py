@@ -96,7 +96,17 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         starting_since=_starting_since(document, scheduled, containers),
         controller=_controller(metadata),
         forced=metadata.get("deletionGracePeriodSeconds") == 0,
+        host=status.get("podIP") or "",
+        containers_ready=(conditions.get("ContainersReady") or {}).get("status") == "True",
+        fabric_gate=_fabric_gate(document, conditions),
     )
+
+
+def _fabric_gate(document: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool | None:
+    gates = (document.get("spec") or {}).get("readinessGates") or ()
+    if all(gate["conditionType"] != labels.FABRIC_VERIFIED for gate in gates):
+        return None
+    return bool((conditions.get(labels.FABRIC_VERIFIED) or {}).get("status") == "True")
 
 
 def _controller(metadata: Mapping[str, Any]) -> str:

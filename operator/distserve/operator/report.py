@@ -54,11 +54,14 @@ def report(
     before = find(status.get("conditions") or [], Condition.FAILED)
     failed = failed_fact(observed.pods, deployment, before, _generation(observed))
     placed = course.places.fact(rules.units)
-    missing = None if placed.holds else Fact(False, ReadyReason.NOT_PLACED, placed.message)
+    missing = course.fabric.missing
+    if not placed.holds:
+        missing = Fact(False, ReadyReason.NOT_PLACED, placed.message)
     facts: dict[Condition, Fact] = {
         Condition.ACCEPTED: _accepted(answers),
         Condition.PLANNED: course.numbers.fact,
         Condition.PLACED: placed,
+        **course.fabric.facts,
         Condition.PROGRESSING: course.progress.fact,
         Condition.FAILED: failed,
         Condition.READY: ready_fact(view, deployment, failed, missing),
@@ -66,7 +69,7 @@ def report(
     }
     new: Object = {
         "roles": view.roles(),
-        "units": view.units(),
+        "units": [unit | course.fabric.status_of(unit["name"]) for unit in view.units()],
         "revision": {
             "current": rules.current if course.step.rolling else rules.target,
             "target": rules.target,

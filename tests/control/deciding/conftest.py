@@ -38,6 +38,7 @@ from distserve.operator.model import (
     Ref,
     TextsQuestion,
 )
+from distserve.operator.pairs import Link, LinksQuestion, Pair, UnitLinks
 from distserve.operator.stages import stages
 from distserve.placement.nodes import Node
 from distserve.resources.settings import RenderSettings, released_images
@@ -81,6 +82,8 @@ class World:
     """Pods that never get ready."""
     unschedulable: Callable[[Pod], bool] = lambda pod: False
     features: Features = field(default_factory=Features)
+    link: Callable[[Pair], Link] = Link
+    """What is known of a pair's link: by default nothing yet."""
     foreign: set[Ref] = field(default_factory=set)
     late: Observed | None = None
     fail_after: int | None = None
@@ -163,6 +166,12 @@ class World:
                     )
                 case NodesQuestion(names):
                     answers = replace(answers, nodes={name: self.nodes.get(name) for name in names})
+                case LinksQuestion(_, units):
+                    found = {
+                        unit: UnitLinks(tuple(map(self.link, pairs)), ("f",))
+                        for unit, pairs in units.items()
+                    }
+                    answers = replace(answers, links=found)
                 case TextsQuestion(keys):
                     texts = {key: self.texts.get(str(key)) for key in keys}
                 case PlacementQuestion(units):
@@ -219,7 +228,10 @@ class World:
             elif not self.named("Secret"):
                 continue  # Its volume is awaited.
             elif not self.broken(pod):
-                self.pods[name] = replace(pod, ready=True, starting_since=None)
+                ready = pod.fabric_gate is not False
+                self.pods[name] = replace(
+                    pod, ready=ready, containers_ready=True, host="10.0.0.1", starting_since=None
+                )
         for found in self.objects.values():
             if found["kind"] == "StatefulSet":
                 mine = [p for p in self.pods.values() if p.instance == found["metadata"]["name"]]
@@ -310,6 +322,8 @@ class World:
 
     def _apply(self, action: Apply) -> None:
         wanted = copy.deepcopy(action.object)
+        if action.subresource:
+            return self._open_gate(action)
         ref = Ref(wanted["apiVersion"], wanted["kind"], wanted["metadata"]["name"])
         live = self.objects.get(ref)
         assert ref not in self.foreign
@@ -331,6 +345,14 @@ class World:
         if "status" in live:
             wanted["status"] = live["status"]
         self.objects[ref] = wanted
+
+    def _open_gate(self, action: Apply) -> None:
+        """The one thing that is written to pods' status."""
+        (condition,) = action.object["status"]["conditions"]
+        assert (condition["type"], condition["status"]) == (labels.FABRIC_VERIFIED, "True")
+        pod = self.pods[action.object["metadata"]["name"]]
+        if pod.uid == action.uid:
+            self.pods[pod.name] = replace(pod, fabric_gate=True)
 
     def _delete(self, action: Delete) -> None:
         if action.ref.kind == "Pod":
@@ -377,9 +399,11 @@ class World:
 
     def _make_pod(self, name: str, template: Object, controller: str) -> None:
         marks = template["metadata"]["labels"]
+        gates = [gate["conditionType"] for gate in template["spec"].get("readinessGates", [])]
         self.pods[name] = Pod(
             name, self._uid(), marks.get(labels.INSTANCE, ""), marks.get(labels.UNIT, ""),
             marks.get(labels.REVISION, ""), "", False, False, self.now, controller=controller,
+            fabric_gate=False if labels.FABRIC_VERIFIED in gates else None,
         )  # fmt: skip
 
 

@@ -37,11 +37,13 @@ def test_its_time_moves_with_its_status_alone() -> None:
     assert third[0]["lastTransitionTime"] > second[0]["lastTransitionTime"]
 
 
-def test_what_others_measure_stays() -> None:
-    theirs = {"type": "FabricVerified", "status": "True", "reason": "Measured", "message": ""}
-    found = conditions([theirs, {"type": "HybridReady"}], ready=Fact(True, "A"))
-    assert [one["type"] for one in found] == ["Ready", "FabricVerified"]
-    assert transitions([theirs], found) == ()
+def test_pods_that_come_and_go_make_no_news_of_the_fabric() -> None:
+    unknown = conditions([], fabric_verified=Fact(None, "NotMeasured"))
+    slow = conditions(unknown, fabric_verified=Fact(False, "SlowFabric", "a reads from b"))
+    (event,) = transitions(unknown, slow)
+    assert (event.type, event.reason, event.message) == ("Warning", "SlowFabric", "a reads from b")
+    slower = conditions(slow, fabric_verified=Fact(False, "SlowFabric", "a reads from c"))
+    assert transitions(slow, slower) == transitions(slower, unknown) == ()
 
 
 def test_long_messages_are_cut() -> None:

@@ -1,0 +1,244 @@
+"""Answers questions about links: asks engines and migrators, few at a time, beside the reconciles.
+
+    ask --> unit's follower --> /instance of its instances --> /links of its readers --> wake
+                  ^                                                                       |
+                  +-- pairs changed, or refresh; sooner, ever rarer, while some fail -----+
+
+The reconciler asks and gets what is known; its deployment is queued when something else is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+from distserve.operator.asking import Instance, NotAnswered, PeerLink, WrongKey
+from distserve.operator.errors import ClusterError
+from distserve.operator.model import Key
+from distserve.operator.pairs import Link, LinksQuestion, Member, Pair, UnitLinks
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    units: int = 4
+    """Asked at a time: a call takes milliseconds, one that is not answered seconds."""
+    refresh_seconds: float = 600.0
+    """A link that gets slow is noticed this late; measuring takes it for a tenth of a second."""
+    retry_seconds: float = 5.0
+    """After the first failure, doubled with each further one up to the refresh."""
+    tries: int = 3
+    """A link that seems slow is measured so often, and the best counts: others may use it."""
+    pause_seconds: float = 1.0
+    """Between those."""
+
+
+class Asks(Protocol):
+    """`asking.Asking`. Raises NotAnswered."""
+
+    async def instance(self, member: Member, key: bytes) -> Instance: ...
+    async def measure(self, reader: Member, peer: str, key: bytes) -> PeerLink: ...
+    async def close(self) -> None: ...
+
+
+ReadKey = Callable[[str, str], Awaitable[bytes | None]]
+"""From namespace and Secret to the deployment's key; None where there is none. Raises
+ClusterError."""
+
+
+class Seen(NamedTuple):
+    """A link that is known, for metrics."""
+
+    key: Key
+    unit: str
+    link: Link
+
+
+@dataclass
+class _Unit:
+    """What is followed of one unit."""
+
+    secret: str
+    pairs: tuple[Pair, ...]
+    known: dict[tuple[str, int, str, int], Link] = field(default_factory=dict)
+    """By the lives of the pair's members."""
+    fingerprints: tuple[str, ...] = ()
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: int = 0
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def links(self) -> UnitLinks:
+        """As it is asked for now: what is expected may have changed since it was measured."""
+        links = (replace(self.known.get(p.lives, Link(p)), pair=p) for p in self.pairs)
+        return UnitLinks(tuple(links), self.fingerprints)
+
+    def ask(self, secret: str, pairs: tuple[Pair, ...]) -> None:
+        lives = {pair.lives for pair in pairs}
+        if lives - {pair.lives for pair in self.pairs}:
+            self.failures = 0
+            self.changed.set()
+        self.secret, self.pairs = secret, pairs
+        self.known = {of: link for of, link in self.known.items() if of in lives}
+
+
+class Engines:
+    def __init__(
+        self,
+        asks: Asks,
+        read_key: ReadKey,
+        wake: Callable[[Key], None],
+        settings: EngineSettings | None = None,
+    ) -> None:
+        self._asks = asks
+        self._read_key = read_key
+        self._wake = wake
+        self._settings = settings or EngineSettings()
+        self._units: dict[Key, dict[str, _Unit]] = {}
+        self._keys: dict[Key, bytes] = {}
+        self._few = asyncio.Semaphore(self._settings.units)
+
+    def ask(self, key: Key, question: LinksQuestion) -> Mapping[str, UnitLinks]:
+        """What is known, by unit. Units that are not named are no longer looked at."""
+        units = self._units.setdefault(key, {})
+        for name in units.keys() - question.units.keys():
+            self._drop(units.pop(name))
+        for name, pairs in question.units.items():
+            if name in units:
+                units[name].ask(question.secret, pairs)
+            else:
+                unit = units[name] = _Unit(question.secret, pairs)
+                unit.task = asyncio.create_task(self._follow(key, name, unit))
+        return {name: unit.links for name, unit in units.items()}
+
+    def release(self, key: Key) -> None:
+        """The deployment is gone, or none of its pairs runs."""
+        for unit in self._units.pop(key, {}).values():
+            self._drop(unit)
+        self._keys.pop(key, None)
+
+    def seen(self) -> Iterator[Seen]:
+        for key, units in self._units.items():
+            for name, unit in units.items():
+                for link in unit.links.links:
+                    if link.measured:
+                        yield Seen(key, name, link)
+
+    async def run(self) -> None:
+        """As long as the replica leads: ends what was begun."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for key in list(self._units):
+                self.release(key)
+            await self._asks.close()
+
+    @staticmethod
+    def _drop(unit: _Unit) -> None:
+        if unit.task is not None:
+            unit.task.cancel()
+
+    # ---- one unit -------------------------------------------------------------------------------
+
+    async def _follow(self, key: Key, name: str, unit: _Unit) -> None:
+        while True:
+            unit.changed.clear()
+            before = unit.links
+            async with self._few:
+                try:
+                    await self._look(key, unit)
+                except Exception:
+                    log.exception("links of %s/%s %s: not looked at", *key, name)
+                    unit.failures += 1
+            if unit.links != before:
+                self._wake(key)
+            try:
+                async with asyncio.timeout(self._wait_seconds(unit)):
+                    await unit.changed.wait()
+            except TimeoutError:
+                pass
+
+    def _wait_seconds(self, unit: _Unit) -> float:
+        settings = self._settings
+        if not unit.failures:
+            return settings.refresh_seconds
+        doubled = settings.retry_seconds * 2.0 ** min(unit.failures - 1, 16)
+        return min(doubled, settings.refresh_seconds)
+
+    async def _look(self, key: Key, unit: _Unit) -> None:
+        """Asks all members and measures all pairs; what fails keeps the figure that it had."""
+        pairs, failed = unit.pairs, False
+        instances: dict[Member, Instance | str] = {}
+        for pair in pairs:
+            for member in (pair.source, pair.reader):
+                if member not in instances:
+                    instances[member] = await self._instance(key, unit, member)
+            found = await self._pair(key, unit, pair, instances)
+            failed |= not found.measured
+            before = unit.known.get(pair.lives)
+            if found.measured or before is None or not before.measured:
+                unit.known[pair.lives] = found
+        unit.fingerprints = tuple(
+            sorted({one.fingerprint for one in instances.values() if isinstance(one, Instance)})
+        )
+        unit.failures = unit.failures + 1 if failed else 0
+
+    async def _instance(self, key: Key, unit: _Unit, member: Member) -> Instance | str:
+        """What it says of itself, or why it says nothing."""
+        try:
+            return await self._asks.instance(member, await self._key(key, unit))
+        except WrongKey as error:
+            self._keys.pop(key, None)  # It may have been made anew.
+            return str(error)
+        except (NotAnswered, ClusterError) as error:
+            return str(error)
+
+    async def _pair(
+        self, key: Key, unit: _Unit, pair: Pair, instances: Mapping[Member, Instance | str]
+    ) -> Link:
+        source, reader = instances[pair.source], instances[pair.reader]
+        for found in (source, reader):
+            if isinstance(found, str):
+                return Link(pair, trouble=found)
+        assert isinstance(source, Instance)
+        if not source.migrator:
+            return Link(pair, trouble=f"{pair.source.pod} has no migrator yet")
+        best = Link(pair)
+        for attempt in range(self._settings.tries):
+            if attempt:
+                await asyncio.sleep(self._settings.pause_seconds)
+            try:
+                said = await self._asks.measure(
+                    pair.reader, source.migrator, await self._key(key, unit)
+                )
+            except (NotAnswered, ClusterError) as error:
+                return best if best.measured else Link(pair, trouble=str(error))
+            link = _link(pair, said)
+            best = link if link.bandwidth >= best.bandwidth else best
+            if not link.measured or not best.slow:
+                break
+        return best
+
+    async def _key(self, key: Key, unit: _Unit) -> bytes:
+        if key not in self._keys:
+            found = await self._read_key(key.namespace, unit.secret)
+            if found is None:
+                raise NotAnswered(f"there is no Secret {unit.secret} with the deployment's key")
+            self._keys[key] = found
+        return self._keys[key]
+
+
+def _link(pair: Pair, said: PeerLink) -> Link:
+    if said.probe is None:
+        return Link(pair, trouble=said.error or f"the link is {said.state or 'not there'} and busy")
+    return Link(
+        pair,
+        transport=said.probe.transport or said.transport,
+        latency_ms=said.probe.latency_ms,
+        bandwidth=said.probe.bandwidth_bytes_per_second,
+        trouble="; ".join(f"{name}: {why}" for name, why in said.not_used.items()),
+    )
