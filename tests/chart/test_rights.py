@@ -42,6 +42,7 @@ EVERYWHERE: list[Question] = [
     ("list", "pods", "", "foreign"),
     ("watch", "pods", "", "foreign"),
     ("delete", "pods", "", "foreign"),
+    ("patch", "pods/status", "", "foreign"),
     ("get", "pods/log", "", "foreign"),
     ("create", "events.events.k8s.io", "", "foreign"),
     ("bind", "clusterroles.rbac.authorization.k8s.io", "distserve-gateway", "foreign"),

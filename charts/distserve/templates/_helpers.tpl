@@ -100,6 +100,10 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [pods]
   verbs: [delete, get, list, watch]
+- # The gate of topology.fabricRequired.
+  apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]
