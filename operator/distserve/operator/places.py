@@ -17,12 +17,14 @@ from distserve.operator.model import (
     Observed,
     Placement,
     PlacementQuestion,
+    Pod,
 )
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Step
 from distserve.operator.wanted import Wanted
 
 PLACING = "a place is being looked for"
+ENDING = "a place is looked for when its former pods end"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def find_places(
         made = wanted.revision(revision)
         if made is None:
             continue
+        if any(pod.unit == name and _ends(pod) for pod in observed.pods):
+            waiting[name] = NoPlace(PlacedReason.PLACING, ENDING)
+            continue
         answer = answers.placements.get(name)
         asked.append(unit_request(wanted.deployment, name, made, since, priorities))
         if isinstance(answer, Placement):
@@ -101,6 +106,12 @@ def find_places(
         PlacementQuestion(tuple(asked)),
         min(timers, default=None),
     )
+
+
+def _ends(pod: Pod) -> bool:
+    """Its StatefulSet is gone, and the garbage collector has not come to it yet: until then it
+    would seem to hold the unit where it is."""
+    return bool(pod.controller) and not pod.terminating
 
 
 def _unschedulable(unit: LiveUnit) -> NoPlace:

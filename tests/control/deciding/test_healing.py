@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from distserve.operator.healing import displaced, heal, healed, node_troubles, patience_seconds
 from distserve.operator.health import live_units
-from distserve.operator.model import Answers, Decision, Delete, NodesQuestion, Placement
+from distserve.operator.model import (
+    Answers,
+    Decision,
+    Delete,
+    NodesQuestion,
+    Placement,
+    PlacementQuestion,
+)
 from distserve.operator.records import pod_record
 from distserve.placement.nodes import Node, Taint, node_from
 
@@ -261,14 +268,16 @@ NODES = ("n0", "n1", "n2")
 LIVES = st.lists(
     st.tuples(
         st.sampled_from(NODES),
-        st.sampled_from(["silent", "unreachable", "out", "gone", "back", "label", "look", "late", "step"]),
+        st.sampled_from(
+            ["silent", "unreachable", "out", "gone", "back", "label", "look", "late", "step"]
+        ),
         st.integers(0, 40),
     ),
     max_size=14,
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(life=LIVES)
 def test_any_losses(new_world: Make, life: list[tuple[str, str, int]]) -> None:
     """Nothing of others ends, nothing ends by force that need not, nothing twice, and where nodes
@@ -341,3 +350,23 @@ def test_an_event_is_told_once_for_a_loss(on_two: Make) -> None:
     world.settle()
     told = [event for event in world.events if event.reason == "NodeLost"]
     assert len(told) == 1 and "and " in told[0].message
+
+
+def test_no_place_is_looked_for_while_former_pods_are_to_end(on_two: Make) -> None:
+    """They would seem to hold the unit where it was."""
+    world = on_two(topology={"gangTimeout": "5s"})
+    world.silent = set()
+    world.now += 100
+    del world.pods["tiny-u0-decode-0-0"]
+    world.unschedulable = lambda pod: "decode" in pod.name
+    world.reconcile()
+    world.step()
+    world.reconcile()
+    world.now += 5
+    world.reconcile()
+    assert world.named("StatefulSet") == {} and not world.pods["tiny-u0-prefill-0-0"].terminating
+    decision = world.decide()
+    (asked,) = [one for one in decision.questions if isinstance(one, PlacementQuestion)]
+    assert asked.units == () and decision.actions == ()
+    world.unschedulable = lambda pod: False
+    assert world.settle().condition("Ready")["status"] == "True"
