@@ -29,6 +29,8 @@ EVERYWHERE: list[Question] = [
             "rolebindings.rbac.authorization.k8s.io",
             "podmonitors.monitoring.coreos.com",
             "prometheusrules.monitoring.coreos.com",
+            "resourceclaimtemplates.resource.k8s.io",
+            "computedomains.resource.nvidia.com",
         )
     ),
     ("get", "distservedeployments.distserve.io", "", "foreign"),
@@ -41,6 +43,8 @@ EVERYWHERE: list[Question] = [
     ("get", "persistentvolumeclaims", "models", "foreign"),
     ("list", "pods", "", "foreign"),
     ("watch", "pods", "", "foreign"),
+    ("list", "resourceclaims.resource.k8s.io", "", "foreign"),
+    ("watch", "resourceclaims.resource.k8s.io", "", "foreign"),
     ("delete", "pods", "", "foreign"),
     ("patch", "pods/status", "", "foreign"),
     ("get", "pods/log", "", "foreign"),
@@ -50,7 +54,12 @@ EVERYWHERE: list[Question] = [
 OUTSIDE: list[Question] = [
     (verb, resource, "", "outside")
     for verb in ("get", "list", "watch")
-    for resource in ("nodes", "namespaces")
+    for resource in (
+        "deviceclasses.resource.k8s.io",
+        "resourceslices.resource.k8s.io",
+        "nodes",
+        "namespaces",
+    )
 ]
 LEASE: list[Question] = [
     ("create", "leases.coordination.k8s.io", "", "own"),
@@ -95,6 +104,9 @@ NEVER: list[Question] = [
     *((verb, "roles.rbac.authorization.k8s.io", "", "foreign") for verb in ("create", "patch")),
     *((verb, "nodes", "", "outside") for verb in ("create", "patch", "update", "delete")),
     *((verb, "namespaces", "", "outside") for verb in ("create", "patch", "delete")),
+    ("create", "resourceclaims.resource.k8s.io", "", "foreign"),
+    ("patch", "resourceclaims.resource.k8s.io", "", "foreign"),
+    ("patch", "resourceslices.resource.k8s.io", "", "outside"),
     ("delete", "persistentvolumeclaims", "", "foreign"),
     ("list", "persistentvolumeclaims", "", "foreign"),
     *(

@@ -10,9 +10,7 @@ import pytest
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.strategies import Role
-from distserve.placement.devices import OWN_CLAIM
 from distserve.resources.errors import RenderError
-from distserve.resources.fabric.claims import OWN
 from distserve.resources.render import unit_objects
 from distserve.resources.revisions import from_object, make_revision, to_object
 from distserve.resources.settings import RenderSettings, released_images
@@ -96,10 +94,6 @@ def test_engine_and_migrator_share_one_claim(make: Make) -> None:
     units = [one["spec"]["template"]["spec"]["resourceClaims"][0] for one in sets(objects)]
     assert len({one["resourceClaimTemplateName"] for one in units}) == 2, "one of each unit"
     assert {one["resourceClaimTemplateName"] for one in units} <= set(named)
-
-
-def test_our_claims_begin_as_placement_expects() -> None:
-    assert OWN == OWN_CLAIM
 
 
 def test_each_rank_gets_a_network_device_under_its_accelerators_root(make: Make) -> None:

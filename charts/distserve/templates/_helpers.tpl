@@ -123,6 +123,18 @@ capabilities: {drop: [ALL]}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors, prometheusrules]
   verbs: [create, delete, get, list, patch, watch]
+- # What pods claim of accelerators, with accelerator.deviceClass.
+  apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [create, delete, get, list, patch, watch]
+- # What all pods have claimed is not free.
+  apiGroups: [resource.k8s.io]
+  resources: [resourceclaims]
+  verbs: [get, list, watch]
+- # With fabric.computeDomain.
+  apiGroups: [resource.nvidia.com]
+  resources: [computedomains]
+  verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

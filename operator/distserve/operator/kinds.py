@@ -71,10 +71,21 @@ CHILDREN = (
 OPTIONAL_CHILDREN = (
     Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
     Kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
+    Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
+    Kind("resource.nvidia.com/v1beta1", "ComputeDomain", "computedomains"),
 )
 """Watched and written only where the cluster serves them."""
 
-WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL_CHILDREN, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
+DEVICES = (
+    Kind("resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False),
+    Kind("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False),
+    Kind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims"),
+)
+"""What DRA drivers offer and what is taken of it: watched where the cluster serves them."""
+
+OPTIONAL = (*OPTIONAL_CHILDREN, *DEVICES)
+
+WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
 
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in (*WATCHED, SECRETS)}
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.durations import parse_duration
 from distserve.operator.model import Object
-from distserve.placement.pods import pod_amounts
+from distserve.placement.pods import claimed_amounts, pod_amounts
 from distserve.placement.quantities import CPU, PODS
 from distserve.placement.requests import (
     Enforcement,
@@ -55,13 +55,14 @@ def unit_request(
 
 def instance_request(found: Object) -> InstanceRequest:
     """Of a StatefulSet."""
-    pod = found["spec"]["template"]["spec"]
+    template = found["spec"]["template"]
+    pod = template["spec"]
     node = (pod.get("affinity") or {}).get("nodeAffinity") or {}
     required = node.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     return InstanceRequest(
         name=found["metadata"]["name"],
         pods=found["spec"]["replicas"],
-        requests=_requests(pod),
+        requests={**_requests(pod), **claimed_amounts(template["metadata"])},
         node_selector=pod.get("nodeSelector") or {},
         tolerations=tuple(pod.get("tolerations") or ()),
         node_affinity_terms=tuple(required.get("nodeSelectorTerms") or ()),

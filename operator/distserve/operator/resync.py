@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from distserve.api import labels
 from distserve.operator.cluster import Cluster
 from distserve.operator.errors import ClusterError
-from distserve.operator.kinds import CHILDREN, OPTIONAL_CHILDREN, WATCHED, Kind
+from distserve.operator.kinds import CHILDREN, OPTIONAL, OPTIONAL_CHILDREN, WATCHED, Kind
 from distserve.operator.model import Features, Key
 from distserve.operator.settings import WatchSettings
 from distserve.operator.store import Name, Seen, Store
@@ -69,7 +69,7 @@ class Resync:
         self.store.features = await discover(self.cluster)
         for kind in WATCHED:
             name = f"{kind.api_version}/{kind.kind}"
-            if kind not in OPTIONAL_CHILDREN or name in self.store.features.served:
+            if kind not in OPTIONAL or name in self.store.features.served:
                 await self._compare(kind)
 
     async def _compare(self, kind: Kind) -> None:
@@ -125,10 +125,13 @@ async def discover(cluster: Cluster) -> Features:
         one["groupVersion"] for group in groups["groups"] for one in group.get("versions") or ()
     }
     served = set()
-    for kind in OPTIONAL_CHILDREN:
+    resources: dict[str, set[str]] = {}
+    for kind in OPTIONAL:
         if kind.api_version in offered:
-            resources = await cluster.call("get", f"/apis/{kind.api_version}")
-            if any(one["kind"] == kind.kind for one in resources["resources"]):
+            if kind.api_version not in resources:
+                found = await cluster.call("get", f"/apis/{kind.api_version}")
+                resources[kind.api_version] = {one["kind"] for one in found["resources"]}
+            if kind.kind in resources[kind.api_version]:
                 served.add(f"{kind.api_version}/{kind.kind}")
     minor = "".join(filter(str.isdigit, version["minor"]))
     return Features(served=frozenset(served), kubernetes=(int(version["major"]), int(minor)))

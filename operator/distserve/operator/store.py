@@ -16,6 +16,7 @@ from distserve.api.deployment import DEFAULT_RESOURCE_NAME, AcceleratorType
 from distserve.operator.kinds import (
     CHILDREN,
     DEPLOYMENTS,
+    DEVICES,
     NAMESPACES,
     NODES,
     OPTIONAL_CHILDREN,
@@ -34,6 +35,7 @@ from distserve.operator.records import (
     unpack,
     version,
 )
+from distserve.placement.devices import class_resource
 from distserve.placement.inventory import Inventory
 from distserve.placement.nodes import Node
 
@@ -153,6 +155,9 @@ class Store:
             return self._put_namespace(name[1], metadata.get("labels") or {})
         if kind == PRIORITY_CLASSES:
             return self._put_priority_class(name[1], document)
+        if kind in DEVICES:
+            self._put_devices(kind, document)
+            return set()
         return self._put_child(name, Ref(kind.api_version, kind.kind, name[1]), document)
 
     def drop(self, kind: Kind, name: Name, uid: str) -> set[Key]:
@@ -176,6 +181,9 @@ class Store:
         if kind == PRIORITY_CLASSES:
             del self._priority_classes[name[1]]
             return set(self._deployments)
+        if kind in DEVICES:
+            self.inventory.devices.drop(kind.kind, name[1], uid)
+            return set()
         return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
 
     def _accelerators(self, document: Object) -> tuple[int, ...]:
@@ -183,11 +191,21 @@ class Store:
         if wanted.get("type") == AcceleratorType.CPU:
             return ()
         resource = wanted.get("resourceName") or DEFAULT_RESOURCE_NAME
-        counts = (node.allocatable.get(resource, 0) for node in self._usable_nodes())
+        if claimed := wanted.get("deviceClass"):
+            resource = class_resource(claimed)
+        allocatable = self.inventory.allocatable
+        counts = (allocatable(node.name).get(resource, 0) for node in self._usable_nodes())
         return tuple(sorted(count for count in counts if count))
 
     def _usable_nodes(self) -> Iterator[Node]:
         return (node for node in self.inventory.nodes.values() if node.usable)
+
+    def _put_devices(self, kind: Kind, document: Object) -> None:
+        try:
+            self.inventory.devices.put(kind.kind, document)
+        except (KeyError, ValueError) as error:
+            name = document["metadata"]["name"]
+            log.warning("%s %s is not counted: %s", kind.kind, name, error)
 
     def _put_child(self, name: Name, ref: Ref, document: Object) -> set[Key]:
         touched = self._forget_child(name[0], ref)

@@ -98,6 +98,25 @@ class Devices:
     _holders: dict[DeviceId, str] = field(default_factory=dict)
     _tallies: dict[str, Tally] = field(default_factory=dict)
 
+    def put(self, kind: str, document: Mapping[str, Any]) -> None:
+        """A DeviceClass, ResourceSlice or ResourceClaim, added or changed. Raises ValueError for a
+        quantity that is none, KeyError for what is no such object."""
+        puts = {
+            "DeviceClass": self.put_class,
+            "ResourceSlice": self.put_slice,
+            "ResourceClaim": self.put_claim,
+        }
+        puts[kind](document)
+
+    def drop(self, kind: str, name: str, uid: str) -> None:
+        """One of them is gone."""
+        if kind == "DeviceClass":
+            self.drop_class(name)
+        elif kind == "ResourceSlice":
+            self.drop_slice(name)
+        else:
+            self.drop_claim(uid)
+
     def put_slice(self, document: Mapping[str, Any]) -> None:
         """A ResourceSlice. Devices that belong to no single node are not counted."""
         name, spec = document["metadata"]["name"], document["spec"]

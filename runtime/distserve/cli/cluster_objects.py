@@ -104,12 +104,10 @@ def fill_devices(
     inventory: Inventory, objects: Iterable[Iterable[Object]], args: argparse.Namespace
 ) -> None:
     """`objects` in the order of DEVICES."""
-    devices = inventory.devices
-    puts = (devices.put_class, devices.put_slice, devices.put_claim)
-    for kind, put, found in zip(DEVICES, puts, objects, strict=True):
+    for kind, found in zip(DEVICES, objects, strict=True):
         for one in found:
             try:
-                put(one)
+                inventory.devices.put(kind, one)
             except KeyError as error:
                 file = args.devices or "the cluster"
                 raise UsageError(

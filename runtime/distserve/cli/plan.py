@@ -135,8 +135,8 @@ def _request(
     args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
 ) -> PlanRequest:
     """The deployment's question, as far as no flag says otherwise."""
-    from distserve.api.deployment import DEFAULT_RESOURCE_NAME
     from distserve.planner.links import DEFAULT_NETWORK
+    from distserve.resources.fabric.claims import counted_as
     from distserve.resources.planning import (
         machine_of,
         model_of,
@@ -147,8 +147,8 @@ def _request(
     from distserve.workload import read_requests
 
     spec = deployment.spec
-    resource = spec.accelerator.resource_name or DEFAULT_RESOURCE_NAME
-    nodes = nodes_of({"items": around.nodes}, resource) if around else None
+    resource = counted_as(spec.accelerator)
+    nodes = nodes_of({"items": around.counted}, resource) if around else None
     within = around is not None and spec.topology.pack_within is not None
     domains = plan_ahead.domain_sizes(deployment, around.inventory) if around and within else ()
     network = args.network or DEFAULT_NETWORK

@@ -79,14 +79,14 @@ def look_ahead(deployment: DistServeDeployment, around: Around, now: float) -> A
 
 def domain_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[list[int]]:
     """Accelerators of each node, by domain of packWithin."""
-    from distserve.api.deployment import DEFAULT_RESOURCE_NAME
     from distserve.placement.domains import sizes
     from distserve.placement.requests import Level
+    from distserve.resources.fabric.claims import counted_as
 
     spec = deployment.spec
     levels = {one.name: Level(one.name, one.node_label) for one in spec.topology.resolved_levels}
     level = levels.get(spec.topology.pack_within or "")
-    return sizes(inventory, level, spec.accelerator.resource_name or DEFAULT_RESOURCE_NAME)
+    return sizes(inventory, level, counted_as(spec.accelerator))
 
 
 def _stored(documents: Sequence[Object]) -> Iterator[Revision]:

@@ -45,6 +45,24 @@ class Around:
     """The revision that all its units had last."""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def counted(self) -> list[Object]:
+        """The nodes as they would be if devices that are claimed were extended resources."""
+        devices = self.inventory.devices
+        return [
+            {
+                **node,
+                "status": {
+                    **node.get("status", {}),
+                    "allocatable": {
+                        **(node.get("status", {}).get("allocatable") or {}),
+                        **devices.of_node(node["metadata"]["name"]).allocatable,
+                    },
+                },
+            }
+            for node in self.nodes
+        ]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
@@ -142,7 +160,7 @@ def _standing(unit: UnitId, sets: Sequence[Object], pods: Sequence[str]) -> Stan
     return Standing(
         unit,
         revisions.pop() if len(revisions) == 1 else "",
-        Domain(place.level, place.label, place.value) if place and place.label else None,
+        Domain(place.level, place.label, place.value) if place and place.value else None,
         frozenset(pods),
     )
 

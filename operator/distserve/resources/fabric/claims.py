@@ -14,16 +14,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from distserve.api import labels
-from distserve.api.deployment import DistServeDeployment
+from distserve.api.deployment import DEFAULT_RESOURCE_NAME, Accelerator, DistServeDeployment
 from distserve.api.strategies import Role
+from distserve.placement.devices import OWN_CLAIM, class_resource
 from distserve.resources.fabric import pods
 from distserve.resources.objects import Object, new_object
 
 API_VERSION: Final = "resource.k8s.io/v1"
 TEMPLATE_KIND: Final = "ResourceClaimTemplate"
-OWN: Final = "distserve-"
-"""How our claims begin in a pod's spec: placement counts them with the pod."""
-DEVICES: Final = f"{OWN}devices"
+DEVICES: Final = f"{OWN_CLAIM}devices"
 SAME_ROOT: Final = "resource.kubernetes.io/pcieRoot"
 """Standard attribute of devices: KEP-4381. An accelerator and a network device under one root move
 data without crossing the processor."""
@@ -33,6 +32,13 @@ def add(pod: Object, deployment: DistServeDeployment, role: Role) -> None:
     devices = devices_of(deployment, role)
     if devices is not None:
         pods.claim(pod, DEVICES, _suffix(role, devices), _counted(devices))
+
+
+def counted_as(accelerator: Accelerator) -> str:
+    """The resource by which placement counts accelerators."""
+    if accelerator.device_class is not None:
+        return class_resource(accelerator.device_class)
+    return accelerator.resource_name or DEFAULT_RESOURCE_NAME
 
 
 def devices_of(deployment: DistServeDeployment, role: Role) -> Object | None:
@@ -70,7 +76,7 @@ def of_unit(deployment: DistServeDeployment, unit: str, spec: Object) -> Object:
         return spec
     named = [
         one | {"resourceClaimTemplateName": name_of(deployment, unit, suffix)}
-        if one["name"].startswith(OWN) and (suffix := one.get("resourceClaimTemplateName"))
+        if one["name"].startswith(OWN_CLAIM) and (suffix := one.get("resourceClaimTemplateName"))
         else one
         for one in spec["resourceClaims"]
     ]

@@ -11,12 +11,13 @@ from typing import Final
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
+from distserve.placement.devices import OWN_CLAIM
 from distserve.resources.fabric import claims, pods
 from distserve.resources.objects import Object, new_object
 
 API_VERSION: Final = "resource.nvidia.com/v1beta1"
 KIND: Final = "ComputeDomain"
-CHANNEL: Final = f"{claims.OWN}channel"
+CHANNEL: Final = f"{OWN_CLAIM}channel"
 CHANNEL_CLASS: Final = "compute-domain-default-channel.nvidia.com"
 SUFFIX: Final = "channel"
 
