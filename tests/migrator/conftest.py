@@ -235,8 +235,8 @@ class Harness:
         await self.migrator("d", transport=transport)
         return await self.engine("p", **options), await self.engine("d", **options)
 
-    def process(self, name, transport="Auto", **environment):
-        process = MigratorProcess(self.folder / name, name, transport, environment)
+    def process(self, name, transport="Auto", metrics_port=0, **environment):
+        process = MigratorProcess(self.folder / name, name, transport, environment, metrics_port)
         self.stack.callback(process.kill)
         return process
 
@@ -244,14 +244,14 @@ class Harness:
 class MigratorProcess:
     """`distserve migrator` as the pod runs it."""
 
-    def __init__(self, folder, name, transport, environment):
+    def __init__(self, folder, name, transport, environment, metrics_port):
         folder.mkdir(exist_ok=True)
         (folder / "key").write_bytes(KEY + b"\n")
         self.log = folder / "log"
         self.ports = []
         command = [
             sys.executable, "-m", "distserve.cli.main", "migrator", "--instance", name,
-            "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0",
+            "--host", "127.0.0.1", "--port", "0", "--metrics-port", str(metrics_port),
             "--socket", str(folder / "m.sock"), "--peer-socket", str(folder / "p.sock"),
             "--transport", transport, "--key-file", str(folder / "key"), "--log-level", "debug",
         ]  # fmt: skip

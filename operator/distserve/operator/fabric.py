@@ -97,7 +97,7 @@ def fabric_of(
     return Fabric(
         LinksQuestion(naming.key_secret_name(deployment), asked) if asked else None,
         known,
-        _fact(known, sum(map(len, asked.values()))),
+        fact_of(known, sum(map(len, asked.values()))),
         tuple(opened),
         held,
     )
@@ -178,7 +178,8 @@ def _opened(observed: Observed, pod: Pod) -> Apply:
 # ---- words --------------------------------------------------------------------------------------
 
 
-def _fact(units: Mapping[str, UnitLinks], pairs: int) -> Fact:
+def fact_of(units: Mapping[str, UnitLinks], pairs: int) -> Fact:
+    """`pairs`: of how many links it speaks, measured or not."""
     links = [(name, link) for name, found in sorted(units.items()) for link in found.links]
     measured = [(name, link) for name, link in links if link.measured]
     if not measured:
