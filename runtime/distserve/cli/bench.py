@@ -23,13 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(verbs.add_parser("run", help="offer load and keep what was seen"))
     _report_arguments(verbs.add_parser("report", help="attainment, crossings, figures, a page"))
     _prepare_arguments(verbs.add_parser("prepare", help="make a .ds file from published raw files"))
+    _front_arguments(verbs.add_parser("front", help="round-robin before several replicas"))
 
 
 def run(args: argparse.Namespace) -> int:
     from distserve.bench.errors import BenchError
     from distserve.workload import WorkloadError
 
-    verb = {"run": _run, "report": _report, "prepare": _prepare}[args.measure]
+    verb = {"run": _run, "report": _report, "prepare": _prepare, "front": _front}[args.measure]
     try:
         return verb(args)
     except (BenchError, WorkloadError) as error:
@@ -233,6 +234,26 @@ def _prepare(args: argparse.Namespace) -> int:
         f"{args.ds}: {len(made)} requests, mean {fmean(r.prompt_tokens for r in made):.1f} in, "
         f"{fmean(r.output_tokens for r in made):.1f} out"
     )
+    return 0
+
+
+def _front_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--url", action="append", required=True, help="base URL of a replica; give it for each")
+    add("--port", type=int, default=8080, help="on 127.0.0.1; default 8080")
+
+
+def _front(args: argparse.Namespace) -> int:
+    import uvloop
+
+    from distserve.bench.front import serve_until_signal
+
+    for url in args.url:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--url {url!r} is no URL; give one as http://127.0.0.1:8001")
+    if not 0 <= args.port < 1 << 16:
+        raise UsageError(f"--port {args.port} is no port; give one from 0 to 65535")
+    uvloop.run(serve_until_signal(args.url, args.port))
     return 0
 
 
