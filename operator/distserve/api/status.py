@@ -78,6 +78,21 @@ class UnitStatus(Model):
     )
 
 
+class ProvisioningStatus(Model):
+    """Attempts to have nodes added for a unit, that came to nothing."""
+
+    unit: str = Field(max_length=16, description="Its name.")
+    attempts: int = Field(ge=1, description="How many.")
+    retry_time: str = Field(
+        description="When the next one begins.", json_schema_extra={"format": "date-time"}
+    )
+    avoid: list[Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Domains that had room for a part of it and did not grow: not tried again.",
+    )
+
+
 class RevisionStatus(Model):
     """Revisions in use."""
 
@@ -145,6 +160,12 @@ class Status(Model):
         max_length=10000,
         description="Units that are there.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    provisioning: list[ProvisioningStatus] = Field(
+        default_factory=list,
+        max_length=10000,
+        description="Units without a place, for which no nodes were added in time.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["unit"]},
     )
     plan: PlanStatus | None = Field(
         default=None, description="The numbers in use with planning.mode Auto."

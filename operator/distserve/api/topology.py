@@ -12,6 +12,7 @@ from distserve.api.quantities import ByteQuantity
 
 MAX_LEVELS: Final = 8
 DEFAULT_RELAX_AFTER: Final = "5m"
+DEFAULT_PROVISION_TIMEOUT: Final = "15m"
 ZONE: Final = "topology.kubernetes.io/zone"
 
 
@@ -20,6 +21,13 @@ class Enforcement(StrEnum):
     """A unit waits until one domain has room for it."""
     PREFERRED = "Preferred"
     """After each relaxAfter the next wider level will do."""
+
+
+class WhenNoFit(StrEnum):
+    WAIT = "Wait"
+    """A unit waits until there is room."""
+    PROVISION = "Provision"
+    """Its pods are made all the same, so that an autoscaler adds nodes for them."""
 
 
 class Preset(StrEnum):
@@ -145,6 +153,12 @@ class Topology(Model):
             "relaxAfter belongs to enforcement Preferred: remove it, or set enforcement: Preferred",
             lambda self: self.relax_after is None or self.enforcement == Enforcement.PREFERRED,
         ),
+        Rule(
+            "!has(self.provisionTimeout) || self.whenNoFit == 'Provision'",
+            "provisionTimeout belongs to whenNoFit Provision: remove it, or set whenNoFit: "
+            "Provision",
+            lambda self: self.provision_timeout is None or self.when_no_fit == WhenNoFit.PROVISION,
+        ),
     )
 
     preset: Preset | None = Field(
@@ -200,6 +214,23 @@ class Topology(Model):
         description="Whether an instance is ready only once its links measured what is expected. "
         "Default: false, slow links are told and serve.",
     )
+
+    when_no_fit: WhenNoFit = Field(
+        default=WhenNoFit.WAIT,
+        description="Wait: nothing of a unit exists until there is room for it. Provision: its "
+        "pods are made all the same, tied to one domain of packWithin, so that cluster-autoscaler "
+        "or Karpenter adds nodes for them. Default: Wait.",
+    )
+    provision_timeout: Duration | None = Field(
+        default=None,
+        description="How long its pods wait for nodes before they are taken back whole, to be made "
+        "again after a pause that doubles each time; only with whenNoFit Provision. Unit: a "
+        f"duration. Default: {DEFAULT_PROVISION_TIMEOUT}.",
+    )
+
+    @property
+    def provision_seconds(self) -> float:
+        return parse_duration(self.provision_timeout or DEFAULT_PROVISION_TIMEOUT)
 
     @property
     def resolved_levels(self) -> list[Level]:

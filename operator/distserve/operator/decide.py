@@ -108,7 +108,7 @@ def _ahead(
 ) -> Ahead:
     states = {unit.number: _state(unit, wanted) for unit in live.values()}
     rules = _rules(observed, wanted, states)
-    step = next_step(states, rules, units_without_room(answers))
+    step = next_step(states, rules, units_without_room(observed, answers, wanted))
     return Ahead(states, rules, step, find_places(observed, answers, wanted, step, live))
 
 

@@ -142,7 +142,8 @@ def crashed(pods: tuple[Pod, ...], budget: int, within_seconds: float) -> Pod | 
 
 
 def write_place(place: Placement) -> str:
-    return json.dumps(asdict(place), sort_keys=True, separators=(",", ":"))
+    found = {name: value for name, value in asdict(place).items() if name != "avoid" or value}
+    return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
 
 def read_place(text: str) -> Placement | None:
@@ -150,7 +151,9 @@ def read_place(text: str) -> Placement | None:
     try:
         found: dict[str, Any] = json.loads(text)
         nodes = {str(name): tuple(names) for name, names in found["nodes"].items()}
-        return Placement(str(found["level"]), str(found["label"]), str(found["value"]), nodes)
+        avoid = tuple(map(str, found.get("avoid", ())))
+        level, label, value = (str(found[name]) for name in ("level", "label", "value"))
+        return Placement(level, label, value, nodes, avoid)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -120,6 +120,13 @@ class Placement:
     value: str
     nodes: Mapping[str, tuple[str, ...]]
     """Instance -> the nodes that its pods should prefer."""
+    avoid: tuple[str, ...] = ()
+    """Of an open place: domains that it is not to be in."""
+
+    @property
+    def open(self) -> bool:
+        """No domain was chosen: whoever adds nodes and the scheduler are to find one."""
+        return not self.value and not self.nodes
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distserve.api.conditions import Condition, PlacedReason
+from distserve.api.deployment import DistServeDeployment
 from distserve.api.durations import parse_duration
 from distserve.operator.conditions import Fact, find, seconds
 from distserve.operator.healing import displaced
@@ -19,10 +20,23 @@ from distserve.operator.model import (
     PlacementQuestion,
     Pod,
 )
+from distserve.operator.provisioning import (
+    HELD,
+    Attempts,
+    attempts_of,
+    comes,
+    failed,
+    may_provision,
+    open_place,
+    pauses,
+    place_of,
+    still,
+)
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Step
 from distserve.operator.wanted import Wanted
 
+NONE = Attempts()
 PLACING = "a place is being looked for"
 ENDING = "a place is looked for when its former pods end"
 
@@ -38,7 +52,9 @@ class Places:
     question: PlacementQuestion
     """Also without any unit: then nothing of the deployment waits any more."""
     again_seconds: float | None
-    """Until the next unit is given up."""
+    """Until the next unit is given up, or made again."""
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    """Of units for which no nodes were added in time."""
 
     def fact(self, units: int) -> Fact:
         if units == 0:
@@ -53,9 +69,15 @@ class Places:
         return Fact(False if known else None, first.reason, f"{message}{more}")
 
 
-def units_without_room(answers: Answers) -> frozenset[int]:
-    refused = (unit for unit, found in answers.placements.items() if isinstance(found, NoPlace))
-    return frozenset(int(unit[1:]) for unit in refused)
+def units_without_room(observed: Observed, answers: Answers, wanted: Wanted) -> frozenset[int]:
+    """Nor will any be made for them."""
+    attempts = attempts_of(observed)
+    return frozenset(
+        int(unit[1:])
+        for unit, found in answers.placements.items()
+        if isinstance(found, NoPlace)
+        and not _provisioned(wanted.deployment, found, attempts.get(unit, NONE), observed.now)
+    )
 
 
 def find_places(
@@ -65,7 +87,8 @@ def find_places(
     step: Step,
     live: Mapping[str, LiveUnit],
 ) -> Places:
-    gang_seconds = parse_duration(wanted.deployment.spec.topology.gang_timeout)
+    deployment = wanted.deployment
+    attempts = attempts_of(observed)
     found: dict[str, Placement] = {}
     waiting: dict[str, NoPlace] = {}
     asked, given_up, timers = [], set(), []
@@ -74,29 +97,41 @@ def find_places(
         name = f"u{number}"
         unit = live.get(name)
         if unit is not None and unit.place is not None:
-            found[name] = unit.place
-            if (stuck := unit.stuck_since(gang_seconds)) is not None:
-                left = stuck + gang_seconds - observed.now
-                waiting[name] = _unschedulable(unit)
+            place = found[name] = _place(unit, unit.place, wanted, observed)
+            patience = _patience_seconds(deployment, place)
+            if (stuck := unit.stuck_since(patience)) is not None:
+                left = stuck + patience - observed.now
+                waiting[name] = comes(deployment, unit) if place.open else _unschedulable(unit)
                 if left <= 0:
                     given_up.add(name)
+                    if place.open:
+                        known = attempts.get(name, NONE)
+                        attempts[name] = failed(unit, place, observed, known)
                 else:
                     timers.append(left)
+            elif place.open:
+                waiting[name] = comes(deployment, unit)
             elif (why := displaced(unit, observed.nodes)) is not None:
                 waiting[name] = why
             continue
         made = wanted.revision(revision)
         if made is None:
             continue
-        if any(pod.unit == name and _ends(pod) for pod in observed.pods):
+        if unit is None and any(pod.unit == name and _ends(pod) for pod in observed.pods):
             waiting[name] = NoPlace(PlacedReason.PLACING, ENDING)
             continue
         answer = answers.placements.get(name)
-        asked.append(unit_request(wanted.deployment, name, made, since, priorities))
+        asked.append(unit_request(deployment, name, made, since, priorities))
+        tried = attempts.get(name, NONE)
         if isinstance(answer, Placement):
             found[name] = answer
         elif isinstance(answer, NoPlace):
             waiting[name] = answer
+            if _provisioned(deployment, answer, tried, observed.now):
+                found[name] = open_place(deployment, tried)
+            elif tried.retry > observed.now:
+                waiting[name] = pauses(deployment, name, tried, answer.message)
+                timers.append(tried.retry - observed.now)
         else:
             waiting[name] = NoPlace(PlacedReason.PLACING, PLACING)
     return Places(
@@ -105,7 +140,24 @@ def find_places(
         frozenset(given_up),
         PlacementQuestion(tuple(asked)),
         min(timers, default=None),
+        still(attempts, waiting),
     )
+
+
+def _provisioned(
+    deployment: DistServeDeployment, answer: NoPlace, tried: Attempts, now: float
+) -> bool:
+    return answer.reason not in HELD and may_provision(deployment, tried, now)
+
+
+def _place(unit: LiveUnit, place: Placement, wanted: Wanted, observed: Observed) -> Placement:
+    names = wanted.instances(unit.name, unit.revision) or unit.instances
+    return place_of(unit, place, names, observed.nodes)
+
+
+def _patience_seconds(deployment: DistServeDeployment, place: Placement) -> float:
+    topology = deployment.spec.topology
+    return topology.provision_seconds if place.open else parse_duration(topology.gang_timeout)
 
 
 def _ends(pod: Pod) -> bool:

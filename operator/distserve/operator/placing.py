@@ -99,7 +99,9 @@ class Placing:
             self._requests.pop(unit, None)
             self._answers.pop(unit, None)
             if unit not in self._reserved.get(key, ()):
-                self._reserve(*self._stated(unit, sets))
+                request, nodes = self._stated(unit, sets)
+                if nodes:  # Where its place is open it has no room yet.
+                    self._reserve(request, nodes)
         for unit in self._reserved.get(key, set()) - existing.keys():
             # Placed just now is not gone.
             if unit not in self._requests:

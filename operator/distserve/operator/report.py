@@ -23,6 +23,7 @@ from distserve.operator.model import (
     Pod,
 )
 from distserve.operator.plans import Numbers
+from distserve.operator.provisioning import attempts_status
 from distserve.operator.status import (
     Asked,
     Overview,
@@ -80,6 +81,8 @@ def report(
     }
     if any(processes.migrates(role) for role in deployment.spec.roles):
         new["migratorPlacement"] = deployment.spec.migrator_placement.value
+    if course.places.attempts:
+        new["provisioning"] = attempts_status(course.places.attempts)
     if course.numbers.plan is not None:
         new["plan"] = _plan(course.numbers.plan, rules.units)
     return _finish(observed, new, facts)

@@ -62,7 +62,10 @@ class Wanted:
     def unit(self, unit: str, revision: Revision, place: Placement, held: bool) -> list[Object]:
         """Budget and StatefulSets. `held` ones have no pods: those of another revision are to be
         gone before the first one of this revision starts."""
-        where = affinity.Placement(place.level, place.label, place.value, place.nodes)
+        together = naming.unit_selector(self.deployment, unit) if place.open else {}
+        where = affinity.Placement(
+            place.level, place.label, place.value, place.nodes, together, place.avoid
+        )
         objects = unit_objects(self.deployment, unit, revision, where)
         return [stamped(_placed(found, place, held)) for found in objects]
 

@@ -25,10 +25,16 @@ class Placement:
     value: str = ""
     nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Instance -> the nodes that its pods should prefer."""
+    together: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the unit's pods, where the domain is open: any one that has all of them will do."""
+    avoid: tuple[str, ...] = ()
+    """But none of these."""
 
 
 def with_place(affinity: Object, placement: Placement, instance: str) -> Object:
     """The affinity of the stored template and the placement's: both hold."""
+    if placement.together:
+        return _with_open_place(affinity, placement)
     rules: Object = {}
     if placement.label:
         rules["requiredDuringSchedulingIgnoredDuringExecution"] = {
@@ -51,3 +57,17 @@ def with_place(affinity: Object, placement: Placement, instance: str) -> Object:
             for node in nodes
         ]
     return merge_affinity(affinity, {"nodeAffinity": rules}) if rules else affinity
+
+
+def _with_open_place(affinity: Object, placement: Placement) -> Object:
+    """The first of the pods goes to any domain, the others follow it; who adds nodes sees that."""
+    if not placement.label:
+        return affinity
+    term = {"labelSelector": {"matchLabels": dict(placement.together)}}
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    rules: Object = {"podAffinity": {required: [{**term, "topologyKey": placement.label}]}}
+    if placement.avoid:
+        elsewhere = {"key": placement.label, "operator": "NotIn", "values": list(placement.avoid)}
+        terms = [{"matchExpressions": [elsewhere]}]
+        rules["nodeAffinity"] = {required: {"nodeSelectorTerms": terms}}
+    return merge_affinity(affinity, rules)

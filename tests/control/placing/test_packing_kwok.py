@@ -91,7 +91,7 @@ def test_every_unit_lies_whole_in_one_domain(
         print(
             f"\n{deployments} deployments on {number} domains of 4 x 8 GPUs: "
             f"all made in {applied:.1f} s, {len(found)} units, {bound} pods run after {took:.1f}, "
-            f"{used} of {there} GPUs used: {used / there:.1%} of the best packing, which uses all (aim: 95 %)"
+            f"{used} of {there} GPUs used: {used / there:.1%} of the best packing (aim: 95 %)"
         )
 
 

@@ -1,0 +1,151 @@
+"""Units for which there is no room, and for which nodes may be added: `topology.whenNoFit`.
+
+    no room --> made with an open place ----> all pods have nodes --> the domain is its place
+       ^        (pods tied to one domain,         (written down: as any unit from now on)
+       |         an autoscaler sees them)
+       |                | provisionTimeout
+       +---- pause <----+ taken back whole
+
+How often that was tried stands in the status, so a new leader goes on with the pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from distserve.api.conditions import PlacedReason
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.status import ProvisioningStatus
+from distserve.api.topology import DEFAULT_PROVISION_TIMEOUT, WhenNoFit
+from distserve.operator.conditions import seconds, timestamp
+from distserve.operator.health import LiveUnit
+from distserve.operator.model import NoPlace, Object, Observed, Placement
+from distserve.placement.nodes import Node
+
+FIRST_PAUSE_SECONDS: Final = 60.0
+LONGEST_PAUSE_SECONDS: Final = 1800.0
+MOST_AVOIDED: Final = 16
+"""Domains; the last ones are kept."""
+HELD: Final = frozenset({PlacedReason.HELD_FOR_ANOTHER.value, PlacedReason.DOMAIN_SPLIT.value})
+"""Reasons that new nodes would not cure: there is room, or pods run."""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Of one unit, that came to nothing."""
+
+    count: int = 0
+    retry: float = 0.0
+    """Not tried again before."""
+    avoid: tuple[str, ...] = ()
+    """Domains in which some of its pods found nodes and others did not: they did not grow."""
+
+
+def attempts_of(observed: Observed) -> dict[str, Attempts]:
+    """As the status has them; what cannot be read is as if it had not been."""
+    found = {}
+    for one in (observed.document.get("status") or {}).get("provisioning") or ():
+        try:
+            known = ProvisioningStatus.model_validate(one)
+            found[known.unit] = Attempts(
+                known.attempts, seconds(known.retry_time), tuple(known.avoid)
+            )
+        except ValueError:
+            continue
+    return found
+
+
+def attempts_status(attempts: Mapping[str, Attempts]) -> list[Object]:
+    return [
+        {
+            "unit": unit,
+            "attempts": one.count,
+            "retryTime": timestamp(one.retry),
+            **({"avoid": list(one.avoid)} if one.avoid else {}),
+        }
+        for unit, one in sorted(attempts.items())
+    ]
+
+
+def may_provision(deployment: DistServeDeployment, attempts: Attempts, now: float) -> bool:
+    return deployment.spec.topology.when_no_fit == WhenNoFit.PROVISION and attempts.retry <= now
+
+
+def open_place(deployment: DistServeDeployment, attempts: Attempts) -> Placement:
+    """One domain of packWithin, whichever it will be."""
+    topology = deployment.spec.topology
+    levels = {level.name: level.node_label for level in topology.resolved_levels}
+    name = topology.pack_within or ""
+    return Placement(name, levels.get(name, ""), "", {}, attempts.avoid)
+
+
+def place_of(
+    unit: LiveUnit, place: Placement, names: Collection[str], nodes: Mapping[str, Node | None]
+) -> Placement:
+    """Where a unit with an open place came to lie; still open while an instance of `names` or a
+    pod's node is missing."""
+    if not place.open or unit.instances.keys() != set(names):
+        return place
+    chosen: dict[str, tuple[str, ...]] = {}
+    for name, instance in unit.instances.items():
+        pods = sorted((p for p in instance.pods if p.node), key=lambda pod: pod.name)
+        if len(pods) < max(1, instance.replicas):
+            return place
+        chosen[name] = tuple(dict.fromkeys(pod.node for pod in pods))
+    if not place.label:
+        return Placement("", "", "", chosen)
+    values = domains_of(unit, place, nodes)
+    return Placement(place.level, place.label, values.pop(), chosen) if len(values) == 1 else place
+
+
+def domains_of(unit: LiveUnit, place: Placement, nodes: Mapping[str, Node | None]) -> set[str]:
+    """Values of the place's label on the nodes that its pods have."""
+    found = (nodes.get(pod.node) for pod in unit.pods if pod.node)
+    return {node.labels[place.label] for node in found if node and place.label in node.labels}
+
+
+def failed(unit: LiveUnit, place: Placement, observed: Observed, known: Attempts) -> Attempts:
+    """One more; asked again while its pods go, it is still the same one."""
+    if known.retry > observed.now:
+        return known
+    stuck = domains_of(unit, place, observed.nodes) if place.label else set()
+    avoid = tuple(dict.fromkeys([*known.avoid, *sorted(stuck)]))[-MOST_AVOIDED:]
+    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**known.count)
+    return Attempts(known.count + 1, observed.now + pause, avoid)
+
+
+def comes(deployment: DistServeDeployment, unit: LiveUnit) -> NoPlace:
+    """What is said while its pods wait for nodes."""
+    pods = sum(instance.replicas for instance in unit.instances.values())
+    waiting = pods - sum(bool(pod.node) for pod in unit.pods)
+    said = next((pod.unschedulable for pod in unit.pods if pod.unschedulable), "")
+    return NoPlace(
+        PlacedReason.PROVISIONING,
+        f"unit {unit.name}: {waiting} of its {pods} pods wait for nodes that the "
+        f"cluster's autoscaler is to add{': ' + said if said else ''}. It is taken back whole "
+        f"after topology.provisionTimeout, {_timeout(deployment)}",
+    )
+
+
+def pauses(deployment: DistServeDeployment, name: str, known: Attempts, why: str) -> NoPlace:
+    """What is said between two attempts. `why`: what placement says of it."""
+    times = f"{known.count} times" if known.count > 1 else "once"
+    return NoPlace(
+        PlacedReason.PROVISIONING_TIMED_OUT,
+        f"unit {name}: no nodes came for it within topology.provisionTimeout, "
+        f"{_timeout(deployment)}; it was taken back {times} and is made "
+        f"again at {timestamp(known.retry)}. See the autoscaler's events why it adds none, or "
+        f"make room: {why}",
+    )
+
+
+def _timeout(deployment: DistServeDeployment) -> str:
+    return deployment.spec.topology.provision_timeout or DEFAULT_PROVISION_TIMEOUT
+
+
+def still(attempts: Mapping[str, Attempts], units: Iterable[str]) -> dict[str, Attempts]:
+    """Those of units that have no place yet."""
+    wanted = set(units)
+    return {unit: one for unit, one in attempts.items() if unit in wanted and one.count}
