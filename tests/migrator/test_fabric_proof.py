@@ -243,7 +243,7 @@ async def test_another_key_is_nobodys_answer(scene):
         b"",
         b"[]",
         b"{",
-        json.dumps({"links": {}}).encode(),
+        b'{"links": {}}',
         b'{"links": {"p:1": 3}}',
         b" " * (9 << 20),
     ],
