@@ -193,6 +193,30 @@ def test_accelerators_are_those_of_usable_nodes() -> None:
     assert store.observe(KEY, 0.0).accelerators == (8,)  # type: ignore[union-attr]
 
 
+def test_a_node_that_changes_is_news_for_the_deployments_there() -> None:
+    def node(version: int, status: str = "True", **spec: Any) -> Object:
+        condition = {"type": "Ready", "status": status, "lastHeartbeatTime": str(version)}
+        return {
+            "metadata": {"name": "node", "uid": "n", "resourceVersion": str(version)},
+            "spec": spec,
+            "status": {"conditions": [condition]},
+        }
+
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    assert store.put(NODES, node(1)) == set(), "no pod of any deployment is there"
+    store.put(PODS, pod())
+    assert store.put(NODES, node(2)) == set(), "a heartbeat"
+    assert store.put(NODES, node(3, unschedulable=True)) == {KEY}
+    assert store.put(NODES, node(4, status="Unknown")) == {KEY}
+    observed = store.observe(KEY, 0.0)
+    assert observed is not None
+    found = observed.nodes["node"]
+    assert found is not None and not found.ready
+    assert store.drop(NODES, ("", "node"), "n") == {KEY}
+    assert store.observe(KEY, 0.0).nodes == {"node": None}  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("kind", [DEPLOYMENTS, PODS, MAPS], ids=lambda kind: kind.kind)
 def test_what_was_dropped_leaves_nothing(kind: Kind) -> None:
     store = Store()

@@ -177,8 +177,8 @@ def _lost(name: str, node: Node | None, pods: list[Pod], patience: float) -> Eve
     names = ", ".join(pod.name for pod in pods[:TOLD_PODS])
     more = f" and {len(pods) - TOLD_PODS} more" if len(pods) > TOLD_PODS else ""
     message = (
-        f"node {name} {why}: {names}{more} ended by force, to be made again on other nodes of "
-        "their unit's domain"
+        f"node {name} {why}: {names}{more} ended by force, to be made again on other nodes, a "
+        "unit's inside its domain"
     )
     return Event("Warning", "NodeLost", message)
 
