@@ -21,7 +21,7 @@ from distserve.operator.cluster import Cluster, CountCall, load_configuration
 from distserve.operator.engines import Engines
 from distserve.operator.events import Events
 from distserve.operator.fabric_metrics import FabricCollector
-from distserve.operator.kinds import NODES, PODS, Kind
+from distserve.operator.kinds import DEVICES, NODES, PODS, Kind
 from distserve.operator.lease import Lease
 from distserve.operator.metrics import Metrics
 from distserve.operator.model import Key, Object
@@ -125,7 +125,7 @@ class Operator:
             touched = self.store.put(kind, document)
         for key in touched:
             self._wake(key)
-        if kind in (PODS, NODES):
+        if kind in (PODS, NODES, *DEVICES):
             self.placing.look()
 
     async def lead(self) -> None:
