@@ -191,7 +191,7 @@ class Topology(Model):
     )
     gang_timeout: Duration = Field(
         default="30s",
-        description="How long a unit that never served may have pods without a node before it is "
+        description="How long a unit that does not serve may have pods without a node before it is "
         "taken back whole and placed anew. Unit: a duration. Default: 30s.",
     )
 
