@@ -83,12 +83,14 @@ class Restart(Model):
         default=5,
         ge=1,
         le=1000,
-        description="Restarts of one instance within `within`; one more and the deployment is "
-        "Failed. Unit: restarts. Default: 5.",
+        description="Restarts of a container since its pod was made. After one more, if it ran for "
+        "less than `within` again, the deployment is Failed. Unit: restarts. Default: 5.",
     )
     within: Duration = Field(
         default="10m",
-        description="Time over which restarts are counted. Unit: a duration. Default: 10m.",
+        description="A container that ran for this long before it ended is not given up, however "
+        "often it was restarted: Kubernetes tells the number of restarts and the last run's length, "
+        "not when each was. Unit: a duration. Default: 10m.",
     )
     node_lost_after: Duration = Field(
         default=DEFAULT_NODE_LOST_AFTER,
