@@ -89,8 +89,8 @@ class Restart(Model):
     within: Duration = Field(
         default="10m",
         description="A container that ran for this long before it ended is not given up, however "
-        "often it was restarted: Kubernetes tells the number of restarts and the last run's length, "
-        "not when each was. Unit: a duration. Default: 10m.",
+        "often it was restarted: Kubernetes tells the number of restarts and the last run's "
+        "length, not when each was. Unit: a duration. Default: 10m.",
     )
     node_lost_after: Duration = Field(
         default=DEFAULT_NODE_LOST_AFTER,
