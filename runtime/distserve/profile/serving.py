@@ -20,12 +20,13 @@ from distserve.bench.client import Client, Target
 from distserve.bench.outcome import Outcome, Planned
 from distserve.profile.database import Served
 from distserve.profile.errors import ProfileError
+from distserve.profile.grid import Point
 
-STREAMS = (1, 2, 4, 8, 16)
-INPUT_TOKENS = (32, 256)
-OUTPUT_TOKENS = 32
+POINTS = (Point(1, 32), Point(1, 256), Point(2, 32), Point(4, 32), Point(8, 32), Point(16, 32))
+"""Several streams have short prompts: prefills in turn must end before the first stream does."""
+OUTPUT_TOKENS = 64
 ROUNDS = 5
-"""Of each point, the first not counted; the most that a bound on the streams leaves is kept."""
+"""Of each point, after one that is not counted."""
 _TOKEN_IDS = (10, 1000)
 _TIMEOUT_SECONDS = 120.0
 
@@ -42,8 +43,7 @@ class Round:
 async def measure(
     target: Target,
     add: Callable[[Served], None],
-    streams: Sequence[int] = STREAMS,
-    input_tokens: Sequence[int] = INPUT_TOKENS,
+    points: Sequence[Point] = POINTS,
     rounds: int = ROUNDS,
 ) -> None:
     """Raises ProfileError where the server does not answer as it should."""
@@ -52,31 +52,32 @@ async def measure(
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         client = Client(http, target)
         draw = random.Random(0)
-        for count in streams:
-            for length in input_tokens:
-                before = await _moved_bytes(http, target.url)
-                seen = [await _round(client, count, length, draw) for _ in range(rounds + 1)][1:]
-                after = await _moved_bytes(http, target.url)
-                add(
-                    Served(
-                        streams=count,
-                        input_len=length,
-                        output_len=OUTPUT_TOKENS,
-                        context_len=length + OUTPUT_TOKENS / 2,
-                        ttft=median(one.ttft for one in seen),
-                        handover=median(one.handover for one in seen),
-                        step=median(one.step for one in seen),
-                        migrated=after > before,
-                    )
+        for point in points:
+            before = await _moved_bytes(http, target.url)
+            seen = [await _round(client, point, draw) for _ in range(rounds + 1)][1:]
+            after = await _moved_bytes(http, target.url)
+            add(
+                Served(
+                    streams=point.batch_size,
+                    input_len=point.input_tokens,
+                    output_len=OUTPUT_TOKENS,
+                    context_len=point.input_tokens + OUTPUT_TOKENS / 2,
+                    ttft=median(one.ttft for one in seen),
+                    handover=median(one.handover for one in seen),
+                    step=median(one.step for one in seen),
+                    migrated=after > before,
                 )
+            )
 
 
-async def _round(client: Client, count: int, length: int, draw: random.Random) -> Round:
+async def _round(client: Client, point: Point, draw: random.Random) -> Round:
+    length = point.input_tokens
+    prompts = [
+        [draw.randrange(*_TOKEN_IDS) for _ in range(length)] for _ in range(point.batch_size)
+    ]
     requests = [
-        Planned(index, 0.0, [draw.randrange(*_TOKEN_IDS) for _ in range(length)], length,
-                OUTPUT_TOKENS)
-        for index in range(count)
-    ]  # fmt: skip
+        Planned(index, 0.0, prompt, length, OUTPUT_TOKENS) for index, prompt in enumerate(prompts)
+    ]
     bodies = [client.target.body(r.prompt, r.output_tokens) for r in requests]
     now = time.perf_counter()
     outcomes = await asyncio.gather(

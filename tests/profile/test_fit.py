@@ -1,0 +1,161 @@
+"""A fit finds the coefficients that are behind times, and says how far to believe it."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distserve.planner.errors import InvalidProfile
+from distserve.planner.fitting import LARGE_BATCH, fit, fit_database, write_profile
+from distserve.planner.models import find_model
+from distserve.planner.profiles import load_profile
+from distserve.planner.records import Origin, Record, ServingRecord
+from distserve.planner.serving import Serving, fit_serving
+from distserve.profile.database import Measured, Subject, open_database
+from distserve.strategies.time_model import Coefficients, TimeModel
+
+TIMES = TimeModel(
+    Coefficients(3.0, 0.05, 4e-5), Coefficients(2.5, 0.001, 0.09), Coefficients(1.0, 0.002, 0.2), 24
+)
+BATCHES = (1, 2, 4, 8, 16, 24, 32, 64)
+LENGTHS = (4, 32, 128, 512, 1024)
+
+
+def records(times: TimeModel = TIMES, noise: Callable[[], float] = lambda: 1.0) -> list[Record]:
+    return [
+        Record(
+            1, b, n,
+            times.prefill_ms(b * n, b * n * n) * noise(),
+            times.decode_ms(b, b * (n + 8)) * noise(),
+            context_tokens=n + 8,
+        )
+        for b in BATCHES
+        for n in LENGTHS
+    ]  # fmt: skip
+
+
+def test_known_coefficients_and_their_border_are_found() -> None:
+    found = fit(records())
+    assert found.times.large_batch == 24
+    for mine, true in (
+        (found.times.prefill, TIMES.prefill),
+        (found.times.decode_small, TIMES.decode_small),
+        (found.times.decode_large, TIMES.decode_large),
+    ):
+        assert mine == pytest.approx(true, rel=1e-4)
+    for quality in (found.prefill, found.decode):
+        assert quality.records == len(BATCHES) * len(LENGTHS)
+        assert quality.seen.worst < 1e-5
+        assert quality.held_out is not None and quality.held_out.worst < 1e-4
+
+
+def test_without_a_border_there_is_one_decode_formula() -> None:
+    found = fit(records(replace(TIMES, decode_large=TIMES.decode_small)))
+    assert found.times.large_batch == LARGE_BATCH
+    assert found.times.decode_large == found.times.decode_small
+    assert fit(records(), large_batch=8).times.large_batch == 8
+
+
+def test_noise_shows_in_the_errors_and_hardly_in_the_coefficients() -> None:
+    draw = random.Random(1)
+    found = fit(records(noise=lambda: draw.gauss(1.0, 0.05)))
+    seen, held_out = found.prefill.seen, found.prefill.held_out
+    assert held_out is not None
+    assert 0.02 < seen.mean < 0.06 and seen.median <= seen.p90 <= seen.worst
+    assert held_out.mean > seen.mean  # points that were not seen are predicted worse
+    assert found.times.prefill.b == pytest.approx(TIMES.prefill.b, rel=0.05)
+
+
+def test_no_coefficient_is_negative() -> None:
+    """Times that fall with length: what is left is what least squares makes of a constant."""
+    falling = [Record(1, b, n, 10 - n / 200, 10 - n / 200) for b in (1, 2, 4) for n in LENGTHS]
+    found = fit(falling)
+    assert min((*found.times.prefill, *found.times.decode_small)) >= 0
+    assert found.times.decode_ms(1, 500) > 0
+
+
+def test_what_was_not_measured_at_once_counts_for_the_other_phase() -> None:
+    rows = [replace(r, prefill_ms=None) if r.input_tokens == 1024 else r for r in records()]
+    found = fit(rows)
+    assert found.prefill.records == len(BATCHES) * (len(LENGTHS) - 1)
+    assert found.decode.records == len(BATCHES) * len(LENGTHS)
+    with pytest.raises(InvalidProfile, match="2 records of prefill are too few"):
+        fit([replace(r, prefill_ms=None) for r in rows[:9]] + records()[:2])
+
+
+def served(streams: int, migrated: bool, serving: Serving) -> ServingRecord:
+    times = serving.applied(TIMES)
+    step_ms = times.decode_ms(streams, streams * 64)
+    ttft_ms = serving.request_ms + TIMES.prefill_ms(32 * streams, 32**2 * streams)
+    handover_ms = step_ms + (serving.handover_ms if migrated else 0.0)
+    return ServingRecord(1, streams, 32, 64, ttft_ms, handover_ms, step_ms, migrated)
+
+
+@pytest.mark.parametrize("migrated", [True, False])
+def test_what_a_deployment_adds_is_what_its_clients_see_beyond_the_steps(migrated: bool) -> None:
+    true = Serving(7.0, 5.0 if migrated else 0.0, 0.4, 0.1)
+    rows = [served(n, migrated, true) for n in (1, 2, 4, 8, 16)]
+    found = fit_serving(rows, TIMES)
+    assert found.as_entry() == pytest.approx(true.as_entry())
+    assert fit_serving([], TIMES) == Serving()
+    faster = [replace(r, step_ms=r.step_ms / 9, ttft_ms=1, handover_ms=0) for r in rows]
+    assert fit_serving(faster, TIMES) == Serving()  # nothing that is added is below 0
+
+
+def filled(path: Path, *subjects: Subject) -> Path:
+    for subject in subjects:
+        with open_database(path, subject) as database:
+            for r in records():
+                assert r.context_tokens is not None
+                database.add(
+                    Measured(
+                        r.batch_size, r.input_tokens, 16, r.prefill_ms, r.decode_ms, 0.0, 0.0,
+                        r.context_tokens, 3,
+                    )
+                )  # fmt: skip
+    return path
+
+
+def test_a_database_of_several_models_becomes_one_profile(tmp_path: Path) -> None:
+    names = ("one", "two")
+    path = filled(tmp_path / "p.sqlite", *(Subject(n, "float32", "cpu", "1") for n in names))
+    fits = fit_database(path)
+    assert set(fits) == {("one", 1), ("two", 1)}
+    assert fits["one", 1].origin == Origin("one", "float32", "cpu", "1")
+    assert set(fit_database(path, "two")) == {("two", 1)}
+    write_profile(tmp_path / "mine.json", fits)
+    loaded = load_profile(str(tmp_path / "mine.json"))
+    assert loaded.entries["two", 1] == fits["two", 1].times
+    assert not loaded.serving_by_model
+
+
+def test_times_of_two_devices_are_not_mixed(tmp_path: Path) -> None:
+    path = filled(
+        tmp_path / "p.sqlite", Subject("m", "float32", "fast", "1"),
+        Subject("m", "float32", "slow", "1"),
+    )  # fmt: skip
+    with pytest.raises(InvalidProfile, match="several devices; choose one with --device: 'fast'"):
+        fit_database(path)
+    assert fit_database(path, wanted={"device": "slow"})["m", 1].origin.device == "slow"
+    with pytest.raises(InvalidProfile, match="no records of model x; the database has: m float32"):
+        fit_database(path, "x")
+
+
+def test_a_profile_says_what_a_deployment_adds(tmp_path: Path) -> None:
+    serving = Serving(7.0, 5.0, 0.4, 0.1)
+    found = replace(fit(records()), serving=serving)
+    path = tmp_path / "mine.json"
+    write_profile(path, {("facebook/opt-13b", 1): found})
+    profile, model = load_profile(str(path)), find_model("13b")
+    assert profile.serving(model, 1) == serving
+    engine, deployed = profile.entries[model.name, 1], profile.times(model, 1)
+    assert deployed.decode_ms(10, 500) == pytest.approx(engine.decode_ms(10, 500) + 0.4 + 10 * 0.1)
+    assert deployed.prefill_ms(100, 100**2) == engine.prefill_ms(100, 100**2)
+    entry = json.loads(path.read_text())
+    entry["facebook/opt-13b"]["1"]["serving"]["speed"] = 1
+    path.write_text(json.dumps(entry))
+    with pytest.raises(InvalidProfile, match="not a hardware profile"):
+        load_profile(str(path))

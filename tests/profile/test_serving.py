@@ -1,0 +1,115 @@
+"""What clients of a deployment see becomes rows; the simulator counts what was measured."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+
+from distserve.bench.client import Target
+from distserve.bench.outcome import Outcome
+from distserve.planner.simulator import InstanceSpec, Simulation
+from distserve.planner.strategies import Fleet, strategy_class
+from distserve.profile.database import Served
+from distserve.profile.errors import ProfileError
+from distserve.profile.grid import Point
+from distserve.profile.serving import OUTPUT_TOKENS, measure, round_of
+from distserve.strategies.time_model import Coefficients, TimeModel
+from distserve.workload import Trace
+
+TIMES = TimeModel(Coefficients(5, 0.1, 0), Coefficients(4, 0, 0.5), Coefficients(4, 0, 0.5))
+
+
+def outcome(sent: float, *token_times: float) -> Outcome:
+    return Outcome(0, 8, len(token_times), sent, sent, token_times[-1], token_times)
+
+
+def test_steps_count_while_all_streams_decode() -> None:
+    """The first stream is alone until 0.50 and after 0.80: those steps were faster."""
+    first = outcome(0.0, 0.10, 0.40, 0.45, 0.50, 0.60, 0.70, 0.80)
+    second = outcome(0.0, 0.20, 0.50, 0.60, 0.70, 0.80, 0.81, 0.82)
+    found = round_of([first, second])
+    assert found.step == pytest.approx(100)
+    assert found.ttft == pytest.approx(150) and found.handover == pytest.approx(300)
+    with pytest.raises(ProfileError, match="never decoded at once"):
+        round_of([first, outcome(0.0, 0.9, 1.0, 1.1)])
+
+
+class Stub:
+    """A server that answers as many tokens as are asked for."""
+
+    url = ""
+    moved = 0
+    moves = False
+    status = 200
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        if self.status != 200:
+            return web.json_response({"error": {"message": "not today"}}, status=self.status)
+        body = await request.json()
+        self.moved += 100 * self.moves
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for _ in range(body["max_tokens"]):
+            event = {"choices": [{"text": "x", "token_ids": [1]}]}
+            await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            await asyncio.sleep(0)
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+    async def stats(self, _: web.Request) -> web.Response:
+        return web.json_response({"transports": {"TCP": self.moved}})
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[Stub]:
+    stub = Stub()
+    app = web.Application()
+    app.router.add_post("/v1/completions", stub.completions)
+    app.router.add_get("/stats", stub.stats)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert runner.addresses
+    stub.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield stub
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("moves", [True, False])
+async def test_a_deployment_is_measured_from_outside(stub: Stub, moves: bool) -> None:
+    stub.moves = moves
+    rows: list[Served] = []
+    await measure(Target(stub.url, "m"), rows.append, [Point(1, 8), Point(2, 8)], rounds=1)
+    assert [(r.streams, r.input_len, r.migrated) for r in rows] == [(1, 8, moves), (2, 8, moves)]
+    assert all(r.ttft > 0 and r.context_len == 8 + OUTPUT_TOKENS / 2 for r in rows)
+
+
+async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
+    stub.status = 503
+    with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
+        await measure(Target(stub.url, "m"), lambda _: None, [Point(1, 8)], rounds=1)
+
+
+def times_of(strategy: str, fleet: Fleet) -> tuple[list[float], list[float]]:
+    trace = Trace([100, 100], [11, 11], [0.0, 1000.0])
+    simulation = Simulation(trace)
+    result = simulation.run(strategy_class(strategy)(simulation, fleet))
+    return result.ttft_ms, result.tpot_ms
+
+
+@pytest.mark.parametrize("strategy", ["Disaggregated", "Colocated"])
+def test_what_a_deployment_adds_is_simulated(strategy: str) -> None:
+    """Two requests that do not meet: times are sums."""
+    bare = InstanceSpec(TIMES)
+    spec = replace(bare, request_ms=7.0)
+    alone = Fleet(bare, bare) if strategy == "Disaggregated" else Fleet(bare)
+    whole = replace(alone, prefill=spec, handover_ms=20.0)
+    ttft, tpot = times_of(strategy, alone)
+    added_ttft, added_tpot = times_of(strategy, whole)
+    assert added_ttft == pytest.approx([t + 7.0 for t in ttft])
+    handover = 20.0 if strategy == "Disaggregated" else 0.0
+    assert added_tpot == pytest.approx([t + handover / 10 for t in tpot])
