@@ -54,7 +54,15 @@ check: $(STAMP) ## format, lint, types, layers, generated files
 .PHONY: test
 test: check ## check, then every test in its short form, on a real Kubernetes too
 	@$(KUBERNETES) install
-	@$(RUN)/pytest -q --cluster -m "not soak"
+	@# Two at a time: what waits for Kubernetes leaves time to what computes.
+	@$(MAKE) --no-print-directory --jobs=2 test-on-kubernetes test-without
+
+.PHONY: test-on-kubernetes test-without
+test-on-kubernetes:
+	@$(RUN)/pytest -q --cluster -m "cluster and not soak"
+
+test-without:
+	@$(RUN)/pytest -q -m "not cluster and not soak"
 
 .PHONY: e2e
 e2e: $(STAMP) ## helm install, kubectl apply, a token through the Service, on two real nodes
@@ -115,7 +123,7 @@ cluster-down: ## remove what `make cluster` made
 .PHONY: cluster-test
 cluster-test: $(STAMP) ## the tests that need Kubernetes
 	@$(KUBERNETES) install
-	@$(RUN)/pytest -q --cluster -m "cluster and not soak"
+	@$(MAKE) --no-print-directory test-on-kubernetes
 
 # tools/images: by docker, podman or buildah, whichever works. TARGETS="gateway migrator" builds some.
 TARGETS ?= operator gateway migrator engine

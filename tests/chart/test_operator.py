@@ -43,6 +43,8 @@ def made(cluster: Cluster, namespace: str) -> set[str]:
     return set(said.split())
 
 
+# The fixtures that are asked for by name are not seen when tests are collected.
+@pytest.mark.usefixtures("control_plane")
 @pytest.mark.parametrize("mode", ["everywhere", "confined"])
 def test_a_deployment_is_made_with_the_charts_rights(
     request: pytest.FixtureRequest, mode: str, start_operator: Any

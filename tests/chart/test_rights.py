@@ -207,8 +207,9 @@ def role_binding(cluster_role: str) -> str:
 
 
 @pytest.fixture(params=["everywhere", "confined"])
-def kept(request: pytest.FixtureRequest) -> tuple[Any, str]:
-    """A release, and a namespace that it keeps."""
+def kept(request: pytest.FixtureRequest, control_plane: Cluster) -> tuple[Any, str]:
+    """A release, and a namespace that it keeps. `control_plane` stands here to be seen when tests
+    are collected."""
     if request.param == "everywhere":
         release = request.getfixturevalue("release")
         return release, release.namespace

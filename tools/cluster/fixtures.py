@@ -107,6 +107,8 @@ class _Clusters:
     """Those that a fixture started."""
 
     def __init__(self, config: pytest.Config) -> None:
+        if not config.getoption("--cluster"):
+            pytest.fail("asked for by name alone: with usefixtures it is left out without --cluster")
         self._failures = config.stash[_failures]
         self._started: list[Cluster] = []
 
