@@ -235,8 +235,8 @@ class Harness:
         await self.migrator("d", transport=transport)
         return await self.engine("p", **options), await self.engine("d", **options)
 
-    def process(self, name, transport="Auto", metrics_port=0, **environment):
-        process = MigratorProcess(self.folder / name, name, transport, environment, metrics_port)
+    def process(self, name, transport="Auto", **environment):
+        process = MigratorProcess(self.folder / name, name, transport, environment)
         self.stack.callback(process.kill)
         return process
 
@@ -244,14 +244,14 @@ class Harness:
 class MigratorProcess:
     """`distserve migrator` as the pod runs it."""
 
-    def __init__(self, folder, name, transport, environment, metrics_port):
+    def __init__(self, folder, name, transport, environment):
         folder.mkdir(exist_ok=True)
         (folder / "key").write_bytes(KEY + b"\n")
         self.log = folder / "log"
         self.ports = []
         command = [
             sys.executable, "-m", "distserve.cli.main", "migrator", "--instance", name,
-            "--host", "127.0.0.1", "--port", "0", "--metrics-port", str(metrics_port),
+            "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0",
             "--socket", str(folder / "m.sock"), "--peer-socket", str(folder / "p.sock"),
             "--transport", transport, "--key-file", str(folder / "key"), "--log-level", "debug",
         ]  # fmt: skip
@@ -260,6 +260,15 @@ class MigratorProcess:
 
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    async def metrics_address(self):
+        def said():
+            whole = self.log.read_text().rpartition("\n")[0].splitlines()
+            found = [json.loads(line)["message"].partition("metrics on ") for line in whole]
+            return [address for _, head, address in found if head]
+
+        await until(said, "its metrics port")
+        return said()[0]
 
     def kill(self, sent=signal.SIGKILL):
         self.popen.send_signal(sent)

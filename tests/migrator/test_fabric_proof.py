@@ -77,9 +77,9 @@ class Wire:
 class Scene:
     """What the operator reaches."""
 
-    def __init__(self, harness, ports):
+    def __init__(self, harness, migrators):
         self.harness = harness
-        self.migrators = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        self.migrators = {name: f"http://{address}" for name, address in migrators.items()}
         self.addresses = {}
         """What each engine says of its migrator."""
 
@@ -105,19 +105,13 @@ class Scene:
         return Where(f"{self.engines}/{member.host}", self.migrators[member.host])
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
-
-
 @pytest.fixture
 async def scene(harness):
     """Two migrators as pods run them, each with an engine; nothing was transferred yet."""
-    found = Scene(harness, dict(zip("pd", free_ports(2), strict=True)))
+    processes = {name: harness.process(name, "TCP") for name in "pd"}
+    addresses = {name: await process.metrics_address() for name, process in processes.items()}
+    found = Scene(harness, addresses)
     await found.serve_instances()
-    for name in "pd":
-        harness.process(name, "TCP", metrics_port=int(found.migrators[name].rpartition(":")[2]))
     found.p, found.d = await harness.engine("p"), await harness.engine("d")
     found.addresses = {"p": found.p.address, "d": found.d.address}
     return found

@@ -42,6 +42,7 @@ async def run(config: Config, metrics_port: int) -> None:
         where = error.filename or addresses.join(config.host, config.port)
         raise BindError(_cannot(where, error)) from error
     http = await HttpServer.start(listening, handlers(migrator, config.key))
+    log.info("metrics on %s", addresses.join(*listening.getsockname()[:2]))
     await stop.wait()
     log.info("ending: %d offers and %d fetches", len(migrator.source), len(migrator.target))
     await migrator.drain()
