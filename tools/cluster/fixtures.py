@@ -108,7 +108,7 @@ class _Clusters:
 
     def __init__(self, config: pytest.Config) -> None:
         if not config.getoption("--cluster"):
-            pytest.fail("asked for by name alone: with usefixtures it is left out without --cluster")
+            pytest.fail("asked for by name alone: usefixtures lets it be left out")
         self._failures = config.stash[_failures]
         self._started: list[Cluster] = []
 
