@@ -198,6 +198,19 @@ def test_what_serves_may_still_have_a_worry() -> None:
     assert found.headline.endswith("but Degraded is True (UnitsMissing): 1 of 2 units is ready")
 
 
+@pytest.mark.parametrize("status", ["True", "False", "Unknown"])
+def test_a_slow_fabric_is_a_worry_of_what_serves(status: str) -> None:
+    said = "unit u0: d reads from p over TCP at 20 MB/s, expected: 1 GB/s; look at the path"
+    found = diagnose(Facts(document(**READY, FabricVerified=f"{status} SlowFabric {said}")))
+    assert found.serves
+    if status == "False":
+        (finding,) = found.findings
+        assert "d reads from p over TCP at 20 MB/s, expected: 1 GB/s" in finding.what
+        assert finding.cure == "look at the path"
+    else:
+        assert not found.findings
+
+
 def test_the_text_has_cause_cure_conditions_and_warnings() -> None:
     twice = [event("Pod", "tiny-u0-decode-0-0", "Unhealthy", "503", f"12:00:0{i}") for i in (1, 2)]
     facts = Facts(

@@ -33,7 +33,8 @@ QUIET = {
     SERVICE: {"Error budget's burn rate", "Failures of the service"},
     BALANCE: {"Requests that wait", "Preemptions", "Hits of the prefix cache"},
     TRANSFER: {"Failures by reason", "Probed bandwidth", "Leases that run"},
-    TOPOLOGY: set(),
+    # The operator's, of which there is none here.
+    TOPOLOGY: {"Measured at each unit's slowest link", "Latency of that link"},
 }
 
 

@@ -255,6 +255,9 @@ def _what_remains(facts: Facts) -> Iterator[Finding]:
     degraded = facts.condition(Condition.DEGRADED)
     if degraded is not None and degraded["status"] == "True":
         yield _said_by(degraded)
+    fabric = facts.condition(Condition.FABRIC_VERIFIED)
+    if fabric is not None and fabric["status"] == "False":
+        yield _said_by(fabric)
     progressing = facts.condition(Condition.PROGRESSING)
     if progressing is not None and progressing["reason"] in HELD_UP:
         yield _said_by(progressing)

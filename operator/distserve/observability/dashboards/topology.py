@@ -4,7 +4,7 @@ from typing import Final
 
 from distserve.observability.dashboards.common import NO_MIGRATORS, OF_DEPLOYMENT, legend
 from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit
-from distserve.observability.promql import total
+from distserve.observability.promql import series, total
 from distserve.observability.selecting import (
     DOMAIN,
     INSTANCE,
@@ -19,6 +19,17 @@ _INFO: Final = shown("distserve_engine_instance_info")
 
 def _engines(*labels: str) -> Query:
     return Query(f"count by ({', '.join(labels)}) ({_INFO})", legend(*labels))
+
+
+def _fabric(name: str, target: bool = False) -> Query:
+    """Of the operator's pods, which name the deployment themselves."""
+    found = series(f"distserve_fabric_{name}", 'deployment="$namespace/$deployment"')
+    said = "expected, " if target else ""
+    return Query(
+        f"max by (unit, level, transport) ({found}) or vector(0)",
+        said + legend("unit", "level", "transport"),
+        target,
+    )
 
 
 _INSTANCES: Final = Row(
@@ -91,10 +102,33 @@ _LINKS: Final = Row(
         ),
     ),
 )
+_PROOF: Final = Row(
+    "The fabric's proof",
+    (
+        Panel(
+            "Measured at each unit's slowest link",
+            "By the operator, of each prefill and decode instance of a unit; dashed: what the "
+            "level of the link should give. A line without a name at 0: no operator, or nothing "
+            "measured yet.",
+            (_fabric("bandwidth_bytes_per_second"), _fabric("expected_bytes_per_second", True)),
+            Unit.BYTES_PER_SECOND,
+            width=12,
+            without=NO_MIGRATORS,
+        ),
+        Panel(
+            "Latency of that link",
+            "From asking for a byte to having it.",
+            (_fabric("latency_seconds"),),
+            Unit.SECONDS,
+            width=12,
+            without=NO_MIGRATORS,
+        ),
+    ),
+)
 TOPOLOGY: Final = Dashboard(
     "distserve-topology",
     "DistServe / Topology",
     "Instances by unit, fabric domain and revision, and the links between them.",
     OF_DEPLOYMENT,
-    (_INSTANCES, _LINKS),
+    (_INSTANCES, _LINKS, _PROOF),
 )
