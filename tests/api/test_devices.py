@@ -9,7 +9,7 @@ import yaml
 from tools.cluster.cluster import Cluster
 from tools.cluster.errors import CommandFailed
 
-from distserve.api.deployment import MigratorPlacement
+from distserve.api.kv_transfer import MigratorPlacement
 from distserve.api.loading import ManifestError, parse_deployment
 
 CHECKOUT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from distserve.api.deployment import DEFAULT_RESOURCE_NAME, AcceleratorType
+from distserve.api.accelerator import DEFAULT_RESOURCE_NAME, AcceleratorType
 from distserve.operator.kinds import (
     CHILDREN,
     DEPLOYMENTS,

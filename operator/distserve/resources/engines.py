@@ -4,11 +4,8 @@ import math
 from typing import Final
 
 from distserve.api import labels
-from distserve.api.deployment import (
-    DEFAULT_KV_CACHE,
-    DEFAULT_RESOURCE_NAME,
-    DistServeDeployment,
-)
+from distserve.api.accelerator import DEFAULT_KV_CACHE, DEFAULT_RESOURCE_NAME
+from distserve.api.deployment import DistServeDeployment
 from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role

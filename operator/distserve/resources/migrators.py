@@ -6,7 +6,9 @@ A device plugin gives a GPU to one container, and the migrator reads the engine'
 
 from typing import Final
 
-from distserve.api.deployment import DEFAULT_KV_CACHE, DistServeDeployment, MigratorPlacement
+from distserve.api.accelerator import DEFAULT_KV_CACHE
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.kv_transfer import MigratorPlacement
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role
 from distserve.resources import parts, processes

@@ -8,14 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from distserve.api.deployment import (
-    DEFAULT_KV_CACHE,
-    DEFAULT_MEMORY_UTILIZATION,
-    DEFAULT_RESOURCE_NAME,
-    AcceleratorType,
-    Slo,
-    Spec,
-)
+from distserve.api.accelerator import DEFAULT_KV_CACHE, DEFAULT_RESOURCE_NAME, AcceleratorType
+from distserve.api.deployment import DEFAULT_MEMORY_UTILIZATION, Slo, Spec
 from distserve.api.durations import parse_duration
 from distserve.api.model import Dtype
 from distserve.api.planning import ConfigMapKey, LengthSummary

@@ -3,11 +3,8 @@
 import json
 from typing import Final
 
-from distserve.api.deployment import (
-    DEFAULT_KV_CACHE,
-    DEFAULT_MEMORY_UTILIZATION,
-    DistServeDeployment,
-)
+from distserve.api.accelerator import DEFAULT_KV_CACHE
+from distserve.api.deployment import DEFAULT_MEMORY_UTILIZATION, DistServeDeployment
 from distserve.api.strategies import Role
 from distserve.resources.naming import headless_service_name
 

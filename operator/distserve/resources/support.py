@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
+from distserve.api.accelerator import AcceleratorType
 from distserve.api.conditions import AcceptedReason
-from distserve.api.deployment import AcceleratorType, DistServeDeployment, Spec
+from distserve.api.deployment import DistServeDeployment, Spec
 from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from distserve.api import labels
-from distserve.api.deployment import DEFAULT_RESOURCE_NAME, Accelerator, DistServeDeployment
+from distserve.api.accelerator import DEFAULT_RESOURCE_NAME, Accelerator
+from distserve.api.deployment import DistServeDeployment
 from distserve.api.strategies import Role
 from distserve.placement.devices import OWN_CLAIM, class_resource
 from distserve.resources.fabric import pods
