@@ -55,6 +55,7 @@ class Program:
 
 
 _KUBERNETES = "k8s.io/kubernetes/cmd"
+_COREOS = "github.com/prometheus-operator/prometheus-operator"
 PROGRAMS: Mapping[str, Program] = {
     program.name: program
     for program in (
@@ -76,6 +77,8 @@ PROGRAMS: Mapping[str, Program] = {
         Program("pause", "coredns", "./pause"),
         # A peer that benchmarks/control_plane.py measures beside ours; no test needs it.
         Program("lws", "lws", "sigs.k8s.io/lws/cmd"),
+        # For `make soak`: what reads PodMonitors and PrometheusRules.
+        Program("prometheus-operator", "prometheus-operator", f"{_COREOS}/cmd/operator"),
     )
 }
 CLIENTS = ("kubectl", "helm", "kwok")

@@ -5,11 +5,8 @@ webhooks are reached by address, because a control plane without real nodes has 
 """
 
 import base64
-import json
-import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +15,9 @@ from typing import Any
 import yaml
 from tools.cluster import binaries
 from tools.cluster.cluster import Cluster
+from tools.cluster.modules import module_files
 from tools.cluster.pki import Pki
 from tools.cluster.processes import Process
-from tools.cluster.waiting import run
 
 CRD = "config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml"
 WEBHOOKS = "config/webhook/manifests.yaml"
@@ -29,7 +26,6 @@ OF_A_GROUP = {
     "matchExpressions": [{"key": "leaderworkerset.sigs.k8s.io/name", "operator": "Exists"}]
 }
 READY_SECONDS = 60.0
-DOWNLOAD_SECONDS = 300.0
 
 
 def prepare(cluster: Cluster) -> None:
@@ -93,16 +89,8 @@ def _webhooks(url: str, authority: Path) -> list[dict[str, Any]]:
 
 
 def _manifest(name: str) -> Path:
-    """A file of the pinned module, kept beside the program."""
-    program = binaries.PROGRAMS["lws"]
-    kept = program.built.with_name(Path(name).name)
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["go", "-C", str(program.source), "mod", "download", "-modcacherw", "-json"]
-            env = {"GOPATH": folder, **os.environ}
-            said = run([*command, "sigs.k8s.io/lws"], env=env, seconds=DOWNLOAD_SECONDS)
-            shutil.copy(Path(json.loads(said)["Dir"]) / name, kept)
-    return kept
+    (found,) = module_files(binaries.PROGRAMS["lws"], "sigs.k8s.io/lws", [name])
+    return found
 
 
 def _kinds(cluster: Cluster) -> list[str]:

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,16 +61,50 @@ class Installed:
 
 
 @dataclass
-class Deployment:
-    """One DistServeDeployment and a pod of a client that talks to it."""
+class Place:
+    """A namespace with the pod of a client."""
 
     installed: Installed
     namespace: str
-    document: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cluster(self) -> Cluster:
         return self.installed.cluster
+
+    def python(self, script: str, *args: str, seconds: float = 90.0) -> str:
+        """Runs a script in the client's pod and returns its stdout."""
+        where = ("exec", "client", f"--namespace={self.namespace}", "--")
+        return self.cluster.kubectl(*where, sys.executable, "-c", script, *args, seconds=seconds)
+
+    def read(self, url: str) -> str:
+        """What a GET from within the cluster answers."""
+        return self.python(READ, url)
+
+    def metrics(self, pod: Any, port: int) -> dict[str, float]:
+        """A pod's /metrics page as Prometheus would read it."""
+        samples = {}
+        page = self.read(f"http://{pod['status']['podIP']}:{port}/metrics")
+        for line in page.splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
+
+
+@dataclass
+class Deployment:
+    """One DistServeDeployment and the client that talks to it."""
+
+    place: Place
+    document: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.place.cluster
+
+    @property
+    def namespace(self) -> str:
+        return self.place.namespace
 
     @property
     def name(self) -> str:
@@ -112,26 +146,10 @@ class Deployment:
     def gateways(self) -> list[Any]:
         return [p for p in self.pods() if "distserve.io/instance" not in p["metadata"]["labels"]]
 
-    def inside(self, *command: str, seconds: float = 90.0) -> str:
-        """Runs a command in the client's pod."""
-        where = ("exec", "client", f"--namespace={self.namespace}", "--")
-        return self.cluster.kubectl(*where, *command, seconds=seconds)
-
     def ask(self, prompt: str, tokens: int = 24, times: int = 1) -> list[Any]:
         """Streamed completions through the Service's name, by the openai client."""
         url = str(self.live()["status"]["url"])
-        said = self.inside(sys.executable, "-c", ASK, url, prompt, str(tokens), str(times))
-        return list(json.loads(said))
-
-    def metrics(self, pod: Any, port: int) -> dict[str, float]:
-        """A pod's /metrics page as Prometheus would read it."""
-        url = f"http://{pod['status']['podIP']}:{port}/metrics"
-        samples = {}
-        for line in self.inside(sys.executable, "-c", READ, url).splitlines():
-            if line and not line.startswith("#"):
-                name, _, value = line.rpartition(" ")
-                samples[name] = float(value)
-        return samples
+        return list(json.loads(self.place.python(ASK, url, prompt, str(tokens), str(times))))
 
 
 def merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
@@ -142,8 +160,15 @@ def merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
             into[name] = copy.deepcopy(value)
 
 
-def engine_of_this_machine(cluster: Cluster, node: str = "", **env: str) -> dict[str, Any]:
-    """A podTemplate whose engine container runs this machine's Python."""
+def run_on_this_machine(
+    cluster: Cluster,
+    node: str = "",
+    *,
+    env: Mapping[str, str] | None = None,
+    fetch: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A podTemplate whose engine container runs this machine's Python; with the variables of
+    `fetch` the container that downloads the model does, too."""
     assert cluster.node_paths is not None
     paths = host_python_paths(CHECKOUT)
     mounts = [
@@ -154,16 +179,21 @@ def engine_of_this_machine(cluster: Cluster, node: str = "", **env: str) -> dict
         {"name": f"host-{number}", "hostPath": {"path": f"{cluster.node_paths}{path}"}}
         for number, path in enumerate(paths)
     ]
-    env = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", **env}
-    container = {
-        "name": "engine",
-        "imagePullPolicy": "Never",
-        "env": [{"name": name, "value": value} for name, value in env.items()],
-        "volumeMounts": mounts,
-        # Both nodes are one small machine.
-        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}},
-    }
-    spec: dict[str, Any] = {"containers": [container], "volumes": volumes}
+
+    def container(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
+        given = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", **variables}
+        return {
+            "name": name,
+            "imagePullPolicy": "Never",
+            "env": [{"name": name, "value": value} for name, value in given.items()],
+            "volumeMounts": mounts,
+            # Both nodes are one small machine.
+            "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}},
+        }
+
+    spec: dict[str, Any] = {"containers": [container("engine", env or {})], "volumes": volumes}
+    if fetch is not None:
+        spec["initContainers"] = [container("fetch-model", fetch)]
     if node:
         spec["nodeSelector"] = {"kubernetes.io/hostname": node}
     return {"spec": spec}
@@ -190,19 +220,38 @@ def installed(real_cluster: Cluster) -> Iterator[Installed]:
 
 
 @pytest.fixture(scope="module")
-def deployment(installed: Installed) -> Iterator[Deployment]:
-    """The sample, its prefill on one node and its decode on the other; not yet applied."""
+def place(installed: Installed) -> Iterator[Place]:
     cluster = installed.cluster
-    document = yaml.safe_load(SAMPLE.read_text())
-    document["spec"]["images"] = {"engine": HOST_PYTHON}
-    for role, node in (("prefill", "node1"), ("decode", "node2")):
-        document["spec"][role]["podTemplate"] = engine_of_this_machine(cluster, node)
     with cluster.namespace("e2e") as namespace:
         cluster.apply(
             cluster.python_pod("client", ["-c", "import time; time.sleep(3600)"]), namespace
         )
         cluster.wait_until_ready("pod client", namespace)
-        yield Deployment(installed, namespace, document)
+        yield Place(installed, namespace)
+
+
+New = Callable[..., Deployment]
+
+
+@pytest.fixture(scope="module")
+def new_deployment(place: Place) -> New:
+    """new_deployment(): the sample, its prefill on one node and its decode on the other; not yet
+    applied. `fetch` goes to `run_on_this_machine`."""
+
+    def make(**options: Any) -> Deployment:
+        document = yaml.safe_load(SAMPLE.read_text())
+        document["spec"]["images"] = {"engine": HOST_PYTHON}
+        for role, node in (("prefill", "node1"), ("decode", "node2")):
+            template = run_on_this_machine(place.cluster, node, **options)
+            document["spec"][role]["podTemplate"] = template
+        return Deployment(place, document)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def deployment(new_deployment: New) -> Deployment:
+    return new_deployment()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ PROMPTS = ["The river", "What is a prime number?", "A graph is"]
 @pytest.fixture(scope="module")
 def before(deployment: Any) -> set[str]:
     """What the namespace had before the deployment came."""
-    found: set[str] = deployment.installed.objects(deployment.namespace)
+    found: set[str] = deployment.place.installed.objects(deployment.namespace)
     return found
 
 
@@ -63,7 +63,7 @@ async def test_the_text_is_that_of_a_local_run(serving: Any, fleets: Any) -> Non
 
 def test_kv_went_over_tcp_between_the_pods(serving: Any) -> None:
     serving.ask("The sea", times=2)
-    found = serving.metrics(serving.pod(role="decode"), 8102)
+    found = serving.place.metrics(serving.pod(role="decode"), 8102)
     moved = {
         name: value
         for name, value in found.items()
@@ -75,7 +75,7 @@ def test_kv_went_over_tcp_between_the_pods(serving: Any) -> None:
 
 def test_gateways_measure_ttft_and_tpot(serving: Any) -> None:
     serving.ask("The moon", times=4)
-    pages = [serving.metrics(pod, 8000) for pod in serving.gateways()]
+    pages = [serving.place.metrics(pod, 8000) for pod in serving.gateways()]
     for what in ("time_to_first_token", "time_per_output_token"):
         counts = [
             value for page in pages for name, value in page.items()
@@ -142,12 +142,36 @@ def test_an_edit_is_rolled_and_clients_are_served_after(serving: Any, other_imag
     assert serving.ask("The wind") == [before]
 
 
+def test_a_lost_key_is_made_anew(serving: Any) -> None:
+    """The kubelet cannot start a pod without it, and pods of two keys cannot work together."""
+    cluster, where = serving.cluster, f"--namespace={serving.namespace}"
+    (before,) = serving.ask("The wind")
+    pod = serving.pod(role="decode")
+    (name,) = [v["secret"]["secretName"] for v in pod["spec"]["volumes"] if v["name"] == "key"]
+    old_key = cluster.get("secret", name, serving.namespace)["data"]["key"]
+    old_pods = {pod["metadata"]["uid"] for pod in serving.pods()}
+    cluster.kubectl("delete", "secret", name, where)
+    cluster.kubectl("delete", "pod", pod["metadata"]["name"], where, "--wait=false")
+
+    def healed() -> bool:
+        pods = {pod["metadata"]["uid"] for pod in serving.pods()}
+        found = cluster.kubectl("get", "secret", name, where, "--ignore-not-found", "--output=name")
+        return bool(found) and len(pods) == 4 and not pods & old_pods
+
+    cluster.wait_for("another key and other pods", healed, 150)
+    assert cluster.get("secret", name, serving.namespace)["data"]["key"] != old_key
+    serving.wait_for("Ready")
+    events = cluster.kubectl("get", "events", where, "--field-selector=reason=KeyLost")
+    assert f"Secret {name} was deleted" in events
+    assert serving.ask("The wind") == [before]
+
+
 def test_deletion_leaves_nothing(serving: Any, before: set[str]) -> None:
     cluster, namespace = serving.cluster, serving.namespace
     where = f"--namespace={namespace}"
     cluster.kubectl("delete", "dsd", serving.name, where, "--wait=true", "--timeout=60s")
 
     def gone() -> bool:
-        return bool(serving.installed.objects(namespace) <= before)
+        return bool(serving.place.installed.objects(namespace) <= before)
 
     cluster.wait_for("everything to be collected", gone, 150)
