@@ -24,6 +24,7 @@ EVERYWHERE: list[Question] = [
             "services",
             "serviceaccounts",
             "configmaps",
+            "podtemplates",
             "poddisruptionbudgets.policy",
             "networkpolicies.networking.k8s.io",
             "rolebindings.rbac.authorization.k8s.io",
@@ -31,6 +32,7 @@ EVERYWHERE: list[Question] = [
             "prometheusrules.monitoring.coreos.com",
             "resourceclaimtemplates.resource.k8s.io",
             "computedomains.resource.nvidia.com",
+            "provisioningrequests.autoscaling.x-k8s.io",
         )
     ),
     ("get", "distservedeployments.distserve.io", "", "foreign"),
@@ -59,6 +61,7 @@ OUTSIDE: list[Question] = [
         "resourceslices.resource.k8s.io",
         "nodes",
         "namespaces",
+        "priorityclasses.scheduling.k8s.io",
     )
 ]
 LEASE: list[Question] = [

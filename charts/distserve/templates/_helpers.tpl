@@ -88,7 +88,7 @@ capabilities: {drop: [ALL]}
   resources: [statefulsets, deployments, controllerrevisions]
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [""]
-  resources: [services, serviceaccounts, configmaps]
+  resources: [services, serviceaccounts, configmaps, podtemplates]
   verbs: [create, delete, get, list, patch, watch]
 - # A deployment's key: made once, read by its name, never changed; its owner's deletion removes it.
   apiGroups: [""]
@@ -122,6 +122,10 @@ capabilities: {drop: [ALL]}
   verbs: [bind]
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors, prometheusrules]
+  verbs: [create, delete, get, list, patch, watch]
+- # With topology.whenNoFit Provision.
+  apiGroups: [autoscaling.x-k8s.io]
+  resources: [provisioningrequests]
   verbs: [create, delete, get, list, patch, watch]
 - # What pods claim of accelerators, with accelerator.deviceClass.
   apiGroups: [resource.k8s.io]

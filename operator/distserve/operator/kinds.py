@@ -59,6 +59,7 @@ CHILDREN = (
     Kind("v1", "ServiceAccount", "serviceaccounts"),
     CONFIG_MAPS,
     Kind("v1", "Service", "services"),
+    Kind("v1", "PodTemplate", "podtemplates"),
     Kind("apps/v1", "StatefulSet", "statefulsets"),
     Kind("apps/v1", "Deployment", "deployments"),
     Kind("apps/v1", "ControllerRevision", "controllerrevisions"),
@@ -71,6 +72,7 @@ CHILDREN = (
 OPTIONAL_CHILDREN = (
     Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors"),
     Kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
+    Kind("autoscaling.x-k8s.io/v1", "ProvisioningRequest", "provisioningrequests"),
     Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
     Kind("resource.nvidia.com/v1beta1", "ComputeDomain", "computedomains"),
 )

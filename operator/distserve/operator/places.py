@@ -101,7 +101,9 @@ def find_places(
             patience = _patience_seconds(deployment, place)
             if (stuck := unit.stuck_since(patience)) is not None:
                 left = stuck + patience - observed.now
-                waiting[name] = comes(deployment, unit) if place.open else _unschedulable(unit)
+                waiting[name] = (
+                    comes(deployment, unit, observed) if place.open else _unschedulable(unit)
+                )
                 if left <= 0:
                     given_up.add(name)
                     if place.open:
@@ -110,7 +112,7 @@ def find_places(
                 else:
                     timers.append(left)
             elif place.open:
-                waiting[name] = comes(deployment, unit)
+                waiting[name] = comes(deployment, unit, observed)
             elif (why := displaced(unit, observed.nodes)) is not None:
                 waiting[name] = why
             continue

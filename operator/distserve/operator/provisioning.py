@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from distserve.api import labels
 from distserve.api.conditions import PlacedReason
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.status import ProvisioningStatus
@@ -23,6 +24,7 @@ from distserve.operator.conditions import seconds, timestamp
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import NoPlace, Object, Observed, Placement
 from distserve.placement.nodes import Node
+from distserve.resources.provisioning import KIND
 
 FIRST_PAUSE_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
@@ -116,17 +118,33 @@ def failed(unit: LiveUnit, place: Placement, observed: Observed, known: Attempts
     return Attempts(known.count + 1, observed.now + pause, avoid)
 
 
-def comes(deployment: DistServeDeployment, unit: LiveUnit) -> NoPlace:
+def comes(deployment: DistServeDeployment, unit: LiveUnit, observed: Observed) -> NoPlace:
     """What is said while its pods wait for nodes."""
     pods = sum(instance.replicas for instance in unit.instances.values())
     waiting = pods - sum(bool(pod.node) for pod in unit.pods)
-    said = next((pod.unschedulable for pod in unit.pods if pod.unschedulable), "")
+    said = _request_says(unit, observed) or next(
+        (pod.unschedulable for pod in unit.pods if pod.unschedulable), ""
+    )
     return NoPlace(
         PlacedReason.PROVISIONING,
         f"unit {unit.name}: {waiting} of its {pods} pods wait for nodes that the "
         f"cluster's autoscaler is to add{': ' + said if said else ''}. It is taken back whole "
         f"after topology.provisionTimeout, {_timeout(deployment)}",
     )
+
+
+def _request_says(unit: LiveUnit, observed: Observed) -> str:
+    """The autoscaler's last words in the unit's ProvisioningRequest."""
+    conditions = [
+        condition
+        for ref, found in observed.children.items()
+        if ref.kind == KIND and found["metadata"].get("labels", {}).get(labels.UNIT) == unit.name
+        for condition in (found.get("status") or {}).get("conditions") or ()
+    ]
+    last = max(conditions, key=lambda one: str(one["lastTransitionTime"]), default=None)
+    if last is None:
+        return ""
+    return f"its ProvisioningRequest is {last['type']}={last['status']}, {last['message']}"
 
 
 def pauses(deployment: DistServeDeployment, name: str, known: Attempts, why: str) -> NoPlace:

@@ -11,7 +11,7 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.operator.difference import stamped
 from distserve.operator.health import PLACE, write_place
 from distserve.operator.model import Object, Observed, Placement
-from distserve.resources import affinity, naming
+from distserve.resources import affinity, naming, provisioning
 from distserve.resources.render import shared_objects, unit_objects
 from distserve.resources.revisions import KIND as REVISION_KIND
 from distserve.resources.revisions import Revision, from_object, object_name, to_object
@@ -67,6 +67,8 @@ class Wanted:
             place.level, place.label, place.value, place.nodes, together, place.avoid
         )
         objects = unit_objects(self.deployment, unit, revision, where)
+        if place.open and provisioning.SERVED in self.settings.served:
+            objects = provisioning.requested(self.deployment, unit, revision.name, objects)
         return [stamped(_placed(found, place, held)) for found in objects]
 
     def sample(self) -> tuple[Object, ...]:

@@ -12,6 +12,8 @@ from distserve.operator.wanted import stored_revisions
 
 KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet"})
 """Never pruned for being unwanted: their ends are decided one by one."""
+ASKING_KINDS = frozenset({"PodTemplate", "ProvisioningRequest"})
+"""Pruned also of units that are left as they are: no nodes are to come for what was taken back."""
 
 
 def writes(
@@ -121,7 +123,7 @@ def prunes(
     found = []
     for ref, live in children.items():
         unwanted = ref not in names and ref.kind not in KEPT_KINDS
-        if unwanted and unit_of(live) not in kept_units:
+        if unwanted and (ref.kind in ASKING_KINDS or unit_of(live) not in kept_units):
             found.extend(deletion(ref, live))
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distserve.operator.health import read_place, write_place
-from distserve.operator.model import Placement
+from distserve.operator.model import Features, Placement
 
 Make = Callable[..., Any]
 CLIQUE = "nvidia.com/gpu.clique"
@@ -144,6 +144,45 @@ def test_a_domain_that_did_not_grow_is_avoided_next_time(full: Make) -> None:
             ]
         )
         assert term == {"key": CLIQUE, "operator": "NotIn", "values": ["c1"]}
+
+
+SERVED = Features(served=frozenset({"autoscaling.x-k8s.io/v1/ProvisioningRequest"}))
+
+
+def test_nodes_are_asked_for_where_that_kind_is_served(full: Make) -> None:
+    """All or none of them, and no longer than the unit is there."""
+    world = full(decode={"instancesPerUnit": 2})
+    world.features = SERVED
+    world.settle()
+    ((name, request),) = world.named("ProvisioningRequest").items()
+    sets = {one["podTemplateRef"]["name"]: one["count"] for one in request["spec"]["podSets"]}
+    assert sets == {f"{name}-prefill": 1, f"{name}-decode": 2}
+    assert request["spec"]["parameters"] == {"ValidUntilSeconds": "600"}
+    templates = world.named("PodTemplate")
+    assert templates.keys() == sets.keys()
+    for found in world.named("StatefulSet").values():
+        template = found["spec"]["template"]
+        annotations = template["metadata"]["annotations"]
+        assert annotations["autoscaling.x-k8s.io/consume-provisioning-request"] == name
+        role = found["metadata"]["labels"]["distserve.io/role"]
+        assert templates[f"{name}-{role}"]["template"]["spec"] == template["spec"]
+
+    time = "2026-01-02T03:04:05Z"
+    said = {"type": "Provisioned", "status": "False", "message": "no quota"}
+    request["status"] = {"conditions": [{**said, "lastTransitionTime": time}]}
+    world.settle()
+    assert "Provisioned=False, no quota" in world.condition("Placed")["message"]
+    world.now += 600
+    world.settle()
+    assert not world.named("ProvisioningRequest") and not world.named("PodTemplate")
+    world.now += 60
+    world.settle()
+    assert world.named("ProvisioningRequest").keys() == {name}
+    label(world, "c7")
+    world.unschedulable = lambda pod: False
+    world.settle()
+    assert not world.named("ProvisioningRequest") and not world.named("PodTemplate")
+    assert placed(world) == ("True", "Placed")
 
 
 def test_a_unit_that_waits_by_default_has_no_pods(full: Make) -> None:
