@@ -1,3 +1,18 @@
 """What every room's tests may use."""
 
+from pathlib import Path
+
+import pytest
+from tools.cluster.cluster import Cluster
+
 pytest_plugins = ("tools.cluster.fixtures",)
+
+
+@pytest.fixture(scope="session")
+def compute_domains(control_plane: Cluster) -> None:
+    """The control plane serves ComputeDomains, as where NVIDIA's DRA driver is installed."""
+    control_plane.apply(Path(__file__).with_name("compute_domains.yaml"))
+    control_plane.wait_for(
+        "ComputeDomains to be served",
+        lambda: "computedomains" in control_plane.kubectl("api-resources").split(),
+    )

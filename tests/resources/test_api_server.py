@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from distserve.resources.affinity import Placement
 from distserve.resources.render import render, shared_objects, unit_objects
 from distserve.resources.revisions import from_object, make_revision, to_object
 from distserve.resources.settings import RenderSettings, released_images
+from distserve.resources.support import unsupported_by_cluster
 
 Object = dict[str, Any]
 Deploy = Callable[..., DistServeDeployment]
 SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
 SETTINGS = RenderSettings(released_images())
+SERVED = frozenset(
+    {"resource.k8s.io/v1/ResourceClaimTemplate", "resource.nvidia.com/v1beta1/ComputeDomain"}
+)
 ENFORCE = "pod-security.kubernetes.io/enforce"
 VARIANTS: dict[str, dict[str, Any]] = {
     "together": {"kvTransfer": {"migratorPlacement": "InEngineContainer"}},
@@ -65,6 +69,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Features:
+    kubernetes: tuple[int, int] = (1, 34)
+    namespace_labels: dict[str, str] = field(default_factory=dict)
+    served: frozenset[str] = frozenset()
+
+
 @pytest.fixture
 def restricted(control_plane: Cluster) -> Iterator[str]:
     with control_plane.namespace("restricted") as namespace:
@@ -104,9 +115,23 @@ def taken(cluster: Cluster, namespace: str, objects: list[Object]) -> None:
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
-def test_every_sample_is_taken(control_plane: Cluster, restricted: str, sample: Path) -> None:
+def test_every_sample_is_taken(
+    control_plane: Cluster, compute_domains: None, restricted: str, sample: Path
+) -> None:
+    """In a restricted namespace, but for those that say that they need another one."""
     found = moved(planned(load_deployment(sample), Sources(sample)), restricted)
-    taken(control_plane, restricted, render(found, replace(SETTINGS, key="k" * 64)))
+    objects = render(found, replace(SETTINGS, key="k" * 64))
+    features = Features(served=SERVED, namespace_labels={ENFORCE: "restricted"})
+    line = unsupported_by_cluster(found, features)
+    if line is not None:
+        assert "level privileged" in line
+        with pytest.raises(CommandFailed, match="violates PodSecurity"):
+            taken(control_plane, restricted, objects)
+        control_plane.kubectl(
+            "label", "namespace", restricted, f"{ENFORCE}=privileged", "--overwrite"
+        )
+        assert unsupported_by_cluster(found, replace(features, namespace_labels={})) is None
+    taken(control_plane, restricted, objects)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

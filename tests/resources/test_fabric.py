@@ -186,17 +186,17 @@ def test_memory_is_locked_by_user_0_and_only_when_asked(make: Make) -> None:
             {"fabric": {"socketInterface": "eth0", "rdma": {"resourceName": "rdma/a"}}},
             {"NCCL_SOCKET_IFNAME": "=eth0", "GLOO_SOCKET_IFNAME": "eth0", "UCX_TLS": "^tcp"},
         ),
-        ({"fabric": {"computeDomain": True}}, {"UCX_CUDA_IPC_ENABLE_MNNVL": "y"}),
+        ({"fabric": {"computeDomain": True}}, {"UCX_CUDA_IPC_ENABLE_MNNVL": "yes"}),
         (
             {"fabric": {"computeDomain": True}, "topology": NVLINK},
-            {"UCX_CUDA_IPC_ENABLE_MNNVL": "y", "NCCL_MNNVL_ENABLE": "1"},
+            {"UCX_CUDA_IPC_ENABLE_MNNVL": "yes", "NCCL_MNNVL_ENABLE": "1"},
         ),
         (
             {
                 "fabric": {"computeDomain": True},
                 "topology": NVLINK | {"enforcement": "Preferred"},
             },
-            {"UCX_CUDA_IPC_ENABLE_MNNVL": "y"},
+            {"UCX_CUDA_IPC_ENABLE_MNNVL": "yes"},
         ),
     ],
 )

@@ -83,7 +83,9 @@ CASES = dict(everything())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_served_is_what_was_applied(control_plane: Cluster, name: str) -> None:
+def test_what_is_served_is_what_was_applied(
+    control_plane: Cluster, compute_domains: None, name: str
+) -> None:
     with control_plane.namespace() as namespace:
         wanted = [
             {**one, "metadata": {**one["metadata"], "namespace": namespace}} for one in CASES[name]

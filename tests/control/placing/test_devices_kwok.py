@@ -22,7 +22,6 @@ GPUS = f"deviceclass.resource.kubernetes.io/{GPU_DRIVER}"
 ROOT = "resource.kubernetes.io/pcieRoot"
 PER_NODE = 4
 DRA = "resource.k8s.io/v1"
-COMPUTE_DOMAIN = "resource.nvidia.com/v1beta1"
 
 
 def device_class(name: str, expression: str) -> Object:
@@ -73,42 +72,10 @@ def slices(node: str) -> list[Object]:
     ]
 
 
-def compute_domain_crd() -> Object:
-    open_object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    schema = {"type": "object", "properties": {"spec": open_object}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": "computedomains.resource.nvidia.com"},
-        "spec": {
-            "group": "resource.nvidia.com",
-            "scope": "Namespaced",
-            "names": {
-                "kind": "ComputeDomain",
-                "listKind": "ComputeDomainList",
-                "plural": "computedomains",
-                "singular": "computedomain",
-            },
-            "versions": [
-                {
-                    "name": "v1beta1",
-                    "served": True,
-                    "storage": True,
-                    "schema": {"openAPIV3Schema": schema},
-                }
-            ],
-        },
-    }
-
-
 @pytest.fixture(autouse=True)
-def drivers(crd: Any) -> Iterator[None]:
+def drivers(crd: Any, compute_domains: None) -> Iterator[None]:
     """Before the operator starts: it looks for what is served when it begins."""
-    crd.apply([compute_domain_crd(), *CLASSES])
-    crd.wait_for(
-        "ComputeDomains to be served",
-        lambda: "computedomains" in crd.kubectl("api-resources").split(),
-    )
+    crd.apply(CLASSES)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ UCX_NET_DEVICES             socketInterface    without rdma: it names devices of
                                                ones too (UCX FAQ)
 UCX_TLS                     ^tcp               with rdma: all but TCP, so that a pair without RDMA
                                                fails and does not crawl unseen (UCX FAQ)
-UCX_CUDA_IPC_ENABLE_MNNVL   y                  with computeDomain: off by default (UCX,
+UCX_CUDA_IPC_ENABLE_MNNVL   yes                with computeDomain: off by default (UCX,
                                                src/uct/cuda/cuda_ipc/cuda_ipc_md.c)
 NCCL_MNNVL_ENABLE           1                  with computeDomain, where every unit lies in one
                                                NVLink domain: NCCL (2.21 and later) fails where it
@@ -52,7 +52,7 @@ def variables(deployment: DistServeDeployment) -> dict[str, str]:
     if fabric.rdma is not None:
         found["UCX_TLS"] = "^tcp"
     if fabric.compute_domain:
-        found["UCX_CUDA_IPC_ENABLE_MNNVL"] = "y"
+        found["UCX_CUDA_IPC_ENABLE_MNNVL"] = "yes"
         if is_within_nvlink(deployment):
             found["NCCL_MNNVL_ENABLE"] = "1"
     return found
