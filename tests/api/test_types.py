@@ -1,5 +1,6 @@
 """Manifests as users write them: what is taken, and what each mistake is answered with."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from distserve.api.deployment import DistServeDeployment, from_document
 from distserve.api.durations import parse_duration
+from distserve.api.fabric import RATED
 from distserve.api.loading import ManifestError, load_deployment, load_deployments
 from distserve.api.quantities import format_bytes, parse_bytes, parse_quantity
 from distserve.api.roles import Parallelism
@@ -379,3 +381,18 @@ def test_what_is_required_of_the_fabric_is_known(tmp_path: Path) -> None:
     for role in ("prefill", "decode"):
         del colocated["spec"][role]
     assert "fabricRequired is about links between" in refused(tmp_path, colocated)
+
+
+def test_the_page_about_placement_has_the_table_of_expectations() -> None:
+    page = (ROOT / "docs" / "placement.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {
+        level: row[1:3] for row in rows if len(row) == 4 for level in re.findall("`(.*?)`", row[0])
+    }
+    for level, rated in RATED.items():
+        assert told[level] == [in_words(rated.bytes_per_second), in_words(rated.expected)]
+
+
+def in_words(rate: float) -> str:
+    unit, text = (1e9, "GB/s") if rate >= 1e9 else (1e6, "MB/s")
+    return f"{rate / unit:.3g} {text}"
