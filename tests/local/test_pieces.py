@@ -199,6 +199,17 @@ def test_checks_say_the_cure(tmp_path: Path) -> None:
             {"model": {"id": "m", "source": {"persistentVolumeClaim": {"claimName": "c"}}}},
             "use hostPath",
         ),
+        (
+            {
+                "topology": {
+                    "levels": [{"name": "zone", "nodeLabel": "zone"}],
+                    "packWithin": "zone",
+                    "expectedBandwidth": {"zone": "1G"},
+                    "fabricRequired": True,
+                }
+            },
+            "fabricRequired: there is no operator here",
+        ),
     ):
         with pytest.raises(Refused, match=said):
             checks.check_deployment(deployment(**spec))

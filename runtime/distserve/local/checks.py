@@ -23,6 +23,10 @@ def check_deployment(deployment: DistServeDeployment) -> None:
             "spec.kvTransfer.hostSharing: processes of one machine share memory without it; "
             "remove it"
         )
+    if deployment.spec.topology.fabric_required:
+        raise Refused(
+            "spec.topology.fabricRequired: there is no operator here that opens its gate; remove it"
+        )
     source = deployment.spec.model.source
     if source.persistent_volume_claim is not None:
         raise Refused(
