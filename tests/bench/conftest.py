@@ -35,6 +35,10 @@ class Stub:
             return refusal(429, "too many prompts wait")
         if model == "refuses":
             return refusal(500, "the engine\nis gone")
+        if model == "moved":
+            return web.Response(status=307, headers={"location": f"{self.url}/v2/completions"})
+        if model == "page":
+            return web.Response(text="<html>Welcome</html>", content_type="text/html")
         if model == "mumbles":
             return web.Response(status=502, body=b"\xff\xfe bad gateway", content_type="text/html")
         if model == "plain" and "stream_options" in body:

@@ -74,6 +74,8 @@ def test_an_invalid_run_is_marked_and_done_again(bench: Run, stub: Any, tmp_path
     [
         ("refuses", "HTTP 500: the engine is gone"),
         ("mumbles", "HTTP 502"),
+        ("moved", "HTTP 307; give the address"),
+        ("page", "no event stream but text/html; correct --url"),
         ("truncates", "truncated stream"),
         ("fails", "an engine died"),
         ("short", "fewer tokens than asked"),
@@ -155,6 +157,8 @@ def test_a_text_s_chat(bench: Run, stub: Any, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--url", "localhost:8000"], "no URL"),
+        (["--url", "http://127.0.0.1:99999"], "no URL"),
+        (["--url", "http://"], "no URL"),
         (["--url", "http://127.0.0.1:9"], "cannot connect"),
         (["--num-prompts-req-rates", "5,1"], "give a list"),
         (["--num-prompts-req-rates", "[(5,0)]"], "not above 0"),

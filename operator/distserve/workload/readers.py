@@ -86,7 +86,7 @@ def _said_of(origin: str) -> Iterator[None]:
         yield
     except WorkloadError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
         raise WorkloadError(
             f"{origin} does not hold a request set: {error}; give a csv with the columns "
             "prompt_len,output_len"

@@ -9,6 +9,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LONGEST_TOKENS = 10_000_000
+"""Beyond every model's context: a length above it is a mistake, and would fill the memory."""
+
 
 class WorkloadError(ValueError):
     """A request set or an arrival process that cannot be used; the message says what to change."""
@@ -50,10 +53,10 @@ class RequestSet:
         for row, (prompt, output) in enumerate(
             zip(self.prompt_tokens, self.output_tokens, strict=True)
         ):
-            if prompt < 1 or output < 1:
+            if not (1 <= prompt <= LONGEST_TOKENS and 1 <= output <= LONGEST_TOKENS):
                 raise WorkloadError(
-                    f"{self.name}, request {row}: lengths must be at least 1 token, "
-                    f"got prompt {prompt} and output {output}; drop or correct that row"
+                    f"{self.name}, request {row}: lengths must be from 1 to {LONGEST_TOKENS} "
+                    f"tokens, got prompt {prompt} and output {output}; drop or correct that row"
                 )
 
     def __len__(self) -> int:
@@ -135,10 +138,10 @@ class Trace:
     def __post_init__(self) -> None:
         previous = 0.0
         for row, time in enumerate(self.arrival_ms):
-            if not time >= previous:
+            if not previous <= time < float("inf"):
                 raise WorkloadError(
-                    f"request {row} arrives at {time} ms, before the request ahead of it "
-                    f"({previous} ms); sort the trace by arrival time"
+                    f"request {row} arrives at {time:g} ms, which is not after the request ahead "
+                    f"of it ({previous:g} ms); sort the trace by arrival time"
                 )
             previous = time
 

@@ -15,6 +15,7 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.stream import TokenStream, decode_event
 from distserve.workload import Objectives
 
+EVENT_STREAM = "text/event-stream"
 _ERROR_TEXT = 200  # characters of a server's explanation that are kept
 
 
@@ -94,13 +95,17 @@ class Client:
         headers = self._headers | slo_headers(request.own)
         stream = TokenStream()
         try:
-            async with self._http.post(self.target.address, data=body, headers=headers) as answer:
+            async with self._http.post(
+                self.target.address, data=body, headers=headers, allow_redirects=False
+            ) as answer:
                 if answer.status != 200:
                     outcome.failure = explain(answer.status, await answer.text(errors="replace"))
                 elif self.target.stream:
                     clock, feed = self._clock, stream.feed
                     async for data in answer.content.iter_any():
                         feed(data, clock())
+                    if not stream.anything and answer.content_type != EVENT_STREAM:
+                        outcome.failure = f"no event stream but {answer.content_type}"
                 else:
                     whole = decode_event(await answer.read())
                     outcome.tokens = whole.usage.completion_tokens if whole.usage else 0

@@ -16,6 +16,7 @@ from distserve.bench.question import Pair
 from distserve.workload import NO_OBJECTIVES, ArrivalProcess, RequestSet, WorkloadError
 
 PROMPT_FORMATS = ("auto", "text", "tokens")
+MOST_MADE_UP_TOKENS = 100_000_000  # 36 bytes each
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Recipe:
         if self.prompt_format != "tokens" and chosen.prompts is not None:
             # Half a surrogate pair, which some chat logs have, is no UTF-8 and so no JSON.
             return [text.encode("utf-8", "replace").decode() for text in chosen.prompts]
+        if (tokens := sum(chosen.prompt_tokens)) > MOST_MADE_UP_TOKENS:
+            raise BenchError(
+                f"{tokens} tokens of made-up prompts do not fit the memory; ask for fewer requests "
+                "or leave long ones out by --max-model-len"
+            )
         # Apart from the draws of lengths and times; different in each request, so that no prefix
         # cache answers in the engine's stead.
         draw = random.Random(f"prompts {self.seed}")

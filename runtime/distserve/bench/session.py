@@ -26,6 +26,14 @@ from distserve.bench.question import Pair
 from distserve.bench.results import RunFiles
 
 WARM_UP_AT_ONCE = 8
+_HINTS = {
+    "ignore_eos": "; try --no-ignore-eos",
+    "cannot connect": "; start the server or correct --url",
+    "HTTP 401": "; give a key with --api-key-env",
+    "HTTP 3": "; give the address that it leads to as --url",
+    "no event stream": "; correct --url, or give --no-stream to a server that cannot stream",
+}
+"""What to do about the failure of the very first request, by what stands in it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ async def warm_up(
         client = Client(http, weaker)
         first = await _uncounted(client, plan[0])
     if first.failure is not None:
-        hint = "; try --no-ignore-eos" if "ignore_eos" in first.failure else ""
+        hint = next((hint for word, hint in _HINTS.items() if word in first.failure), "")
         raise BenchError(f"{session.target.address}: {first.failure}{hint}")
     if client.target != session.target:
         say("the server gives no running usage: tokens are counted by events and the last usage")

@@ -69,6 +69,11 @@ class TokenStream:
         self.lifecycle: dict[str, float] | None = None
         self._rest = b""
 
+    @property
+    def anything(self) -> bool:
+        """Whether there was any event."""
+        return bool(self.token_times or self.finished or self.done or self.error)
+
     def feed(self, data: bytes, now: float) -> None:
         """Take what was read at `now`; raises `msgspec.DecodeError` on an event that is no JSON."""
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")

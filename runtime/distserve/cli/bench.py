@@ -100,8 +100,7 @@ def _session(args: argparse.Namespace) -> Session:
     from distserve.bench.session import Session
     from distserve.workload import ArrivalProcess
 
-    if not args.url.startswith(("http://", "https://")):
-        raise UsageError(f"--url {args.url!r} is no URL; give one as http://127.0.0.1:8000")
+    _check_url(args.url)
     if not args.prefix or "/" in args.prefix:
         raise UsageError(f"--prefix {args.prefix!r} is no part of a file name; leave out the /")
     for name, least in (("gpus", 1), ("warm_up", 0), ("timeout", 0.001)):
@@ -249,8 +248,7 @@ def _front(args: argparse.Namespace) -> int:
     from distserve.bench.front import serve_until_signal
 
     for url in args.url:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--url {url!r} is no URL; give one as http://127.0.0.1:8001")
+        _check_url(url)
     if not 0 <= args.port < 1 << 16:
         raise UsageError(f"--port {args.port} is no port; give one from 0 to 65535")
     uvloop.run(serve_until_signal(args.url, args.port))
@@ -266,6 +264,18 @@ def _class_objectives(text: str | None) -> list[float] | None:
         )
     except ValueError as error:
         raise UsageError(f"--class-slo-tpot {text!r}: {error}") from error
+
+
+def _check_url(url: str) -> None:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port, or of brackets
+        known = False
+    if not known:
+        raise UsageError(f"--url {url!r} is no URL; give one as http://127.0.0.1:8000")
 
 
 _DETERMINING = (  # not the URL: a server that came back on another port is the same system
