@@ -16,6 +16,8 @@ from distserve.wire.auth import bearer
 
 CALL_SECONDS: Final = 6.0
 """A migrator gives itself five for a peer that does not answer."""
+CONNECT_SECONDS: Final = 2.0
+"""Pods whose address nobody answers for are asked about soon enough again."""
 MOST_BYTES: Final = 4 << 20
 """Of an answer; chat templates are the longest part, of some 100 kB."""
 T = TypeVar("T")
@@ -100,7 +102,7 @@ class Asking:
     ) -> T:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
+                timeout=aiohttp.ClientTimeout(CALL_SECONDS, sock_connect=CONNECT_SECONDS),
                 connector=aiohttp.TCPConnector(force_close=True),
             )
         headers = {"Authorization": bearer(key)}
@@ -114,7 +116,7 @@ class Asking:
                     raise NotAnswered(f"{url}: HTTP {response.status}")
                 return msgspec.json.decode(await _body(response, url), type=wanted)
         except TimeoutError:
-            raise NotAnswered(f"{url}: no answer within {CALL_SECONDS:g} s") from None
+            raise NotAnswered(f"{url}: no answer in time") from None
         except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
             raise NotAnswered(f"{url}: {error or type(error).__name__}") from error
         except msgspec.MsgspecError as error:
