@@ -8,7 +8,8 @@ measures what it adds to the steps while idle, and `distserve profile fit` makes
 deployment's capacity is measured by a burst. Then the bench client offers Poisson arrivals at
 shares of it, and the planner's simulator is given the very same requests and instants.
 
-The first engine is pinned to core 0, the second to core 1; gateway, migrators and client float.
+The engine that prefills has core 0 to itself; all else (decode engine, gateway, migrators and this
+client) shares core 1, so that what the others take is a cost of each token and can be measured.
 `tiny` is the model that ships; `small` a random Llama (hidden 512, 8 layers, 27 M parameters,
 float32). One table is printed, and everything is written to --output as JSON. The aims hold for
 the mean over rates up to 90 % of the measured capacity; beyond it figures are only reported.
@@ -19,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,13 +55,14 @@ from distserve.workload import ArrivalProcess, Trace
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 POPULATION = 4000
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, KV_CACHE = 32, 1024, 128
-GRID = "1,2,4,8,16,32:8,32,64,128,192,256,384,512"
-SHARES = (0.3, 0.5, 0.7, 0.9, 1.0)
+GRID = "1,2,4,8,16,32:16,64,128,256,512"
+SHARES = (0.3, 0.6, 0.9, 1.0)
 KNEE = 0.9
 """Beyond this share of the capacity figures are reported and not judged."""
 SLO_TTFT, SLO_TPOT = 6.0, 2.5
 """Targets: times what an unloaded deployment gives (by the fit, for a mean request)."""
 AIM_POINTS, AIM_PERCENT = 2.0, 10.0
+OTHERS_CORE = 1
 STRATEGIES = ("Disaggregated", "Colocated")
 PORT = 18080
 COMMAND = [sys.executable, "-m", "distserve.cli.main"]
@@ -138,7 +141,7 @@ def deployment(model: str, folder: Path, strategy: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def running(manifest: Path) -> Iterator[str]:
-    """The gateway's URL; engines are pinned to a core each."""
+    """The gateway's URL."""
     up = subprocess.Popen(
         [*COMMAND, "up", "-f", str(manifest), "--port", str(PORT)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -148,19 +151,22 @@ def running(manifest: Path) -> Iterator[str]:
         line = up.stdout.readline()
         if not line.startswith("ready "):
             raise SystemExit(f"`distserve up` did not get ready: {line!r}")
-        engines = [p for p in psutil.Process(up.pid).children(recursive=True) if _is_engine(p)]
-        engines.sort(key=lambda p: "prefill" not in " ".join(p.cmdline()))
-        for core, engine in enumerate(engines):
-            for thread in engine.threads():
-                os.sched_setaffinity(thread.id, {core})
+        for process in psutil.Process(up.pid).children(recursive=True):
+            pin(process.pid, 0 if _prefills(process) else OTHERS_CORE)
         yield line.split()[1]
     finally:
         up.terminate()
         up.wait(60)
 
 
-def _is_engine(process: psutil.Process) -> bool:
-    return "engine" in process.cmdline()
+def _prefills(process: psutil.Process) -> bool:
+    words = process.cmdline()
+    return "engine" in words and "--role" in words and "decode" not in words
+
+
+def pin(pid: int, core: int) -> None:
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, {core})
 
 
 async def run_for_real(url: str, model: str, plan: Sequence[Planned]) -> Observed:
@@ -259,9 +265,11 @@ def compare(options: argparse.Namespace, scratch: Path, model: str) -> Iterator[
             folder, "llama", hidden_size=512, layers=8, heads=8, kv_heads=4, vocab_size=4096,
             max_positions=2048,
         )  # fmt: skip
+    measured = options.scratch / f"{model}.sqlite"
+    profile_engine(model, folder, measured, options.short)
     for strategy in options.strategies:
         database = options.scratch / f"{model}-{strategy}.sqlite"
-        profile_engine(model, folder, database, options.short)
+        shutil.copy(measured, database)  # what a deployment adds depends on where it puts what
         manifest = scratch / f"{model}-{strategy}.yaml"
         manifest.write_text(yaml.safe_dump(deployment(model, folder, strategy)))
         with running(manifest) as url:
@@ -270,7 +278,7 @@ def compare(options: argparse.Namespace, scratch: Path, model: str) -> Iterator[
             call("profile", "fit", "--db", database, "--output", fitted)
             profile, shape = load_profile(str(fitted)), find_model(str(folder))
             fleet, slo = fleet_of(strategy, profile, shape), slo_of(profile, shape)
-            burst = 40 if options.short else 150
+            burst = 40 if options.short else 120
             capacity = capacity_of(url, model, burst)
             simulated = simulated_capacity(strategy, fleet, burst)
             print(
@@ -280,7 +288,7 @@ def compare(options: argparse.Namespace, scratch: Path, model: str) -> Iterator[
             )
             for share in options.shares:
                 rate = share * capacity
-                requests = max(20, min(400, round(rate * options.seconds)))
+                requests = max(40, min(400, round(rate * options.seconds)))
                 for seed in range(1, options.repeats + 1):
                     plan = plan_of(requests, rate, seed)
                     busy = Busy()
@@ -328,15 +336,17 @@ def profile_engine(model: str, folder: Path, database: Path, short: bool) -> Non
     source = "builtin:tiny" if model == "tiny" else folder
     grid = "1,4,16:16,64,256" if short else GRID
     call(
-        "profile", "--db", database, "--model", source, "--served-name", model, "--grid", grid,
+        "profile", "--repeats", 2, "--db", database, "--model", source,
+        "--served-name", model, "--grid", grid,
         "--kv-cache", f"{KV_CACHE}Mi", "--max-num-seqs", MAX_NUM_SEQS,
-        "--max-num-batched-tokens", MAX_NUM_BATCHED_TOKENS,
+        "--max-num-batched-tokens", MAX_NUM_BATCHED_TOKENS, core=0,
     )  # fmt: skip
 
 
-def call(*words: object) -> None:
+def call(*words: object, core: int = OTHERS_CORE) -> None:
     began = time.perf_counter()
-    subprocess.run([*COMMAND, *map(str, words)], check=True)
+    command = ["taskset", "-c", str(core), *COMMAND, *map(str, words)]
+    subprocess.run(command, check=True)
     print(f"  ({' '.join(map(str, words[:2]))}: {time.perf_counter() - began:.0f} s)", flush=True)
 
 
@@ -390,30 +400,34 @@ def spread(values: Sequence[float], unit: str) -> str:
     return f"{middle:.1f}{unit} ({min(values):+.1f} to {max(values):+.1f})"
 
 
+def write(path: Path, rows: Sequence[Compared]) -> None:
+    document = {
+        "lengths": LENGTHS, "load": os.getloadavg(), "runs": [asdict(row) for row in rows],
+    }  # fmt: skip
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=("tiny", "small"), default=["tiny", "small"])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals in a run")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals in a run")
     parser.add_argument("--output", type=Path, default=Path("planner_truth.json"))
     parser.add_argument("--scratch", type=Path, help="keep databases and profiles here")
     parser.add_argument("--short", action="store_true", help="a coarse grid, to see that it runs")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    pin(os.getpid(), OTHERS_CORE)
     rows: list[Compared] = []
     with tempfile.TemporaryDirectory() as scratch:
         options.scratch = options.scratch or Path(scratch)
         options.scratch.mkdir(parents=True, exist_ok=True)
-        try:
-            for model in options.models:
-                for row in compare(options, Path(scratch), model):
-                    rows.append(row)
-        finally:
-            load = os.getloadavg()
-            document = {"lengths": LENGTHS, "load": load, "runs": [asdict(row) for row in rows]}
-            options.output.write_text(json.dumps(document, indent=1) + "\n")
+        for model in options.models:
+            for row in compare(options, Path(scratch), model):
+                rows.append(row)
+                write(options.output, rows)
     for text in summarise(rows):
         print(text)
 

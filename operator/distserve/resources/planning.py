@@ -113,8 +113,8 @@ def profile_of(
     name = named or spec.planning.hardware_profile
     if name is None and spec.accelerator.type == AcceleratorType.CPU:
         raise InvalidRequest(
-            "no step times are shipped for CPUs; measure them and give --hardware-profile FILE "
-            "(in the deployment: planning.hardwareProfileFrom)"
+            "no step times are shipped for CPUs; measure them with `distserve profile` and give "
+            "--hardware-profile FILE (in the deployment: planning.hardwareProfileFrom)"
         )
     name = name or DEFAULT_PROFILE
     if estimate or spec.planning.estimate:
