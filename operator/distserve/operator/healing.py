@@ -185,7 +185,7 @@ def _lost(name: str, node: Node | None, pods: list[Pod], patience: float) -> Eve
 
 def _trouble(node: Node | None, patience: float) -> str | None:
     if node is None:
-        return "was deleted"
+        return "is not there"
     if node.out_of_service:
         return "is out of service"
     if node.unreachable_since is not None:
