@@ -191,7 +191,9 @@ def test_systems_in_subfolders(write: Write, tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("s-1-1.exp", "{}", "no list"),
-        ("s-1-1.exp", "[{}]", "no field"),
+        ("s-1-1.exp", "[{}]", "missing required field `prompt_len`"),
+        ("s-1-1.exp", json.dumps([record(1, 1) | {"start_time": "noon"}]), "Expected `float`"),
+        ("s-1-1.exp", json.dumps([record(1, 1) | {"lifecycle_events": [3]}]), "no result file"),
         ("s-1-1.exp", "__import__('os')", "no result file"),
         ("s-1-1.exp", "[1", "no result file"),
         ("s-1-1.exp", json.dumps([record(1, 1)] * 2), "has 2 records"),

@@ -175,6 +175,7 @@ def test_a_text_s_chat(bench: Run, stub: Any, tmp_path: Path) -> None:
         (["--prompt-format", "text"], "no texts"),
         (["--prefix", "a/b"], "no part of a file name"),
         (["--warm-up", "-1"], "at least 0"),
+        (["--output-dir", "/proc/results"], "can be written"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from distserve.bench.analysis import Run, Sample
 from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import stages
@@ -19,7 +21,10 @@ _NAME = re.compile(
     r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)(-uniform)?"
 )
 
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError)
+_MALFORMED = (
+    ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError,
+    msgspec.ValidationError,
+)  # fmt: skip
 
 
 def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run]:
@@ -63,8 +68,7 @@ def read_run(path: Path) -> Run:
             about.get("parameters", {}).get("gpus", 1), about,
         )  # fmt: skip
     except (OSError, *_MALFORMED) as error:
-        what = f"no field {error}" if isinstance(error, KeyError) else str(error)
-        raise BenchError(f"{path} is no result file: {what}; delete it or run anew") from error
+        raise BenchError(f"{path} is no result file: {error}; delete it or run anew") from error
     if len(samples) > run.requests or run.requests < 1:
         raise BenchError(f"{path} has {len(samples)} records, its name says {run.requests}")
     return run if not math.isnan(rate) else replace(run, rate=_measured_rate(samples))
@@ -81,35 +85,69 @@ def _rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
-    """The complete ones: a record with fewer token times than tokens was cut off, and is none."""
-    for row in rows:
-        if "issue_time" in row:
-            yield Sample(
-                row["prompt_len"], row["output_len"], row["issue_time"], row["complete_time"],
-                row["latency"], row["ttft"], row["tpot"],
-                slo_ttft=row.get("slo_ttft"), slo_tpot=row.get("slo_tpot"),
-            )  # fmt: skip
-            continue
-        times, output = row["token_timestamps"], row["output_len"]
-        if times and len(times) < output:
-            continue
-        ttft = row.get("ftl")
-        tpot = row.get("tpot")
+class LifecycleEvent(msgspec.Struct):
+    event_type: str
+    timestamp: float
+
+
+class DistServeRecord(msgspec.Struct):
+    """One request of DistServe's file, in seconds; other fields are passed over."""
+
+    prompt_len: int
+    output_len: int
+    start_time: float
+    end_time: float
+    token_timestamps: list[float] | None
+    latency: float
+    ftl: float | None = None
+    tpot: float | None = None
+    lifecycle_events: list[LifecycleEvent] | None = None
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
+
+    @property
+    def sample(self) -> Sample | None:
+        """None of a request that was cut off: fewer token times than tokens."""
+        times, ttft, tpot = self.token_timestamps, self.ftl, self.tpot
+        if times and len(times) < self.output_len:
+            return None
         if times and ttft is None:
-            ttft = times[0] - row["start_time"]
+            ttft = times[0] - self.start_time
         if times and tpot is None:
-            tpot = (times[-1] - times[0]) / (output - 1) if output > 1 else 0.0
-        yield Sample(
-            row["prompt_len"], output, row["start_time"], row["end_time"], row["latency"],
+            alone = self.output_len <= 1
+            tpot = 0.0 if alone else (times[-1] - times[0]) / (self.output_len - 1)
+        return Sample(
+            self.prompt_len, self.output_len, self.start_time, self.end_time, self.latency,
             ttft if times else None, tpot if times else None,
-            _stages(row.get("lifecycle_events") or ()),
-            row.get("slo_ttft"), row.get("slo_tpot"),
+            stages({event.event_type: event.timestamp for event in self.lifecycle_events or ()}),
+            self.slo_ttft, self.slo_tpot,
         )  # fmt: skip
 
 
-def _stages(events: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    return stages({event["event_type"]: event["timestamp"] for event in events})
+class LoongServeRecord(msgspec.Struct):
+    prompt_len: int
+    output_len: int
+    issue_time: float
+    complete_time: float
+    latency: float
+    ttft: float | None
+    tpot: float | None
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
+
+    @property
+    def sample(self) -> Sample:
+        return Sample(
+            self.prompt_len, self.output_len, self.issue_time, self.complete_time, self.latency,
+            self.ttft, self.tpot, slo_ttft=self.slo_ttft, slo_tpot=self.slo_tpot,
+        )  # fmt: skip
+
+
+def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
+    for row in rows:
+        kind = LoongServeRecord if "issue_time" in row else DistServeRecord
+        if (sample := msgspec.convert(row, kind).sample) is not None:
+            yield sample
 
 
 def _measured_rate(samples: Sequence[Sample]) -> float:

@@ -6,6 +6,7 @@ The main loop of `distserve bench run`; everything it prints goes through `say`.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,8 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
     After a pair without a single completed request, and when cancelled, the rest is left out.
     """
     session.folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(session.folder, os.W_OK):  # found out now, not after the first run
+        raise BenchError(f"{session.folder} cannot be written; give another --output-dir")
     files = {p: RunFiles(session.folder, session.prefix, p.label) for p in session.pairs}
     kept = {p: files[p].kept(_parameters(session, p)) for p in session.pairs}
     plans = {p: session.recipe.plan(p) for p in session.pairs if kept[p] is None}

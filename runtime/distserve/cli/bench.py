@@ -35,6 +35,12 @@ def run(args: argparse.Namespace) -> int:
         return verb(args)
     except (BenchError, WorkloadError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UsageError(
+            f"{error.filename}: {error.strerror}; give a folder that can be written"
+        ) from error
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
