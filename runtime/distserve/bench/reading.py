@@ -145,8 +145,9 @@ class LoongServeRecord(msgspec.Struct):
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
     for row in rows:
-        kind = LoongServeRecord if "issue_time" in row else DistServeRecord
-        if (sample := msgspec.convert(row, kind).sample) is not None:
+        if "issue_time" in row:
+            yield msgspec.convert(row, LoongServeRecord).sample
+        elif (sample := msgspec.convert(row, DistServeRecord).sample) is not None:
             yield sample
 
 
