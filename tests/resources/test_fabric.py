@@ -1,16 +1,21 @@
 """What pods get of the fabric when it is asked for, and that they get nothing of it otherwise."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.strategies import Role
+from distserve.resources import processes
 from distserve.resources.errors import RenderError
+from distserve.resources.fabric.environment import variables
 from distserve.resources.render import unit_objects
 from distserve.resources.revisions import from_object, make_revision, to_object
 from distserve.resources.settings import RenderSettings, released_images
@@ -349,3 +354,39 @@ def test_hybrid_instances_have_no_migrator_to_share_a_host_with(make: Make) -> N
         kvTransfer={"hostSharing": True},
     )  # fmt: skip
     assert not [v for v in pod(objects, Role.HYBRID)["spec"]["volumes"] if "hostPath" in v]
+
+
+CHECKOUT = Path(__file__).parents[2]
+DOC = (CHECKOUT / "docs" / "fabric-pods.md").read_text()
+
+
+def test_the_docs_have_every_variable(deployment: Deploy) -> None:
+    fabrics = (
+        {"socketInterface": "eth0"},
+        {"socketInterface": "eth0", "rdma": {"resourceName": "rdma/a"}, "computeDomain": True},
+    )
+    set_by_us = {
+        name
+        for fabric in fabrics
+        for name in variables(deployment(accelerator=GPU, fabric=fabric, topology=NVLINK))
+    }
+    assert set(re.findall(r"^\| `([A-Z_]+)` \|", DOC, re.MULTILINE)) == set_by_us
+
+
+def test_the_docs_name_samples_that_use_the_field() -> None:
+    rows = re.findall(r"^\| `([\w.]+)`.*\[[\w-]+\]\(\.\./(\S+)\) \|", DOC, re.MULTILINE)
+    assert len(rows) == 4
+    for path, sample in rows:
+        found = yaml.safe_load((CHECKOUT / sample).read_text())["spec"]
+        for name in path.split("."):
+            found = found[name]
+
+
+def test_more_shared_memory_is_a_pod_template(make: Make) -> None:
+    text = next(
+        block for block in re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL) if "shm" in block
+    )
+    template = yaml.safe_load(text)["podTemplate"]
+    found = pod(make(accelerator=GPU, prefill={"podTemplate": template}))
+    mounts = [mount["mountPath"] for mount in containers(found)["engine"]["volumeMounts"]]
+    assert "/dev/shm" in mounts and processes.RUN_FOLDER in mounts

@@ -42,7 +42,8 @@ class Rdma(Model):
         default=None,
         ge=1,
         le=MAX_RDMA_DEVICES,
-        description="Devices of resourceName that each pod asks for. Unit: devices. Default: 1.",
+        description="Devices of resourceName that each container which moves data asks for: the "
+        "engine's, and the migrator's where it is a sidecar. Unit: devices. Default: 1.",
     )
     device_class: str | None = Field(
         default=None,
