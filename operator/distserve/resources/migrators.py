@@ -1,7 +1,8 @@
 """The KV migrator of an instance: a native sidecar, or a process in the engine's container.
 
 A device plugin gives a GPU to one container, and the migrator reads the engine's GPU memory: there
-`distserve instance` runs both; a claim (DRA) is shared by two. Command line, ports and socket are the same in either shape.
+`distserve instance` runs both; a claim (DRA) is shared by two. Command line, ports and socket are
+the same in either shape.
 """
 
 from typing import Final
