@@ -50,8 +50,9 @@ def controller(cluster: Cluster, namespace: str) -> Iterator[Process]:
     """One that keeps the Prometheuses of a namespace."""
     port = free_port()
     command = [
+        # It takes its kubeconfig from the environment alone.
+        *("env", f"KUBECONFIG={cluster.kubeconfig}"),
         str(binaries.ensure([NAME], cluster.progress)[NAME]),
-        f"--kubeconfig={cluster.kubeconfig}",
         f"--prometheus-instance-namespaces={namespace}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
@@ -68,8 +69,11 @@ def configuration(cluster: Cluster, name: str, namespace: str) -> dict[str, Any]
     said = cluster.get("secrets", namespace=namespace)["items"]
     for one in said:
         if one["metadata"]["name"] == f"prometheus-{name}":
-            packed = base64.b64decode(one["data"]["prometheus.yaml.gz"])
-            found: dict[str, Any] = yaml.safe_load(gzip.decompress(packed))
+            text = gzip.decompress(base64.b64decode(one["data"]["prometheus.yaml.gz"])).decode()
+            # What its reloader puts in, in the pod of the first shard.
+            for variable, value in (("POD_NAME", f"prometheus-{name}-0"), ("SHARD", "0")):
+                text = text.replace(f"$({variable})", value)
+            found: dict[str, Any] = yaml.safe_load(text)
             return found
     return None
 
