@@ -97,6 +97,20 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What a model's runs with one strategy have in common."""
+
+    model: str
+    strategy: str
+    capacity: float
+    simulated_capacity: float
+    slo_ttft_ms: float
+    slo_tpot_ms: float
+    profile: dict[str, Any]
+    """As the planner reads it."""
+
+
+@dataclass(frozen=True)
 class Errors:
     """Of one rate, over its repeats: points, and percent of the real figure."""
 
@@ -258,7 +272,9 @@ def slo_of(profile: HardwareProfile, model: ModelShape) -> Slo:
 # ---- side by side --------------------------------------------------------------------------------
 
 
-def compare(options: argparse.Namespace, scratch: Path, model: str) -> Iterator[Compared]:
+def compare(
+    options: argparse.Namespace, scratch: Path, model: str, setups: list[Setup]
+) -> Iterator[Compared]:
     folder = builtin_path("tiny") if model == "tiny" else scratch / "small"
     if model == "small":
         make_random_model(
@@ -286,6 +302,12 @@ def compare(options: argparse.Namespace, scratch: Path, model: str) -> Iterator[
                 f"{simulated:.1f}; SLO {slo.ttft_ms:g}/{slo.tpot_ms:g} ms",
                 flush=True,
             )
+            setups.append(
+                Setup(
+                    model, strategy, capacity, simulated, slo.ttft_ms, slo.tpot_ms,
+                    json.loads(fitted.read_text()),
+                )
+            )  # fmt: skip
             for share in options.shares:
                 rate = share * capacity
                 requests = max(40, min(400, round(rate * options.seconds)))
@@ -400,10 +422,12 @@ def spread(values: Sequence[float], unit: str) -> str:
     return f"{middle:.1f}{unit} ({min(values):+.1f} to {max(values):+.1f})"
 
 
-def write(path: Path, rows: Sequence[Compared]) -> None:
+def write(path: Path, setups: Sequence[Setup], rows: Sequence[Compared]) -> None:
     document = {
-        "lengths": LENGTHS, "load": os.getloadavg(), "runs": [asdict(row) for row in rows],
-    }  # fmt: skip
+        "lengths": LENGTHS,
+        "setups": [asdict(setup) for setup in setups],
+        "runs": [asdict(row) for row in rows],
+    }
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -421,13 +445,14 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     pin(os.getpid(), OTHERS_CORE)
     rows: list[Compared] = []
+    setups: list[Setup] = []
     with tempfile.TemporaryDirectory() as scratch:
         options.scratch = options.scratch or Path(scratch)
         options.scratch.mkdir(parents=True, exist_ok=True)
         for model in options.models:
-            for row in compare(options, Path(scratch), model):
+            for row in compare(options, Path(scratch), model, setups):
                 rows.append(row)
-                write(options.output, rows)
+                write(options.output, setups, rows)
     for text in summarise(rows):
         print(text)
 

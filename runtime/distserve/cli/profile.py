@@ -27,7 +27,13 @@ def run(args: argparse.Namespace) -> int:
     if args.db is None:
         raise UsageError("the profile database is missing; give --db profile.sqlite")
     verb = {None: _measure, "fit": _fit, "serving": _serving}[args.profiling]
-    return verb(args)
+    try:
+        return verb(args)
+    except ImportError as error:
+        extra = "engine" if args.profiling is None else "bench"
+        raise UsageError(
+            f"{error.name} is not installed: pip install 'distserve[{extra}]'"
+        ) from error
 
 
 # ---- measure -------------------------------------------------------------------------------------
