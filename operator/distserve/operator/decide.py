@@ -27,6 +27,7 @@ from distserve.operator.model import (
 from distserve.operator.places import Places, find_places, units_without_room
 from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
 from distserve.operator.progress import progress_of
+from distserve.operator.repacking import Repacking, repacking
 from distserve.operator.report import report, report_refusal, report_without_numbers
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
 from distserve.operator.wanted import Wanted, stored_revisions
@@ -101,6 +102,7 @@ class Ahead(NamedTuple):
     rules: Rules
     step: Step
     places: Places
+    repacking: Repacking
 
 
 def _ahead(
@@ -108,8 +110,11 @@ def _ahead(
 ) -> Ahead:
     states = {unit.number: _state(unit, wanted) for unit in live.values()}
     rules = _rules(observed, wanted, states)
-    step = next_step(states, rules, units_without_room(observed, answers, wanted))
-    return Ahead(states, rules, step, find_places(observed, answers, wanted, step, live))
+    moves = repacking(observed, answers, wanted, live, states, rules)
+    no_room = units_without_room(observed, answers, wanted)
+    step = next_step(moves.states(states), moves.rules(rules), no_room)
+    places = find_places(observed, answers, wanted, step, live, moves)
+    return Ahead(states, rules, step, places, moves)
 
 
 def _steer(
@@ -121,14 +126,14 @@ def _steer(
     live: Mapping[str, LiveUnit],
 ) -> Decision:
     """What is accepted and planned: the next step towards it."""
-    states, rules, step, places = _ahead(observed, answers, wanted, live)
+    states, rules, step, places, moves = _ahead(observed, answers, wanted, live)
     no_room = "; ".join(why.message for why in places.waiting.values())
     progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
     fabric = fabric_of(observed, answers, wanted.deployment, live)
     course = Course(wanted, numbers, live, states, rules, step, places, progress, fabric)
     status, events = report(observed, answers, course)
     key = key_state(observed, answers, wanted)
-    asked = (*numbers.questions, places.question, key.question, fabric.question)
+    asked = (*numbers.questions, places.question, moves.question, key.question, fabric.question)
     timers = (
         numbers.again_seconds,
         places.again_seconds,

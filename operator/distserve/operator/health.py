@@ -142,7 +142,8 @@ def crashed(pods: tuple[Pod, ...], budget: int, within_seconds: float) -> Pod | 
 
 
 def write_place(place: Placement) -> str:
-    found = {name: value for name, value in asdict(place).items() if name != "avoid" or value}
+    rare = ("avoid", "repack")
+    found = {name: value for name, value in asdict(place).items() if name not in rare or value}
     return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
 
@@ -153,7 +154,7 @@ def read_place(text: str) -> Placement | None:
         nodes = {str(name): tuple(names) for name, names in found["nodes"].items()}
         avoid = tuple(map(str, found.get("avoid", ())))
         level, label, value = (str(found[name]) for name in ("level", "label", "value"))
-        return Placement(level, label, value, nodes, avoid)
+        return Placement(level, label, value, nodes, avoid, str(found.get("repack", "")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -122,6 +122,8 @@ class Placement:
     """Instance -> the nodes that its pods should prefer."""
     avoid: tuple[str, ...] = ()
     """Of an open place: domains that it is not to be in."""
+    repack: str = ""
+    """Value of the annotation distserve.io/repack that it was chosen for, or looked at for."""
 
     @property
     def open(self) -> bool:
@@ -150,6 +152,13 @@ class PlacementQuestion:
     it); units that are not named are no longer waited for."""
 
     units: tuple[Any, ...]  # distserve.placement's UnitRequest
+
+
+@dataclass(frozen=True)
+class BetterQuestion:
+    """Would this unit, that runs, lie better elsewhere? None: room is kept for no such one."""
+
+    unit: Any | None  # distserve.placement's UnitRequest
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,7 @@ class NodesQuestion:
 Question = (
     PlanQuestion
     | PlacementQuestion
+    | BetterQuestion
     | DryRunQuestion
     | TextsQuestion
     | KeyQuestion
@@ -205,6 +215,8 @@ class Answers:
     """By `PlanRequest.inputs_hash`."""
     placements: Mapping[str, Placement | NoPlace | Pending] = field(default_factory=dict)
     """By unit."""
+    better: Mapping[str, Placement | None] = field(default_factory=dict)
+    """By unit; None: it lies best where it is."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """By revision: the API server's words, empty when it takes all."""
     texts: Mapping[ConfigMapKey, str | None] = field(default_factory=dict)

@@ -32,11 +32,13 @@ from distserve.operator.provisioning import (
     place_of,
     still,
 )
+from distserve.operator.repacking import Repacking
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Step
 from distserve.operator.wanted import Wanted
 
 NONE = Attempts()
+MOVES = "it goes to a better domain, as the annotation distserve.io/repack asks"
 PLACING = "a place is being looked for"
 ENDING = "a place is looked for when its former pods end"
 
@@ -86,6 +88,7 @@ def find_places(
     wanted: Wanted,
     step: Step,
     live: Mapping[str, LiveUnit],
+    moves: Repacking,
 ) -> Places:
     deployment = wanted.deployment
     attempts = attempts_of(observed)
@@ -97,7 +100,12 @@ def find_places(
         name = f"u{number}"
         unit = live.get(name)
         if unit is not None and unit.place is not None:
-            place = found[name] = _place(unit, unit.place, wanted, observed)
+            place = _place(unit, unit.place, wanted, observed)
+            found[name] = moves.mark(place) if name == moves.stays else place
+            if name == moves.moving and revision == wanted.target.name:
+                waiting[name] = NoPlace(PlacedReason.PLACING, f"{name}: {MOVES}")
+                given_up.add(name)
+                continue
             patience = _patience_seconds(deployment, place)
             if (stuck := unit.stuck_since(patience)) is not None:
                 left = stuck + patience - observed.now
@@ -126,7 +134,7 @@ def find_places(
         asked.append(unit_request(deployment, name, made, since, priorities))
         tried = attempts.get(name, NONE)
         if isinstance(answer, Placement):
-            found[name] = answer
+            found[name] = moves.mark(answer)
         elif isinstance(answer, NoPlace):
             waiting[name] = answer
             if _provisioned(deployment, answer, tried, observed.now):

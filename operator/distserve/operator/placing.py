@@ -15,9 +15,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from distserve.operator.gathering import Gathering
 from distserve.operator.model import Key, NoPlace, Object, Pending, Placement
+from distserve.placement.better import better_place
 from distserve.placement.decisions import Decision, Placed
 from distserve.placement.inventory import Inventory
 from distserve.placement.placing import place
@@ -34,6 +36,13 @@ PAUSE_SECONDS = 0.1
 """Between passes: what changes together is decided together."""
 AGAIN_SECONDS = 15.0
 """While units wait: some rules count from how long they did."""
+
+
+class Move(NamedTuple):
+    """A unit that is to go to a better place, and its room there."""
+
+    request: UnitRequest
+    found: Placed
 
 
 class Placing:
@@ -53,6 +62,7 @@ class Placing:
         """Of units without StatefulSets: they wait, or were placed just now."""
         self._answers: dict[UnitId, Answer] = {}
         self._reserved: dict[Key, set[UnitId]] = {}
+        self._moves: dict[Key, Move] = {}
         self._unsettled: set[Key] = set()
         self._changed = asyncio.Event()
         self._gathering = Gathering()
@@ -80,6 +90,22 @@ class Placing:
         if self._changed.is_set() and settled:
             self._pass()  # Most units find their place at once.
         return {unit.unit: self._answers.get(unit, Pending()) for unit in asked}
+
+    def better(self, key: Key, unit: UnitRequest | None) -> Placement | None:
+        """Where a unit that runs would lie better. Room there is kept for it until it is asked for
+        without StatefulSets, or this is called for another one or for none."""
+        move = self._moves.get(key)
+        if move is not None and unit is not None and _alike(move.request, unit):
+            return _placement(move.found)
+        self._forget_move(key)
+        if unit is None or self._unsettled:
+            return None
+        found = better_place(self._inventory, unit, self._waiting, self._clock())
+        if found is None:
+            return None
+        self._inventory.reserve(replace(unit, id=_aside(unit.id)), found.nodes)
+        self._moves[key] = Move(unit, found)
+        return _placement(found)
 
     def gathers(self, key: Key) -> bool:
         """Whether units of it have no answer only because more may come."""
@@ -114,6 +140,7 @@ class Placing:
             self._withdraw(unit)
         for unit in list(self._reserved.get(key, ())):
             self._release(unit)
+        self._forget_move(key)
         self._unsettled.discard(key)
 
     async def run(self) -> None:
@@ -155,6 +182,10 @@ class Placing:
         for request in new:
             since = request.waiting_since if opened is None else min(opened, request.waiting_since)
             self._requests[request.id] = replace(request, waiting_since=since)
+            move = self._moves.get(_key(request.id))
+            if move is not None and move.request.id == request.id:
+                self._forget_move(_key(request.id))
+                self._reserve(request, move.found.nodes)  # What is reserved is kept if it fits.
         self._changed.set()
 
     def _reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
@@ -172,6 +203,12 @@ class Placing:
         if self._answers.get(decision.unit) != answer:
             self._answers[decision.unit] = answer
             self._wake(_key(decision.unit))
+
+    def _forget_move(self, key: Key) -> None:
+        move = self._moves.pop(key, None)
+        if move is not None:
+            self._inventory.release(_aside(move.request.id))
+            self.look()
 
     def _withdraw(self, unit: UnitId) -> None:
         """Not asked any more, or asked otherwise."""
@@ -196,6 +233,11 @@ def _alike(known: UnitRequest, asked: UnitRequest | None) -> bool:
 
 def _key(unit: UnitId) -> Key:
     return Key(unit.namespace, unit.deployment)
+
+
+def _aside(unit: UnitId) -> UnitId:
+    """By this name room is kept beside that which the unit has."""
+    return unit._replace(unit=f"{unit.unit} elsewhere")
 
 
 def _placement(decision: Placed) -> Placement:

@@ -28,6 +28,7 @@ from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, NODES, SECRETS, k
 from distserve.operator.model import (
     Answers,
     Apply,
+    BetterQuestion,
     Decision,
     Delete,
     DryRunQuestion,
@@ -144,6 +145,10 @@ class Reconciler:
             return replace(answers, plans={**answers.plans, question.request.inputs_hash: plan})
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
+        if isinstance(question, BetterQuestion):
+            better = self._placing.better(key, question.unit)
+            known = {} if question.unit is None else {question.unit.id.unit: better}
+            return replace(answers, better=known)
         if isinstance(question, LinksQuestion):
             return replace(answers, links=self._engines.ask(key, question))
         if isinstance(question, TextsQuestion):

@@ -175,6 +175,17 @@ class Inventory:
         found._permanent = {node: dict(amounts) for node, amounts in self._permanent.items()}
         return found
 
+    def without(self, unit: UnitId) -> "Inventory":
+        """As if the unit were gone, with its pods; to be read, not to be kept up to date."""
+        found = Inventory()
+        found._nodes, found._permanent, found.devices = self._nodes, self._permanent, self.devices
+        found._units = {known: record for known, record in self._units.items() if known != unit}
+        found._used = {node: dict(amounts) for node, amounts in self._used.items()}
+        record = self._units.get(unit)
+        for seat in record.seats.values() if record else ():
+            found._count(seat, -1)
+        return found
+
     def vacate(self, unit: UnitId) -> None:
         """As if the unit were gone, with its pods."""
         self.release(unit)

@@ -18,6 +18,7 @@ from distserve.operator.decide import DecideSettings, decide
 from distserve.operator.model import (
     Answers,
     Apply,
+    BetterQuestion,
     Decision,
     Delete,
     DryRunQuestion,
@@ -72,6 +73,10 @@ class World:
     objects: dict[Ref, Object] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     now: float = 1_800_000_000.0
+    better: Callable[[str], Placement | None] = lambda unit: None
+    """Where a unit that runs would lie better."""
+    kept: dict[str, Placement] = field(default_factory=dict)
+    """Room that is kept for such a unit."""
     room: int = 100
     """Units that find a place."""
     plans: dict[str, Plan | PlannerError | Pending] = field(default_factory=dict)
@@ -174,6 +179,10 @@ class World:
                     answers = replace(answers, links=found)
                 case TextsQuestion(keys):
                     texts = {key: self.texts.get(str(key)) for key in keys}
+                case BetterQuestion(unit):
+                    found = {} if unit is None else {unit.id.unit: self.better(unit.id.unit)}
+                    self.kept = {name: place for name, place in found.items() if place}
+                    answers = replace(answers, better=found)
                 case PlacementQuestion(units):
                     for unit in units:
                         places.setdefault(unit.id.unit, self._place(unit))
@@ -316,6 +325,8 @@ class World:
         return f"uid-{self.serial}"
 
     def _place(self, unit: Any) -> Placement | NoPlace:
+        if unit.id.unit in self.kept:
+            return self.kept[unit.id.unit]
         if int(unit.id.unit[1:]) >= self.room:
             return NoPlace("NoRoom", f"unit {unit.id.unit} needs 2 CPUs; the fullest has 1 free")
         return Placement("", "", "", {i.name: (NODE,) for i in unit.instances})

@@ -136,6 +136,39 @@ async def test_placed_just_now_is_not_gone(world: World) -> None:
     assert world.free == 0
 
 
+async def test_room_for_a_better_place_is_kept_until_the_unit_is_asked_for(world: World) -> None:
+    """The unit leaves its room for a fuller node, and no one else takes that meanwhile."""
+    key = Key("ns", "a")
+    world.inventory.put_node(node("two", gpus=4))
+    moving = unit("a", gpus=4)
+    world.ask("a", moving)
+    world.placing.settle(key, {"u0": [{}]})
+    world.inventory.reserve(moving, {"a-u0-prefill-0-0": "one"})
+    found = world.placing.better(key, moving)
+    assert found is not None and found.nodes == {"a-u0-prefill-0": ("two",)}
+    assert world.placing.better(key, moving) == found
+    assert world.inventory.free("two").get(GPU, 0) == 0
+    waits = world.ask("b", unit("b", gpus=5))
+    assert isinstance(waits, NoPlace)
+    world.placing.settle(key, {})
+    assert world.ask("a", moving) == found
+    assert world.inventory.free("two").get(GPU, 0) == 0
+    assert world.free == 3, "who waited has what it left"
+
+
+async def test_room_that_is_kept_for_nobody_any_more_is_free(world: World) -> None:
+    key = Key("ns", "a")
+    world.inventory.put_node(node("two", gpus=4))
+    moving = unit("a", gpus=4)
+    world.ask("a", moving)
+    world.placing.settle(key, {"u0": [{}]})
+    world.inventory.reserve(moving, {"a-u0-prefill-0-0": "one"})
+    for ends in (lambda: world.placing.better(key, None), lambda: world.placing.release(key)):
+        assert world.placing.better(key, moving) is not None
+        ends()
+        assert world.inventory.free("two").get(GPU, 0) == 4
+
+
 async def test_a_new_leader_places_nothing_before_it_knows_what_was_given(world: World) -> None:
     given, new = Key("ns", "a"), Key("ns", "b")
     world.placing.begin([given, new])
