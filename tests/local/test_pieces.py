@@ -192,6 +192,7 @@ def test_checks_say_the_cure(tmp_path: Path) -> None:
     for spec, said in (
         ({"prefill": {"parallelism": {"tensor": 2}}}, "NotSupportedByEngine: spec.prefill"),
         ({"accelerator": {"type": "GPU"}}, "NotSupportedByEngine: spec.accelerator.type"),
+        ({"kvTransfer": {"hostSharing": True}}, "hostSharing: processes of one machine share"),
         ({"model": {"id": "m", "source": {"hostPath": "/no/such"}}}, "/no/such is no folder"),
         ({"model": {"id": "m", "source": {"imagePath": "/no/such"}}}, "imagePath: /no/such is no"),
         ({"model": {"id": "m", "source": {"hostPath": str(tmp_path)}}}, "has no config.json"),
