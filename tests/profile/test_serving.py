@@ -4,18 +4,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from distserve.bench.client import Target
 from distserve.bench.outcome import Outcome
+from distserve.cli.main import main
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
-from distserve.profile.database import Served
+from distserve.profile.database import Measured, Served, Subject, open_database
 from distserve.profile.errors import ProfileError
 from distserve.profile.grid import Point
-from distserve.profile.serving import OUTPUT_TOKENS, measure, round_of
+from distserve.profile.serving import OUTPUT_TOKENS, POINTS, measure, round_of
 from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import Trace
 
@@ -55,7 +57,7 @@ class Stub:
         for _ in range(body["max_tokens"]):
             event = {"choices": [{"text": "x", "token_ids": [1]}]}
             await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
@@ -92,6 +94,34 @@ async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
     stub.status = 503
     with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
         await measure(Target(stub.url, "m"), lambda _: None, [Point(1, 8)], rounds=1)
+
+
+async def test_the_command_adds_to_the_model_s_records(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.sqlite"
+    with open_database(path, Subject("m", "float32", "cpu", "1")) as database:
+        for batch in (1, 2, 4):
+            for tokens in (8, 64):
+                row = Measured(batch, tokens, 16, 1e-3 * batch, 1e-3, 0.0, 0.0, tokens + 8.0, 3)
+                database.add(row)
+
+    async def said(code: int, *words: object) -> tuple[str, str]:
+        assert await asyncio.to_thread(main, ["profile", *map(str, words)]) == code
+        return capsys.readouterr()
+
+    serving = ("serving", "--db", path, "--url", stub.url, "--model")
+    output, _ = await said(0, *serving, "m")
+    assert len(output.splitlines()) == len(POINTS)
+    output, _ = await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
+    assert "a deployment adds" in output
+    entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]
+    assert entry["request_ms"] > 0 and entry["handover_ms"] == 0  # the stub moved nothing
+    _, error = await said(2, *serving, "other")
+    assert error.endswith("no records of model other; the database has: m float32 cpu 1\n")
+    stub.status = 503
+    _, error = await said(2, *serving, "m")
+    assert error.endswith("HTTP 503: not today\n")
 
 
 def times_of(strategy: str, fleet: Fleet) -> tuple[list[float], list[float]]:
