@@ -8,7 +8,7 @@ import pytest
 
 from distserve.cli.main import main as distserve
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ZONE = "topology.kubernetes.io/zone"
 TOO_MUCH, LITTLE = "900T", "1M"
@@ -31,6 +31,7 @@ def deployment(new_deployment: Any) -> Iterator[Any]:
     for node in ("node1", "node2"):
         found.cluster.kubectl("label", "node", node, f"{ZONE}=z")
     found.apply(topology=topology(TOO_MUCH))
+    found.cluster.wait_for("a first status", lambda: "status" in found.live())
     yield found
     where = f"--namespace={found.namespace}"
     found.cluster.kubectl("delete", "dsd", found.name, where, "--wait=true", "--timeout=60s")
@@ -110,7 +111,7 @@ def test_the_operator_has_it_as_metrics(deployment: Any) -> None:
     pods = deployment.cluster.get(
         "pods", namespace="distserve-system", selector="app.kubernetes.io/name=distserve-operator"
     )["items"]
-    pages = [deployment.metrics(pod, 8080) for pod in pods if said(pod, "Ready") == "True"]
+    pages = [deployment.place.metrics(pod, 8080) for pod in pods if said(pod, "Ready") == "True"]
     measured = {
         name: value
         for page in pages
