@@ -2,12 +2,80 @@
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 Object = dict[str, Any]
 KEY = ("opt", "u0")
+
+
+REQUESTS = "provisioningrequests.autoscaling.x-k8s.io"
+
+
+@pytest.fixture
+def requests_served(crd: Any) -> Iterator[None]:
+    """As cluster-autoscaler's kind is, in what we use of it."""
+    reference = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "maxLength": 253}},
+    }
+    pod_set = {
+        "type": "object",
+        "required": ["count", "podTemplateRef"],
+        "properties": {
+            "count": {"type": "integer", "minimum": 1},
+            "podTemplateRef": reference,
+        },
+    }
+    immutable = [{"rule": "self == oldSelf", "message": "Value is immutable"}]
+    strings = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 255}}
+    spec = {
+        "type": "object",
+        "required": ["podSets", "provisioningClassName"],
+        "properties": {
+            "provisioningClassName": {"type": "string", "x-kubernetes-validations": immutable},
+            "parameters": {**strings, "maxProperties": 100, "x-kubernetes-validations": immutable},
+            "podSets": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 32,
+                "items": pod_set,
+                "x-kubernetes-validations": immutable,
+            },
+        },
+    }
+    status = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "schema": {
+            "openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": status}}
+        },
+    }
+    crd.apply(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": REQUESTS},
+            "spec": {
+                "group": "autoscaling.x-k8s.io",
+                "names": {"kind": "ProvisioningRequest", "plural": "provisioningrequests"},
+                "scope": "Namespaced",
+                "versions": [version],
+            },
+        }
+    )
+    crd.wait_for(
+        "the kind to be served",
+        lambda: "ProvisioningRequest" in crd.kubectl("api-resources").split(),
+    )
+    yield
+    crd.kubectl("delete", f"crd/{REQUESTS}", "--wait=false")
 
 
 def unschedulable(pod: Object) -> bool:
@@ -96,3 +164,31 @@ def test_it_is_taken_back_whole_when_no_nodes_come(fabric: Any) -> None:
             fabric.wait_until_whole(history, {"opt": whole.pods})
             labels = [pod["metadata"]["labels"] for pod in history.units()[KEY]]
             assert {one["distserve.io/domain"] for one in labels} == set(cliques.values())
+
+
+def test_nodes_are_asked_for_by_a_request_where_that_is_served(
+    requests_served: None, fabric: Any
+) -> None:
+    whole = fabric.whole_domain
+
+    def requests() -> list[Object]:
+        found: list[Object] = fabric.cluster.get(REQUESTS, namespace=fabric.namespace)["items"]
+        return found
+
+    with fabric.watched() as history:
+        fabric.apply(fabric.deployment("opt", whole, whenNoFit="Provision"))
+        fabric.wait_until("its nodes are asked for", lambda: len(requests()) == 1)
+        (request,) = requests()
+        templates = fabric.cluster.get("podtemplates", namespace=fabric.namespace)["items"]
+        named = {one["metadata"]["name"] for one in templates}
+        asked = {one["podTemplateRef"]["name"]: one["count"] for one in request["spec"]["podSets"]}
+        assert asked.keys() == named and set(asked.values()) == {whole.prefill, whole.decode}
+        fabric.wait_until("its pods are made", lambda: len(history.units().get(KEY, [])) == 4)
+        for pod in history.units()[KEY]:
+            annotations = pod["metadata"]["annotations"]
+            consumed = annotations["autoscaling.x-k8s.io/consume-provisioning-request"]
+            assert consumed == request["metadata"]["name"]
+        with fabric.domains(1, 2, "asked-"):
+            fabric.wait_until_whole(history, {"opt": whole.pods})
+            fabric.wait_until("nothing is asked for any more", lambda: not requests())
+            assert {pod["metadata"]["uid"] for pod in history.units()[KEY]} <= history.live.keys()
