@@ -11,6 +11,7 @@ from distserve.api import labels
 from distserve.operator.fabric import quantity, rate
 from distserve.operator.model import Apply
 from distserve.operator.pairs import Link, LinksQuestion, Pair
+from distserve.operator.records import pod_record
 from distserve.placement.nodes import node_from
 
 FAST, SLOW = 2.5e9, 20e6
@@ -260,3 +261,30 @@ def test_a_crash_anywhere_leaves_something_to_go_on_from(new_world: Any) -> None
 def test_numbers_have_three_digits(number: float, said: str) -> None:
     assert quantity(number) == said
     assert rate(2.5e9) == "2.5 GB/s"
+
+
+@pytest.mark.parametrize(
+    ("gates", "status", "found"),
+    [
+        ([], "True", None),
+        (["example.com/other"], "True", None),
+        ([labels.FABRIC_VERIFIED], "False", False),
+        ([labels.FABRIC_VERIFIED], None, False),
+        (["example.com/other", labels.FABRIC_VERIFIED], "True", True),
+    ],
+)
+def test_a_gate_is_seen_in_the_pod(gates: list[str], status: str | None, found: Any) -> None:
+    conditions = [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "X"}]
+    if status is not None:
+        conditions.append({"type": labels.FABRIC_VERIFIED, "status": status})
+    pod = pod_record(
+        {
+            "metadata": {
+                "name": "tiny-u0-decode-0-0", "uid": "1", "namespace": "llm",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": {"readinessGates": [{"conditionType": gate} for gate in gates]},
+            "status": {"podIP": "10.0.0.7", "conditions": conditions},
+        }
+    )  # fmt: skip
+    assert (pod.fabric_gate, pod.containers_ready, pod.host) == (found, True, "10.0.0.7")
