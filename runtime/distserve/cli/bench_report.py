@@ -1,0 +1,72 @@
+"""`distserve bench report`: attainment, crossings, figures and a page of what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from distserve.cli.bench_words import seconds_of
+from distserve.cli.usage import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="with .exp files, subfolders included")
+    add("--slo", metavar="NAME", help="a paper's objectives, as sharegpt-opt-13b (docs/bench.md)")
+    add("--slo-ttft", metavar="TIME", help="objective, as 250ms; default: that of the runs")
+    add("--slo-tpot", metavar="TIME", help="objective, as 100ms; default: that of the runs")
+    add("--normalised-slo", metavar="NAME", help="LoongServe's limits per token, as sharegpt")
+    add("--slo-scales", metavar="LIST", help="factors of both objectives, as 1.6,1.4,1.2,1,0.8")
+    add(
+        "--gpus", action="append", default=[], metavar="SYSTEM=N",
+        help="accelerators of a system; default: what its runs say, else 1",
+    )  # fmt: skip
+    add("--output-dir", type=Path, help="default: DIR/report")
+    add("--no-figures", action="store_true", help="tables and page only, without matplotlib")
+    add("--output", choices=["table", "json"], default="table", help="what is printed")
+
+
+def run(args: argparse.Namespace) -> int:
+    from distserve.bench.report import Asked, question_of, write_report
+    from distserve.bench.slos import normalised_slo
+    from distserve.bench.summary import crossings_table
+    from distserve.bench.tables import json_text
+
+    asked = Asked(
+        args.slo, seconds_of(args, "slo_ttft"), seconds_of(args, "slo_tpot"), _scales(args)
+    )
+    question = question_of(args.folder, asked, _gpus(args.gpus))
+    output = args.output_dir or args.folder / "report"
+    limits = normalised_slo(args.normalised_slo) if args.normalised_slo else None
+    tables = write_report(
+        question, output, not args.no_figures, lambda line: print(line, file=sys.stderr), limits
+    )
+    if args.output == "json":
+        print(json_text(**tables), end="")
+    else:
+        print(crossings_table(tables["crossings"]))
+        print(f"figures and tables: {output / 'report.html'}")
+    return 0
+
+
+def _scales(args: argparse.Namespace) -> tuple[float, ...] | None:
+    if args.slo_scales is None:
+        return None
+    try:
+        scales = tuple(float(scale) for scale in args.slo_scales.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise UsageError(f"--slo-scales {args.slo_scales!r}: give numbers above 0, as 1.2,1,0.8")
+    return scales
+
+
+def _gpus(words: list[str]) -> dict[str, int]:
+    found = {}
+    for word in words:
+        system, separator, count = word.rpartition("=")
+        if not (separator and system and count.isdecimal() and int(count) > 0):
+            raise UsageError(f"--gpus {word!r}: give SYSTEM=N, as vllm=1")
+        found[system] = int(count)
+    return found

@@ -1,0 +1,156 @@
+"""`distserve bench run`: offer load to an OpenAI server and keep what was seen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distserve.cli.bench_words import check_url, seconds_of
+from distserve.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from distserve.bench.session import Ran, Session
+
+EXIT_UNTRUSTED = 1
+"""A run was invalid, interrupted or without a single completed request."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--url", required=True, help="base URL of the server, as http://127.0.0.1:8000")
+    add("--model", required=True, help="the name that the server serves")
+    add(
+        "--dataset", required=True, metavar="FILE|synthetic:...",
+        help="requests: csv, .ds, .json or .jsonl; or synthetic:NAME (docs/bench.md)",
+    )  # fmt: skip
+    add(
+        "--num-prompts-req-rates", required=True, metavar="PAIRS",
+        help='(count, requests per second) of each run: "[(300,1.5),(300,3)]"',
+    )  # fmt: skip
+    add(
+        "--request-distribution", default="poisson", metavar="NAME",
+        help="poisson, gamma, fixed (uniform), burst or recorded (trace); default poisson",
+    )  # fmt: skip
+    add("--cv", type=float, default=1.0, help="coefficient of variation of gamma gaps")
+    add("--seed", type=int, default=0, help="of requests, prompts and arrivals")
+    add("--slo-ttft", metavar="TIME", help="objective, as 250ms; also sent with each request")
+    add("--slo-tpot", metavar="TIME", help="objective, as 100ms; also sent with each request")
+    add("--output-dir", type=Path, default=Path("results"), help="default: results")
+    add("--prefix", default="distserve", help="names the system in file names and figures")
+    add("--gpus", type=int, default=1, help="accelerators behind the URL, for rates per GPU")
+    add("--endpoint", choices=["completions", "chat"], default="completions")
+    add("--prompt-format", choices=["auto", "text", "tokens"], default="auto")
+    add(
+        "--token-ids", default="10:1000", metavar="LOW:HIGH", help="made-up prompts draw from these"
+    )
+    add("--max-model-len", type=int, help="leave out requests that are longer together")
+    add("--no-stream", action="store_true", help="whole answers: latency only, no TTFT")
+    add("--no-ignore-eos", action="store_true", help="answers may end early")
+    add("--warm-up", type=int, default=5, metavar="N", help="requests before, not counted")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="of one request")
+    add("--max-lag", default="10ms", metavar="TIME", help="beyond it a run is invalid (p99)")
+    add("--exp-format", choices=["distserve", "loongserve"], default="distserve")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds an API key")
+
+
+def run(args: argparse.Namespace) -> int:
+    from distserve.bench.session import run_series
+
+    session = _session(args)
+    _allow_many_connections()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    done = _until_interrupted(run_series(session, say))
+    from distserve.bench.summary import table
+
+    print(table(session.folder, session.prefix, done))
+    whole = len(done) == len(session.pairs) and all(ran.good for ran in done)
+    return 0 if whole else EXIT_UNTRUSTED
+
+
+def _session(args: argparse.Namespace) -> Session:
+    from distserve.bench.client import Target
+    from distserve.bench.datasets import load
+    from distserve.bench.plan import Recipe
+    from distserve.bench.question import parse_pairs, parse_token_ids
+    from distserve.bench.session import Session
+    from distserve.workload import ArrivalProcess
+
+    check_url(args.url)
+    if not args.prefix or "/" in args.prefix:
+        raise UsageError(f"--prefix {args.prefix!r} is no part of a file name; leave out the /")
+    for name, least in (("gpus", 1), ("warm_up", 0), ("timeout", 0.001)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+    pairs = parse_pairs(args.num_prompts_req_rates)
+    longest = max(pair.requests for pair in pairs)
+    requests = load(args.dataset, longest, args.seed)
+    if args.max_model_len is not None:
+        requests = requests.within(args.max_model_len)
+    slo = {name: seconds_of(args, name) for name in ("slo_ttft", "slo_tpot")}
+    headers = [
+        (f"x-{name.replace('_', '-')}-ms", f"{seconds * 1000:g}")
+        for name, seconds in slo.items()
+        if seconds is not None
+    ]
+    if args.api_key_env is not None:
+        if args.api_key_env not in os.environ:
+            raise UsageError(f"--api-key-env: there is no variable {args.api_key_env}; export it")
+        headers.append(("authorization", f"Bearer {os.environ[args.api_key_env]}"))
+    target = Target(
+        url=args.url, model=args.model, endpoint=args.endpoint, stream=not args.no_stream,
+        ignore_eos=not args.no_ignore_eos, headers=tuple(headers), timeout_seconds=args.timeout,
+    )  # fmt: skip
+    recipe = Recipe(
+        requests, ArrivalProcess(args.request_distribution, args.cv, args.seed), args.seed,
+        args.prompt_format, parse_token_ids(args.token_ids),
+    )  # fmt: skip
+    return Session(
+        target, recipe, pairs, args.output_dir, args.prefix, _parameters(args, slo),
+        args.exp_format, args.warm_up, (seconds_of(args, "max_lag") or 0.0) * 1000,
+    )  # fmt: skip
+
+
+_DETERMINING = (  # not the URL: a server that came back on another port is the same system
+    "model", "dataset", "request_distribution", "cv", "seed", "gpus", "endpoint",
+    "prompt_format", "token_ids", "max_model_len", "no_stream", "no_ignore_eos", "exp_format",
+)  # fmt: skip
+
+
+def _parameters(args: argparse.Namespace, slo: dict[str, float | None]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in _DETERMINING} | slo
+
+
+def _allow_many_connections() -> None:
+    """A stream takes a file descriptor, and shells often start with 1024."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _until_interrupted(series: Any) -> list[Ran]:
+    """Run on uvloop, whose reads cost a third; Ctrl-C ends the series and keeps what is there."""
+    import asyncio
+
+    import uvloop
+
+    async def watched() -> list[Ran]:
+        task = asyncio.ensure_future(series)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        done: list[Ran] = await task
+        return done
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(watched())
+        except asyncio.CancelledError:
+            raise UsageError("interrupted before the first run; nothing was measured") from None

@@ -1,0 +1,31 @@
+"""What several verbs of `distserve bench` understand alike: durations and addresses."""
+
+from __future__ import annotations
+
+import argparse
+
+from distserve.cli.usage import UsageError
+
+
+def seconds_of(args: argparse.Namespace, name: str) -> float | None:
+    from distserve.api.durations import parse_duration
+
+    text = getattr(args, name)
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--{name.replace('_', '-')} {text!r}: {error}") from error
+
+
+def check_url(url: str) -> None:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port, or of brackets
+        known = False
+    if not known:
+        raise UsageError(f"--url {url!r} is no URL; give one as http://127.0.0.1:8000")
