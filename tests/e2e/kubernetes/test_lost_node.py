@@ -52,6 +52,7 @@ def test_a_unit_is_whole_again_after_a_kubelets_death(
     cluster.kubectl("cordon", survivor)
     try:
         deployment.apply(restart={"nodeLostAfter": f"{NODE_LOST_AFTER}s"})
+        cluster.wait_for("all pods to be made", lambda: len(deployment.pods()) == 4)
         deployment.wait_for("Ready")
     finally:
         cluster.kubectl("uncordon", survivor)
