@@ -120,9 +120,10 @@ class Deployment:
 
     def condition(self, kind: str) -> Any:
         found = self.live()
-        conditions = found.get("status", {}).get("conditions", [])
-        current = found["status"].get("observedGeneration") == found["metadata"]["generation"]
-        return next((c for c in conditions if c["type"] == kind and current), {"status": "Unknown"})
+        status = found.get("status", {})
+        current = status.get("observedGeneration") == found["metadata"]["generation"]
+        known = status.get("conditions", []) if current else []
+        return next((c for c in known if c["type"] == kind), {"status": "Unknown"})
 
     def wait_for(self, kind: str, status: str = "True", seconds: float = READY_SECONDS) -> Any:
         """Waits for a condition that speaks of the newest spec."""
