@@ -146,6 +146,7 @@ async def houses(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             change: Callable[[list[FakeEngine]], None] = lambda engines: None,
             tracing: Tracing | None = None,
             ready: bool = True,
+            names: str = "{role}-{index}",
             policy: str = "LeastOutstanding",
             **settings: Any,
         ) -> House:
@@ -155,7 +156,9 @@ async def houses(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             folder.mkdir()
             transfers = Transfers()
             engines = [
-                FakeEngine(f"{role}-{i}", role, transfers, strategy, **(engine or {}))
+                FakeEngine(
+                    names.format(role=role, index=i), role, transfers, strategy, **(engine or {})
+                )
                 for role, count in (("prefill", prefill), ("decode", decode), ("hybrid", hybrid))
                 for i in range(count)
             ]

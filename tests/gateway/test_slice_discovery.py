@@ -23,6 +23,8 @@ from distserve.gateway.slices import EndpointSlice, instances
 
 WAIT_SECONDS = 20.0
 QUICK = Pace(first_pause_seconds=0.01, max_pause_seconds=0.05, quick_seconds=0.0)
+PODS = "tiny-{role}-{index}-0"
+"""Of an instance's pods the first one."""
 
 
 @dataclass(eq=False)
@@ -418,7 +420,8 @@ async def test_requests_are_served_by_what_slices_and_instances_say(
     """Roles, units and revisions come from the engines: slices carry no labels of pods."""
     discovery = SliceDiscovery(stub.api, "n", "tiny-instances", QUICK)
     monkeypatch.setattr(service, "make_discovery", lambda location: discovery)
-    house = await houses(prefill=2, decode=2, ready=False, engine={"token_seconds": 0.01})
+    slow = {"token_seconds": 0.01}
+    house = await houses(prefill=2, decode=2, ready=False, engine=slow, names=PODS)
 
     def publish(**conditions: dict[str, bool]) -> None:
         for engine in house.engines:
@@ -450,11 +453,12 @@ async def test_an_address_that_went_to_another_instance_is_not_used_twice(
 ) -> None:
     discovery = SliceDiscovery(stub.api, "n", "tiny-instances", QUICK)
     monkeypatch.setattr(service, "make_discovery", lambda location: discovery)
-    house = await houses(ready=False)
+    house = await houses(ready=False, names=PODS)
     for engine in house.engines:
         stub.put(engine.name, endpoint(engine.name), port=int(engine.url.rpartition(":")[2]))
     decode = house.decodes[0]
-    stub.put("old", endpoint("decode-9"), port=int(decode.url.rpartition(":")[2]))
-    await house.until(lambda: "answers 'decode-0'" in caplog.text)
+    stub.put("old", endpoint("tiny-decode-9-0"), port=int(decode.url.rpartition(":")[2]))
+    await house.until(lambda: "answers 'tiny-decode-0-0'" in caplog.text)
     await house.until(lambda: house.gateway.ready)
-    assert [m.name for m in house.gateway.fleet.ready()] == ["decode-0", "prefill-0"]
+    ready = [m.name for m in house.gateway.fleet.ready()]
+    assert ready == ["tiny-decode-0-0", "tiny-prefill-0-0"]
