@@ -94,6 +94,8 @@ class Compared:
     client_lag_p99_ms: float
     others_cpu: float
     """Cores that processes of others took meanwhile."""
+    real_ms: list[tuple[float, float]]
+    """TTFT and TPOT of each request, in order of arrival."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,9 @@ def capacity_of(url: str, model: str, requests: int) -> float:
     return (high - low) / (ends[high] - ends[low])
 
 
-def seen_by(observed: Observed, slo: Slo) -> Seen:
+def times_of(observed: Observed) -> list[tuple[float, float]]:
     pairs = [(o.ttft or 0.0, o.tpot or 0.0) for o in observed.outcomes]
-    return seen([(1000 * ttft, 1000 * tpot) for ttft, tpot in pairs], slo)
+    return [(round(1000 * ttft, 3), round(1000 * tpot, 4)) for ttft, tpot in pairs]
 
 
 def seen(times_ms: Sequence[tuple[float, float]], slo: Slo) -> Seen:
@@ -320,7 +322,8 @@ def compare(
                     pairs = list(zip(result.ttft_ms, result.tpot_ms, strict=True))
                     row = Compared(
                         model, strategy, share, rate, seed, requests,
-                        seen_by(observed, slo), seen(pairs, slo), observed.lag.send_p99_ms, others,
+                        seen(times_of(observed), slo), seen(pairs, slo),
+                        observed.lag.send_p99_ms, others, times_of(observed),
                     )  # fmt: skip
                     print(f"  {line(row)}", flush=True)
                     yield row
