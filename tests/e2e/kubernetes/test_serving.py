@@ -142,6 +142,7 @@ def test_an_edit_is_rolled_and_clients_are_served_after(serving: Any, other_imag
     assert serving.ask("The wind") == [before]
 
 
+@pytest.mark.soak
 def test_a_lost_key_is_made_anew(serving: Any) -> None:
     """The kubelet cannot start a pod without it, and pods of two keys cannot work together."""
     cluster, where = serving.cluster, f"--namespace={serving.namespace}"
