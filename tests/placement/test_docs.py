@@ -43,4 +43,4 @@ def test_the_command_prints_a_tree(
 
 def test_every_reason_is_explained() -> None:
     others = {PlacedReason.PROVISIONING, PlacedReason.PROVISIONING_TIMED_OUT}
-    assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == {*Reason, *others}
+    assert set(re.findall(r"^\| `([A-Z]\w+)` \|", TEXT, re.MULTILINE)) == {*Reason, *others}
