@@ -67,7 +67,7 @@ test-without:
 .PHONY: e2e
 e2e: $(STAMP) ## helm install, kubectl apply, a token through the Service, on two real nodes
 	@$(KUBERNETES) install
-	@$(RUN)/pytest -q -s --cluster tests/e2e/kubernetes
+	@$(RUN)/pytest -q -s --cluster -m "not soak" tests/e2e/kubernetes
 
 .PHONY: soak
 soak: $(STAMP) ## the long forms, those on Kubernetes too
