@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(1500)]
 
 NODES = {"node1", "node2"}
 UNIT = "distserve.io/unit"
 UNREACHABLE = "node.kubernetes.io/unreachable"
 NODE_LOST_AFTER = 10
 DETECTED_SECONDS = 240.0
-WHOLE_SECONDS = 180.0
+WHOLE_SECONDS = 400.0
+"""Two engines load at once on what is one small machine."""
 
 
 def seconds(timestamp: str) -> float:
@@ -53,7 +54,7 @@ def test_a_unit_is_whole_again_after_a_kubelets_death(
     try:
         deployment.apply(restart={"nodeLostAfter": f"{NODE_LOST_AFTER}s"})
         cluster.wait_for("all pods to be made", lambda: len(deployment.pods()) == 4)
-        deployment.wait_for("Ready")
+        deployment.wait_for("Ready", seconds=WHOLE_SECONDS)
     finally:
         cluster.kubectl("uncordon", survivor)
     before = {pod["metadata"]["uid"] for pod in deployment.pods()}
@@ -82,7 +83,7 @@ def test_a_unit_is_whole_again_after_a_kubelets_death(
         made = max(seconds(pod["metadata"]["creationTimestamp"]) for pod in pods)
         ready = max(ready_at(pod) or 0.0 for pod in pods)
         assert {pod["spec"]["nodeName"] for pod in pods} == {survivor}
-        deployment.wait_for("Ready")
+        deployment.wait_for("Ready", seconds=WHOLE_SECONDS)
         assert deployment.ask("The river") == [answer]
         said = cluster.kubectl(
             "get",
