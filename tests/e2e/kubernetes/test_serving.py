@@ -142,31 +142,6 @@ def test_an_edit_is_rolled_and_clients_are_served_after(serving: Any, other_imag
     assert serving.ask("The wind") == [before]
 
 
-@pytest.mark.soak
-def test_a_lost_key_is_made_anew(serving: Any) -> None:
-    """The kubelet cannot start a pod without it, and pods of two keys cannot work together."""
-    cluster, where = serving.cluster, f"--namespace={serving.namespace}"
-    (before,) = serving.ask("The wind")
-    pod = serving.pod(role="decode")
-    (name,) = [v["secret"]["secretName"] for v in pod["spec"]["volumes"] if v["name"] == "key"]
-    old_key = cluster.get("secret", name, serving.namespace)["data"]["key"]
-    old_pods = {pod["metadata"]["uid"] for pod in serving.pods()}
-    cluster.kubectl("delete", "secret", name, where)
-    cluster.kubectl("delete", "pod", pod["metadata"]["name"], where, "--wait=false")
-
-    def healed() -> bool:
-        pods = {pod["metadata"]["uid"] for pod in serving.pods()}
-        found = cluster.kubectl("get", "secret", name, where, "--ignore-not-found", "--output=name")
-        return bool(found) and len(pods) == 4 and not pods & old_pods
-
-    cluster.wait_for("another key and other pods", healed, 150)
-    assert cluster.get("secret", name, serving.namespace)["data"]["key"] != old_key
-    serving.wait_for("Ready")
-    events = cluster.kubectl("get", "events", where, "--field-selector=reason=KeyLost")
-    assert f"Secret {name} was deleted" in events
-    assert serving.ask("The wind") == [before]
-
-
 def test_deletion_leaves_nothing(serving: Any, before: set[str]) -> None:
     cluster, namespace = serving.cluster, serving.namespace
     where = f"--namespace={namespace}"
