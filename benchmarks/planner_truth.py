@@ -211,12 +211,24 @@ def plan_of(requests: int, rate: float, seed: int) -> list[Planned]:
     return Recipe(synthetic(LENGTHS, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
 
 
-def capacity_of(url: str, model: str, requests: int) -> float:
-    """Completions a second in the middle of a burst."""
-    observed = offered(url, model, plan_of(requests, float("inf"), 99))
-    ends = sorted(outcome.ended for outcome in observed.outcomes)
-    low, high = len(ends) // 5, len(ends) * 4 // 5
-    return (high - low) / (ends[high] - ends[low])
+def capacity_of(url: str, model: str, seconds: float) -> float:
+    """Completions a second while more is offered than a burst is served at, in the steady part."""
+    observed = offered(url, model, plan_of(60, float("inf"), 98))
+    began, ended = (f(o.ended for o in observed.outcomes) for f in (min, max))
+    plan = overload(60 / (ended - began), seconds)
+    observed = offered(url, model, plan)
+    return steady([o.ended - observed.started for o in observed.outcomes], plan)
+
+
+def overload(burst_rate: float, seconds: float) -> list[Planned]:
+    rate = 1.3 * burst_rate
+    return plan_of(max(60, round(rate * seconds)), rate, 99)
+
+
+def steady(ends: Sequence[float], plan: Sequence[Planned]) -> float:
+    """Ends a second in the later half of the arrivals."""
+    last = plan[-1].at_seconds
+    return sum(last / 2 < end <= last for end in ends) / (last / 2)
 
 
 def times_of(observed: Observed) -> list[tuple[float, float]]:
@@ -296,9 +308,8 @@ def compare(
             call("profile", "fit", "--db", database, "--output", fitted)
             profile, shape = load_profile(str(fitted)), find_model(str(folder))
             fleet, slo = fleet_of(strategy, profile, shape), slo_of(profile, shape)
-            burst = 40 if options.short else 120
-            capacity = capacity_of(url, model, burst)
-            simulated = simulated_capacity(strategy, fleet, burst)
+            capacity = capacity_of(url, model, options.seconds)
+            simulated = simulated_capacity(strategy, fleet, capacity, options.seconds)
             print(
                 f"{model} {strategy}: capacity {capacity:.1f} requests/s, simulated "
                 f"{simulated:.1f}; SLO {slo.ttft_ms:g}/{slo.tpot_ms:g} ms",
@@ -329,11 +340,9 @@ def compare(
                     yield row
 
 
-def simulated_capacity(strategy: str, fleet: Fleet, requests: int) -> float:
-    result = simulate(strategy, fleet, plan_of(requests, float("inf"), 99))
-    ends = sorted(result.finish_ms)
-    low, high = len(ends) // 5, len(ends) * 4 // 5
-    return 1000 * (high - low) / (ends[high] - ends[low])
+def simulated_capacity(strategy: str, fleet: Fleet, real: float, seconds: float) -> float:
+    plan = overload(2 * real, seconds)
+    return steady([end / 1000 for end in simulate(strategy, fleet, plan).finish_ms], plan)
 
 
 class Busy:
@@ -436,7 +445,7 @@ def write(path: Path, setups: Sequence[Setup], rows: Sequence[Compared]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=("tiny", "small"), default=["tiny", "small"])
+    parser.add_argument("--models", nargs="+", choices=("tiny", "small"), default=["small", "tiny"])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--repeats", type=int, default=3)
