@@ -1,22 +1,16 @@
-"""Everything that is rendered passes a real API server, in a namespace whose pods are restricted.
+"""All that the chart renders passes a real API server, in a namespace whose pods are restricted.
 
 Strictly, by server-side dry run; and each pod template once more as a pod, since pod security
 holds only pods to its standard.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.cluster import Cluster
 from tools.cluster.errors import CommandFailed
-
-SAMPLES = sorted((CHECKOUT / "manifests" / "samples").glob("*.yaml"))
 
 Object = dict[str, Any]
 
@@ -74,28 +68,10 @@ def test_the_chart(control_plane: Cluster, restricted: str, render: Any, values:
         assert_taken(control_plane, restricted, objects)
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
-def test_what_samples_become(control_plane: Cluster, restricted: str, sample: Path) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "distserve.cli.main", "render", "-f", str(sample)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert answer.returncode == 0, answer.stderr
-    objects = with_pods(list(yaml.safe_load_all(answer.stdout)))
-    for one in objects:
-        one["metadata"]["namespace"] = restricted
-        for subject in one.get("subjects", ()):
-            subject["namespace"] = restricted
-    assert sum(one["kind"] == "Pod" for one in objects) >= 2
-    assert_taken(control_plane, restricted, objects)
-
-
 def test_an_unrestricted_pod_would_be_refused(
     control_plane: Cluster, restricted: str, render: Any
 ) -> None:
-    """The tests above can fail."""
+    """The test above can fail."""
     *_, pod = with_pods(render(namespace=restricted).objects)
     pod["spec"]["containers"][0]["securityContext"].pop("capabilities")
     with pytest.raises(CommandFailed, match="violates PodSecurity"):
