@@ -251,7 +251,8 @@ def test_one_namespace_or_all(render: Any) -> None:
     assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
     outside = confined.one("ClusterRole", "distserve-operator")["rules"]
     read = {name for one in outside for name in one["resources"]}
-    assert read == {"namespaces", "nodes", "priorityclasses"}, "what is of no namespace"
+    of_no_namespace = {"namespaces", "nodes", "priorityclasses", "deviceclasses", "resourceslices"}
+    assert read == of_no_namespace
     assert all(one["verbs"] == ["get", "list", "watch"] for one in outside)
     rules = everywhere.one("ClusterRole", "distserve-operator")["rules"]
     for role in roles:

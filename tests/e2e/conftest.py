@@ -23,7 +23,7 @@ import aiohttp
 import pytest
 
 KEY = "e2e-" + "k" * 40
-READY_SECONDS = 90.0
+READY_SECONDS = 180.0
 QUIET_SECONDS = 20.0
 
 
