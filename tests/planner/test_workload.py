@@ -101,7 +101,7 @@ def test_ds_files_with_either_key(tmp_path, key):
         ("a,b\n1,2\n", r"lacks the columns .*found: "),
         ("prompt_len,output_len\n1,two\n", "line 2"),
         ("prompt_len,output_len\n5\n", "line 2"),
-        ("prompt_len,output_len\n5,0\n", "at least 1 token"),
+        ("prompt_len,output_len\n5,0\n", "lengths must be from 1 to"),
     ],
 )
 def test_unusable_files_say_what_to_change(tmp_path, content, message):
