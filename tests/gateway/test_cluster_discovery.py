@@ -216,27 +216,27 @@ async def test_readiness_and_moves_between_slices(control_plane: Cluster, tmp_pa
     cluster = control_plane
     with cluster.namespace() as namespace, gateway_account(cluster, namespace) as account:
         api = api_of(cluster, tmp_path, namespace, account)
-        many = [endpoint(f"pod-{n:03}", f"10.1.{n // 100}.{n % 100 + 1}") for n in range(250)]
+        many = [endpoint(f"pod-{n:03}-0", f"10.1.{n // 100}.{n % 100 + 1}") for n in range(250)]
         cluster.apply(
             [hand_made(f"s{n}", *many[n * 100 : n * 100 + 100]) for n in range(3)], namespace
         )
         everyone = [one["targetRef"]["name"] for one in many]
         async with following(api, namespace) as follower:
             await follower.until_ready(*everyone)
-            unready = endpoint("pod-249", "10.1.2.50", serving=False)
+            unready = endpoint("pod-249-0", "10.1.2.50", serving=False)
             cluster.apply(hand_made("s2", *many[200:249], unready), namespace)
             await follower.until_ready(*everyone[:-1])
-            leaving = endpoint("pod-249", "10.1.2.50", terminating=True)
+            leaving = endpoint("pod-249-0", "10.1.2.50", terminating=True)
             cluster.apply(hand_made("s2", *many[200:249], leaving), namespace)
-            await follower.until(lambda: follower.last["pod-249"].terminating)
-            assert follower.last["pod-249"].ready
+            await follower.until(lambda: follower.last["pod-249-0"].terminating)
+            assert follower.last["pod-249-0"].ready
             # Into a slice of its own, then out of the old one: never missed in between.
             told = len(follower.seen)
             cluster.apply(hand_made("s3", many[0]), namespace)
             cluster.apply(hand_made("s0", *many[1:100]), namespace)
             cluster.kubectl("delete", "endpointslice", "s2", f"--namespace={namespace}")
             await follower.until_ready(*everyone[:200])
-            assert all("pod-000" in {e.name for e in seen} for seen in follower.seen[told:])
+            assert all("pod-000-0" in {e.name for e in seen} for seen in follower.seen[told:])
 
 
 async def test_a_token_without_the_right_is_told_what_is_missing(

@@ -46,7 +46,7 @@ def test_an_image_runs_as_nobody_in_particular(images: dict[str, Image], target:
 def test_ports_are_those_of_the_rendered_pods(images: dict[str, Image]) -> None:
     ports = {target: sorted(image.config["ExposedPorts"]) for target, image in images.items()}
     assert ports == {
-        "operator": ["8080/tcp", "8081/tcp"],
+        "operator": ["8080/tcp", "8081/tcp", "9443/tcp"],
         "gateway": ["8000/tcp"],
         "migrator": ["8101/tcp", "8102/tcp"],
     }

@@ -115,14 +115,15 @@ class History:
                 )
         return found
 
-    def check(self, cliques: Mapping[str, str]) -> int:
-        """No pod was ever bound outside of the domain that its unit was given; returns how many
-        were bound."""
+    def check(self, cliques: Mapping[str, str], deployment: str = "") -> int:
+        """No pod (of the deployment, if one is named) was ever bound outside of the domain that its
+        unit was given; returns how many were bound."""
         bound = set()
         for pod in self.events:
             marks = pod["metadata"].get("labels") or {}
             node = pod["spec"].get("nodeName")
-            if pod["kind"] == "Pod" and UNIT in marks and node:
+            mine = UNIT in marks and deployment in ("", marks[DEPLOYMENT])
+            if pod["kind"] == "Pod" and mine and node:
                 assert cliques[node] == marks[DOMAIN], f"{pod['metadata']['name']} on {node}"
                 bound.add(pod["metadata"]["uid"])
         return len(bound)

@@ -154,7 +154,7 @@ def test_the_pods_of_a_deleted_node_come_back_in_their_domain(
         opt.fabric.cluster.remove_nodes([node])
         took = opt.wait_until_whole(node) - began
         assert opt.homes() == home and stay < opt.uids()
-        opt.history.check(opt.cliques)
+        opt.history.check(opt.cliques, opt.name)
         note = opt.told("NodeLost")
         assert note.startswith(f"node {node} was deleted: deleted-u0-")
         opt.wait_for("Placed", "True", "Placed")
@@ -180,7 +180,7 @@ def test_a_silent_node_is_left_after_its_time(
         since = datetime.fromisoformat(tainted()[0]["timeAdded"]).timestamp()
         took = opt.wait_until_whole(node) - since
         assert took >= NODE_LOST_AFTER and opt.homes() == home
-        opt.history.check(opt.cliques)
+        opt.history.check(opt.cliques, opt.name)
         note = opt.told("NodeLost")
         words = f"node {node} has been unreachable for {NODE_LOST_AFTER} s (restart.nodeLostAfter)"
         assert note.startswith(words)
@@ -198,7 +198,7 @@ def test_a_node_that_is_out_of_service_is_left_at_once(
         taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
         opt.fabric.cluster.kubectl("taint", "node", node, taint)
         took = opt.wait_until_whole(node) - began
-        opt.history.check(opt.cliques)
+        opt.history.check(opt.cliques, opt.name)
         note = opt.told("NodeLost")
         assert note.startswith(f"node {node} is out of service: ")
     with capsys.disabled():
@@ -221,7 +221,7 @@ def test_on_a_cordoned_node_pods_run_on(running: Run) -> None:
         assert stay == {pod["metadata"]["uid"] for pod in opt.nodes().get(node, [])}
         assert opt.homes() == home
         assert opt.condition("Placed")["status"] == "True" and opt.events("NodeLost") == []
-        opt.history.check(opt.cliques)
+        opt.history.check(opt.cliques, opt.name)
 
 
 def test_a_node_that_leaves_the_domain_is_told(
@@ -264,7 +264,7 @@ def test_a_unit_whose_domain_shrank_is_placed_anew_whole(
             took = opt.wait_until_whole() - added
             assert opt.homes() == {"grown-0"} and not before & opt.uids()
             opt.wait_for("Placed", "True", "Placed")
-            opt.history.check(opt.cliques)
+            opt.history.check(opt.cliques, opt.name)
     with capsys.disabled():
         print(
             f"\n  {waits}\n  {lacks}\n  domain shrunk -> told that there is no room: {told:.1f} s "
@@ -285,4 +285,4 @@ def test_with_the_operator_gone_pods_return_to_their_domain(running: Run, operat
         )
         opt.wait_until_whole(node)
         assert opt.homes() == home
-        opt.history.check(opt.cliques)
+        opt.history.check(opt.cliques, opt.name)
