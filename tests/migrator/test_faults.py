@@ -150,15 +150,15 @@ async def test_an_offer_nobody_expects_ends_with_its_lease(harness):
 
 
 async def test_heartbeats_keep_an_expected_offer_while_there_is_no_room(harness, transport):
-    """EXPECT alone, without blocks, holds the lease over many times its length."""
+    """EXPECT alone, without blocks, holds the lease over several times its length."""
     p, d = await harness.pair(transport)
     there, here = harness.span(0, 16, 1), harness.span(0, 16, 2)
-    await p.offer("t", there, lease_ms=200)
+    await p.offer("t", there, lease_ms=1000)
     p.ready("t", there)
     p.commit("t")
     d.expect("t", p.address)
-    await p.offer("alone", harness.span(0, 16, 3), lease_ms=1000)
-    await p.hear(messages.Released, "alone")  # so five leases of `t` have passed
+    await p.offer("alone", harness.span(0, 16, 3), lease_ms=3000)
+    await p.hear(messages.Released, "alone")  # so three leases of `t` have passed
     assert not p.endings("t")
     d.fetch("t", here)
     assert isinstance(await d.ending("t"), messages.Fetched)
@@ -194,7 +194,7 @@ async def test_done_after_the_lease_is_answered_expired(harness):
     """A reader that reads slowly and sends no heartbeat: one-sided reads notice nothing."""
     p, _ = await harness.pair()
     there = harness.span(0, 16, 1)
-    await p.offer("t", there, lease_ms=200)
+    await p.offer("t", there, lease_ms=1000)
     p.ready("t", there)
     p.commit("t")
     reader = await raw_reader(harness, p.address, HELLO)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -77,10 +77,11 @@ class Placing:
     def ask(
         self, key: Key, units: Sequence[UnitRequest]
     ) -> Mapping[str, Placement | NoPlace | Pending]:
-        """Answers by unit; units that are not named are no longer waited for."""
+        """Answers by unit. Those that are not named wait on, until `keep` leaves them out: a
+        decision that knows half of its answers names only half of its units."""
         asked = {unit.id: unit for unit in units}
-        for unit in [one for one in self._requests if _key(one) == key]:
-            if not _alike(self._requests[unit], asked.get(unit)):
+        for unit, request in asked.items():
+            if unit in self._requests and not _alike(self._requests[unit], request):
                 self._withdraw(unit)
         new = [request for unit, request in asked.items() if unit not in self._requests]
         if new:
@@ -90,6 +91,11 @@ class Placing:
         if self._changed.is_set() and settled:
             self._pass()  # Most units find their place at once.
         return {unit.unit: self._answers.get(unit, Pending()) for unit in asked}
+
+    def keep(self, key: Key, units: Collection[UnitId]) -> None:
+        """The deployment was decided to the end: its other units are no longer waited for."""
+        for unit in [one for one in self._requests if _key(one) == key and one not in units]:
+            self._withdraw(unit)
 
     def better(self, key: Key, unit: UnitRequest | None) -> Placement | None:
         """Where a unit that runs would lie better. Room there is kept for it until it is asked for
@@ -136,8 +142,7 @@ class Placing:
 
     def release(self, key: Key) -> None:
         """The deployment is gone."""
-        for unit in [one for one in self._requests if _key(one) == key]:
-            self._withdraw(unit)
+        self.keep(key, ())
         for unit in list(self._reserved.get(key, ())):
             self._release(unit)
         self._forget_move(key)
@@ -226,9 +231,9 @@ class Placing:
             self.look()
 
 
-def _alike(known: UnitRequest, asked: UnitRequest | None) -> bool:
+def _alike(known: UnitRequest, asked: UnitRequest) -> bool:
     """How long it waits is known from when it was asked first."""
-    return asked is not None and replace(asked, waiting_since=known.waiting_since) == known
+    return replace(asked, waiting_since=known.waiting_since) == known
 
 
 def _key(unit: UnitId) -> Key:

@@ -51,6 +51,7 @@ from distserve.operator.records import owner
 from distserve.operator.stages import stages
 from distserve.operator.store import Store
 from distserve.placement.nodes import Node, node_from
+from distserve.placement.requests import UnitId
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,9 @@ class Reconciler:
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:
         """Decides until there is nothing left to ask."""
         answers = Answers(refusals=dict.fromkeys(self._taken.get(key, ()), ""))
-        placing = measuring = False
+        measuring = False
         for _ in range(ROUNDS):
             decision = self._decide(observed, answers)
-            placing |= any(isinstance(one, PlacementQuestion) for one in decision.questions)
             measuring |= any(isinstance(one, LinksQuestion) for one in decision.questions)
             before = answers
             for question in decision.questions:
@@ -131,8 +131,7 @@ class Reconciler:
                 break
         else:
             log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": _text(key)})
-        if not placing:
-            self._placing.ask(key, ())
+        self._placing.keep(key, _asked(decision))
         if not measuring:
             self._engines.release(key)
         # A refusal is asked about again: it may be cured from outside, by a quota or a label.
@@ -319,6 +318,11 @@ async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
 
 def _ref(document: Object) -> Ref:
     return Ref(document["apiVersion"], document["kind"], document["metadata"]["name"])
+
+
+def _asked(decision: Decision) -> frozenset[UnitId]:
+    questions = [one for one in decision.questions if isinstance(one, PlacementQuestion)]
+    return frozenset(unit.id for question in questions for unit in question.units)
 
 
 def _units(observed: Observed) -> dict[str, list[Object]]:

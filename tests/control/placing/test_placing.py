@@ -116,15 +116,31 @@ async def test_a_unit_that_was_placed_otherwise_than_it_is_asked_is_placed_anew(
 
 async def test_a_unit_that_is_not_asked_for_any_more_gives_its_room_back(world: World) -> None:
     world.ask("a", unit("a"))
-    world.ask("a")
+    world.placing.keep(Key("ns", "a"), {unit("a").id})
+    assert world.free == 0
+    world.placing.keep(Key("ns", "a"), ())
     assert world.free == 8
+
+
+async def test_half_a_question_takes_nothing_back(world: World) -> None:
+    """A unit that a decision names only when it knows more is not placed over and over."""
+    key, extra = Key("ns", "a"), unit("a", gpus=2, name="u1")
+    world.ask("b", unit("b", gpus=1))
+    world.placing.ask(key, [extra])
+    assert world.placing.gathers(key)
+    world.placing.ask(key, [])
+    world.now += 1.0
+    found = world.placing.ask(key, [extra])["u1"]
+    assert isinstance(found, Placement)
+    world.placing.ask(key, [])
+    assert world.placing.ask(key, [extra])["u1"] is found
 
 
 async def test_a_unit_keeps_its_room_as_long_as_it_has_statefulsets(world: World) -> None:
     key = Key("ns", "a")
     world.ask("a", unit("a"))
     world.placing.settle(key, {"u0": [{}]})
-    world.ask("a")
+    world.placing.keep(key, ())
     assert world.free == 0
     world.placing.settle(key, {})
     assert world.free == 8

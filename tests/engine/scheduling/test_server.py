@@ -315,6 +315,9 @@ async def test_an_engine_that_breaks_tells_every_leg(site: Site, make_leg: Any) 
     for events in await asyncio.gather(*legs):
         assert events[-1].retryable
         assert "the device is lost" in events[-1].message
+    async with asyncio.timeout(10):
+        while not site.fatal:  # The legs hear of it first.
+            await asyncio.sleep(0.005)
     assert len(site.fatal) == 1
     async with site.http.get(f"{site.url}/healthz") as answer:
         assert answer.status == 503
