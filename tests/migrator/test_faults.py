@@ -82,7 +82,7 @@ async def test_without_another_reader_the_lease_runs_out(harness, transport):
     await harness.migrator("p", transport=transport)
     reader = harness.process("d", transport)
     p, d = await harness.engine("p"), await harness.engine("d")
-    await halfway(harness, p, d, lease_ms=300)
+    await halfway(harness, p, d, lease_ms=1000)
     reader.kill()
     assert await p.hear(messages.Released) == messages.Released(transfer="t", fetched=False)
 
@@ -92,7 +92,7 @@ async def test_a_frozen_reader_comes_back_too_late(harness, transport):
     await harness.migrator("p", transport=transport)
     reader = harness.process("d", transport)
     p, d = await harness.engine("p"), await harness.engine("d")
-    there, _ = await halfway(harness, p, d, lease_ms=300)
+    there, _ = await halfway(harness, p, d, lease_ms=1000)
     reader.kill(signal.SIGSTOP)
     p.ready("t", there, SECOND)
     p.commit("t")
@@ -253,7 +253,7 @@ async def test_the_newest_pull_holds(harness):
 async def test_abort_at_any_time(harness, transport, who, when):
     p, d = await harness.pair(transport)
     there, here = harness.span(0, 32, 0, 2), harness.span(0, 32, 5, 1)
-    await p.offer("t", there, lease_ms=500)
+    await p.offer("t", there, lease_ms=1000)
     d.expect("t", p.address)
     if when in ("fetching", "committed"):
         d.fetch("t", here)
