@@ -1,0 +1,119 @@
+"""The nouns of the comparison: what was seen of a run, how far the simulated one is from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distserve.planner.result import Slo, quantile
+
+SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
+"""Of the SLO, both of its times: how much of an attainment's error is where the SLO was put."""
+STAGES = ("queueing", "prefill", "hand-over", "decode")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a run, real or simulated."""
+
+    ttft_ms: float
+    tpot_ms: float
+    stages_ms: Mapping[str, float]
+    """By STAGES, from the request's way into its queue to its last token."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Figures of one run, real or simulated."""
+
+    attainment: Mapping[float, float]
+    """Percent of requests within the SLO, by the SLO's scale."""
+    ttft_p50_ms: float
+    ttft_p90_ms: float
+    tpot_p50_ms: float
+    tpot_p90_ms: float
+    stages_ms: Mapping[str, float]
+    """Means over the requests."""
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], slo: Slo) -> Seen:
+        ttft = sorted(request.ttft_ms for request in requests)
+        tpot = sorted(request.tpot_ms for request in requests)
+        return cls(
+            {scale: _attainment(requests, slo.scaled(scale)) for scale in SCALES},
+            quantile(ttft, 50), quantile(ttft, 90), quantile(tpot, 50), quantile(tpot, 90),
+            {s: _mean([r.stages_ms.get(s, math.nan) for r in requests]) for s in STAGES},
+        )  # fmt: skip
+
+
+def _attainment(requests: Sequence[Request], slo: Slo) -> float:
+    met = sum(r.ttft_ms <= slo.ttft_ms and r.tpot_ms <= slo.tpot_ms for r in requests)
+    return 100 * met / len(requests)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One rate with one seed."""
+
+    model: str
+    strategy: str
+    share: float
+    rate: float
+    seed: int
+    requests: int
+    real: Seen
+    simulated: Seen
+    client_lag_p99_ms: float
+    others_cpu: float
+    """Cores that processes of others took meanwhile."""
+    real_requests: Sequence[Request]
+    simulated_requests: Sequence[Request]
+    """Both in order of arrival."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a model's runs with one strategy have in common."""
+
+    model: str
+    strategy: str
+    capacity: float
+    simulated_capacity: float
+    slo_ttft_ms: float
+    slo_tpot_ms: float
+    profile: Mapping[str, Any]
+    """As the planner reads it."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one rate, over its repeats: points, and percent of the real figure."""
+
+    attainment: Sequence[float]
+    attainment_over_scales: Sequence[float]
+    """Mean of the absolute errors over SCALES, of each repeat."""
+    ttft_p90: Sequence[float]
+    tpot_p90: Sequence[float]
+
+    @classmethod
+    def of(cls, rows: Sequence[Compared]) -> Errors:
+        def percent(name: str) -> list[float]:
+            pairs = [(getattr(r.simulated, name), getattr(r.real, name)) for r in rows]
+            return [100 * (simulated / real - 1) for simulated, real in pairs]
+
+        def points(row: Compared, scale: float) -> float:
+            return row.simulated.attainment[scale] - row.real.attainment[scale]
+
+        return cls(
+            [points(row, 1.0) for row in rows],
+            [_mean([abs(points(row, scale)) for scale in SCALES]) for row in rows],
+            percent("ttft_p90_ms"),
+            percent("tpot_p90_ms"),
+        )

@@ -1,0 +1,98 @@
+"""Offers requests to the deployment and watches: a run at a rate, and the capacity."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import aiohttp
+import uvloop
+from benchmarks.planner_truth.figures import STAGES, Request
+
+from distserve.bench.client import Client, Target
+from distserve.bench.openloop import Observed, offer
+from distserve.bench.outcome import Outcome, Planned
+from distserve.bench.plan import Recipe
+from distserve.bench.question import Pair
+from distserve.bench.synthetic import synthetic
+from distserve.workload import ArrivalProcess
+
+LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
+MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
+POPULATION = 4000
+_SATURATING_SEED = 99
+_STEADY = 0.2, 0.8
+"""Shares of the requests of a burst that have ended when its steady part begins and ends."""
+
+
+def plan_of(requests: int, rate: float, seed: int) -> list[Planned]:
+    arrivals = ArrivalProcess("poisson", seed=seed)
+    return Recipe(synthetic(LENGTHS, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
+
+
+def burst(requests: int) -> list[Planned]:
+    """All at once, and enough of them that most are served while others wait."""
+    return plan_of(requests, float("inf"), _SATURATING_SEED)
+
+
+def steady_rate(ends: Sequence[float]) -> float:
+    """Ends in a unit of their time, without a burst's beginning and end."""
+    ordered = sorted(ends)
+    first, last = (round(share * (len(ordered) - 1)) for share in _STEADY)
+    return (last - first) / (ordered[last] - ordered[first])
+
+
+def capacity_of(url: str, model: str, seconds: float) -> tuple[float, int]:
+    """Requests a second that the deployment serves at most, and of how many it was told.
+
+    A first burst, which is too short to tell, says how many make one of about `seconds`.
+    """
+    rate = steady_rate([o.ended for o in offered(url, model, burst(48)).outcomes])
+    requests = max(96, round(rate * seconds))
+    return steady_rate([o.ended for o in offered(url, model, burst(requests)).outcomes]), requests
+
+
+def offered(url: str, model: str, plan: Sequence[Planned]) -> Observed:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_offered(url, model, plan))
+
+
+async def _offered(url: str, model: str, plan: Sequence[Planned]) -> Observed:
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        client = Client(http, Target(url, model))
+        for request in plan[:3]:
+            assert not isinstance(request.prompt, str)
+            body = client.target.body(request.prompt[::-1], request.output_tokens)
+            await client.send(request, body, time.perf_counter())
+        observed = await offer(plan, client)
+    failures = {o.failure for o in observed.outcomes if o.failure}
+    if failures:
+        raise SystemExit(f"requests failed: {failures}")
+    return observed
+
+
+def requests_of(observed: Observed) -> list[Request]:
+    return [
+        Request(
+            round(1000 * (outcome.ttft or 0.0), 3),
+            round(1000 * (outcome.tpot or 0.0), 4),
+            _stages(outcome),
+        )
+        for outcome in observed.outcomes
+    ]
+
+
+def _stages(outcome: Outcome) -> dict[str, float]:
+    """By what the gateway told. Its clock begins when it has the request: the way there is part of
+    no stage; the simulator's stages have it in none either."""
+    at = outcome.lifecycle or {}
+    if not {"context_begin", "context_end", "decoding_end"} <= at.keys():
+        return {}
+    ready = at.get("migration_end", at["context_end"])
+    instants = (0.0, at["context_begin"], at["context_end"], ready, at["decoding_end"])
+    pairs = pairwise(instants)
+    return {stage: 1000 * (end - begin) for stage, (begin, end) in zip(STAGES, pairs, strict=True)}

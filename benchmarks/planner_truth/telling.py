@@ -1,0 +1,93 @@
+"""What is printed and written of the comparison."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.planner_truth.figures import SCALES, STAGES, Compared, Errors, Setup
+
+KNEE = 0.9
+"""Beyond this share of the capacity figures are reported and not judged."""
+AIM_POINTS, AIM_PERCENT = 2.0, 10.0
+
+
+def setup_line(setup: Setup) -> str:
+    return (
+        f"{setup.model} {setup.strategy}: capacity {setup.capacity:.1f} requests/s, simulated "
+        f"{setup.simulated_capacity:.1f}; SLO {setup.slo_ttft_ms:g}/{setup.slo_tpot_ms:g} ms"
+    )
+
+
+def run_line(row: Compared) -> str:
+    real, simulated = row.real, row.simulated
+
+    def pair(name: str) -> str:
+        return f"{getattr(real, name):.1f}/{getattr(simulated, name):.1f}"
+
+    stages = ", ".join(
+        f"{stage} {real.stages_ms[stage]:.0f}/{simulated.stages_ms[stage]:.0f}" for stage in STAGES
+    )
+    return (
+        f"{row.share:4.0%} {row.rate:5.1f}/s seed {row.seed}, real/simulated: attainment "
+        f"{real.attainment[1.0]:.1f}/{simulated.attainment[1.0]:.1f}; "
+        f"TTFT p50 {pair('ttft_p50_ms')}, p90 {pair('ttft_p90_ms')}; "
+        f"TPOT p50 {pair('tpot_p50_ms')}, p90 {pair('tpot_p90_ms')}; "
+        f"means: {stages}; client lag p99 {row.client_lag_p99_ms:.1f} ms, "
+        f"others {row.others_cpu:.2f} cores"
+    )
+
+
+def summary(rows: Sequence[Compared]) -> Iterator[str]:
+    """Errors of simulated against real: mean of the absolute ones, and least to most."""
+    scales = ", ".join(f"{scale:g}" for scale in SCALES)
+    yield f"(over scales: mean attainment error with the SLO's times {scales} times)"
+    yield (
+        "| model, strategy | rate of capacity | attainment, points | over scales | TTFT p90 "
+        "| TPOT p90 |"
+    )
+    yield "|---|---|---|---|---|---|"
+    groups: dict[tuple[str, str], dict[float, list[Compared]]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.strategy), {}).setdefault(row.share, []).append(row)
+    for (model, strategy), by_share in groups.items():
+        judged: list[Errors] = []
+        for share, members in by_share.items():
+            errors = Errors.of(members)
+            if share <= KNEE:
+                judged.append(errors)
+            mark = "" if share <= KNEE else " (not judged)"
+            yield (
+                f"| {model}, {strategy} | {share:.0%}, {members[0].rate:.1f}/s{mark} "
+                f"| {_spread(errors.attainment, '')} "
+                f"| {statistics.fmean(errors.attainment_over_scales):.1f} "
+                f"| {_spread(errors.ttft_p90, ' %')} | {_spread(errors.tpot_p90, ' %')} |"
+            )
+        if judged:
+            names = ("attainment", "attainment_over_scales", "ttft_p90", "tpot_p90")
+            points, scaled, ttft, tpot = (
+                statistics.fmean(abs(e) for errors in judged for e in getattr(errors, name))
+                for name in names
+            )
+            yield (
+                f"| **{model}, {strategy}** | mean up to {KNEE:.0%} | **{points:.1f}** (aim "
+                f"{AIM_POINTS:g}) | **{scaled:.1f}** | **{ttft:.0f} %** (aim {AIM_PERCENT:g} %) "
+                f"| **{tpot:.0f} %** (aim {AIM_PERCENT:g} %) |"
+            )
+
+
+def _spread(values: Sequence[float], unit: str) -> str:
+    middle = statistics.fmean(map(abs, values))
+    return f"{middle:.1f}{unit} ({min(values):+.1f} to {max(values):+.1f})"
+
+
+def write(path: Path, lengths: str, setups: Sequence[Setup], rows: Sequence[Compared]) -> None:
+    document = {
+        "lengths": lengths,
+        "setups": [asdict(setup) for setup in setups],
+        "runs": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
