@@ -6,7 +6,7 @@ accept -> plan -> revision -> rollout's next step -> place -> objects -> differe
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from distserve.operator.acceptance import Refusal, accept, refused_by_engine
 from distserve.operator.course import Course
 from distserve.operator.fabric import fabric_of
 from distserve.operator.healing import heal, healed
-from distserve.operator.health import LiveUnit, live_units
+from distserve.operator.health import LiveUnit, live_units, serve_together
 from distserve.operator.keys import key_events, key_state, key_writes
 from distserve.operator.model import (
     Answers,
@@ -108,7 +108,8 @@ class Ahead(NamedTuple):
 def _ahead(
     observed: Observed, answers: Answers, wanted: Wanted, live: Mapping[str, LiveUnit]
 ) -> Ahead:
-    states = {unit.number: _state(unit, wanted) for unit in live.values()}
+    together = serve_together(live.values())
+    states = {unit.number: _state(unit, wanted, together) for unit in live.values()}
     rules = _rules(observed, wanted, states)
     moves = repacking(observed, answers, wanted, live, states, rules)
     no_room = units_without_room(observed, answers, wanted)
@@ -127,8 +128,8 @@ def _steer(
 ) -> Decision:
     """What is accepted and planned: the next step towards it."""
     states, rules, step, places, moves = _ahead(observed, answers, wanted, live)
-    no_room = "; ".join(why.message for why in places.waiting.values())
-    progress = progress_of(observed, wanted.deployment.spec.rollout, rules, step, live, no_room)
+    rollout = wanted.deployment.spec.rollout
+    progress = progress_of(observed, rollout, rules, step, live, places.waiting)
     fabric = fabric_of(observed, answers, wanted.deployment, live)
     course = Course(wanted, numbers, live, states, rules, step, places, progress, fabric)
     status, events = report(observed, answers, course)
@@ -165,10 +166,12 @@ def _wanted(
     return Wanted(deployment, render, target, {r.name: r for r in known}, notes)
 
 
-def _state(unit: LiveUnit, wanted: Wanted) -> UnitState:
+def _state(unit: LiveUnit, wanted: Wanted, together: Collection[str]) -> UnitState:
+    """`together`: revisions whose units serve only with each other's instances."""
     names = wanted.instances(unit.name, unit.revision)
     expected = unit.instances if names is None else names
-    return UnitState(unit.revision, unit.ready(frozenset(expected)), unit.down)
+    down = unit.down and unit.revision not in together
+    return UnitState(unit.revision, unit.ready(frozenset(expected)), down)
 
 
 def _rules(observed: Observed, wanted: Wanted, states: Mapping[int, UnitState]) -> Rules:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -129,6 +129,22 @@ def live_units(observed: Observed) -> dict[str, LiveUnit]:
         unit: LiveUnit(unit, found, tuple(p for p in observed.pods if p.unit == unit))
         for unit, found in sets.items()
     }
+
+
+def serve_together(units: Iterable[LiveUnit]) -> frozenset[str]:
+    """Revisions of which no unit can serve by itself and several can with each other's instances,
+    since gateways pair across units where they must."""
+    asked: dict[str, set[str]] = defaultdict(set)
+    up: dict[str, set[str]] = defaultdict(set)
+    alone = set()
+    for unit in units:
+        for instance in unit.instances.values():
+            asked[instance.revision].add(instance.role)
+            if not instance.down:
+                up[instance.revision].add(instance.role)
+        if not unit.down:
+            alone.add(unit.revision)
+    return frozenset(r for r in asked if up[r] == asked[r] and r not in alone)
 
 
 def crashed(pods: tuple[Pod, ...], budget: int, within_seconds: float) -> Pod | None:

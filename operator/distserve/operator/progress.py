@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from distserve.api.conditions import Condition, ProgressingReason
 from distserve.api.durations import parse_duration
 from distserve.api.operations import Rollout
 from distserve.operator.conditions import Fact, find, seconds
+from distserve.operator.healing import node_troubles
 from distserve.operator.health import LiveUnit
-from distserve.operator.model import Object, Observed
+from distserve.operator.model import NoPlace, Object, Observed
 from distserve.operator.rollout import Rules, Step
+from distserve.operator.troubles import first_trouble, unit_state
 
 
 class Progress(NamedTuple):
@@ -26,9 +28,9 @@ def progress_of(
     rules: Rules,
     step: Step,
     live: Mapping[str, LiveUnit],
-    no_room: str,
+    waiting: Mapping[str, NoPlace],
 ) -> Progress:
-    """`no_room`: why an extra unit has no place."""
+    """`waiting`: units without a place, and why."""
     conditions = (observed.document.get("status") or {}).get("conditions") or []
     before = find(conditions, Condition.PROGRESSING)
     missing = [u for u in range(rules.units) if f"u{u}" not in live]
@@ -44,6 +46,7 @@ def progress_of(
         message = "rollout.paused holds the rollout: set it to false to go on"
         return Progress(Fact(False, ProgressingReason.PAUSED, message), None)
     if step.full and not rules.one_when_full:
+        no_room = "; ".join(why.message for why in waiting.values())
         message = (
             f"an extra unit has no room: {no_room}; make room, or set rollout.whenFull: ReplaceOne"
         )
@@ -55,9 +58,10 @@ def progress_of(
         last = max(last, seconds(before["lastTransitionTime"]))
     left = last + deadline - observed.now
     if left <= 0:
+        missing = _missing(observed, rules, step, live, waiting)
         message = (
-            f"no step for {spec.progress_deadline}, {_step(step, rules)}: see Ready and the pods "
-            "that are not ready, then change the spec or undo the change"
+            f"no step for {spec.progress_deadline}, {_step(step, rules)}{missing}; change the spec "
+            "or undo the change: what serves meanwhile is kept"
         )
         return Progress(Fact(False, ProgressingReason.DEADLINE_EXCEEDED, message), None)
     return Progress(Fact(True, _reason(step, before), _step(step, rules)), left)
@@ -74,6 +78,41 @@ def _last_step(
     stuck = before is not None and before["reason"] == ProgressingReason.DEADLINE_EXCEEDED
     begun = observed.now if before is None or before["status"] != "True" else 0.0
     return max([p.created for p in pods] + [0.0 if stuck else begun])
+
+
+def _missing(
+    observed: Observed,
+    rules: Rules,
+    step: Step,
+    live: Mapping[str, LiveUnit],
+    waiting: Mapping[str, NoPlace],
+) -> str:
+    """The unit that the rollout waits for and what keeps it, best one whose pods say so."""
+    nodes, first = node_troubles(observed), ""
+    for number in _awaited(step, rules, live):
+        name = f"u{number}"
+        named = f": unit {name}{' (extra)' if number in step.surge else ''}"
+        if name not in live:
+            first = first or (f"{named} has no place: see Placed" if name in waiting else "")
+            continue
+        pods = [pod for pod in live[name].pods if pod.revision == rules.target]
+        if words := first_trouble(pods, nodes):
+            return f"{named}, {words}"
+        first = first or f"{named}, {unit_state(live[name], rules.target)}"
+    return first
+
+
+def _awaited(step: Step, rules: Rules, live: Mapping[str, LiveUnit]) -> Iterator[int]:
+    """Units that are to be ready with the target and are not: extra ones first, since the others
+    wait for them."""
+    for number in sorted(step.revisions, key=lambda unit: (unit not in step.surge, unit)):
+        unit = live.get(f"u{number}")
+        if step.revisions[number] == rules.target and not (
+            unit is not None
+            and unit.revision == rules.target
+            and unit.ready(frozenset(unit.instances))
+        ):
+            yield number
 
 
 def _step(step: Step, rules: Rules) -> str:

@@ -80,7 +80,12 @@ def next_step(
     base, target = range(rules.units), rules.target
     done = [i for i in base if i in states and _done(states[i], target)]
     moved = rules.current == target or len(done) == rules.units
-    rolling = not moved or any(states[i].revision != target for i in base if i in states)
+    rolling = (
+        not moved
+        or any(states[i].revision != target for i in base if i in states)
+        or (len(done) < rules.units and _undone(states, rules))
+    )
+    down_goes = not rules.paused and not _unproven(states, rules)
     extra = _kept_extra(states, rules) if rolling else []
 
     wanted: dict[int, str] = {}
@@ -89,7 +94,7 @@ def next_step(
         state = states.get(unit)
         if state is None:
             wanted[unit] = rules.current if rules.paused and rules.current else target
-        elif state.revision in ("", target) or (state.down and not rules.paused):
+        elif state.revision in ("", target) or (state.down and down_goes):
             wanted[unit] = target
         else:
             wanted[unit] = state.revision
@@ -102,7 +107,9 @@ def next_step(
     unavailable = max(rules.unavailable, int(full and rules.one_when_full))
     available = sum(state.ready for unit, state in states.items() if unit in wanted)
     spare = available - (rules.units - unavailable)
-    coming = (surge and not full) or any(not states[unit].ready for unit in extra)
+    # Without room for it an extra unit is waited for, unless one_when_full says otherwise.
+    awaited = surge and not (full and rules.one_when_full)
+    coming = awaited or any(not states[unit].ready for unit in extra)
     hopeless = spare < 0 and not coming and not _moving(states, rules)
     wanted |= dict.fromkeys(_going([(u, states[u].ready) for u in old], spare, hopeless), target)
     return Step(wanted, rolling, len(done), frozenset([*extra, *surge]), full)
@@ -117,6 +124,23 @@ def _going(old: list[tuple[int, bool]], spare: int, hopeless: bool) -> list[int]
     partly = [unit for unit, ready in old if not ready]
     whole = [unit for unit, ready in old if ready]
     return [*partly[: len(partly) if spare >= 0 else int(hopeless)], *whole[: max(0, spare)]]
+
+
+def _unproven(states: Mapping[int, UnitState], rules: Rules) -> bool:
+    """Whether the target is being tried and was not ready anywhere: then a unit that is down for a
+    moment had better come back as it was."""
+    tried = [state.ready for state in states.values() if state.revision in ("", rules.target)]
+    return bool(tried) and not any(tried)
+
+
+def _undone(states: Mapping[int, UnitState], rules: Rules) -> bool:
+    """Whether extra units of a rollout that was undone serve: those that it had begun to replace
+    are not back yet."""
+    return any(
+        not state.down and state.revision != rules.target
+        for unit, state in states.items()
+        if unit >= rules.units
+    )
 
 
 def _done(state: UnitState, target: str) -> bool:

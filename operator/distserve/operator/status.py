@@ -20,6 +20,7 @@ from distserve.api.status import Status
 from distserve.operator.conditions import Fact
 from distserve.operator.health import LiveUnit, crashed
 from distserve.operator.model import Object, Pod
+from distserve.operator.troubles import first_trouble
 from distserve.resources import naming
 
 ROLE_CONDITIONS: Mapping[str, Condition] = {
@@ -111,15 +112,9 @@ class Overview:
         return found
 
     def first_trouble(self, pods: Iterable[Pod]) -> str:
-        """What keeps a pod from being ready, in its own words."""
-        for pod in sorted(pods, key=lambda p: p.name):
-            if not pod.ready and pod.node in self.troubles:
-                return f"; pod {pod.name}: its node {pod.node} {self.troubles[pod.node]}"
-            if pod.waiting:
-                return f"; pod {pod.name}: {pod.waiting} {pod.message}".rstrip()
-            if pod.unschedulable:
-                return f"; pod {pod.name}: {pod.unschedulable}"
-        return ""
+        """The end of a sentence: what keeps a pod from being ready."""
+        words = first_trouble(pods, self.troubles)
+        return f"; {words}" if words else ""
 
     @property
     def engines(self) -> list[Pod]:
