@@ -58,9 +58,9 @@ def progress_of(
         last = max(last, seconds(before["lastTransitionTime"]))
     left = last + deadline - observed.now
     if left <= 0:
-        missing = _missing(observed, rules, step, live, waiting)
+        why = _missing(observed, rules, step, live, waiting)
         message = (
-            f"no step for {spec.progress_deadline}, {_step(step, rules)}{missing}; change the spec "
+            f"no step for {spec.progress_deadline}, {_step(step, rules)}{why}; change the spec "
             "or undo the change: what serves meanwhile is kept"
         )
         return Progress(Fact(False, ProgressingReason.DEADLINE_EXCEEDED, message), None)
