@@ -16,7 +16,7 @@ from distserve.operator.course import Course
 from distserve.operator.fabric import fabric_of
 from distserve.operator.healing import heal, healed
 from distserve.operator.health import LiveUnit, live_units, serve_together
-from distserve.operator.keys import key_events, key_state, key_writes
+from distserve.operator.keys import KeyState, key_events, key_state, key_writes
 from distserve.operator.model import (
     Answers,
     Decision,
@@ -80,7 +80,8 @@ def _decide(observed: Observed, answers: Answers, settings: DecideSettings) -> D
         return report_refusal(observed, live, refused)
     try:
         render = replace(settings.render, served=observed.features.served)
-        wanted = _wanted(numbers, render, stored)
+        key = key_state(observed, answers, numbers.deployment)
+        wanted = _wanted(numbers, render, stored, key.generation)
     except RenderError as error:
         refusal = Refusal(AcceptedReason.INVALID_POD_TEMPLATE, str(error))
         return report_refusal(observed, live, refusal)
@@ -94,7 +95,7 @@ def _decide(observed: Observed, answers: Answers, settings: DecideSettings) -> D
         if words:
             refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
             return report_refusal(observed, live, refusal)
-    return _steer(observed, answers, settings, wanted, numbers, live)
+    return _steer(observed, answers, settings, wanted, numbers, live, key)
 
 
 class Ahead(NamedTuple):
@@ -125,15 +126,15 @@ def _steer(
     wanted: Wanted,
     numbers: Numbers,
     live: Mapping[str, LiveUnit],
+    key: KeyState,
 ) -> Decision:
     """What is accepted and planned: the next step towards it."""
     states, rules, step, places, moves = _ahead(observed, answers, wanted, live)
     rollout = wanted.deployment.spec.rollout
     progress = progress_of(observed, rollout, rules, step, live, places.waiting)
-    fabric = fabric_of(observed, answers, wanted.deployment, live)
+    fabric = fabric_of(observed, answers, wanted.deployment, live, wanted.key_secret)
     course = Course(wanted, numbers, live, states, rules, step, places, progress, fabric)
     status, events = report(observed, answers, course)
-    key = key_state(observed, answers, wanted)
     asked = (*numbers.questions, places.question, moves.question, key.question, fabric.question)
     timers = (
         numbers.again_seconds,
@@ -144,18 +145,21 @@ def _steer(
     return Decision(
         questions=tuple(one for one in asked if one is not None),
         actions=(
-            *key_writes(observed, wanted, key, settings.new_key),
+            *key_writes(observed, wanted.deployment, key, settings.new_key),
             *writes(observed, answers.foreign, course, settings.history),
             *fabric.gates,
         ),
         status=status,
-        events=(*key_events(wanted, key), *events),
+        events=(*key_events(wanted.deployment, key), *events),
         again_seconds=min((s for s in timers if s is not None), default=None),
     )
 
 
 def _wanted(
-    numbers: Numbers, render: RenderSettings, stored: Sequence[tuple[Object, Revision]]
+    numbers: Numbers,
+    render: RenderSettings,
+    stored: Sequence[tuple[Object, Revision]],
+    key_generation: int,
 ) -> Wanted:
     """With the stored revision while there is one for this spec: templates are not made twice."""
     deployment = numbers.deployment
@@ -163,7 +167,7 @@ def _wanted(
     known = [revision for _, revision in stored]
     target = numbers.fixed or make_revision(deployment, render, known, numbers.plan)
     notes = {PLANNED_FOR: numbers.planned_for} if numbers.plan else {}
-    return Wanted(deployment, render, target, {r.name: r for r in known}, notes)
+    return Wanted(deployment, render, target, {r.name: r for r in known}, notes, key_generation)
 
 
 def _state(unit: LiveUnit, wanted: Wanted, together: Collection[str]) -> UnitState:

@@ -23,7 +23,6 @@ from distserve.operator.health import LiveInstance, LiveUnit
 from distserve.operator.model import Answers, Apply, Object, Observed, Pod
 from distserve.operator.pairs import Link, LinksQuestion, Member, Pair, UnitLinks
 from distserve.placement.nodes import Node
-from distserve.resources import naming
 
 SUFFIXES: Final = ("", "k", "M", "G", "T", "P")
 
@@ -78,7 +77,9 @@ def fabric_of(
     answers: Answers,
     deployment: DistServeDeployment,
     live: Mapping[str, LiveUnit],
+    secret: str,
 ) -> Fabric:
+    """`secret`: name of that with the deployment's key."""
     spec = deployment.spec
     if not {Role.PREFILL, Role.DECODE} <= spec.roles.keys():
         return Fabric()
@@ -95,7 +96,7 @@ def fabric_of(
             else:
                 held += sum(pod.containers_ready for pod in closed)
     return Fabric(
-        LinksQuestion(naming.key_secret_name(deployment), asked) if asked else None,
+        LinksQuestion(secret, asked) if asked else None,
         known,
         fact_of(known, sum(map(len, asked.values()))),
         tuple(opened),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from distserve.api.planning import ConfigMapKey
+from distserve.operator.flavors import Flavor
 from distserve.operator.pairs import LinksQuestion, UnitLinks
 from distserve.placement.nodes import Node
 from distserve.planner.errors import PlannerError
@@ -77,6 +78,8 @@ class Pod:
     """Its probes pass; with a readiness gate that is not yet ready."""
     fabric_gate: bool | None = None
     """Whether its gate distserve.io/fabric-verified is open. None: it has none."""
+    key: str = ""
+    """Name of the Secret with its deployment's key."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class Features:
     kubernetes: tuple[int, int] = (1, 34)
     priorities: Mapping[str, int] = field(default_factory=dict)
     """Value of each PriorityClass; under the empty name that of pods which name none."""
+    flavors: Mapping[str, Flavor] = field(default_factory=dict)
+    """Kueue's, by name."""
+    queue_priorities: Mapping[str, int] = field(default_factory=dict)
+    """Value of each WorkloadPriorityClass of Kueue."""
 
 
 @dataclass(frozen=True)

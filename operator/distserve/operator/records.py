@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from distserve.api import labels
+from distserve.operator.keys import key_of
 from distserve.operator.model import Key, Object, Pod
 
 LAST_LINES = 3
@@ -99,6 +100,7 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         host=status.get("podIP") or "",
         containers_ready=(conditions.get("ContainersReady") or {}).get("status") == "True",
         fabric_gate=_fabric_gate(document, conditions),
+        key=sys.intern(key_of(document.get("spec") or {})),
     )
 
 

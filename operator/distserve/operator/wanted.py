@@ -10,8 +10,10 @@ from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.operator.difference import stamped
 from distserve.operator.health import PLACE, write_place
+from distserve.operator.keys import keyed
 from distserve.operator.model import Object, Observed, Placement
 from distserve.resources import affinity, naming, provisioning
+from distserve.resources.queueing import Admission, with_admission
 from distserve.resources.render import shared_objects, unit_objects
 from distserve.resources.revisions import KIND as REVISION_KIND
 from distserve.resources.revisions import Revision, from_object, object_name, to_object
@@ -32,6 +34,11 @@ class Wanted:
     """By name, the latest of each."""
     notes: Mapping[str, str]
     """Annotations of the target's ControllerRevision."""
+    key_generation: int = 1
+
+    @property
+    def key_secret(self) -> str:
+        return naming.key_secret_name(self.deployment, self.key_generation)
 
     def revision(self, name: str) -> Revision | None:
         return self.target if name == self.target.name else self.stored.get(name)
@@ -39,7 +46,8 @@ class Wanted:
     @cached_property
     def shared(self) -> list[Object]:
         """In the order in which they are applied: access before what needs it."""
-        return [stamped(o) for o in shared_objects(self.deployment, self.settings, self.target)]
+        found = shared_objects(self.deployment, self.settings, self.target)
+        return [stamped(self._keyed(one)) for one in found]
 
     @property
     def record(self) -> Object:
@@ -59,7 +67,14 @@ class Wanted:
         found = naming.instances(self.deployment, unit, known.unit)
         return {instance.name: instance.role.value for instance in found}
 
-    def unit(self, unit: str, revision: Revision, place: Placement, held: bool) -> list[Object]:
+    def unit(
+        self,
+        unit: str,
+        revision: Revision,
+        place: Placement,
+        held: bool,
+        admission: Admission | None = None,
+    ) -> list[Object]:
         """Budget and StatefulSets. `held` ones have no pods: those of another revision are to be
         gone before the first one of this revision starts."""
         together = naming.unit_selector(self.deployment, unit) if place.open else {}
@@ -67,9 +82,10 @@ class Wanted:
             place.level, place.label, place.value, place.nodes, together, place.avoid
         )
         objects = unit_objects(self.deployment, unit, revision, where)
+        objects = [with_admission(found, admission) for found in objects]
         if place.open and provisioning.SERVED in self.settings.served:
             objects = provisioning.requested(self.deployment, unit, revision.name, objects)
-        return [stamped(_placed(found, place, held)) for found in objects]
+        return [stamped(_placed(self._keyed(found), place, held)) for found in objects]
 
     def sample(self) -> tuple[Object, ...]:
         """What the API server is asked about before a revision is made: an instance of each role,
@@ -79,6 +95,9 @@ class Wanted:
             roles.setdefault(found["metadata"]["labels"].get(labels.ROLE, ""), found)
         asked = (*self.shared, *roles.values())
         return tuple(found for found in asked if found["kind"] not in _NAMES_ALONE)
+
+    def _keyed(self, found: Object) -> Object:
+        return keyed(found, self.deployment, self.key_generation)
 
 
 def _placed(found: Object, place: Placement, held: bool) -> Object:

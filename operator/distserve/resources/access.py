@@ -33,11 +33,12 @@ def _role_binding(deployment: DistServeDeployment, cluster_role: str) -> Object:
     }
 
 
-def key_secret(deployment: DistServeDeployment, key: str) -> Object:
+def key_secret(deployment: DistServeDeployment, key: str, generation: int = 1) -> Object:
     """The key that engines, migrators and gateways know each other by; made once, never changed.
 
     Until it is there, the pods wait for the volume that holds it.
     """
-    found = new_object(deployment, "v1", "Secret", naming.key_secret_name(deployment))
+    name = naming.key_secret_name(deployment, generation)
+    found = new_object(deployment, "v1", "Secret", name)
     data = {"key": base64.b64encode(key.encode()).decode()}
     return found | {"type": "Opaque", "immutable": True, "data": data}

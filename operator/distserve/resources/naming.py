@@ -55,8 +55,9 @@ def headless_service_name(deployment: DistServeDeployment) -> str:
     return f"{deployment.name}-instances"
 
 
-def key_secret_name(deployment: DistServeDeployment) -> str:
-    return f"{deployment.name}-key"
+def key_secret_name(deployment: DistServeDeployment, generation: int = 1) -> str:
+    """No name is used twice: kubelets keep copies of what cannot change."""
+    return f"{deployment.name}-key" + (f"-{generation}" if generation > 1 else "")
 
 
 def url(deployment: DistServeDeployment) -> str:

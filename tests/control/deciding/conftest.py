@@ -15,6 +15,7 @@ from distserve.api import labels
 from distserve.api.conditions import REASONS, Condition
 from distserve.api.status import Status
 from distserve.operator.decide import DecideSettings, decide
+from distserve.operator.keys import key_of
 from distserve.operator.model import (
     Answers,
     Apply,
@@ -234,7 +235,7 @@ class World:
                 self._schedule(pod)
             elif pod.node in self.silent:
                 continue
-            elif not self.named("Secret"):
+            elif pod.key not in self.named("Secret"):
                 continue  # Its volume is awaited.
             elif not self.broken(pod):
                 ready = pod.fabric_gate is not False
@@ -389,6 +390,10 @@ class World:
                 pod.instance not in sets or sets[pod.instance]["spec"]["replicas"] == 0
             ):
                 self.pods[name] = replace(pod, terminating=True, ready=False)
+        for name, one in self.named("Deployment").items():
+            for pod in [p for p in self.pods.values() if p.name.startswith(f"{name}-")]:
+                if pod.key != key_of(one["spec"]["template"]["spec"]):
+                    del self.pods[pod.name]  # Its ReplicaSet is scaled down.
 
     def _schedule(self, pod: Pod) -> None:
         well = [n.name for n in self.nodes.values() if n.usable and n.unreachable_since is None]
@@ -415,6 +420,7 @@ class World:
             name, self._uid(), marks.get(labels.INSTANCE, ""), marks.get(labels.UNIT, ""),
             marks.get(labels.REVISION, ""), "", False, False, self.now, controller=controller,
             fabric_gate=False if labels.FABRIC_VERIFIED in gates else None,
+            key=key_of(template["spec"]),
         )  # fmt: skip
 
 

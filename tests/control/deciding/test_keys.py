@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from distserve.operator.keys import LOOK_SECONDS
-from distserve.operator.model import KeyQuestion, Ref
+from distserve.operator.keys import GENERATION, LOOK_SECONDS
+from distserve.operator.model import Apply, Delete, KeyQuestion, Ref
 from distserve.operator.records import pod_record
 
 SECRET = Ref("v1", "Secret", "tiny-key")
+NEXT = Ref("v1", "Secret", "tiny-key-2")
 POD = "tiny-u0-prefill-0-0"
 
 
@@ -37,11 +38,11 @@ def test_all_pods_start_anew_with_a_new_key(world: Any) -> None:
     world.now += LOOK_SECONDS
     assert asked(world) == [KeyQuestion("tiny-key")]
     world.settle()
-    assert world.keys == 2 and SECRET in world.objects
+    assert world.keys == 2 and NEXT in world.objects
     assert not before & {pod.uid for pod in world.pods.values()}
     assert world.condition("Ready")["status"] == "True"
     (event,) = [one for one in world.events if one.reason == "KeyLost"]
-    assert "tiny-key" in event.message
+    assert "tiny-key-2" in event.message
 
 
 def test_wherever_that_is_cut_off_no_two_keys_meet(new_world: Callable[..., Any]) -> None:
@@ -91,3 +92,62 @@ def test_which_pods_wait_for_their_volumes() -> None:
     assert pod({"waiting": {"reason": "ImagePullBackOff"}}).starting_since is None
     assert pod(bound="False").starting_since is None
     assert pod({"running": {}}, phase="Running").starting_since is None
+
+
+def test_the_next_key_has_a_name_of_its_own(world: Any) -> None:
+    """Kubelets keep what cannot change as long as a pod of their node names it."""
+    lose_key_and_a_pod(world)
+    world.step()
+    world.now += LOOK_SECONDS
+    world.settle()
+    assert set(world.named("Secret")) == {"tiny-key-2"}
+    assert {pod.key for pod in world.pods.values()} == {"tiny-key-2"}
+    del world.objects[Ref("v1", "Secret", "tiny-key-2")], world.pods[POD]
+    world.step()
+    world.now += LOOK_SECONDS
+    world.settle()
+    assert {pod.key for pod in world.pods.values()} == {"tiny-key-3"}
+    assert world.condition("Ready")["status"] == "True"
+
+
+def test_pods_keep_their_key_in_a_rollout_after_it_was_lost(world: Any) -> None:
+    lose_key_and_a_pod(world)
+    world.step()
+    world.now += LOOK_SECONDS
+    world.settle()
+    world.edit(images={"engine": "registry/engine:next"}).settle()
+    assert {pod.key for pod in world.pods.values()} == {"tiny-key-2"}
+    assert world.keys == 2
+
+
+def test_engines_end_only_once_their_next_pods_have_the_key(world: Any) -> None:
+    """A pod that is made anew before that would wait for, or have, the former one."""
+    lose_key_and_a_pod(world)
+    world.step()
+    world.now += LOOK_SECONDS
+    writes = world.writes
+    writes.clear()
+    world.reconcile()
+    kinds = [one.object["kind"] if isinstance(one, Apply) else "end" for one in writes]
+    assert "end" not in kinds and {"Secret", "StatefulSet", "Deployment"} <= set(kinds)
+    world.reconcile()
+    ended = {one.ref.name for one in writes if isinstance(one, Delete)}
+    assert ended == {"tiny-u0-decode-0-0", POD}
+
+
+def test_another_key_can_be_asked_for(world: Any) -> None:
+    before = {pod.uid for pod in world.settle().pods.values()}
+    world.document["metadata"]["annotations"][GENERATION] = "2"
+    world.settle()
+    assert set(world.named("Secret")) == {"tiny-key", "tiny-key-2"}
+    assert {pod.key for pod in world.pods.values()} == {"tiny-key-2"}
+    assert not before & {pod.uid for pod in world.pods.values()}
+    del world.document["metadata"]["annotations"][GENERATION]
+    world.settle()
+    assert {pod.key for pod in world.pods.values()} == {"tiny-key-2"}
+
+
+def test_what_is_no_number_asks_for_nothing(world: Any) -> None:
+    world.settle().document["metadata"]["annotations"][GENERATION] = "two"
+    world.settle()
+    assert set(world.named("Secret")) == {"tiny-key"}
