@@ -15,7 +15,7 @@ from distserve.operator.model import Key
 from distserve.operator.pairs import LinksQuestion, Member, Pair
 
 KEY = Key("llm", "tiny")
-AT_ONCE = EngineSettings(retry_seconds=0.001, pause_seconds=0.0)
+AT_ONCE = EngineSettings(asked=8, measured=4, retry_seconds=0.001, pause_seconds=0.0)
 
 
 def member(name: str, **changes: Any) -> Member:
@@ -40,6 +40,7 @@ class Fleet:
         self.silent: set[str] = set()
         self.asked: list[str] = []
         self.at_work = self.most_at_work = 0
+        self.measuring = self.most_measuring = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.reads = 0
@@ -66,6 +67,10 @@ class Fleet:
 
     async def measure(self, reader: Member, peer: str, key: bytes) -> PeerLink:
         self.asked.append(f"{reader.pod}<{peer}")
+        self.measuring += 1
+        self.most_measuring = max(self.most_measuring, self.measuring)
+        await asyncio.sleep(0)
+        self.measuring -= 1
         return PeerLink(
             "up", "TCP", {"SharedMemory": "the peer shares no memory"},
             probe=Probe(0.2, self.bandwidths(), "TCP"),
@@ -201,19 +206,35 @@ async def test_an_api_server_that_fails_is_a_reason_and_no_end(room: Room) -> No
     room.engines.release(KEY)
 
 
-async def test_few_units_are_asked_at_a_time_and_units_that_went_no_more(room: Room) -> None:
+async def test_so_many_are_asked_at_a_time_and_units_that_went_no_more(room: Room) -> None:
     room.fleet.gate.clear()
     many = question(**{f"u{number}": (pair(number),) for number in range(20)})
     room.engines.ask(KEY, many)
     async with asyncio.timeout(20):
-        while room.fleet.at_work < AT_ONCE.units:
+        while room.fleet.at_work < AT_ONCE.asked:
             await asyncio.sleep(0)
     one = question(u7=(pair(7),))
     assert room.engines.ask(KEY, one).keys() == {"u7"}
     room.fleet.gate.set()
     await room.until(one, all_measured)
     assert set(room.fleet.asked) == {"p7", "d7", "d7<p7:8101"}
-    assert room.fleet.most_at_work == AT_ONCE.units
+    assert room.fleet.most_at_work == AT_ONCE.asked
+
+
+async def test_few_links_are_measured_at_a_time(room: Room) -> None:
+    many = question(**{f"u{number}": (pair(number),) for number in range(20)})
+    await room.until(many, all_measured)
+    assert room.fleet.most_measuring == AT_ONCE.measured
+
+
+async def test_the_instances_of_a_unit_are_asked_together(room: Room) -> None:
+    """However many are silent, their time is waited for once."""
+    room.fleet.gate.clear()
+    room.engines.ask(KEY, question(u0=(pair(), pair(1))))
+    async with asyncio.timeout(20):
+        while room.fleet.at_work < 4:
+            await asyncio.sleep(0)
+    room.fleet.gate.set()
 
 
 async def test_the_end_of_leading_ends_all_of_it(room: Room) -> None:

@@ -25,8 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineSettings:
-    units: int = 4
-    """Asked at a time: a call takes milliseconds, one that is not answered seconds."""
+    asked: int = 64
+    """Instances at a time: a call takes milliseconds, one that is not answered seconds, in which
+    the others of its unit are asked."""
+    measured: int = 4
+    """Links at a time: few, as they may share a switch."""
     refresh_seconds: float = 600.0
     """A link that gets slow is noticed this late; measuring takes it for a tenth of a second."""
     retry_seconds: float = 5.0
@@ -100,7 +103,9 @@ class Engines:
         self._settings = settings or EngineSettings()
         self._units: dict[Key, dict[str, _Unit]] = {}
         self._keys: dict[Key, bytes] = {}
-        self._few = asyncio.Semaphore(self._settings.units)
+        self._reading = asyncio.Lock()
+        self._asked = asyncio.Semaphore(self._settings.asked)
+        self._measured = asyncio.Semaphore(self._settings.measured)
 
     def ask(self, key: Key, question: LinksQuestion) -> Mapping[str, UnitLinks]:
         """What is known, by unit. Units that are not named are no longer looked at."""
@@ -148,12 +153,11 @@ class Engines:
         while True:
             unit.changed.clear()
             before = unit.links
-            async with self._few:
-                try:
-                    await self._look(key, unit)
-                except Exception:
-                    log.exception("links of %s/%s %s: not looked at", *key, name)
-                    unit.failures += 1
+            try:
+                await self._look(key, unit)
+            except Exception:
+                log.exception("links of %s/%s %s: not looked at", *key, name)
+                unit.failures += 1
             if unit.links != before:
                 self._wake(key)
             try:
@@ -172,11 +176,10 @@ class Engines:
     async def _look(self, key: Key, unit: _Unit) -> None:
         """Asks all members and measures all pairs; what fails keeps the figure that it had."""
         pairs, failed = unit.pairs, False
-        instances: dict[Member, Instance | str] = {}
+        members = dict.fromkeys(one for pair in pairs for one in (pair.source, pair.reader))
+        said = await asyncio.gather(*(self._instance(key, unit, one) for one in members))
+        instances = dict(zip(members, said, strict=True))
         for pair in pairs:
-            for member in (pair.source, pair.reader):
-                if member not in instances:
-                    instances[member] = await self._instance(key, unit, member)
             found = await self._pair(key, unit, pair, instances)
             failed |= not found.measured
             before = unit.known.get(pair.lives)
@@ -189,10 +192,14 @@ class Engines:
 
     async def _instance(self, key: Key, unit: _Unit, member: Member) -> Instance | str:
         """What it says of itself, or why it says nothing."""
+        shown = b""
         try:
-            return await self._asks.instance(member, await self._key(key, unit))
+            shown = await self._key(key, unit)
+            async with self._asked:
+                return await self._asks.instance(member, shown)
         except WrongKey as error:
-            self._keys.pop(key, None)  # It may have been made anew.
+            if self._keys.get(key) == shown:
+                del self._keys[key]  # There may be another one.
             return str(error)
         except (NotAnswered, ClusterError) as error:
             return str(error)
@@ -212,9 +219,9 @@ class Engines:
             if attempt:
                 await asyncio.sleep(self._settings.pause_seconds)
             try:
-                said = await self._asks.measure(
-                    pair.reader, source.migrator, await self._key(key, unit)
-                )
+                shown = await self._key(key, unit)
+                async with self._measured:
+                    said = await self._asks.measure(pair.reader, source.migrator, shown)
             except (NotAnswered, ClusterError) as error:
                 return best if best.measured else Link(pair, trouble=str(error))
             link = _link(pair, said)
@@ -224,12 +231,13 @@ class Engines:
         return best
 
     async def _key(self, key: Key, unit: _Unit) -> bytes:
-        if key not in self._keys:
-            found = await self._read_key(key.namespace, unit.secret)
-            if found is None:
-                raise NotAnswered(f"there is no Secret {unit.secret} with the deployment's key")
-            self._keys[key] = found
-        return self._keys[key]
+        async with self._reading:  # All of a unit come at once.
+            if key not in self._keys:
+                found = await self._read_key(key.namespace, unit.secret)
+                if found is None:
+                    raise NotAnswered(f"there is no Secret {unit.secret} with the deployment's key")
+                self._keys[key] = found
+            return self._keys[key]
 
 
 def _link(pair: Pair, said: PeerLink) -> Link:
