@@ -40,12 +40,14 @@ def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Flee
         max_batched_tokens=MAX_NUM_BATCHED_TOKENS,
         max_requests=MAX_NUM_SEQS,
         request_ms=serving.request_ms,
+        joining_ms=serving.joining_ms,
     )
     if strategy == "Colocated":
         return Fleet(spec, None, 1, 0)
     return Fleet(
         spec, spec, link=load_link(), kv_bytes_per_token=model.kv_bytes_per_token,
         handover_ms=serving.handover_ms,
+        prefill_slowed=serving.prefill_slowed, decode_slowed=serving.decode_slowed,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import REGISTRY, Fleet, strategy_class
+from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import ArrivalProcess, RequestSet, Trace
 
 LINK = Link("test", [1.0, 2.0], [1.0, 2.0])  # 1 ms per byte
@@ -21,13 +22,18 @@ LINK = Link("test", [1.0, 2.0], [1.0, 2.0])  # 1 ms per byte
 STAGES = ("prefill_ms", "first_token_ms", "migration_ms", "migrated_ms", "decode_ms", "finish_ms")
 
 
-def fleet_for(name: str, tp=1, pp=(1, 1), instances=(1, 1), tokens=1 << 20, **budgets) -> Fleet:
+def fleet_for(
+    name: str, tp=1, pp=(1, 1), instances=(1, 1), tokens=1 << 20, slowed=(0.0, 0.0), **budgets
+) -> Fleet:
     times = load_profile().times(find_model("13b"), tp)
     prefill = InstanceSpec(times, tp, pp[0], tokens, **budgets)
     if not strategy_class(name).disaggregated:
         return Fleet(prefill, None, instances[0], 0)
     decode = InstanceSpec(times, tp, pp[1], tokens, **budgets)
-    return Fleet(prefill, decode, *instances, link=LINK, kv_bytes_per_token=0.05)
+    return Fleet(
+        prefill, decode, *instances, link=LINK, kv_bytes_per_token=0.05,
+        prefill_slowed=slowed[0], decode_slowed=slowed[1],
+    )  # fmt: skip
 
 
 def simulate(name: str, fleet: Fleet, trace: Trace, **options):
@@ -56,6 +62,8 @@ FLEETS = st.fixed_dictionaries(
         "tokens": st.sampled_from([1648, 3200, 1 << 20]),
         "max_requests": st.sampled_from([1, 3, 256]),
         "max_batched_tokens": st.sampled_from([16, 2048]),
+        "joining_ms": st.sampled_from([0.0, 3.5]),
+        "slowed": st.sampled_from([(0.0, 0.0), (0.4, 0.25), (0.0, 1.0)]),
     }
 )
 
@@ -105,6 +113,34 @@ def test_migration_takes_its_time_and_one_connection_serves_one_at_a_time():
     assert life.migrated_ms[0] - life.migration_ms[0] == pytest.approx(5.0)  # 100 * 0.05 bytes
     assert life.first_token_ms[0] == life.first_token_ms[1]
     assert life.migration_ms[1] == pytest.approx(life.migrated_ms[0])
+
+
+TIMES = TimeModel(Coefficients(80, 0, 0), Coefficients(10, 0, 0), Coefficients(10, 0, 0))
+
+
+@pytest.mark.parametrize("step_by_step", [False, True])
+def test_neighbours_slow_each_other_while_both_compute(step_by_step):
+    """The first decodes from 80 ms on, the second prefills from 100 ms on:
+
+    0        80  100                  180 + 24              and then each has the machine alone
+    prefill  |   prefill, 80 * 1.3 ---|
+             decode 20 | 104 ms, 1.25 times as long | decode
+    """
+    fleet = Fleet(InstanceSpec(TIMES), InstanceSpec(TIMES), prefill_slowed=0.3, decode_slowed=0.25)
+    trace = Trace([10, 10], [21, 1], [0.0, 100.0])
+    simulation, _, result = simulate("Disaggregated", fleet, trace, step_by_step=step_by_step)
+    assert result.ttft_ms == pytest.approx([80, 104])
+    assert result.finish_ms[0] == pytest.approx(80 + 200 + (104 - 104 / 1.25))
+    assert simulation.life.decode_ms[0] == pytest.approx(80)
+
+
+@pytest.mark.parametrize("step_by_step", [False, True])
+def test_those_that_decode_wait_for_one_that_joins(step_by_step):
+    fleet = Fleet(InstanceSpec(TIMES), InstanceSpec(TIMES, joining_ms=3))
+    trace = Trace([10, 10], [21, 2], [0.0, 5.0])
+    _, _, result = simulate("Disaggregated", fleet, trace, step_by_step=step_by_step)
+    # The second is prefilled at 160 and joins the step after the one that is under way then.
+    assert result.finish_ms == pytest.approx([80 + 200 + 2 * 3, 173 + 3])
 
 
 def test_a_burst_waits_in_prefill_memory_when_decode_is_full():

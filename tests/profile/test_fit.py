@@ -12,8 +12,9 @@ from distserve.planner.errors import InvalidProfile
 from distserve.planner.fitting import LARGE_BATCH, fit, fit_database, write_profile
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
-from distserve.planner.records import Origin, Record, ServingRecord
-from distserve.planner.serving import Serving, fit_serving
+from distserve.planner.records import BesideRecord, Origin, Record, ServingRecord
+from distserve.planner.serving import Serving
+from distserve.planner.serving_fit import fit_serving
 from distserve.profile.database import Measured, Subject, open_database
 from distserve.strategies.time_model import Coefficients, TimeModel
 
@@ -90,19 +91,36 @@ def served(streams: int, migrated: bool, serving: Serving) -> ServingRecord:
     times = serving.applied(TIMES)
     step_ms = times.decode_ms(streams, streams * 64)
     ttft_ms = serving.request_ms + TIMES.prefill_ms(32 * streams, 32**2 * streams)
-    handover_ms = step_ms + (serving.handover_ms if migrated else 0.0)
+    added_ms = serving.handover_ms + serving.joining_ms
+    handover_ms = step_ms + (added_ms if migrated else 0.0)
     return ServingRecord(1, streams, 32, 64, ttft_ms, handover_ms, step_ms, migrated)
+
+
+def beside(prompt_tokens: int, migrated: bool, serving: Serving) -> BesideRecord:
+    prefill_ms = TIMES.prefill_ms(prompt_tokens, prompt_tokens**2)
+    ttft_ms = serving.request_ms + prefill_ms
+    slower_ms = ttft_ms + serving.prefill_slowed * prefill_ms
+    lost_ms = prefill_ms
+    if migrated:
+        passed_ms = prefill_ms * (1 + serving.prefill_slowed)
+        lost_ms = passed_ms - passed_ms / (1 + serving.decode_slowed)
+    lost_ms += serving.joining_ms
+    return BesideRecord(1, 8, prompt_tokens, 64, 9.0, lost_ms, ttft_ms, slower_ms, migrated)
 
 
 @pytest.mark.parametrize("migrated", [True, False])
 def test_what_a_deployment_adds_is_what_its_clients_see_beyond_the_steps(migrated: bool) -> None:
-    true = Serving(7.0, 5.0 if migrated else 0.0, 0.4, 0.1)
+    only_migrated = (5.0, 0.2, 0.3) if migrated else (0.0, 0.0, 0.0)
+    handover_ms, decode_slowed, prefill_slowed = only_migrated
+    true = Serving(7.0, handover_ms, 0.4, 0.1, 1.5, decode_slowed, prefill_slowed)
     rows = [served(n, migrated, true) for n in (1, 2, 4, 8, 16)]
-    found = fit_serving(rows, TIMES)
+    busy = [beside(n, migrated, true) for n in (32, 256)]
+    found = fit_serving(rows, busy, TIMES)
     assert found.as_entry() == pytest.approx(true.as_entry())
-    assert fit_serving([], TIMES) == Serving()
+    assert fit_serving([], [], TIMES) == Serving()
     faster = [replace(r, step_ms=r.step_ms / 9, ttft_ms=1, handover_ms=0) for r in rows]
-    assert fit_serving(faster, TIMES) == Serving()  # nothing that is added is below 0
+    gains = [replace(r, lost_ms=-1, ttft_ms=r.ttft_alone_ms - 1) for r in busy]
+    assert fit_serving(faster, gains, TIMES) == Serving()  # nothing that is added is below 0
 
 
 def filled(path: Path, *subjects: Subject) -> Path:

@@ -14,10 +14,12 @@ from distserve.bench.outcome import Outcome
 from distserve.cli.main import main
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
+from distserve.profile import beside, serving
+from distserve.profile.asking import asking
 from distserve.profile.database import Measured, Served, Subject, open_database
 from distserve.profile.errors import ProfileError
 from distserve.profile.grid import Point
-from distserve.profile.serving import OUTPUT_TOKENS, POINTS, measure, round_of
+from distserve.profile.serving import OUTPUT_TOKENS, POINTS, round_of
 from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import Trace
 
@@ -85,15 +87,17 @@ async def stub() -> AsyncIterator[Stub]:
 async def test_a_deployment_is_measured_from_outside(stub: Stub, moves: bool) -> None:
     stub.moves = moves
     rows: list[Served] = []
-    await measure(Target(stub.url, "m"), rows.append, [Point(1, 8), Point(2, 8)], rounds=1)
+    async with asking(Target(stub.url, "m")) as asker:
+        await serving.measure(asker, rows.append, [Point(1, 8), Point(2, 8)], rounds=1)
     assert [(r.streams, r.input_len, r.migrated) for r in rows] == [(1, 8, moves), (2, 8, moves)]
     assert all(r.ttft > 0 and r.context_len == 8 + OUTPUT_TOKENS / 2 for r in rows)
 
 
 async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
     stub.status = 503
-    with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
-        await measure(Target(stub.url, "m"), lambda _: None, [Point(1, 8)], rounds=1)
+    async with asking(Target(stub.url, "m")) as asker:
+        with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
+            await serving.measure(asker, lambda _: None, [Point(1, 8)], rounds=1)
 
 
 async def test_the_command_adds_to_the_model_s_records(
@@ -110,17 +114,17 @@ async def test_the_command_adds_to_the_model_s_records(
         assert await asyncio.to_thread(main, ["profile", *map(str, words)]) == code
         return capsys.readouterr()
 
-    serving = ("serving", "--db", path, "--url", stub.url, "--model")
-    output, _ = await said(0, *serving, "m")
-    assert len(output.splitlines()) == len(POINTS)
+    ask = ("serving", "--db", path, "--url", stub.url, "--model")
+    output, _ = await said(0, *ask, "m")
+    assert len(output.splitlines()) == len(POINTS) + len(beside.LENGTHS)
     output, _ = await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
     assert "a deployment adds" in output
     entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]
     assert entry["request_ms"] > 0 and entry["handover_ms"] == 0  # the stub moved nothing
-    _, error = await said(2, *serving, "other")
+    _, error = await said(2, *ask, "other")
     assert error.endswith("no records of model other; the database has: m float32 cpu 1\n")
     stub.status = 503
-    _, error = await said(2, *serving, "m")
+    _, error = await said(2, *ask, "m")
     assert error.endswith("HTTP 503: not today\n")
 
 

@@ -17,9 +17,17 @@ from statistics import fmean
 from typing import Any
 
 from distserve.planner.errors import InvalidProfile
-from distserve.planner.records import Origin, Record, of_one_origin, read_records, read_serving
+from distserve.planner.records import (
+    Origin,
+    Record,
+    of_one_origin,
+    read_beside,
+    read_records,
+    read_serving,
+)
 from distserve.planner.result import quantile
-from distserve.planner.serving import Serving, fit_serving
+from distserve.planner.serving import Serving
+from distserve.planner.serving_fit import fit_serving
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 LARGE_BATCH = 95
@@ -229,7 +237,7 @@ def fit_database(
     Databases of other profilers do not name the model: there `model` is the name, elsewhere the
     one that is wanted. `wanted` chooses between devices and the like, by fields of `Origin`.
     """
-    records, serving = read_records(path), read_serving(path)
+    records, serving, beside = read_records(path), read_serving(path), read_beside(path)
     if not records:
         raise InvalidProfile(f"{path} holds no usable records; run `distserve profile` first")
     named = any(record.origin.model for record in records)
@@ -242,9 +250,13 @@ def fit_database(
         mine = [record for record in records if record.origin == origin]
         for tp in sorted({record.tp for record in mine}):
             fitted = fit([record for record in mine if record.tp == tp], large_batch)
-            seen = [row for row in serving if row.tp == tp and row.origin == origin]
+            added = fit_serving(
+                [row for row in serving if row.tp == tp and row.origin == origin],
+                [row for row in beside if row.tp == tp and row.origin == origin],
+                fitted.times,
+            )
             name = origin.model or model or ""
-            fits[name, tp] = replace(fitted, serving=fit_serving(seen, fitted.times), origin=origin)
+            fits[name, tp] = replace(fitted, serving=added, origin=origin)
     return fits
 
 

@@ -69,14 +69,15 @@ class PlacementSearch:
             tokens = self.profile.kv_tokens(self.model, tp, pp)
             if tokens > 0:
                 times = self.profile.times(self.model, tp)
-                request_ms = self.profile.serving(self.model, tp).request_ms
+                serving = self.profile.serving(self.model, tp)
                 yield replace(
                     self.template,
                     times=times,
                     tp=tp,
                     pp=pp,
                     kv_tokens=tokens,
-                    request_ms=request_ms,
+                    request_ms=serving.request_ms,
+                    joining_ms=serving.joining_ms,
                 )
 
     def run(self) -> list[Judged]:
@@ -139,6 +140,7 @@ class PlacementSearch:
     def _fleet(
         self, prefill: InstanceSpec, decode: InstanceSpec, p: int, d: int, within_node: bool
     ) -> Fleet:
+        serving = self.profile.serving(self.model, decode.tp)
         return Fleet(
             prefill,
             decode,
@@ -147,7 +149,9 @@ class PlacementSearch:
             link=self.machine.link(within_node),
             lanes=min(prefill.accelerators, decode.accelerators) if within_node else 1,
             kv_bytes_per_token=self.model.kv_bytes_per_token,
-            handover_ms=self.profile.serving(self.model, decode.tp).handover_ms,
+            handover_ms=serving.handover_ms,
+            prefill_slowed=serving.prefill_slowed if within_node else 0.0,
+            decode_slowed=serving.decode_slowed if within_node else 0.0,
             options=self.options,
         )
 

@@ -3,7 +3,8 @@
 DistServe's profiler writes a table `records` with tp_world_size, batch_size, input_len,
 avg_prefill_time_usage, avg_decoding_time_usage (ms) and tag, one row for a batch of equal prompts;
 LoongServe's adds sp_world_size. `distserve profile` writes the same columns and says besides what
-was measured on what; its table `serving` has what a whole deployment adds to the engine's steps.
+was measured on what; its tables `serving` and `beside` have what a whole deployment adds to the
+engine's steps, idle and busy.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _COLUMNS = {
     "serving": (
         "tp_world_size", "streams", "input_len", "context_len", "ttft", "handover", "step",
         "migrated",
+    ),
+    "beside": (
+        "tp_world_size", "streams", "input_len", "context_len", "step", "lost", "ttft_alone",
+        "ttft", "migrated",
     ),
 }  # fmt: skip
 
@@ -81,6 +86,26 @@ class ServingRecord:
     origin: Origin = Origin()
 
 
+@dataclass(frozen=True)
+class BesideRecord:
+    """What requests and `streams` that decode meanwhile cost each other."""
+
+    tp: int
+    streams: int
+    input_tokens: int
+    """Of each request."""
+    context_tokens: float
+    """Of each stream."""
+    step_ms: float
+    """Of the streams alone."""
+    lost_ms: float
+    """By which the streams' tokens came later for each request."""
+    ttft_alone_ms: float
+    ttft_ms: float
+    migrated: bool
+    origin: Origin = Origin()
+
+
 def read_records(path: Path | str) -> list[Record]:
     """All usable rows; raises InvalidProfile when the file is no profile database."""
     return [
@@ -115,6 +140,25 @@ def read_serving(path: Path | str) -> list[ServingRecord]:
             _origin(row),
         )
         for row in _rows(Path(path), "serving", optional=True)
+    ]
+
+
+def read_beside(path: Path | str) -> list[BesideRecord]:
+    """Empty where no deployment was measured."""
+    return [
+        BesideRecord(
+            int(row["tp_world_size"]),
+            int(row["streams"]),
+            int(row["input_len"]),
+            float(row["context_len"]),
+            float(row["step"]),
+            float(row["lost"]),
+            float(row["ttft_alone"]),
+            float(row["ttft"]),
+            bool(row["migrated"]),
+            _origin(row),
+        )
+        for row in _rows(Path(path), "beside", optional=True)
     ]
 
 

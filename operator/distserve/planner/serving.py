@@ -1,18 +1,17 @@
 """What a deployment adds to the steps of its engines: constants that were measured on one.
 
-A profile's step times are the engine's own. A client's times also hold the gateway, HTTP and the
-hand-over between instances, which on fast steps are no small part. `distserve profile serving`
-measures an idle deployment from outside; here the steps' times are taken off what it saw.
+A profile's step times are the engine's own, alone on its machine. A client's times also hold the
+gateway, HTTP and the hand-over between instances, and what instances that share a machine take from
+each other. `distserve profile serving` measures a deployment from outside, `serving_fit` takes the
+steps' own times off what it saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
-from distserve.planner.records import ServingRecord
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 
@@ -28,6 +27,12 @@ class Serving:
     """That each decode step takes longer than the engine alone needs for it."""
     stream_ms: float = 0.0
     """That it takes longer for each request in it, whose token has to be told."""
+    joining_ms: float = 0.0
+    """That a request which joins those that decode costs them, whatever its length."""
+    decode_slowed: float = 0.0
+    """Share by which a decode step takes longer while a neighbour prefills."""
+    prefill_slowed: float = 0.0
+    """Share by which a prefill takes longer while a neighbour decodes."""
 
     def __bool__(self) -> bool:
         return self != Serving()
@@ -51,42 +56,3 @@ class Serving:
         return TimeModel(
             times.prefill, served(times.decode_small), served(times.decode_large), times.large_batch
         )
-
-
-def fit_serving(records: Sequence[ServingRecord], times: TimeModel) -> Serving:
-    """Medians of what is left when the steps' own times are taken off; never below 0."""
-    if not records:
-        return Serving()
-    alone = [r for r in records if r.streams == 1]
-    request_ms = _median(
-        r.ttft_ms - times.prefill_ms(r.input_tokens, r.input_tokens**2) for r in alone
-    )
-    handover_ms = _median(r.handover_ms - r.step_ms for r in alone if r.migrated)
-    more = [
-        (r.streams, r.step_ms - times.decode_ms(r.streams, round(r.streams * r.context_tokens)))
-        for r in records
-    ]
-    step_ms, stream_ms = _line(more)
-    return Serving(request_ms, handover_ms, step_ms, stream_ms)
-
-
-def _median(values: Any) -> float:
-    found = list(values)
-    return max(0.0, median(found)) if found else 0.0
-
-
-def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Intercept and slope, neither below 0, of the median over each number of streams."""
-    streams = sorted({n for n, _ in points})
-    medians = [median(ms for m, ms in points if m == n) for n in streams]
-    middle, level = sum(streams) / len(streams), sum(medians) / len(medians)
-    spread = sum((n - middle) ** 2 for n in streams)
-    slope = 0.0
-    if spread:
-        slope = sum((n - middle) * ms for n, ms in zip(streams, medians, strict=True)) / spread
-    slope = max(0.0, slope)
-    if level - slope * middle < 0:  # through the origin, then
-        return 0.0, max(0.0, sum(n * ms for n, ms in zip(streams, medians, strict=True))) / sum(
-            n * n for n in streams
-        )
-    return level - slope * middle, slope

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
+    from distserve.profile.database import Database
     from distserve.profile.session import Profiled
 
 INTERRUPTED = 130
@@ -223,28 +224,44 @@ def _serving_arguments(parser: argparse.ArgumentParser) -> None:
 def _serving(args: argparse.Namespace) -> int:
     import asyncio
 
-    from distserve.bench.client import Target
     from distserve.planner.errors import PlannerError
-    from distserve.profile.database import Served, open_database
+    from distserve.profile.database import open_database
     from distserve.profile.errors import ProfileError
-    from distserve.profile.serving import measure
 
     try:
         with open_database(args.db, _subject_of(args)) as database:
-
-            def add(row: Served) -> None:
-                database.add(row)
-                print(
-                    f"{row.streams:2} x {row.input_len} tokens: TTFT {row.ttft:.1f} ms, second "
-                    f"token {row.handover:.1f} ms, then {row.step:.2f} ms a step"
-                )
-
-            asyncio.run(measure(Target(args.url, args.model), add))
+            asyncio.run(_measure_serving(args, database))
     except (PlannerError, ProfileError) as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+async def _measure_serving(args: argparse.Namespace, database: Database) -> None:
+    from distserve.bench.client import Target
+    from distserve.profile import beside, serving
+    from distserve.profile.asking import asking
+    from distserve.profile.database import Beside, Served
+
+    def served(row: Served) -> None:
+        database.add(row)
+        print(
+            f"{row.streams:2} x {row.input_len} tokens: TTFT {row.ttft:.1f} ms, second token "
+            f"{row.handover:.1f} ms, then {row.step:.2f} ms a step"
+        )
+
+    def beside_streams(row: Beside) -> None:
+        database.add(row)
+        print(
+            f"{row.input_len} tokens beside {row.streams} streams of {row.step:.2f} ms a step: "
+            f"TTFT {row.ttft:.1f} ms for {row.ttft_alone:.1f}, second token {row.handover:.1f} ms "
+            f"for {row.handover_alone:.1f}; the streams lose {row.lost:.1f} ms"
+        )
+
+    async with asking(Target(args.url, args.model)) as asker:
+        await serving.measure(asker, served)
+        await beside.measure(asker, beside_streams)
 
 
 def _subject_of(args: argparse.Namespace) -> Any:

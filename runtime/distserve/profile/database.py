@@ -61,8 +61,35 @@ class Served:
     migrated: bool
 
 
-_KEYS = {"records": "batch_size, input_len", "serving": "streams, input_len, migrated"}
-_ROWS: dict[str, Any] = {"records": Measured, "serving": Served}
+@dataclass(frozen=True)
+class Beside:
+    """One row of `beside`: requests that came one by one while streams decoded."""
+
+    streams: int
+    input_len: int
+    """Of the requests."""
+    requests: int
+    context_len: float
+    """Of the streams."""
+    step: float
+    """Of the streams alone."""
+    lost: float
+    """By which the streams' tokens came later for each request."""
+    ttft_alone: float
+    ttft: float
+    handover_alone: float
+    handover: float
+    migrated: bool
+
+
+Row = Measured | Served | Beside
+
+_KEYS = {
+    "records": "batch_size, input_len",
+    "serving": "streams, input_len, migrated",
+    "beside": "streams, input_len, migrated",
+}
+_ROWS: dict[str, Any] = {"records": Measured, "serving": Served, "beside": Beside}
 _TYPES = {"str": "TEXT", "int": "INTEGER", "bool": "INTEGER"}
 
 
@@ -79,11 +106,11 @@ class Database:
         )
         return {Point(*row) for row in rows}
 
-    def add(self, row: Measured | Served) -> None:
+    def add(self, row: Row) -> None:
         """Write and commit; a row of the same key is replaced."""
         names = [field.name for field in (*fields(self._subject), *fields(row))]
         values = [*astuple(self._subject), *astuple(row)]
-        table = "records" if isinstance(row, Measured) else "serving"
+        table = next(table for table, of in _ROWS.items() if isinstance(row, of))
         if table == "records":
             names.append("tag")
             values.append(f"{self._subject.model},{self._subject.device}")

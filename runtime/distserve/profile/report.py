@@ -12,6 +12,7 @@ from typing import Any
 
 from distserve.planner.fitting import Errors, Fit, Quality
 from distserve.planner.records import Record
+from distserve.planner.serving import Serving
 from distserve.profile.errors import ProfileError
 
 Fits = Mapping[tuple[str, int], Fit]
@@ -47,11 +48,19 @@ def table(fits: Fits) -> Iterator[str]:
         for phase, quality in (("prefill", fit.prefill), ("decode", fit.decode)):
             yield from _errors(phase, quality)
         if fit.serving:
-            s = fit.serving
-            yield (
-                f"  a deployment adds {s.request_ms:.2f} ms a request, {s.handover_ms:.2f} ms a "
-                f"hand-over, {s.step_ms:.3f} ms + {s.stream_ms:.3f} ms x n a decode step"
-            )
+            yield from _serving(fit.serving)
+
+
+def _serving(added: Serving) -> Iterator[str]:
+    yield (
+        f"  a deployment adds {added.request_ms:.2f} ms a request, {added.handover_ms:.2f} ms a "
+        f"hand-over, {added.step_ms:.3f} ms + {added.stream_ms:.3f} ms x n a decode step"
+    )
+    yield (
+        f"  and {added.joining_ms:.2f} ms to those that decode for each that joins; beside each "
+        f"other decode takes {added.decode_slowed:.1%} and prefill {added.prefill_slowed:.1%} "
+        "longer"
+    )
 
 
 def _formula(coefficients: tuple[float, float, float], first: str, second: str) -> str:

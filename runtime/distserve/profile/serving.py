@@ -7,17 +7,12 @@ steps' own times off these (`distserve.planner.serving`).
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import aiohttp
-
-from distserve.bench.client import Client, Target
-from distserve.bench.outcome import Outcome, Planned
+from distserve.bench.outcome import Outcome
+from distserve.profile.asking import Asker
 from distserve.profile.database import Served
 from distserve.profile.errors import ProfileError
 from distserve.profile.grid import Point
@@ -27,8 +22,6 @@ POINTS = (Point(1, 32), Point(1, 256), Point(2, 32), Point(4, 32), Point(8, 32),
 OUTPUT_TOKENS = 64
 ROUNDS = 5
 """Of each point, after one that is not counted."""
-_TOKEN_IDS = (10, 1000)
-_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -41,52 +34,32 @@ class Round:
 
 
 async def measure(
-    target: Target,
+    asker: Asker,
     add: Callable[[Served], None],
     points: Sequence[Point] = POINTS,
     rounds: int = ROUNDS,
 ) -> None:
     """Raises ProfileError where the server does not answer as it should."""
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        client = Client(http, target)
-        draw = random.Random(0)
-        for point in points:
-            before = await _moved_bytes(http, target.url)
-            seen = [await _round(client, point, draw) for _ in range(rounds + 1)][1:]
-            after = await _moved_bytes(http, target.url)
-            add(
-                Served(
-                    streams=point.batch_size,
-                    input_len=point.input_tokens,
-                    output_len=OUTPUT_TOKENS,
-                    context_len=point.input_tokens + OUTPUT_TOKENS / 2,
-                    ttft=median(one.ttft for one in seen),
-                    handover=median(one.handover for one in seen),
-                    step=median(one.step for one in seen),
-                    migrated=after > before,
-                )
+    for point in points:
+        before = await asker.moved_bytes()
+        seen = [await _round(asker, point) for _ in range(rounds + 1)][1:]
+        after = await asker.moved_bytes()
+        add(
+            Served(
+                streams=point.batch_size,
+                input_len=point.input_tokens,
+                output_len=OUTPUT_TOKENS,
+                context_len=point.input_tokens + OUTPUT_TOKENS / 2,
+                ttft=median(one.ttft for one in seen),
+                handover=median(one.handover for one in seen),
+                step=median(one.step for one in seen),
+                migrated=after > before,
             )
+        )
 
 
-async def _round(client: Client, point: Point, draw: random.Random) -> Round:
-    length = point.input_tokens
-    prompts = [
-        [draw.randrange(*_TOKEN_IDS) for _ in range(length)] for _ in range(point.batch_size)
-    ]
-    requests = [
-        Planned(index, 0.0, prompt, length, OUTPUT_TOKENS) for index, prompt in enumerate(prompts)
-    ]
-    bodies = [client.target.body(r.prompt, r.output_tokens) for r in requests]
-    now = time.perf_counter()
-    outcomes = await asyncio.gather(
-        *(client.send(r, body, now) for r, body in zip(requests, bodies, strict=True))
-    )
-    for outcome in outcomes:
-        if outcome.failure is not None:
-            raise ProfileError(f"{client.target.address}: {outcome.failure}")
-    return round_of(outcomes)
+async def _round(asker: Asker, point: Point) -> Round:
+    return round_of(await asker.ask(point.batch_size, point.input_tokens, OUTPUT_TOKENS))
 
 
 def round_of(outcomes: Sequence[Outcome]) -> Round:
@@ -109,14 +82,3 @@ def round_of(outcomes: Sequence[Outcome]) -> Round:
         handover=1000 * median(o.token_times[1] - o.token_times[0] for o in outcomes),
         step=1000 * median(steps),
     )
-
-
-async def _moved_bytes(http: aiohttp.ClientSession, url: str) -> float:
-    """KV that this gateway's engines migrated so far; 0 where the server does not say."""
-    base = url.rstrip("/").removesuffix("/v1")
-    try:
-        async with http.get(f"{base}/stats") as answer:
-            document = await answer.json() if answer.status == 200 else {}
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        return 0.0
-    return float(sum(document.get("transports", {}).values()))

@@ -11,7 +11,7 @@ s - 1 and the batch before it has left stage s. New batches form when the first 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ class InstanceSpec:
     """Requests of one prefill step of a prefill instance; elsewhere requests that are resident."""
     request_ms: float = 0.0
     """What a deployment adds before the queue and after the first token (`planner/serving.py`)."""
+    joining_ms: float = 0.0
+    """By which the first decode step of a request takes longer, for all that are in it."""
 
     @property
     def accelerators(self) -> int:
@@ -69,6 +71,13 @@ class Step:
     rounds: int = 1
     context_tokens: int = 0
     decode_requests: int = 0
+    pace: float = 1.0
+    """Times as long as it takes alone; the neighbours may change it under way."""
+    late_ms: float = 0.0
+    """By changes of pace under way."""
+    end_ms: float = 0.0
+    ends_told: int = 0
+    """Events that were made of its end; the last one holds."""
 
 
 class Instance:
@@ -99,11 +108,18 @@ class Instance:
         self.reserved_blocks = 0
         self.link_free_ms = 0.0
         self.busy_ms = 0.0
+        self.neighbours: Sequence[Instance] = ()
+        """Whose computing slows this one's; they have it among theirs."""
+        self.slowed = 0.0
+        """Share by which a step takes longer while all of them compute."""
         self._choose = choose
         self._prefilled = prefilled
         self._released = released
         self._stage_free_ms = [0.0] * spec.pp
         self._alone: Step | None = None  # a decode step that may be cut short
+        self._under_way: Step | None = None  # any other, where the pipeline has one stage
+        self._joined = 0
+        self._told_busy = False
         self._ending = False
         self._reserved: dict[int, int] = {}
         self._prefilled_tokens: dict[int, int] = {}
@@ -161,6 +177,7 @@ class Instance:
         self.simulation.life.decode_ms[request] = self.simulation.now
         self.ready.join(request, prompt, steps)
         self.decoding += 1
+        self._joined += 1
         self.wake()
 
     @property
@@ -226,21 +243,36 @@ class Instance:
         if self._stage_free_ms[0] > self.simulation.now or self._alone is not None:
             return
         step = self._choose(self)
-        if step is None:
-            return
+        if step is not None:
+            self._start(step)
+        self._tell_neighbours()
+
+    def _start(self, step: Step) -> None:
         now, pp = self.simulation.now, self.spec.pp
-        stage_ms = self._measure(step)
-        step.start_ms, step.first_ms = now, stage_ms
+        joining_ms = self._joining_ms(step)
+        step.pace = self._pace
+        stage_ms = step.pace * (self._measure(step) + joining_ms)
+        step.start_ms = now
+        step.first_ms = stage_ms
         free = self._stage_free_ms
-        if free[-1] <= now and not step.chunks and not self.simulation.step_by_step:
+        alone = not step.chunks and not joining_ms and not self.simulation.step_by_step
+        if free[-1] <= now and alone:
             self._advance_alone(step)
             return
-        end = free[0] = now + stage_ms
+        step.end_ms = free[0] = now + stage_ms
         for stage in range(1, pp):
-            end = free[stage] = max(end, free[stage]) + stage_ms
-        self.simulation.at(end, self._end, step)
+            step.end_ms = free[stage] = max(step.end_ms, free[stage]) + stage_ms
+        self._under_way = step if pp == 1 else None
+        self._tell_end(step)
         if pp > 1:
             self.simulation.at(free[0], self._begin)
+
+    def _joining_ms(self, step: Step) -> float:
+        """Of one stage, for those whose first decode step this is."""
+        if step.decode is None or not self._joined:
+            return 0.0
+        joined, self._joined = self._joined, 0
+        return self.spec.joining_ms * joined / self.spec.pp
 
     def _measure(self, step: Step) -> float:
         """Time of one stage; marks the requests' first steps."""
@@ -264,7 +296,7 @@ class Instance:
         one event; `wake` may cut them short."""
         assert step.decode is not None
         size = step.decode_requests
-        step.growth_ms = size * self.spec.times.decode(size).b / self.spec.pp
+        step.growth_ms = step.pace * size * self.spec.times.decode(size).b / self.spec.pp
         step.rounds = step.decode.rounds_to_next_finish
         self._alone = step
         end = step.start_ms + self._rounds_ms(step, step.rounds)
@@ -285,18 +317,27 @@ class Instance:
         step.rounds = rounds
         self._alone = None
         self._stage_free_ms = [end - (pp - 1 - stage) * stage_ms for stage in range(pp)]
-        simulation.at(end, self._end, step)
+        step.end_ms = end
+        self._under_way = step if pp == 1 else None
+        self._tell_end(step)
         if pp > 1:
             simulation.at(max(self._stage_free_ms[0], simulation.now), self._begin)
 
     def _end_alone(self, step: Step) -> None:
         if self._alone is step:  # else it was cut short meanwhile
             self._alone = None
-            self._end(step)
+            self._end(step, step.ends_told)
 
-    def _end(self, step: Step) -> None:
+    def _tell_end(self, step: Step) -> None:
+        step.ends_told += 1
+        self.simulation.at(step.end_ms, self._end, step, step.ends_told)
+
+    def _end(self, step: Step, told: int) -> None:
+        if told != step.ends_told:
+            return  # the neighbours have put it off, or brought it forward
         simulation = self.simulation
-        duration = series_ms(step.rounds, step.first_ms, step.growth_ms)
+        self._under_way = None
+        duration = series_ms(step.rounds, step.first_ms, step.growth_ms) + step.late_ms
         self.busy_ms += duration
         if simulation.log is not None:
             simulation.log.append(
@@ -324,6 +365,43 @@ class Instance:
                 self._end_prefill(chunk.request)
         self._ending = False
         self._begin()
+
+    # -- neighbours
+
+    @property
+    def _computes(self) -> bool:
+        return self._alone is not None or self._stage_free_ms[-1] > self.simulation.now
+
+    @property
+    def _pace(self) -> float:
+        if not self.neighbours:
+            return 1.0
+        computing = sum(neighbour._told_busy for neighbour in self.neighbours)
+        return 1.0 + self.slowed * computing / len(self.neighbours)
+
+    def _tell_neighbours(self) -> None:
+        """Those who compute beside this one are slower from now on, or no more."""
+        if not self.neighbours or self._told_busy == self._computes:
+            return
+        self._told_busy = self._computes
+        for neighbour in self.neighbours:
+            neighbour._change_pace()
+
+    def _change_pace(self) -> None:
+        """What is left of a step under way takes as long as it does beside who computes now. Where
+        batches follow each other through a pipeline, it is the next that does."""
+        pace = self._pace
+        if self._alone is not None and self._alone.pace != pace:
+            self._cut_short(self._alone)
+        step = self._under_way
+        if step is None or step.pace == pace:
+            return
+        left_ms = step.end_ms - self.simulation.now
+        step.late_ms += left_ms * (pace / step.pace - 1)
+        step.end_ms = self.simulation.now + left_ms * pace / step.pace
+        step.pace = pace
+        self._stage_free_ms[0] = step.end_ms
+        self._tell_end(step)
 
     def _end_prefill(self, request: int) -> None:
         self.prefilling -= 1

@@ -38,6 +38,11 @@ class Disaggregated(SimulatedStrategy):
             instance: deque() for instance in self.decode
         }
         self._pending_blocks = dict.fromkeys(self.decode, 0)
+        if fleet.prefill_slowed or fleet.decode_slowed:
+            for instance in self.prefill:
+                instance.neighbours, instance.slowed = self.decode, fleet.prefill_slowed
+            for instance in self.decode:
+                instance.neighbours, instance.slowed = self.prefill, fleet.decode_slowed
         return [*self.prefill, *self.decode]
 
     def arrive(self, request: int) -> None:

@@ -29,6 +29,11 @@ class Fleet:
     kv_bytes_per_token: float = 0.0
     handover_ms: float = 0.0
     """What a migration takes besides the link's time; others may pass meanwhile."""
+    prefill_slowed: float = 0.0
+    """Share by which prefills take longer while all decode instances compute: where both lie on
+    the same machines (`planner/serving.py`)."""
+    decode_slowed: float = 0.0
+    """The same of decode steps, while all prefill instances compute."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
