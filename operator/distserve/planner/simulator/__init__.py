@@ -5,14 +5,9 @@ and batches, and a strategy (`distserve.planner.strategies`) decides what runs n
 What differs from `compat`, and why, is listed in docs/planner.md.
 """
 
-from distserve.planner.simulator.instance import (
-    Chunk,
-    Instance,
-    InstanceSpec,
-    Step,
-    blocks_for,
-)
+from distserve.planner.simulator.instance import Instance, blocks_for
 from distserve.planner.simulator.simulation import Lifecycle, Simulation, StepRecord
+from distserve.planner.simulator.steps import Chunk, InstanceSpec, Step
 
 __all__ = [
     "Chunk",
