@@ -31,6 +31,7 @@ from distserve.operator.repacking import Repacking, repacking
 from distserve.operator.report import report, report_refusal, report_without_numbers
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
 from distserve.operator.wanted import Wanted, stored_revisions
+from distserve.operator.worlds import rejoined
 from distserve.operator.writes import writes
 from distserve.resources.errors import RenderError
 from distserve.resources.revisions import Revision, make_revision
@@ -59,11 +60,17 @@ def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> De
     """Pure, but for `settings.new_key`."""
     if "deletionTimestamp" in observed.document["metadata"]:
         return Decision()  # owner references clean up
-    return healed(_decide(observed, answers, settings), heal(observed, answers))
-
-
-def _decide(observed: Observed, answers: Answers, settings: DecideSettings) -> Decision:
     live = live_units(observed)
+    decision = _decide(observed, answers, settings, live)
+    return rejoined(healed(decision, heal(observed, answers)), live)
+
+
+def _decide(
+    observed: Observed,
+    answers: Answers,
+    settings: DecideSettings,
+    live: Mapping[str, LiveUnit],
+) -> Decision:
     accepted = accept(
         observed.document,
         observed.features,

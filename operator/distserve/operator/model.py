@@ -60,6 +60,8 @@ class Pod:
     """What the scheduler says of it, while it finds no node."""
     restarts: int = 0
     """Of the container that restarted most."""
+    engine_restarts: int = 0
+    """Of the engine's container."""
     ran_seconds: float = 0.0
     """How long that container's run before the present one lasted."""
     waiting: str = ""

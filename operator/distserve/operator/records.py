@@ -17,6 +17,8 @@ from distserve.operator.model import Key, Object, Pod
 LAST_LINES = 3
 LAST_CHARACTERS = 500
 """Of what a container said before it ended; the kubelet keeps up to 2 KB."""
+ENGINE = "engine"
+"""The container whose process is a rank, or several."""
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
@@ -91,6 +93,9 @@ def pod_record(document: Mapping[str, Any]) -> Pod:
         if scheduled.get("reason") == "Unschedulable"
         else "",
         restarts=worst.get("restartCount") or 0,
+        engine_restarts=sum(
+            one.get("restartCount") or 0 for one in containers if one["name"] == ENGINE
+        ),
         ran_seconds=_ran(worst),
         waiting=waiting,
         message=message,

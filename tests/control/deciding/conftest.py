@@ -289,7 +289,7 @@ class World:
             revision = one["metadata"]["labels"][labels.REVISION]
             good = [p for p in pods if p.ready and not p.terminating and p.revision == revision]
             found.setdefault(one["metadata"]["labels"][labels.UNIT], []).append(
-                len(good) == one["spec"]["replicas"] == 1
+                len(good) == one["spec"]["replicas"] > 0
             )
         return sum(all(one) for one in found.values())
 
@@ -405,8 +405,10 @@ class World:
 
     def _make_pods(self) -> None:
         for name, one in self.named("StatefulSet").items():
-            if one["spec"]["replicas"] and f"{name}-0" not in self.pods:
-                self._make_pod(f"{name}-0", one["spec"]["template"], f"StatefulSet/{name}")
+            for index in range(one["spec"]["replicas"]):
+                if f"{name}-{index}" not in self.pods:
+                    template = one["spec"]["template"]
+                    self._make_pod(f"{name}-{index}", template, f"StatefulSet/{name}")
         for name, one in self.named("Deployment").items():
             for index in range(one["spec"]["replicas"]):
                 if f"{name}-{index}" not in self.pods:
