@@ -9,6 +9,7 @@ from distserve.operator.course import Course
 from distserve.operator.difference import difference
 from distserve.operator.model import Apply, Delete, Object, Observed, Ref
 from distserve.operator.wanted import stored_revisions
+from distserve.operator.worlds import noted
 
 KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet"})
 """Never pruned for being unwanted: their ends are decided one by one."""
@@ -26,6 +27,7 @@ def writes(
     the revision, the units, and what goes goes last."""
     wanted, children = course.wanted, observed.children
     units, kept = _units(course)
+    units = noted(units, course.live)
     record = wanted.record
     objects = [*wanted.shared, *units]
     made = applies(wanted.shared, children, foreign)
