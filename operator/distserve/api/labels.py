@@ -29,6 +29,11 @@ REPLAN: Final = f"{GROUP}/replan"
 SCRAPE: Final = f"{GROUP}/scrape"
 """On a namespace whose pods may read the engines' metrics through the NetworkPolicy."""
 
+QUEUE: Final = "kueue.x-k8s.io/queue-name"
+"""Of a deployment, with topology.scheduler Kueue: the LocalQueue of its namespace."""
+QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
+"""Of a deployment: the WorkloadPriorityClass of its units."""
+
 FABRIC_VERIFIED: Final = f"{GROUP}/fabric-verified"
 """Condition of a pod, its readiness gate with topology.fabricRequired: set by the operator."""
 

@@ -30,6 +30,11 @@ class WhenNoFit(StrEnum):
     """Its pods are made all the same, so that an autoscaler adds nodes for them."""
 
 
+class Scheduler(StrEnum):
+    KUEUE = "Kueue"
+    """A LocalQueue of Kueue admits each unit whole, before it is placed."""
+
+
 class Preset(StrEnum):
     NVIDIA = "NVIDIA"
     """NVIDIA's GPU feature discovery."""
@@ -213,6 +218,13 @@ class Topology(Model):
         default=False,
         description="Whether an instance is ready only once its links measured what is expected. "
         "Default: false, slow links are told and serve.",
+    )
+
+    scheduler: Scheduler | None = Field(
+        default=None,
+        description="Who admits a unit before it is placed. Kueue: each unit is one Workload of "
+        "the LocalQueue that the label kueue.x-k8s.io/queue-name of this object names; none of "
+        "its pods exist until that is admitted. Default: nobody, units wait for room alone.",
     )
 
     when_no_fit: WhenNoFit = Field(

@@ -75,6 +75,7 @@ OPTIONAL_CHILDREN = (
     Kind("autoscaling.x-k8s.io/v1", "ProvisioningRequest", "provisioningrequests"),
     Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
     Kind("resource.nvidia.com/v1beta1", "ComputeDomain", "computedomains"),
+    Kind("kueue.x-k8s.io/v1beta2", "Workload", "workloads"),
 )
 """Watched and written only where the cluster serves them."""
 
@@ -85,9 +86,24 @@ DEVICES = (
 )
 """What DRA drivers offer and what is taken of it: watched where the cluster serves them."""
 
-OPTIONAL = (*OPTIONAL_CHILDREN, *DEVICES)
+OFFERED = (
+    Kind("kueue.x-k8s.io/v1beta2", "ResourceFlavor", "resourceflavors", namespaced=False),
+    Kind(
+        "kueue.x-k8s.io/v1beta2", "WorkloadPriorityClass", "workloadpriorityclasses",
+        namespaced=False,
+    ),
+)  # fmt: skip
+"""What Kueue offers."""
+
+OPTIONAL = (*OPTIONAL_CHILDREN, *DEVICES, *OFFERED)
 
 WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
+
+
+def watched(kueue: bool) -> tuple[Kind, ...]:
+    """Without Kueue none of its kinds, for which the operator then has no rights."""
+    return tuple(kind for kind in WATCHED if kueue or not kind.group.startswith("kueue."))
+
 
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in (*WATCHED, SECRETS)}
 

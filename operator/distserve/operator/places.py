@@ -32,6 +32,7 @@ from distserve.operator.provisioning import (
     place_of,
     still,
 )
+from distserve.operator.queueing import Standing, refused_units, standing
 from distserve.operator.repacking import Repacking
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Step
@@ -57,6 +58,8 @@ class Places:
     """Until the next unit is given up, or made again."""
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     """Of units for which no nodes were added in time."""
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    """Of all units that there are to be, in their queue."""
 
     def fact(self, units: int) -> Fact:
         if units == 0:
@@ -72,9 +75,9 @@ class Places:
 
 
 def units_without_room(observed: Observed, answers: Answers, wanted: Wanted) -> frozenset[int]:
-    """Nor will any be made for them."""
+    """Nor will any be made for them, or there is no quota."""
     attempts = attempts_of(observed)
-    return frozenset(
+    return refused_units(observed, wanted.deployment) | frozenset(
         int(unit[1:])
         for unit, found in answers.placements.items()
         if isinstance(found, NoPlace)
@@ -94,12 +97,21 @@ def find_places(
     attempts = attempts_of(observed)
     found: dict[str, Placement] = {}
     waiting: dict[str, NoPlace] = {}
+    standings: dict[str, Standing] = {}
     asked, given_up, timers = [], set(), []
     since, priorities = _waiting_since(observed), observed.features.priorities
     for number, revision in sorted(step.revisions.items()):
         name = f"u{number}"
         unit = live.get(name)
+        made = wanted.revision(revision)
+        if made is not None:
+            standings[name] = standing(observed, wanted, name, made, unit)
+        queue = standings.get(name, Standing())
         if unit is not None and unit.place is not None:
+            if queue.goes is not None:
+                waiting[name] = queue.goes
+                given_up.add(name)
+                continue
             place = _place(unit, unit.place, wanted, observed)
             found[name] = moves.mark(place) if name == moves.stays else place
             if name == moves.moving and revision == wanted.target.name:
@@ -123,20 +135,24 @@ def find_places(
                 waiting[name] = comes(deployment, unit, observed)
             elif (why := displaced(unit, observed.nodes)) is not None:
                 waiting[name] = why
+            elif queue.waits is not None:
+                waiting[name] = queue.waits
             continue
-        made = wanted.revision(revision)
         if made is None:
+            continue
+        if unit is None and queue.waits is not None:
+            waiting[name] = queue.waits
             continue
         if unit is None and any(pod.unit == name and _ends(pod) for pod in observed.pods):
             waiting[name] = NoPlace(PlacedReason.PLACING, ENDING)
             continue
         answer = answers.placements.get(name)
-        asked.append(unit_request(deployment, name, made, since, priorities))
+        asked.append(unit_request(deployment, name, made, since, priorities, queue.admission))
         tried = attempts.get(name, NONE)
         if isinstance(answer, Placement):
             found[name] = moves.mark(answer)
         elif isinstance(answer, NoPlace):
-            waiting[name] = answer
+            waiting[name] = queue.told(answer)
             if _provisioned(deployment, answer, tried, observed.now):
                 found[name] = open_place(deployment, tried)
             elif tried.retry > observed.now:
@@ -151,6 +167,7 @@ def find_places(
         PlacementQuestion(tuple(asked)),
         min(timers, default=None),
         still(attempts, waiting),
+        standings,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Final
 from distserve.api import labels
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import Answers, BetterQuestion, Observed, Placement
+from distserve.operator.queueing import standing
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Rules, UnitState
 from distserve.operator.wanted import Wanted
@@ -73,8 +74,14 @@ def repacking(
         place = live[name].place
         if place is None or place.open or place.repack == value:
             continue
+        queue = standing(observed, wanted, name, wanted.target, live[name])
         request = unit_request(
-            wanted.deployment, name, wanted.target, observed.now, observed.features.priorities
+            wanted.deployment,
+            name,
+            wanted.target,
+            observed.now,
+            observed.features.priorities,
+            queue.admission,
         )
         question = BetterQuestion(request)
         if name not in answers.better:

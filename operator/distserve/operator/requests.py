@@ -21,6 +21,7 @@ from distserve.placement.requests import (
 )
 from distserve.resources.instances import stateful_set
 from distserve.resources.naming import instances
+from distserve.resources.queueing import Admission, with_admission
 from distserve.resources.revisions import Revision
 
 NO_PRIORITIES: Final[Mapping[str, int]] = MappingProxyType({})
@@ -32,12 +33,13 @@ def unit_request(
     revision: Revision,
     waiting_since: float,
     priorities: Mapping[str, int] = NO_PRIORITIES,
+    admission: Admission | None = None,
 ) -> UnitRequest:
     """`priorities` are the cluster's classes, as in `Features`; a unit is as urgent as the least
-    urgent of its pods."""
+    urgent of its pods. With a queue's `admission` it goes where that says."""
     topology = deployment.spec.topology
     sets = [
-        stateful_set(deployment, instance, revision)
+        with_admission(stateful_set(deployment, instance, revision), admission)
         for instance in instances(deployment, unit, revision.unit)
     ]
     return UnitRequest(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from distserve.api import labels
 from distserve.operator.cluster import Cluster
 from distserve.operator.errors import ClusterError
-from distserve.operator.kinds import CHILDREN, OPTIONAL, OPTIONAL_CHILDREN, WATCHED, Kind
+from distserve.operator.kinds import CHILDREN, OPTIONAL, OPTIONAL_CHILDREN, Kind, watched
 from distserve.operator.model import Features, Key
 from distserve.operator.settings import WatchSettings
 from distserve.operator.store import Name, Seen, Store
@@ -66,8 +66,9 @@ class Resync:
                 self.wake(key)
 
     async def compare(self) -> None:
-        self.store.features = await discover(self.cluster)
-        for kind in WATCHED:
+        kinds = watched(self.settings.kueue)
+        self.store.features = await discover(self.cluster, kinds)
+        for kind in kinds:
             name = f"{kind.api_version}/{kind.kind}"
             if kind not in OPTIONAL or name in self.store.features.served:
                 await self._compare(kind)
@@ -117,8 +118,8 @@ class Resync:
         return found
 
 
-async def discover(cluster: Cluster) -> Features:
-    """What not every cluster has, and its version."""
+async def discover(cluster: Cluster, kinds: Sequence[Kind]) -> Features:
+    """Which of the kinds that not every cluster has it serves, and its version."""
     version = await cluster.call("get", "/version")
     groups = await cluster.call("get", "/apis")
     offered = {
@@ -127,7 +128,7 @@ async def discover(cluster: Cluster) -> Features:
     served = set()
     resources: dict[str, set[str]] = {}
     for kind in OPTIONAL:
-        if kind.api_version in offered:
+        if kind in kinds and kind.api_version in offered:
             if kind.api_version not in resources:
                 found = await cluster.call("get", f"/apis/{kind.api_version}")
                 resources[kind.api_version] = {one["kind"] for one in found["resources"]}

@@ -44,6 +44,8 @@ class WatchSettings:
     proof_seconds: float = 90.0
     """What a listing shows must have come through its watch by then (a silent watch is replaced
     in `inactivity_seconds`); else the watch is dead, and the process is not healthy."""
+    kueue: bool = False
+    """Kueue's kinds as well, where they are served: who needs them gives the rights for them."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from distserve.api.accelerator import DEFAULT_RESOURCE_NAME, AcceleratorType
+from distserve.operator.flavors import Offered
 from distserve.operator.kinds import (
     CHILDREN,
     DEPLOYMENTS,
     DEVICES,
     NAMESPACES,
     NODES,
+    OFFERED,
     OPTIONAL_CHILDREN,
     PODS,
     PRIORITY_CLASSES,
@@ -81,6 +83,7 @@ class Store:
         self._pod_keys: dict[Name, Key] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._priority_classes: dict[str, PriorityClass] = {}
+        self._offered = Offered()
 
     @property
     def keys(self) -> list[Key]:
@@ -106,6 +109,8 @@ class Store:
             self.features,
             namespace_labels=self._namespaces.get(namespace, {}),
             priorities={"": default} | {name: one.value for name, one in classes.items()},
+            flavors=self._offered.flavors,
+            queue_priorities=self._offered.priorities,
         )
 
     def observe(self, key: Key, now: float) -> Observed | None:
@@ -158,6 +163,8 @@ class Store:
         if kind in DEVICES:
             self._put_devices(kind, document)
             return set()
+        if kind in OFFERED:
+            return set(self._deployments) if self._offered.put(kind.kind, document) else set()
         return self._put_child(name, Ref(kind.api_version, kind.kind, name[1]), document)
 
     def drop(self, kind: Kind, name: Name, uid: str) -> set[Key]:
@@ -183,6 +190,9 @@ class Store:
             return set(self._deployments)
         if kind in DEVICES:
             self.inventory.devices.drop(kind.kind, name[1], uid)
+            return set()
+        if kind in OFFERED:
+            self._offered.drop(kind.kind, name[1])
             return set()
         return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
 

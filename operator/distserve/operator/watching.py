@@ -18,7 +18,7 @@ from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client import Configuration
 
 from distserve.api import labels
-from distserve.operator.kinds import CHILDREN, OPTIONAL_CHILDREN, WATCHED, Kind
+from distserve.operator.kinds import CHILDREN, OPTIONAL_CHILDREN, Kind, watched
 from distserve.operator.model import Object
 from distserve.operator.settings import WatchSettings
 
@@ -50,7 +50,8 @@ class Watches:
         self._stop = threading.Event()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Ends only with WatchingEnded: without its watches the operator is blind."""
-        self.last_seen: dict[Kind, float] = dict.fromkeys(WATCHED, time.monotonic())
+        self._kinds = watched(settings.kueue)
+        self.last_seen: dict[Kind, float] = dict.fromkeys(self._kinds, time.monotonic())
         """When the kind's watch showed something, by time.monotonic."""
         self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
 
@@ -81,7 +82,7 @@ class Watches:
     async def _watch(self) -> None:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry)(self._log_in)
-        for kind in WATCHED:
+        for kind in self._kinds:
             kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(
                 self._handler(kind)
             )

@@ -8,10 +8,11 @@ from distserve.api import labels
 from distserve.operator.course import Course
 from distserve.operator.difference import difference
 from distserve.operator.model import Apply, Delete, Object, Observed, Ref
+from distserve.operator.queueing import NO_QUEUE, queue_writes
 from distserve.operator.wanted import stored_revisions
 from distserve.operator.worlds import noted
 
-KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet"})
+KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet", "Workload"})
 """Never pruned for being unwanted: their ends are decided one by one."""
 ASKING_KINDS = frozenset({"PodTemplate", "ProvisioningRequest"})
 """Pruned also of units that are left as they are: no nodes are to come for what was taken back."""
@@ -33,8 +34,10 @@ def writes(
     made = applies(wanted.shared, children, foreign)
     if ref_of(record) not in foreign:
         made += _record(record, children.get(ref_of(record)))
+    ready = frozenset(f"u{number}" for number, state in course.states.items() if state.ready)
     return (
         *made,
+        *queue_writes(observed, course.places.standings, course.live, ready, foreign),
         *applies(units, children, foreign),
         *_unit_deletions(course, {ref_of(one) for one in units}, kept),
         *prunes(objects, children, kept),
@@ -64,7 +67,8 @@ def _units(course: Course) -> tuple[list[Object], frozenset[str]]:
             kept.add(unit)
             continue
         held = live is not None and live.held_for(name)
-        objects += course.wanted.unit(unit, revision, place, held)
+        queue = course.places.standings.get(unit, NO_QUEUE)
+        objects += course.wanted.unit(unit, revision, place, held, queue.admission)
     return objects, frozenset(kept)
 
 

@@ -1,11 +1,15 @@
 """What is valid in a deployment but not in this build of the engine, or not in this cluster."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from distserve.api.accelerator import AcceleratorType
 from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import DistServeDeployment, Spec
+from distserve.api.labels import QUEUE
+from distserve.api.topology import Scheduler
+from distserve.resources import queueing
 from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}
@@ -21,6 +25,7 @@ def most_ranks(spec: Spec) -> int | None:
 
 
 POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
+_QUEUE: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 IMAGE_VOLUME: Final = "ImageVolume"
 IMAGE_VOLUME_DEFAULT: Final = (1, 35)
 """Kubernetes version from which the feature gate is on by default."""
@@ -102,11 +107,31 @@ def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
             f"{compute_domain.API_VERSION}/{compute_domain.KIND}",
             "which comes with NVIDIA's DRA driver; install it, or remove the field",
         ),
+        "spec.topology.scheduler": (
+            spec.topology.scheduler == Scheduler.KUEUE,
+            queueing.SERVED,
+            "or this operator does not look: install Kueue 0.15 or newer and give the operator's "
+            "chart kueue.enabled=true, or remove the field",
+        ),
     }
     for field, (is_asked, kind, cure) in asked.items():
         if is_asked and kind not in features.served:
             return f"{field}: this cluster does not serve {kind}, {cure}"
     return None
+
+
+def without_queue(deployment: DistServeDeployment) -> str | None:
+    """One line that says how a deployment names its queue, or None where it does or needs none.
+    The API server's rules cannot see labels."""
+    queue = deployment.metadata.labels.get(QUEUE, "")
+    if deployment.spec.topology.scheduler != Scheduler.KUEUE or _QUEUE.fullmatch(queue):
+        return None
+    found = f"{queue!r} is no name of a LocalQueue" if queue else "there is no such label"
+    return (
+        f"metadata.labels[{QUEUE}]: {found}; with topology.scheduler Kueue it names the LocalQueue "
+        f"of namespace {deployment.namespace} that admits the units: kubectl label "
+        f"dsd/{deployment.name} {QUEUE}=NAME"
+    )
 
 
 def unsupported_by_engine(deployment: DistServeDeployment) -> str | None:

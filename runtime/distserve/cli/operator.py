@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="refuse specs that this version's engine cannot run (default on)",
     )
+    add(
+        "--kueue",
+        choices=("on", "off"),
+        default="off",
+        help="look at Kueue's kinds, for topology.scheduler Kueue; needs rights (default off)",
+    )
     add("--webhook-port", type=int, default=9443, help="of the validating webhook (default 9443)")
     add(
         "--webhook-cert-dir",
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> "Settings":
     from dataclasses import replace
 
-    from distserve.operator.settings import LeaseSettings, QueueSettings, Settings
+    from distserve.operator.settings import LeaseSettings, QueueSettings, Settings, WatchSettings
 
     lease = LeaseSettings(namespace=args.lease_namespace, name=args.lease_name)
     if args.identity:
@@ -122,6 +128,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         health_port=args.health_port,
         metrics_port=args.metrics_port,
         lease=lease,
+        watch=WatchSettings(kueue=args.kueue == "on"),
         queue=QueueSettings(workers=args.workers),
         webhook=_webhook(args),
     )

@@ -1,0 +1,251 @@
+"""How a deployment's units stand in their LocalQueue: `topology.scheduler: Kueue`.
+
+    a Workload is made --> Kueue admits it --> the unit is placed, where its flavors are
+            ^                                      |
+            |                                      | evicted, or it is to ask for something else
+            +-- its pods are gone: it is deleted <-+ the unit goes whole
+
+A Workload is never changed: what follows another one has another name. All of this stands in the
+cluster, so it goes on with a new leader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from distserve.api import labels
+from distserve.api.conditions import PlacedReason
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.topology import Scheduler
+from distserve.operator.conditions import timestamp
+from distserve.operator.health import LiveUnit
+from distserve.operator.model import Apply, Delete, NoPlace, Object, Observed, Ref
+from distserve.operator.wanted import Wanted
+from distserve.operator.workloads import Entry, Unclear, admission_of, entries
+from distserve.resources.queueing import (
+    API_VERSION,
+    GROUP,
+    KIND,
+    Admission,
+    Priority,
+    pod_sets,
+    workload,
+)
+from distserve.resources.revisions import Revision
+
+PODS_READY: Final = "PodsReady"
+READY: Final = ("Started", "all of its pods are ready")
+NOT_READY: Final = ("WaitForRecovery", "one of its pods is not ready any more")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one unit. Without a queue nothing of it is set."""
+
+    revision: str = ""
+    current: Entry | None = None
+    waits: NoPlace | None = None
+    """Why it is not to be placed yet."""
+    goes: NoPlace | None = None
+    """Why it is to be deleted whole."""
+    admission: Admission | None = None
+    make: Object | None = None
+    """Its Workload, which is not there."""
+
+    def told(self, why: NoPlace) -> NoPlace:
+        """Why it waits for room, with what that costs the others of its queue."""
+        if self.current is None or not self.current.admitted:
+            return why
+        return replace(
+            why,
+            message=f"{why.message}; it holds its quota of LocalQueue {self.current.queue} "
+            "meanwhile, unless Kueue's waitForPodsReady takes it back",
+        )
+
+
+NO_QUEUE: Final = Standing()
+
+
+def queued(deployment: DistServeDeployment) -> bool:
+    return deployment.spec.topology.scheduler == Scheduler.KUEUE
+
+
+def refused_units(observed: Observed, deployment: DistServeDeployment) -> frozenset[int]:
+    """For which there is no quota now, nor was any."""
+    if not queued(deployment):
+        return frozenset()
+    return frozenset(
+        int(unit[1:])
+        for unit, some in entries(observed).items()
+        if not any(one.reserved for one in some) and any(one.words for one in some)
+    )
+
+
+def standing(
+    observed: Observed, wanted: Wanted, unit: str, revision: Revision, live: LiveUnit | None
+) -> Standing:
+    """Of a unit that is to have this revision."""
+    deployment = wanted.deployment
+    if not queued(deployment):
+        return NO_QUEUE
+    known = entries(observed).get(unit, [])
+    over = [one for one in known if one.over]
+    same = live is not None and live.revision in ("", revision.name)
+    queue = deployment.metadata.labels.get(labels.QUEUE, "")
+    try:
+        priority = priority_of(observed, deployment, revision)
+    except Unclear as error:
+        return Standing(revision.name, waits=_waits(f"unit {unit}: {error}"))
+    asked = pod_sets(deployment, unit, revision)
+    current = _current([one for one in known if not one.over], asked.asked, queue, priority, same)
+    make = None
+    if current is None:
+        last = over[-1] if over else None
+        after, before = (last.uid, last.why_evicted) if last else ("", "")
+        active = last.active if last else True
+        make = workload(deployment, unit, asked, queue, priority, after, before, active)
+    admission, waits = _answer(observed, unit, queue, current)
+    if over and live is None:
+        waits = _evicted(unit, queue, over[-1])
+    goes = None
+    if live is not None:
+        out = next((one for one in reversed(known) if one.evicted), None)
+        if out is not None:
+            goes = _evicted(unit, queue, out)
+        elif not same and (current is None or not current.admitted):
+            goes = _waits(
+                f"unit {unit}: revision {revision.name} asks LocalQueue {queue} for something "
+                "else; the unit goes whole, and is made again when that is admitted"
+            )
+    return Standing(revision.name, current, waits, goes, admission, make)
+
+
+def queue_writes(
+    observed: Observed,
+    standings: Mapping[str, Standing],
+    live: Mapping[str, LiveUnit],
+    ready: frozenset[str],
+    foreign: frozenset[Ref],
+) -> Iterator[Apply | Delete]:
+    """`standings` of the units that there are to be. Quota is given back when nothing of its unit
+    is left, since until then somebody else's pods would find no room."""
+    for found in standings.values():
+        if found.make is not None and _ref(found.make) not in foreign:
+            yield Apply(found.make, create_only=True)
+    left = {pod.unit for pod in observed.pods} | live.keys()
+    mixed = {
+        pod.unit
+        for pod in observed.pods
+        if pod.unit in standings and pod.revision != standings[pod.unit].revision
+    }
+    for unit, some in sorted(entries(observed).items()):
+        known = standings.get(unit)
+        for one in some:
+            if known is not None and known.current is not None and known.current.uid == one.uid:
+                if one.admitted and unit in live:
+                    yield from _tell_ready(one, unit in ready, observed.now)
+                continue
+            # What its pods run on now: they have another one of the same revision.
+            other = known is not None and known.current is not None and known.current.admitted
+            spare = other and not one.evicted and unit not in mixed
+            if known is NO_QUEUE or not one.reserved or unit not in left or spare:
+                yield Delete(Ref(API_VERSION, KIND, one.name), one.uid)
+
+
+def priority_of(
+    observed: Observed, deployment: DistServeDeployment, revision: Revision
+) -> Priority:
+    """By the deployment's label, else of its pods: of the least urgent, as in placement. Raises
+    Unclear."""
+    name = deployment.metadata.labels.get(labels.QUEUE_PRIORITY, "")
+    if name:
+        value = observed.features.queue_priorities.get(name)
+        if value is None:
+            raise Unclear(
+                f"there is no WorkloadPriorityClass {name}, which the label "
+                f"{labels.QUEUE_PRIORITY} names; make it, or change the label"
+            )
+        return Priority(value, GROUP, name)
+    known = observed.features.priorities
+    names = [t["spec"].get("priorityClassName") or "" for t in revision.templates.values()]
+    value, name = min(((known.get(name, 0), name) for name in names), default=(0, ""))
+    return Priority(value, "scheduling.k8s.io" if name else "", name)
+
+
+def _current(
+    known: list[Entry], asked: str, queue: str, priority: Priority, same: bool
+) -> Entry | None:
+    """What has its quota is kept whatever queue and priority are now; and for a unit that has that
+    revision already, whoever worked out what it asks for."""
+    for one in reversed(known):
+        if one.reserved and (same or one.asked == asked):
+            return one
+    for one in reversed(known):
+        if one.asked == asked and one.queue == queue and one.priority == priority:
+            return one
+    return None
+
+
+def _answer(
+    observed: Observed, unit: str, queue: str, current: Entry | None
+) -> tuple[Admission | None, NoPlace | None]:
+    words = "" if current is None else current.words
+    if current is None or not (current.admitted or words):
+        silent = "if no answer comes, see whether Kueue runs"
+        return None, _waits(f"unit {unit}: LocalQueue {queue} is asked; {silent}")
+    if not current.admitted:
+        was = f" (its quota was taken back before: {current.before})" if current.before else ""
+        return None, _waits(
+            f"unit {unit}: waits whole in LocalQueue {queue}{was}: {words.rstrip('.')}. "
+            f"See kubectl describe workload {current.name}; it comes when others give back "
+            "quota, or its ClusterQueue gets more"
+        )
+    try:
+        return admission_of(current, observed.features.flavors), None
+    except Unclear as error:
+        return None, _waits(f"unit {unit}: LocalQueue {queue} admitted it, but {error}")
+
+
+def _tell_ready(entry: Entry, ready: bool, now: float) -> Iterator[Apply]:
+    """For waitForPodsReady, by which Kueue takes quota back from what does not get ready."""
+    found = entry.condition(PODS_READY)
+    was = found is not None and found["status"] == "True"
+    if ready == was:
+        return
+    reason, message = READY if ready else NOT_READY
+    condition = {
+        "type": PODS_READY,
+        "status": str(ready),
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": timestamp(now),
+    }
+    metadata = entry.live["metadata"]
+    yield Apply(
+        {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "status": {"conditions": [condition]},
+        },
+        metadata["uid"],
+        subresource="status",
+    )
+
+
+def _evicted(unit: str, queue: str, entry: Entry) -> NoPlace:
+    return NoPlace(
+        PlacedReason.EVICTED_BY_KUEUE,
+        f"unit {unit}: Kueue takes back its quota of LocalQueue {queue} "
+        f"({entry.why_evicted.rstrip('.')}); it goes whole, and queues again",
+    )
+
+
+def _waits(message: str) -> NoPlace:
+    return NoPlace(PlacedReason.QUEUED_BY_KUEUE, message)
+
+
+def _ref(found: Object) -> Ref:
+    return Ref(found["apiVersion"], found["kind"], found["metadata"]["name"])
