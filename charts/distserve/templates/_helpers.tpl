@@ -139,6 +139,16 @@ capabilities: {drop: [ALL]}
   apiGroups: [resource.nvidia.com]
   resources: [computedomains]
   verbs: [create, delete, get, list, patch, watch]
+{{- if .Values.kueue.enabled }}
+- # With topology.scheduler Kueue. What was asked of a queue is never changed.
+  apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [create, delete, get, list, watch]
+- # That its pods are ready, for Kueue's waitForPodsReady.
+  apiGroups: [kueue.x-k8s.io]
+  resources: [workloads/status]
+  verbs: [patch]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
