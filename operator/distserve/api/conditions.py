@@ -116,6 +116,8 @@ class FabricVerifiedReason(StrEnum):
     """A link gives less: the slowest one is in the message."""
     NOT_MEASURED = "NotMeasured"
     """No pair has met yet, or none could be asked: the message says why."""
+    FINGERPRINT_MISMATCH = "FingerprintMismatch"
+    """A pair can exchange no KV, since its engines loaded different things."""
     NO_EXPECTATION = "NoExpectation"
     """It was measured, and nothing says what it should be."""
 

@@ -24,6 +24,8 @@ from distserve.operator.model import Answers, Apply, Object, Observed, Pod
 from distserve.operator.pairs import Link, LinksQuestion, Member, Pair, UnitLinks
 from distserve.placement.nodes import Node
 
+FINGERPRINT_DIGITS: Final = 8
+"""Enough to tell two of them apart; all of them stand in `status.units`."""
 SUFFIXES: Final = ("", "k", "M", "G", "T", "P")
 
 
@@ -181,6 +183,14 @@ def _opened(observed: Observed, pod: Pod) -> Apply:
 
 def fact_of(units: Mapping[str, UnitLinks], pairs: int) -> Fact:
     """`pairs`: of how many links it speaks, measured or not."""
+    mismatches = [
+        (name, link)
+        for name, found in sorted(units.items())
+        for link in found.links
+        if len(found.fingerprints) > 1 and not link.measured
+    ]
+    if mismatches:
+        return _mismatch(units, *mismatches[0])
     links = [(name, link) for name, found in sorted(units.items()) for link in found.links]
     measured = [(name, link) for name, link in links if link.measured]
     if not measured:
@@ -205,6 +215,22 @@ def fact_of(units: Mapping[str, UnitLinks], pairs: int) -> Fact:
             f"it compared. {count}",
         )
     return Fact(True, FabricVerifiedReason.AS_EXPECTED, f"{count}; the slowest: {said}")
+
+
+def _mismatch(units: Mapping[str, UnitLinks], unit: str, link: Link) -> Fact:
+    """What one of them computes is of no use to the other: no request is ever given to both."""
+    pair = link.pair
+    found = ", ".join(one[:FINGERPRINT_DIGITS] for one in units[unit].fingerprints)
+    told = f" ({link.trouble})" if link.trouble else ""
+    return Fact(
+        False,
+        FabricVerifiedReason.FINGERPRINT_MISMATCH,
+        f"unit {unit}: {pair.reader.pod} cannot use the KV of {pair.source.pod}: its engines have "
+        f"different fingerprints, {found}{told}; they loaded different models, types or block "
+        "sizes, or are of different versions: compare the pods' imageID (a tag that was moved), "
+        "what podTemplate sets for one role alone, and the model's files on both nodes; mend it "
+        "and delete the pods that differ",
+    )
 
 
 def _said(unit: str, link: Link) -> str:

@@ -90,6 +90,8 @@ class World:
     features: Features = field(default_factory=Features)
     link: Callable[[Pair], Link] = Link
     """What is known of a pair's link: by default nothing yet."""
+    fingerprints: tuple[str, ...] = ("f",)
+    """Of each unit's engines."""
     foreign: set[Ref] = field(default_factory=set)
     late: Observed | None = None
     fail_after: int | None = None
@@ -174,7 +176,7 @@ class World:
                     answers = replace(answers, nodes={name: self.nodes.get(name) for name in names})
                 case LinksQuestion(_, units):
                     found = {
-                        unit: UnitLinks(tuple(map(self.link, pairs)), ("f",))
+                        unit: UnitLinks(tuple(map(self.link, pairs)), self.fingerprints)
                         for unit, pairs in units.items()
                     }
                     answers = replace(answers, links=found)

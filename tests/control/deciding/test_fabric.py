@@ -89,6 +89,38 @@ def test_a_slow_link_is_told_with_both_numbers_and_one_event(new_world: Any) -> 
     assert world.condition("FabricVerified")["status"] == "True"
 
 
+def test_engines_that_loaded_different_things_are_told_with_the_cure(new_world: Any) -> None:
+    """One decode instance of two: the links of the other are measured."""
+    world = new_world(topology=REQUIRED, decode={"instancesPerUnit": 2})
+    world.fingerprints = ("0123456789abcdef", "fedcba9876543210")
+    refused = "refused: fingerprint fedcba98 at the peer"
+
+    def link(pair: Pair) -> Link:
+        other = pair.reader.pod == "tiny-u0-decode-1-0"
+        return Link(pair, trouble=refused) if other else measured(FAST)(pair)
+
+    world.link = link
+    world.settle()
+    found = world.condition("FabricVerified")
+    assert (found["status"], found["reason"]) == ("False", "FingerprintMismatch")
+    for part in (
+        "unit u0: tiny-u0-decode-1-0 cannot use the KV of tiny-u0-prefill-0-0",
+        "01234567, fedcba98",
+        refused,
+        "imageID",
+        "podTemplate",
+        "delete the pods that differ",
+    ):
+        assert part in found["message"]
+    (event,) = events(world, "FingerprintMismatch")
+    assert event.type == "Warning" and event.message == found["message"]
+    held = [name for name, pod in world.pods.items() if pod.fabric_gate is False]
+    assert held == ["tiny-u0-decode-1-0"], "fabricRequired keeps it from serving"
+    world.fingerprints, world.link = ("0123456789abcdef",), measured(FAST)
+    world.settle()
+    assert world.condition("FabricVerified")["status"] == "True"
+
+
 def test_of_several_units_the_worst_is_named(new_world: Any) -> None:
     world = new_world(topology=EXPECTED, units=3)
     world.link = lambda pair: measured(SLOW if "u1" in pair.reader.pod else FAST)(pair)
