@@ -77,6 +77,8 @@ PROGRAMS: Mapping[str, Program] = {
         Program("pause", "coredns", "./pause"),
         # A peer that benchmarks/control_plane.py measures beside ours; no test needs it.
         Program("lws", "lws", "sigs.k8s.io/lws/cmd"),
+        # For `make soak`: what admits units by quota, with topology.scheduler Kueue.
+        Program("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue"),
         # For `make soak`: what reads PodMonitors and PrometheusRules.
         Program("prometheus-operator", "prometheus-operator", f"{_COREOS}/cmd/operator"),
     )

@@ -1,0 +1,193 @@
+"""Kueue as a process of a cluster: its queues, their scheduler and its webhooks.
+
+It runs as its manifests have it. Two things differ, because a control plane without real nodes has
+no pods to call and mounts no Secrets: its webhooks are reached by address, and their certificate is
+made here. Of its integrations with others' kinds only that of Jobs is on, which is its default.
+"""
+
+import base64
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tools.cluster import binaries
+from tools.cluster.cluster import Cluster
+from tools.cluster.modules import module_files
+from tools.cluster.processes import Process
+from tools.cluster.waiting import run
+
+NAME = "kueue"
+MODULE = "sigs.k8s.io/kueue"
+GROUP = "kueue.x-k8s.io"
+NAMESPACE = "kueue-system"
+CRDS = "config/components/crd/bases"
+WEBHOOKS = "config/components/webhook/manifests.yaml"
+KINDS = (
+    "admissionchecks",
+    "clusterqueues",
+    "cohorts",
+    "localqueues",
+    "multikueueclusters",
+    "multikueueconfigs",
+    "provisioningrequestconfigs",
+    "resourceflavors",
+    "topologies",
+    "workloadpriorityclasses",
+    "workloads",
+)
+CONVERTED = frozenset(
+    {"clusterqueues", "cohorts", "localqueues", "multikueueclusters", "workloads"}
+)
+"""Kinds of which Kueue itself converts one version to another."""
+SECRET = "kueue-webhook-server-cert"
+SERVICE = "kueue-webhook-service"
+AUTHORITY = "kueue-ca"
+VALID_DAYS = "365"
+"""Kueue makes a new certificate 90 days before the end of the one that it finds."""
+READY_SECONDS = 120.0
+
+
+@contextmanager
+def controller(cluster: Cluster) -> Iterator[Process]:
+    """Kueue at work, with its kinds, which are gone again afterwards with all that is in them.
+
+    Builds it where that was not done yet (some ten minutes on two cores)."""
+    program = str(binaries.ensure([NAME], cluster.progress)[NAME])
+    host, (webhook, health) = cluster.home.addresses.loopback, _free_ports(2)
+    folder = cluster.home.folder / NAME
+    folder.mkdir(exist_ok=True)
+    _make_certificates(folder, host)
+    url, bundle = f"https://{host}:{webhook}", _text(folder / "ca.crt")
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    data = {name: _text(folder / name) for name in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
+    metadata = {"name": SECRET, "namespace": NAMESPACE}
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
+    hooks, kinds = _webhooks(url, bundle), [_crd(kind, url, bundle) for kind in KINDS]
+    cluster.apply(kinds)
+    cluster.wait_for("its kinds to be served", lambda: set(KINDS) <= _served(cluster))
+    cluster.apply(hooks)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(_configuration(folder, host, webhook, health))
+    )
+    command = ["env", f"KUBECONFIG={cluster.kubeconfig}", program]
+    process = cluster.processes.start(NAME, [*command, f"--config={folder / 'config.yaml'}"])
+    try:
+        process.wait_for("its webhooks", lambda: _listens(host, webhook), READY_SECONDS)
+        process.wait_for("the lease", lambda: _holder(cluster), READY_SECONDS)
+        yield process
+        for kind in ("workloads", "localqueues", "clusterqueues", "resourceflavors"):
+            everywhere = ("--all-namespaces",) if kind in ("workloads", "localqueues") else ()
+            cluster.kubectl("delete", f"{kind}.{GROUP}", "--all", *everywhere)
+    finally:
+        process.stop()
+        for one in (*hooks, *kinds):
+            kind, name = one["kind"], one["metadata"]["name"]
+            cluster.kubectl("delete", "--ignore-not-found", f"{kind}/{name}")
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+def _configuration(folder: Path, host: str, webhook: int, health: int) -> dict[str, Any]:
+    return {
+        "apiVersion": f"config.{GROUP}/v1beta2",
+        "kind": "Configuration",
+        "namespace": NAMESPACE,
+        "health": {"healthProbeBindAddress": f"{host}:{health}"},
+        "metrics": {"bindAddress": "0"},
+        "webhook": {"host": host, "port": webhook, "certDir": str(folder)},
+        "leaderElection": {"leaderElect": True, "resourceNamespace": NAMESPACE},
+        "internalCertManagement": {
+            "enable": True,
+            "webhookServiceName": SERVICE,
+            "webhookSecretName": SECRET,
+        },
+        # An API server of its own for questions about what is pending.
+        "featureGates": {"VisibilityOnDemand": False},
+        "integrations": {"frameworks": ["batch/job"]},
+    }
+
+
+def _make_certificates(folder: Path, host: str) -> None:
+    """Such as Kueue would make and keeps if it finds them; with the address besides."""
+    names = folder / "names.ext"
+    names.write_text(f"subjectAltName=DNS:{SERVICE}.{NAMESPACE}.svc,IP:{host}\n")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    authority, own = (
+        (folder / "ca.crt", folder / "ca.key"),
+        (folder / "tls.crt", folder / "tls.key"),
+    )
+    run(
+        [
+            *("openssl", "req", "-x509", *key, "-days", VALID_DAYS, "-subj", f"/CN={AUTHORITY}"),
+            *("-addext", f"subjectAltName=DNS:{AUTHORITY}"),
+            *("-out", str(authority[0]), "-keyout", str(authority[1])),
+        ]
+    )
+    request = str(folder / "tls.csr")
+    run(
+        ["openssl", "req", *key, "-subj", f"/CN={SERVICE}", "-out", request, "-keyout", str(own[1])]
+    )
+    run(
+        [
+            *("openssl", "x509", "-req", "-in", request, "-days", VALID_DAYS, "-CAcreateserial"),
+            *("-CA", str(authority[0]), "-CAkey", str(authority[1])),
+            *("-extfile", str(names), "-out", str(own[0])),
+        ]
+    )
+
+
+def _crd(kind: str, url: str, bundle: str) -> dict[str, Any]:
+    name = f"{CRDS}/{GROUP}_{kind}.yaml"
+    (file,) = module_files(binaries.PROGRAMS[NAME], MODULE, [name])
+    found: dict[str, Any] = yaml.safe_load(file.read_text())
+    if kind in CONVERTED:
+        found["spec"]["conversion"] = {
+            "strategy": "Webhook",
+            "webhook": {
+                "clientConfig": {"url": f"{url}/convert", "caBundle": bundle},
+                "conversionReviewVersions": ["v1"],
+            },
+        }
+    return found
+
+
+def _webhooks(url: str, bundle: str) -> list[dict[str, Any]]:
+    """Those of its own kinds."""
+    (file,) = module_files(binaries.PROGRAMS[NAME], MODULE, [WEBHOOKS])
+    found: list[dict[str, Any]] = list(yaml.safe_load_all(file.read_text()))
+    for one in found:
+        one["metadata"]["name"] = f"{NAME}-{one['metadata']['name']}"
+        one["webhooks"] = [w for w in one["webhooks"] if w["rules"][0]["apiGroups"] == [GROUP]]
+        for hook in one["webhooks"]:
+            path = hook["clientConfig"]["service"]["path"]
+            hook["clientConfig"] = {"url": url + path, "caBundle": bundle}
+    return found
+
+
+def _text(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def _served(cluster: Cluster) -> set[str]:
+    said = cluster.kubectl("api-resources", f"--api-group={GROUP}", "--output=name")
+    return {line.partition(".")[0] for line in said.split()}
+
+
+def _holder(cluster: Cluster) -> bool:
+    leases = cluster.get("leases", namespace=NAMESPACE)["items"]
+    return any(one["spec"].get("holderIdentity") for one in leases)
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+def _free_ports(count: int) -> list[int]:
+    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in found]
+    for one in found:
+        one.close()
+    return ports
