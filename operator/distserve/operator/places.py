@@ -147,7 +147,8 @@ def find_places(
             waiting[name] = NoPlace(PlacedReason.PLACING, ENDING)
             continue
         answer = answers.placements.get(name)
-        asked.append(unit_request(deployment, name, made, since, priorities, queue.admission))
+        waits = max(since, queue.since)
+        asked.append(unit_request(deployment, name, made, waits, priorities, queue.admission))
         tried = attempts.get(name, NONE)
         if isinstance(answer, Placement):
             found[name] = moves.mark(answer)

@@ -54,6 +54,11 @@ class Standing:
     make: Object | None = None
     """Its Workload, which is not there."""
 
+    @property
+    def since(self) -> float:
+        """When it may be placed: before that it did not wait for room."""
+        return self.current.admitted_since if self.current is not None else 0.0
+
     def told(self, why: NoPlace) -> NoPlace:
         """Why it waits for room, with what that costs the others of its queue."""
         if self.current is None or not self.current.admitted:

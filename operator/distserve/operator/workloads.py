@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from distserve.api import labels
+from distserve.operator.conditions import seconds
 from distserve.operator.flavors import Flavor
 from distserve.operator.model import Object, Observed
 from distserve.resources.queueing import ASKED, BEFORE, KIND, Admission, Admitted, Priority
@@ -65,6 +66,12 @@ class Entry:
     @property
     def admitted(self) -> bool:
         return self._is("Admitted") and self.reserved and not self.evicted
+
+    @property
+    def admitted_since(self) -> float:
+        """0 where it is not."""
+        found = self.condition("Admitted") if self.admitted else None
+        return seconds(found.get("lastTransitionTime", "")) if found else 0.0
 
     @property
     def evicted(self) -> bool:
