@@ -233,8 +233,11 @@ class Reconciler:
                 raise  # The namespace goes, or the kind does.
             await self._see_again(namespace, ref, uid)
         except Conflict:
-            await self._see_again(namespace, ref, uid)
-            raise
+            found = await self._see_again(namespace, ref, uid)
+            stays = found is not None and found["metadata"]["uid"] == uid
+            if stays or not isinstance(action, Delete):
+                raise
+            # What was to go went already: another one has its name.
         return None
 
     async def _make(self, observed: Observed, action: Apply) -> Ref | None:
@@ -269,16 +272,17 @@ class Reconciler:
         if self._store.watches(kind):
             self._store.put(kind, live)
 
-    async def _see_again(self, namespace: str, ref: Ref, uid: str) -> None:
+    async def _see_again(self, namespace: str, ref: Ref, uid: str) -> Object | None:
         """The store was wrong about this object: a watch is late, or missed something."""
         kind = kind_of(ref.api_version, ref.kind)
         live = await self._cluster.get(kind, namespace, ref.name)
         if not self._store.watches(kind):
-            return
+            return live
         if live is not None:
             self._store.put(kind, live)
         if uid and (live is None or live["metadata"]["uid"] != uid):
             self._store.drop(kind, (namespace, ref.name), uid)
+        return live
 
     async def _report(self, document: Object, status: Object) -> None:
         metadata = document["metadata"]
