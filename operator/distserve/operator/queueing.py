@@ -99,21 +99,26 @@ def standing(
     over = [one for one in known if one.over]
     same = live is not None and live.revision in ("", revision.name)
     queue = deployment.metadata.labels.get(labels.QUEUE, "")
+    priority, unclear = None, ""
     try:
         priority = priority_of(observed, deployment, revision)
     except Unclear as error:
-        return Standing(revision.name, waits=_waits(f"unit {unit}: {error}"))
+        unclear = str(error)
     asked = pod_sets(deployment, unit, revision)
     current = _current([one for one in known if not one.over], asked.asked, queue, priority, same)
     make = None
-    if current is None:
+    if current is None and priority is not None:
         last = over[-1] if over else None
         after, before = (last.uid, last.why_evicted) if last else ("", "")
         active = last.active if last else True
         make = workload(deployment, unit, asked, queue, priority, after, before, active)
     admission, waits = _answer(observed, unit, queue, current)
+    if current is None and unclear:
+        waits = _waits(f"unit {unit}: {unclear}")
     if over and live is None:
         waits = _evicted(unit, queue, over[-1])
+    if waits is not None and live is not None:
+        waits = _waits(f"{waits.message}. It runs on meanwhile")
     goes = None
     if live is not None:
         out = next((one for one in reversed(known) if one.evicted), None)
@@ -180,15 +185,19 @@ def priority_of(
 
 
 def _current(
-    known: list[Entry], asked: str, queue: str, priority: Priority, same: bool
+    known: list[Entry], asked: str, queue: str, priority: Priority | None, same: bool
 ) -> Entry | None:
     """What has its quota is kept whatever queue and priority are now; and for a unit that has that
-    revision already, whoever worked out what it asks for."""
+    revision already, whoever worked out what it asks for. A class's value may be changed, which is
+    Kueue's to follow."""
     for one in reversed(known):
         if one.reserved and (same or one.asked == asked):
             return one
     for one in reversed(known):
-        if one.asked == asked and one.queue == queue and one.priority == priority:
+        alike = priority is None or (
+            one.priority[1:] == priority[1:] if priority.name else one.priority == priority
+        )
+        if one.asked == asked and one.queue == queue and alike:
             return one
     return None
 

@@ -355,6 +355,7 @@ def test_what_runs_when_the_queue_comes_runs_on(queue: Make) -> None:
     kueue.settle()
     assert {pod.uid for pod in world.pods.values()} == pods
     assert placed(world) == ("False", "QueuedByKueue")
+    assert message(world).endswith("It runs on meanwhile")
     kueue.pods = 2
     kueue.settle()
     assert {pod.uid for pod in world.pods.values()} == pods
@@ -399,6 +400,21 @@ def test_priorities_are_the_labels_or_the_pods(queue: Make) -> None:
     kueue.settle()
     assert kueue.workload["spec"]["priority"] == 7, "one that still waits is made anew"
     assert kueue.workload["spec"]["priorityClassRef"]["kind"] == "PriorityClass"
+
+
+def test_a_class_that_goes_changes_nothing_for_what_is_in_the_queue(queue: Make) -> None:
+    kueue = queue(pods=2, marks={CLASS: "gold"}, units=2)
+    world = kueue.world
+    world.features = replace(world.features, queue_priorities={"gold": 50})
+    kueue.settle()
+    before = [one["metadata"]["uid"] for one in kueue.workloads]
+    assert len(before) == 2
+    for known in ({"gold": 60}, {}):
+        world.features = replace(world.features, queue_priorities=known)
+        kueue.settle()
+        assert [one["metadata"]["uid"] for one in kueue.workloads] == before
+        for one in world.named("StatefulSet").values():
+            assert one["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "a100"}
 
 
 def test_kueues_objects_of_others_are_left_alone(queue: Make) -> None:
