@@ -89,10 +89,11 @@ def _left(instance: LiveInstance, world: World) -> list[Pod]:
 
 
 def _note(instance: LiveInstance) -> str:
-    """Those who are there once all are ready; until then what was noted last."""
-    pods = _pods(instance)
-    if not instance.ready or len(pods) != instance.replicas:
-        return _written(instance)
+    """Those who are there once all are ready; until then, and while some are to end, what was noted
+    last: a replacement may be ready sooner than its loss was seen."""
+    pods, before = _pods(instance), _written(instance)
+    if not instance.ready or len(pods) != instance.replicas or _left(instance, _read(before)):
+        return before
     members = {pod.uid: pod.engine_restarts for pod in pods}
     return json.dumps(members, sort_keys=True, separators=(",", ":"))
 
@@ -106,8 +107,9 @@ def _with_note(found: Object, note: str) -> Object:
 def _told(instance: LiveInstance, ending: list[Pod]) -> Event:
     names = ", ".join(pod.name for pod in ending[:4])
     more = f" and {len(ending) - 4} more" if len(ending) > 4 else ""
+    ends = "ends" if len(ending) == 1 else "end"
     message = (
-        f"instance {instance.name} lost a pod, or an engine in one: {names}{more} end as well, "
+        f"instance {instance.name} lost a pod, or an engine in one: {names}{more} {ends} as well, "
         f"since ranks that run cannot take another one in; all {instance.replicas} begin together"
     )
     return Event("Warning", "InstanceRestarted", message)

@@ -103,6 +103,17 @@ def test_when_all_die_nobody_is_left_to_end(several: Make) -> None:
     assert note(world) == dict.fromkeys(uids(world).values(), 0)
 
 
+def test_a_replacement_that_is_ready_before_the_loss_was_seen(several: Make) -> None:
+    world = several()
+    before = uids(world)
+    lost = world.pods[f"{DECODE}-1"]
+    world.pods[lost.name] = replace(lost, uid="another")
+    world.settle()
+    assert {one.uid for one in ended(world)} == set(before.values()) - {lost.uid}
+    assert uids(world)[lost.name] == "another" and len(told(world)) == 1
+    assert note(world) == dict.fromkeys(uids(world).values(), 0)
+
+
 def test_pods_on_their_way_up_are_left_alone(several: Make) -> None:
     """They have not met: one of them that comes late, or again, meets the others."""
     world = several()
@@ -235,7 +246,9 @@ def test_the_engines_restarts_stand_in_a_pods_record() -> None:
 
 
 LIVES = st.lists(
-    st.tuples(st.sampled_from(["gone", "ends", "restarts", "step", "edit"]), st.integers(0, 2)),
+    st.tuples(
+        st.sampled_from(["gone", "ends", "restarts", "replaced", "step", "edit"]), st.integers(0, 2)
+    ),
     max_size=12,
 )
 
@@ -259,6 +272,8 @@ def test_any_losses_end_in_one_world(new_world: Make, life: list[tuple[str, int]
             losses += 1
             if what == "gone":
                 del world.pods[name]
+            elif what == "replaced":
+                world.pods[name] = replace(pod, uid=f"another {number}", engine_restarts=0)
             elif what == "ends":
                 world.pods[name] = replace(pod, terminating=True, ready=False)
             else:

@@ -44,8 +44,12 @@ class Running:
         found: list[Object] = self.history.units().get((self.name, "u0"), [])
         return found
 
-    def uids(self) -> set[str]:
-        return {pod["metadata"]["uid"] for pod in self.pods()}
+    def uids(self, role: str = "") -> set[str]:
+        return {
+            pod["metadata"]["uid"]
+            for pod in self.pods()
+            if role in ("", pod["metadata"]["labels"]["distserve.io/role"])
+        }
 
     def nodes(self) -> dict[str, list[Object]]:
         found: dict[str, list[Object]] = {}
@@ -103,6 +107,7 @@ class Running:
 
     def told(self, reason: str) -> str:
         self.fabric.wait_until(f"an event {reason}", lambda: bool(self.events(reason)))
+        assert len(self.events(reason)) == 1, self.events(reason)
         (note,) = self.events(reason)
         return note
 
@@ -115,13 +120,15 @@ def running(fabric: Any) -> Run:
     """A unit of four pods on two of a domain's nodes, whole; it goes at the end."""
 
     @contextlib.contextmanager
-    def run(name: str, domains: int, nodes_each: int, shape: Any = None) -> Iterator[Running]:
+    def run(
+        name: str, domains: int, nodes_each: int, shape: Any = None, pods_each: int = 1
+    ) -> Iterator[Running]:
         shape = shape or fabric.whole_domain
         document = fabric.deployment(name, shape, gangTimeout=f"{GANG_TIMEOUT}s")
         document["spec"]["restart"] = {"nodeLostAfter": f"{NODE_LOST_AFTER}s"}
         prefix = f"{name}-"
         with fabric.domains(domains, nodes_each, prefix) as cliques, fabric.watched() as history:
-            found = Running(fabric, name, cliques, history, shape.pods)
+            found = Running(fabric, name, cliques, history, shape.pods * pods_each)
             fabric.apply(document)
             found.wait_until_whole()
             found.wait_for("Placed", "True", "Placed")
@@ -240,6 +247,53 @@ def test_a_node_that_leaves_the_domain_is_told(
         assert opt.uids() == before, "nothing was moved"
     with capsys.disabled():
         print(f"\n  {message}")
+
+
+def test_ranks_of_several_pods_begin_anew_together(
+    running: Run, fabric: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two nodes for each instance: one pod that is lost ends the other, and nobody else."""
+    with running("several", 1, 5, fabric.Shape(1, 1, 2 * 8), pods_each=2) as opt:
+        cluster, where = opt.fabric.cluster, f"-n{opt.fabric.namespace}"
+        name = f"{opt.name}-u0-decode-0"
+
+        def met() -> bool:
+            """Those who are there now are written down as having begun together."""
+            note = "{.metadata.annotations.distserve\\.io/world}"
+            said = cluster.kubectl("get", f"statefulset/{name}", where, f"--output=jsonpath={note}")
+            return set(json.loads(said or "{}")) == opt.uids("decode")
+
+        def begun_anew(before: set[str]) -> bool:
+            return not before & opt.uids("decode") and opt.whole_without() and met()
+
+        opt.fabric.wait_until("they are written down", met)
+        prefill, decode = opt.uids("prefill"), opt.uids("decode")
+        began = time.time()
+        cluster.kubectl("delete", f"pod/{name}-1", where, "--wait=false")
+        opt.fabric.wait_until("both began anew", lambda: begun_anew(decode))
+        took = time.time() - began
+        note = opt.told("InstanceRestarted")
+        assert note.startswith(f"instance {name} lost a pod") and f"{name}-0 ends as well" in note
+
+        decode = opt.uids("decode")
+        lost = next(
+            node
+            for node, pods in opt.nodes().items()
+            if {pod["metadata"]["name"] for pod in pods} & {f"{name}-0"}
+        )
+        cluster.remove_nodes([lost])
+        opt.fabric.wait_until("both began anew", lambda: begun_anew(decode))
+
+        decode = opt.uids("decode")
+        cluster.kubectl("delete", f"pod/{name}-0", f"pod/{name}-1", where, "--wait=false")
+        opt.fabric.wait_until("both began anew", lambda: begun_anew(decode))
+        assert opt.uids("prefill") == prefill, "another instance is none of its business"
+        opt.history.check(opt.cliques, opt.name)
+        assert len({one["metadata"]["uid"] for one in opt.history.events if (
+            one["kind"] == "Pod" and one["metadata"]["name"].startswith(name)
+        )}) == 2 * 4, "each was made anew once for each loss"  # fmt: skip
+    with capsys.disabled():
+        print(f"\n  {note}\n  pod deleted -> all pods of its instance Ready anew: {took:.1f} s")
 
 
 def test_a_unit_whose_domain_shrank_is_placed_anew_whole(
