@@ -52,7 +52,9 @@ class World:
     def __init__(self, proof_seconds: float = 0.3) -> None:
         self.listings, self.store = Listings(), Store()
         self.woken: list[Key] = []
-        settings = WatchSettings(proof_seconds=proof_seconds, resync_seconds=3600)
+        settings = WatchSettings(
+            proof_seconds=proof_seconds, resync_seconds=3600, discover_seconds=0.01
+        )
         cluster: Any = self.listings
         self.resync = Resync(cluster, self.store, settings, (), self.woken.append, lambda: 0.5)
 
@@ -104,6 +106,22 @@ async def test_ready_is_when_all_was_seen_though_the_api_server_failed_first() -
     await asyncio.wait_for(world.resync.ready.wait(), 10)
     running.cancel()
     assert world.store.keys == [KEY] and world.woken == []
+
+
+async def test_kinds_that_are_installed_later_are_known_soon() -> None:
+    world = World()
+    world.store.put(DEPLOYMENTS, deployment())
+    world.listings.there[DEPLOYMENTS] = [deployment()]
+    running = asyncio.create_task(world.resync.run())
+    await asyncio.wait_for(world.resync.ready.wait(), 10)
+    world.listings.groups = [{"versions": [{"groupVersion": "monitoring.coreos.com/v1"}]}]
+    async with asyncio.timeout(10):
+        while not world.woken:
+            await asyncio.sleep(0)
+    running.cancel()
+    assert world.store.features.served == {"monitoring.coreos.com/v1/PodMonitor"}
+    assert world.woken == [KEY], "and nothing was listed for it"
+    assert world.listings.listed.count(DEPLOYMENTS) == 1
 
 
 async def test_kinds_that_are_not_served_are_not_listed() -> None:

@@ -45,6 +45,7 @@ class Scale:
 
 HUNDRED = Scale(100, 200, changes=20, idle_seconds=10, settle_seconds=400)
 THOUSAND = Scale(1000, 500, changes=100, idle_seconds=60, settle_seconds=1500)
+TELL_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -147,12 +148,18 @@ def deployment(number: int) -> dict[str, Any]:
 def wait_for_ready(leader: Any, scale: Scale) -> None:
     # The operator's own count: a listing of them all each second would be the larger load.
     sample = 'distserve_operator_deployments_by_condition{condition="Ready",status="True"}'
+    begun = told = time.monotonic()
 
     def ready() -> bool:
+        nonlocal told
         try:
-            return bool(leader.metric(sample) >= scale.deployments)
+            found = leader.metric(sample)
         except AssertionError:
             return False  # None has it yet.
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            say_now(f"  {found:.0f} Ready after {told - begun:.0f} s")
+        return bool(found >= scale.deployments)
 
     wait(leader, "all Ready", ready, scale.settle_seconds)
 

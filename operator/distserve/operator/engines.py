@@ -118,7 +118,11 @@ class Engines:
             else:
                 unit = units[name] = _Unit(question.secret, pairs)
                 unit.task = asyncio.create_task(self._follow(key, name, unit))
-        return {name: unit.links for name, unit in units.items()}
+        return self.known(key)
+
+    def known(self, key: Key) -> Mapping[str, UnitLinks]:
+        """The answer to the last question, as it is now."""
+        return {name: unit.links for name, unit in self._units.get(key, {}).items()}
 
     def release(self, key: Key) -> None:
         """The deployment is gone, or none of its pairs runs."""

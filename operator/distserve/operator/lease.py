@@ -138,8 +138,8 @@ class Lease:
 
     async def _write(self, verb: Any, path: str, document: Object) -> None:
         asked = self._clock()
-        # A call that outlives the deadline must not be waited for.
-        bound = min(3.0, self._settings.renew_deadline_seconds / 2)
+        # A second one must have time; where the API server is slow a longer one gets through.
+        bound = self._settings.renew_deadline_seconds / 2
         try:
             self._mine = await self._cluster.call(verb, path, body=document, seconds=bound)
         except Conflict:

@@ -116,8 +116,9 @@ class Reconciler:
         return decision.again_seconds
 
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:
-        """Decides until there is nothing left to ask."""
-        answers = Answers(refusals=dict.fromkeys(self._taken.get(key, ()), ""))
+        """Decides until there is nothing left to ask: once, where what is known is enough."""
+        taken = dict.fromkeys(self._taken.get(key, ()), "")
+        answers = Answers(refusals=taken, links=self._engines.known(key))
         measuring = False
         for _ in range(ROUNDS):
             decision = self._decide(observed, answers)

@@ -4,7 +4,8 @@
     seen, and not listed        its end was missed: drop it
     all is there                ready (the first time), healthy
 
-It lists metadata only, and its first run is the operator's readiness.
+It lists metadata only, and its first run is the operator's readiness. What kinds the cluster serves
+is asked more often: whoever installs Prometheus' kinds after us need not wait for it.
 """
 
 from __future__ import annotations
@@ -61,9 +62,27 @@ class Resync:
                 log.info("everything is seen", extra={"deployments": len(self.store.keys)})
             self.ready.set()
             # Two replicas, and all deployments, not at once.
-            await asyncio.sleep(self.settings.resync_seconds * (0.8 + 0.4 * self.jitter()))
-            for key in self.store.keys:
-                self.wake(key)
+            await self._pause(self.settings.resync_seconds * (0.8 + 0.4 * self.jitter()))
+            self._wake_all()
+
+    async def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            await asyncio.sleep(min(left, self.settings.discover_seconds))
+            try:
+                found = await discover(self.cluster, watched(self.settings.kueue))
+            except ClusterError as error:
+                log.warning("nobody knows what kinds are served: %s", error)
+                continue
+            if found != self.store.features:
+                log.info("other kinds are served", extra={"served": sorted(found.served)})
+                self.store.features = found
+                self._wake_all()
+
+    def _wake_all(self) -> None:
+        for key in self.store.keys:
+            self.wake(key)
 
     async def compare(self) -> None:
         kinds = watched(self.settings.kueue)

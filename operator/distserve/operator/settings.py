@@ -17,10 +17,11 @@ class LeaseSettings:
     namespace: str = "default"
     name: str = "distserve-operator"
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{os.getpid()}")
-    duration_seconds: int = 10
+    duration_seconds: int = 12
     """Below 15 s with the calls that follow; above what an API server needs for a restart."""
-    renew_deadline_seconds: float = 7.0
-    """Without a renewal for this long the process ends; 3 s for clocks and a paused process."""
+    renew_deadline_seconds: float = 9.0
+    """Without a renewal for this long the process ends: two calls of an API server that needs
+    seconds for each; 3 s are left for clocks and a paused process."""
     renew_seconds: float = 3.0
     """0.33 calls/s, and two tries before the deadline."""
 
@@ -41,6 +42,9 @@ class WatchSettings:
     """Of a listing of metadata alone: a thousand deployments are 40 calls in each resync."""
     resync_seconds: float = 600.0
     """Every object's version is compared with the cluster's, and every deployment decided anew."""
+    discover_seconds: float = 60.0
+    """What kinds the cluster serves is asked this often: 0.07 calls/s. Their group may be there
+    sooner than all of its kinds, so it takes more than one look."""
     proof_seconds: float = 90.0
     """What a listing shows must have come through its watch by then (a silent watch is replaced
     in `inactivity_seconds`); else the watch is dead, and the process is not healthy."""

@@ -1,7 +1,8 @@
 """kopf as the source of events, and nothing else of it: no handler state, no finalizer, no writes.
 
 kopf lists and watches in a thread with a loop of its own, because it ends every task of the loop
-that it runs in. What it sees is handed over to the operator's loop, one call per event.
+that it runs in. What it sees is handed over to the operator's loop: one call for all that came
+since the last, as each call is a system call and a change of threads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 
 See = Callable[[Kind, Object, bool], None]
 """(kind, object, whether it is gone)"""
+
+AT_ONCE = 100
+"""Events that are handed over before others of the loop have their turn: some 10 ms."""
 
 
 class WatchingEnded(Exception):
@@ -51,6 +56,8 @@ class Watches:
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Ends only with WatchingEnded: without its watches the operator is blind."""
         self._kinds = watched(settings.kueue)
+        self._news: deque[tuple[Kind, Object, bool]] = deque()
+        self._called = False
         self.last_seen: dict[Kind, float] = dict.fromkeys(self._kinds, time.monotonic())
         """When the kind's watch showed something, by time.monotonic."""
         self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
@@ -103,14 +110,28 @@ class Watches:
     def _handler(self, kind: Kind) -> Any:
         async def handler(event: Any, **_: Any) -> None:
             gone = event["type"] == "DELETED"
-            self._loop.call_soon_threadsafe(self._hand_over, kind, event["object"], gone)
+            self._news.append((kind, event["object"], gone))
+            self._call()
 
         handler.__name__ = kind.plural
         return handler
 
-    def _hand_over(self, kind: Kind, document: Object, gone: bool) -> None:
-        self.last_seen[kind] = time.monotonic()
-        self._see(kind, document, gone)
+    def _call(self) -> None:
+        if not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        # Before the first of them is taken: what comes from now on may call again.
+        self._called = False
+        try:
+            for _ in range(min(len(self._news), AT_ONCE)):
+                kind, document, gone = self._news.popleft()
+                self.last_seen[kind] = time.monotonic()
+                self._see(kind, document, gone)
+        finally:
+            if self._news:
+                self._call()
 
     async def _log_in(self, **_: Any) -> kopf.ConnectionInfo:
         found = self._configuration

@@ -125,7 +125,8 @@ def configured(
         def rules() -> list[Path]:
             return prometheus_operator.rule_files(cluster, "ours", namespace, folder)
 
-        process.wait_for("two monitors and two files of rules", written, 60)
+        # Our operator asks each minute which kinds there are.
+        process.wait_for("two monitors and two files of rules", written, 180)
         found = prometheus_operator.configuration(cluster, "ours", namespace)
         assert found is not None
         # As mounted in a pod of Prometheus.
