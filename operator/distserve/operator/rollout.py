@@ -80,13 +80,13 @@ def next_step(
     base, target = range(rules.units), rules.target
     done = [i for i in base if i in states and _done(states[i], target)]
     moved = rules.current == target or len(done) == rules.units
-    rolling = (
-        not moved
-        or any(states[i].revision != target for i in base if i in states)
-        or (len(done) < rules.units and _undone(states, rules))
-    )
+    rolling = not moved or any(states[i].revision != target for i in base if i in states)
     down_goes = not rules.paused and not _unproven(states, rules)
-    extra = _kept_extra(states, rules) if rolling else []
+    extra = _kept_extra(states, rules)
+    if not rolling:
+        # Of a rollout that was undone, or above a number that was lowered: until all others are
+        # back, what serves stands in for them.
+        extra = [u for u in extra if len(done) < rules.units and not states[u].down]
 
     wanted: dict[int, str] = {}
     old: list[int] = []
@@ -133,16 +133,6 @@ def _unproven(states: Mapping[int, UnitState], rules: Rules) -> bool:
     return bool(tried) and not any(tried)
 
 
-def _undone(states: Mapping[int, UnitState], rules: Rules) -> bool:
-    """Whether extra units of a rollout that was undone serve: those that it had begun to replace
-    are not back yet."""
-    return any(
-        not state.down and state.revision != rules.target
-        for unit, state in states.items()
-        if unit >= rules.units
-    )
-
-
 def _done(state: UnitState, target: str) -> bool:
     return state.revision == target and state.ready
 
@@ -150,7 +140,7 @@ def _done(state: UnitState, target: str) -> bool:
 def _kept_extra(states: Mapping[int, UnitState], rules: Rules) -> list[int]:
     """Extra units that stay until the rollout is over: those of most use."""
     extra = [unit for unit in states if unit >= rules.units]
-    extra.sort(key=lambda u: (states[u].revision != rules.target, not states[u].ready, u))
+    extra.sort(key=lambda u: (not states[u].ready, states[u].revision != rules.target, u))
     return extra[: rules.surge]
 
 

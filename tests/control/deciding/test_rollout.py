@@ -136,6 +136,11 @@ def test_no_step_takes_more_than_it_may(
     ]  # fmt: skip
     assert not stopped or len(kept) >= units - unavailable
     assert not (paused and stopped)
+    # Those above the number that was asked for go when the others do without them, or when there
+    # are more of them than there may be.
+    gone = [u for u, s in states.items() if s.ready and u not in step.revisions]
+    extra = [u for u in kept if u >= units]
+    assert not gone or len(kept) >= units or len(extra) == surge
 
 
 @pytest.mark.parametrize("surge,unavailable", [(1, 0), (0, 1), (2, 1)])

@@ -145,9 +145,19 @@ def test_a_unit_that_is_down_for_a_moment_is_not_given_to_what_was_never_ready()
 def test_what_came_extra_stays_until_an_undone_rollout_is_back() -> None:
     back = {"target": "old", "current": "old"}
     step = next_step({0: DOWN, 1: NEW}, rules(1, **back))
-    assert step.revisions == {0: "old", 1: "new"} and step.rolling
+    assert step.revisions == {0: "old", 1: "new"}
+    assert step.surge == {1}
     assert next_step({0: OLD, 1: NEW}, rules(1, **back)).revisions == {0: "old"}
     assert next_step({0: DOWN, 1: COMING}, rules(1, **back)).revisions == {0: "old"}
+
+
+def test_where_fewer_are_asked_for_one_that_is_ready_stands_in_for_one_that_is_not() -> None:
+    done = {"current": "new"}
+    assert next_step({0: COMING, 1: NEW, 2: NEW}, rules(1, **done)).revisions.keys() == {0, 1}
+    assert next_step({0: NEW, 1: NEW, 2: NEW}, rules(1, **done)).revisions.keys() == {0}
+    assert next_step({0: COMING, 1: NEW}, rules(0, **done)).revisions == {}
+    # In the middle of a rollout, too: who is ready, before who will be.
+    assert next_step({0: COMING, 1: OLD, 2: COMING}, rules(1)).revisions.keys() == {0, 1}
 
 
 def test_an_edit_that_is_undone_half_way(new_world: Make) -> None:
@@ -183,6 +193,14 @@ def test_units_that_serve_together_are_not_taken_for_dead(new_world: Make) -> No
     world.broken = lambda pod: pod.revision == first and pod.name in lost
     world.edit(images={"engine": "good:1"}).settle(check=always_serves(world))
     assert world.ready_units() == 2
+
+
+def test_scaling_down_while_the_unit_that_stays_is_not_ready(new_world: Make) -> None:
+    world = new_world(units=3).settle()
+    fail(world, "tiny-u0-decode-0-0")
+    world.edit(units=1).settle(check=always_serves(world))
+    assert len(world.units()) == 1
+    assert world.condition("Progressing")["reason"] == "UpToDate"
 
 
 EDITS = st.lists(
