@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 NODES = {"node1", "node2"}
 UNIT = "distserve.io/unit"
 UNREACHABLE = "node.kubernetes.io/unreachable"
 NODE_LOST_AFTER = 10
 DETECTED_SECONDS = 240.0
-WHOLE_SECONDS = 400.0
-"""Two engines load at once on what is one small machine."""
+WHOLE_SECONDS = 600.0
+"""Two engines load at once on what is one small machine, beside those of the lost node, which
+nobody ends: up to 190 s when others use it, too."""
 
 
 def seconds(timestamp: str) -> float:
