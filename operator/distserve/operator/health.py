@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -159,7 +159,7 @@ def crashed(pods: tuple[Pod, ...], budget: int, within_seconds: float) -> Pod | 
 
 def write_place(place: Placement) -> str:
     rare = ("avoid", "repack")
-    found = {name: value for name, value in asdict(place).items() if name not in rare or value}
+    found = {name: value for name, value in vars(place).items() if name not in rare or value}
     return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
 

@@ -83,6 +83,8 @@ class Store:
         self._pod_keys: dict[Name, Key] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._priority_classes: dict[str, PriorityClass] = {}
+        self._counts: dict[str, tuple[int, ...]] = {}
+        """By resource, what each usable node has of it: read by each reconcile, changed seldom."""
         self._offered = Offered()
 
     @property
@@ -181,6 +183,7 @@ class Store:
             return self._forget_pod(name)
         if kind == NODES:
             self.inventory.drop_node(name[1])
+            self._counts.clear()
             return self._keys_on(name[1])
         if kind == NAMESPACES:
             self._namespaces.pop(name[1], None)
@@ -190,6 +193,7 @@ class Store:
             return set(self._deployments)
         if kind in DEVICES:
             self.inventory.devices.drop(kind.kind, name[1], uid)
+            self._counts.clear()
             return set()
         if kind in OFFERED:
             self._offered.drop(kind.kind, name[1])
@@ -203,14 +207,17 @@ class Store:
         resource = wanted.get("resourceName") or DEFAULT_RESOURCE_NAME
         if claimed := wanted.get("deviceClass"):
             resource = class_resource(claimed)
-        allocatable = self.inventory.allocatable
-        counts = (allocatable(node.name).get(resource, 0) for node in self._usable_nodes())
-        return tuple(sorted(count for count in counts if count))
+        if resource not in self._counts:
+            allocatable = self.inventory.allocatable
+            counts = (allocatable(node.name).get(resource, 0) for node in self._usable_nodes())
+            self._counts[resource] = tuple(sorted(count for count in counts if count))
+        return self._counts[resource]
 
     def _usable_nodes(self) -> Iterator[Node]:
         return (node for node in self.inventory.nodes.values() if node.usable)
 
     def _put_devices(self, kind: Kind, document: Object) -> None:
+        self._counts.clear()
         try:
             self.inventory.devices.put(kind.kind, document)
         except (KeyError, ValueError) as error:
@@ -267,7 +274,10 @@ class Store:
             self.inventory.put_node(document)
         except ValueError as error:
             log.warning("node %s is not counted: %s", name, error)
-        return set() if self.inventory.nodes.get(name) == before else self._keys_on(name)
+        if self.inventory.nodes.get(name) == before:
+            return set()
+        self._counts.clear()
+        return self._keys_on(name)
 
     def _keys_on(self, node: str) -> set[Key]:
         """A walk over all pods: nodes change seldom."""

@@ -85,7 +85,8 @@ class Wanted:
         objects = [with_admission(found, admission) for found in objects]
         if place.open and provisioning.SERVED in self.settings.served:
             objects = provisioning.requested(self.deployment, unit, revision.name, objects)
-        return [stamped(_placed(self._keyed(found), place, held)) for found in objects]
+        written = write_place(place)
+        return [stamped(_placed(self._keyed(found), written, held)) for found in objects]
 
     def sample(self) -> tuple[Object, ...]:
         """What the API server is asked about before a revision is made: an instance of each role,
@@ -100,11 +101,11 @@ class Wanted:
         return keyed(found, self.deployment, self.key_generation)
 
 
-def _placed(found: Object, place: Placement, held: bool) -> Object:
+def _placed(found: Object, place: str, held: bool) -> Object:
     if found["kind"] != "StatefulSet":
         return found
     metadata, spec = found["metadata"], found["spec"]
-    annotations = {**metadata.get("annotations", {}), PLACE: write_place(place)}
+    annotations = {**metadata.get("annotations", {}), PLACE: place}
     return {
         **found,
         "metadata": {**metadata, "annotations": annotations},
