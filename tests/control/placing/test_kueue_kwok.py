@@ -14,6 +14,8 @@ Object = dict[str, Any]
 GROUP = "kueue.x-k8s.io"
 API = f"{GROUP}/v1beta2"
 POOL = "pool"
+STARTS_SECONDS = 120.0
+"""Beside Kueue, which lists everything as well."""
 CLASSES = {"batch": 1, "serving": 100}
 
 
@@ -26,7 +28,7 @@ def kueue_runs(crd: Any) -> Iterator[None]:
 @pytest.fixture
 def operator(kueue_runs: None, start_distserve: Callable[..., Any]) -> Any:
     found = start_distserve("--engine-check=off", "--kueue=on")
-    found.wait_until_ready()
+    found.wait_until("ready", lambda: found.probe("/readyz") == 200, STARTS_SECONDS)
     found.wait_until("leads", lambda: found.leads)
     return found
 
@@ -80,7 +82,7 @@ class Seen:
             found = self.history.placed().get(name, {"reason": "", "message": ""})
             return found["reason"] == reason and all(one in found["message"] for one in words)
 
-        self.fabric.wait_until(f"{name} is {reason}", holds)
+        self.fabric.wait_until(f"{name} is {reason}", holds, 3 * 60.0)
         return str(self.history.placed()[name]["message"])
 
     def whole(self, **pods: int) -> None:
