@@ -28,6 +28,8 @@ KIND: Final = "Workload"
 SERVED: Final = f"{API_VERSION}/{KIND}"
 ASKED: Final = f"{labels.GROUP}/asked"
 """Label of a Workload: hash of what quota is counted by, and flavors are chosen by."""
+JOB_UID: Final = f"{GROUP}/job-uid"
+"""Label of a Workload: whose it is, by which Kueue names those that preempt others."""
 BEFORE: Final = f"{labels.GROUP}/before"
 """Annotation of a Workload that follows one whose quota Kueue took back: why it did."""
 COUNTED: Final = (
@@ -98,6 +100,8 @@ def workload(
     distinct = _digest([asked.asked, queue, *priority, after])[:8]
     name = f"{deployment.name}-{unit}-{distinct}"
     marks = {labels.UNIT: unit, ASKED: asked.asked}
+    if deployment.metadata.uid:
+        marks[JOB_UID] = deployment.metadata.uid
     found = new_object(deployment, API_VERSION, KIND, name, marks)
     if before:
         found["metadata"]["annotations"] = {BEFORE: before}

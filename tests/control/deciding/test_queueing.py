@@ -147,7 +147,9 @@ def test_a_unit_is_one_workload_and_has_no_pods_before_it_is_admitted(queue: Mak
     assert {s["name"]: s["count"] for s in one["spec"]["podSets"]} == {"prefill": 1, "decode": 1}
     for found in one["spec"]["podSets"]:
         assert found["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
-    assert one["metadata"]["ownerReferences"][0]["kind"] == "DistServeDeployment"
+    (owner,) = one["metadata"]["ownerReferences"]
+    assert owner["kind"] == "DistServeDeployment"
+    assert one["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] == owner["uid"]
     assert not world.named("StatefulSet")
     assert placed(world) == ("False", "QueuedByKueue")
     assert "LocalQueue team-a" in message(world) and "insufficient quota: 0 free" in message(world)
