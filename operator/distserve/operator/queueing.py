@@ -118,7 +118,7 @@ def standing(
     if over and live is None:
         waits = _evicted(unit, queue, over[-1])
     if waits is not None and live is not None:
-        waits = _waits(f"{waits.message}. It runs on meanwhile")
+        waits = _waits(f"{waits.message}; it runs on meanwhile")
     goes = None
     if live is not None:
         out = next((one for one in reversed(known) if one.evicted), None)
@@ -210,12 +210,10 @@ def _answer(
         silent = "if no answer comes, see whether Kueue runs"
         return None, _waits(f"unit {unit}: LocalQueue {queue} is asked; {silent}")
     if not current.admitted:
-        was = f" (its quota was taken back before: {current.before})" if current.before else ""
-        return None, _waits(
-            f"unit {unit}: waits whole in LocalQueue {queue}{was}: {words.rstrip('.')}. "
-            f"See kubectl describe workload {current.name}; it comes when others give back "
-            "quota, or its ClusterQueue gets more"
-        )
+        said = [f"unit {unit}: waits whole in LocalQueue {queue}: {words}", current.cure]
+        if current.before:
+            said.append(f"its quota was taken back before: {current.before}")
+        return None, _waits("; ".join(one.rstrip(".") for one in said if one))
     try:
         return admission_of(current, observed.features.flavors), None
     except Unclear as error:

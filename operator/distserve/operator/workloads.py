@@ -104,6 +104,16 @@ class Entry:
             return f"it has its quota and waits for admission checks: {', '.join(names)}"
         return str((self.condition("QuotaReserved") or {}).get("message", "")).strip()
 
+    @property
+    def cure(self) -> str:
+        """What may be done about that; empty where the words say it."""
+        if not self.active:
+            return ""
+        if (self.condition("QuotaReserved") or {}).get("reason") == "Inadmissible":
+            return f"see kubectl describe localqueue {self.queue}, or have the label name another"
+        more = "" if self.reserved else "; it comes when others give back quota, or it gets more"
+        return f"see kubectl describe workload {self.name}{more}"
+
     def _is(self, kind: str) -> bool:
         found = self.condition(kind)
         return found is not None and found["status"] == "True"

@@ -152,7 +152,17 @@ def test_a_unit_is_one_workload_and_has_no_pods_before_it_is_admitted(queue: Mak
     assert one["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] == owner["uid"]
     assert not world.named("StatefulSet")
     assert placed(world) == ("False", "QueuedByKueue")
-    assert "LocalQueue team-a" in message(world) and "insufficient quota: 0 free" in message(world)
+    assert message(world) == (
+        "unit u0: waits whole in LocalQueue team-a: insufficient quota: 0 free; see kubectl "
+        f"describe workload {one['metadata']['name']}; it comes when others give back quota, or it "
+        "gets more"
+    )
+    say(one, "QuotaReserved", False, "Inadmissible", "LocalQueue team-a doesn't exist")
+    world.reconcile()
+    assert message(world) == (
+        "unit u0: waits whole in LocalQueue team-a: LocalQueue team-a doesn't exist; see kubectl "
+        "describe localqueue team-a, or have the label name another"
+    )
     kueue.pods = 2
     kueue.settle()
     assert placed(world) == ("True", "Placed")
@@ -357,7 +367,7 @@ def test_what_runs_when_the_queue_comes_runs_on(queue: Make) -> None:
     kueue.settle()
     assert {pod.uid for pod in world.pods.values()} == pods
     assert placed(world) == ("False", "QueuedByKueue")
-    assert message(world).endswith("It runs on meanwhile")
+    assert message(world).endswith("it runs on meanwhile")
     kueue.pods = 2
     kueue.settle()
     assert {pod.uid for pod in world.pods.values()} == pods

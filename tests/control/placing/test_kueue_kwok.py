@@ -1,5 +1,6 @@
 """Quota shared through the real Kueue: units admitted, preempted and placed whole."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,6 +94,16 @@ class Seen:
             "delete", f"dsd/{name}", f"--namespace={self.fabric.namespace}", "--wait=false"
         )
 
+    def activate(self, active: bool) -> None:
+        """The only Workload that there is."""
+        where = f"--namespace={self.fabric.namespace}"
+        (found,) = self.fabric.cluster.get(f"workloads.{GROUP}", namespace=self.fabric.namespace)[
+            "items"
+        ]
+        patch = json.dumps({"spec": {"active": active}})
+        name = f"workloads.{GROUP}/{found['metadata']['name']}"
+        self.fabric.cluster.kubectl("patch", name, where, "--type=merge", f"--patch={patch}")
+
     def overlap(self, one: str, other: str) -> int:
         """Most pods that both had on nodes at a time, from all that the watches told."""
         live: dict[str, str] = {}
@@ -117,9 +128,14 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         ours = {node for node, clique in cliques.items() if clique in ("kueue-2", "kueue-3")}
         for node in ours:
             fabric.cluster.kubectl("label", f"node/{node}", f"{POOL}=ours")
-        fabric.cluster.apply(queues(shape.gpus), fabric.namespace)
         seen = Seen(fabric, history)
         said = {}
+
+        fabric.cluster.apply(queues(shape.gpus)[: len(CLASSES)])
+        fabric.apply(queued(fabric.deployment("early", shape)))
+        said["no queue"] = seen.until("early", "QueuedByKueue", "LocalQueue team-a doesn't exist")
+        seen.delete("early")
+        fabric.cluster.apply(queues(shape.gpus), fabric.namespace)
 
         fabric.apply(queued(fabric.deployment("first", shape)))
         seen.whole(first=shape.pods)
@@ -141,6 +157,13 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         assert seen.overlap("second", "urgent") == 0, "it went whole before the other came"
 
         seen.delete("urgent")
+        seen.whole(second=shape.pods)
+        seen.until("second", "Placed")
+
+        seen.activate(False)
+        said["deactivated"] = seen.until("second", "QueuedByKueue", "is deactivated")
+        assert not history.units()
+        seen.activate(True)
         seen.whole(second=shape.pods)
         seen.until("second", "Placed")
         bound = {
