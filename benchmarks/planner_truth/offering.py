@@ -22,19 +22,21 @@ from distserve.workload import ArrivalProcess
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 4000
-_SATURATING_SEED = 99
+_BURST_MOST = 400
+"""A gateway lets no more than 512 requests wait."""
 _STEADY = 0.2, 0.8
 """Shares of the requests of a burst that have ended when its steady part begins and ends."""
 
 
 def plan_of(requests: int, rate: float, seed: int) -> list[Planned]:
+    """A seed's prompts are its own: what another run left in the prefix cache is of no use."""
     arrivals = ArrivalProcess("poisson", seed=seed)
     return Recipe(synthetic(LENGTHS, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
 
 
-def burst(requests: int) -> list[Planned]:
+def burst(requests: int, seed: int = 902) -> list[Planned]:
     """All at once, and enough of them that most are served while others wait."""
-    return plan_of(requests, float("inf"), _SATURATING_SEED)
+    return plan_of(requests, float("inf"), seed)
 
 
 def steady_rate(ends: Sequence[float]) -> float:
@@ -49,8 +51,8 @@ def capacity_of(url: str, model: str, seconds: float) -> tuple[float, int]:
 
     A first burst, which is too short to tell, says how many make one of about `seconds`.
     """
-    rate = steady_rate([o.ended for o in offered(url, model, burst(48)).outcomes])
-    requests = max(96, round(rate * seconds))
+    rate = steady_rate([o.ended for o in offered(url, model, burst(48, seed=901)).outcomes])
+    requests = min(max(96, round(rate * seconds)), _BURST_MOST)
     return steady_rate([o.ended for o in offered(url, model, burst(requests)).outcomes]), requests
 
 

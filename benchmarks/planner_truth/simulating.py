@@ -40,6 +40,9 @@ def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Flee
         max_batched_tokens=MAX_NUM_BATCHED_TOKENS,
         max_requests=MAX_NUM_SEQS,
         request_ms=serving.request_ms,
+        busy_request_ms=serving.busy_request_ms,
+        prompt_ms=serving.prompt_ms,
+        padding_ms=serving.padding_ms,
         joining_ms=serving.joining_ms,
     )
     if strategy == "Colocated":
@@ -47,6 +50,7 @@ def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Flee
     return Fleet(
         spec, spec, link=load_link(), kv_bytes_per_token=model.kv_bytes_per_token,
         handover_ms=serving.handover_ms,
+        busy_handover_ms=serving.busy_handover_ms,
         prefill_slowed=serving.prefill_slowed, decode_slowed=serving.decode_slowed,
     )  # fmt: skip
 

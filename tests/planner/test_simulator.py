@@ -63,6 +63,9 @@ FLEETS = st.fixed_dictionaries(
         "max_requests": st.sampled_from([1, 3, 256]),
         "max_batched_tokens": st.sampled_from([16, 2048]),
         "joining_ms": st.sampled_from([0.0, 3.5]),
+        "prompt_ms": st.sampled_from([0.0, 2.5]),
+        "padding_ms": st.sampled_from([0.0, 0.01]),
+        "busy_request_ms": st.sampled_from([0.0, 4.0]),
         "slowed": st.sampled_from([(0.0, 0.0), (0.4, 0.25), (0.0, 1.0)]),
     }
 )
@@ -141,6 +144,27 @@ def test_those_that_decode_wait_for_one_that_joins(step_by_step):
     _, _, result = simulate("Disaggregated", fleet, trace, step_by_step=step_by_step)
     # The second is prefilled at 160 and joins the step after the one that is under way then.
     assert result.finish_ms == pytest.approx([80 + 200 + 2 * 3, 173 + 3])
+
+
+@pytest.mark.parametrize("step_by_step", [False, True])
+def test_contexts_of_one_batch_cost_what_the_longest_does(step_by_step):
+    """Equal outputs, prompts of 10 and 30: 20 tokens of padding while both decode."""
+    fleet = Fleet(InstanceSpec(TIMES, padding_ms=0.1, prompt_ms=5))
+    trace = Trace([10, 30], [11, 11], [0.0, 0.0])
+    _, _, result = simulate("Colocated", fleet, trace, step_by_step=step_by_step)
+    assert result.ttft_ms == pytest.approx([80 + 2 * 5] * 2)
+    assert result.tpot_ms == pytest.approx([10 + 20 * 0.1] * 2)
+
+
+def test_ways_are_longer_while_others_decode():
+    fleet = Fleet(
+        InstanceSpec(TIMES, request_ms=1, busy_request_ms=7), InstanceSpec(TIMES),
+        handover_ms=2, busy_handover_ms=9,
+    )  # fmt: skip
+    trace = Trace([10, 10], [31, 2], [0.0, 100.0])
+    simulation, _, result = simulate("Disaggregated", fleet, trace)
+    assert result.ttft_ms == pytest.approx([80 + 1, 80 + 1 + 7])
+    assert simulation.life.migrated_ms == pytest.approx([81 + 2, 188 + 2 + 9])
 
 
 def test_a_burst_waits_in_prefill_memory_when_decode_is_full():

@@ -87,40 +87,89 @@ def test_what_was_not_measured_at_once_counts_for_the_other_phase() -> None:
         fit([replace(r, prefill_ms=None) for r in rows[:9]] + records()[:2])
 
 
-def served(streams: int, migrated: bool, serving: Serving) -> ServingRecord:
-    times = serving.applied(TIMES)
-    step_ms = times.decode_ms(streams, streams * 64)
-    ttft_ms = serving.request_ms + TIMES.prefill_ms(32 * streams, 32**2 * streams)
+def served(
+    streams: int, migrated: bool, serving: Serving, longest_tokens: int = 32
+) -> ServingRecord:
+    padding_tokens = streams * (longest_tokens - 32)
+    step_ms = serving.applied(TIMES).decode_ms(streams, streams * 64)
+    step_ms += serving.padding_ms * padding_tokens
+    on_the_way_ms = serving.request_ms + streams * serving.prompt_ms
+    ttft_ms = on_the_way_ms + TIMES.prefill_ms(32 * streams, 32**2 * streams)
     added_ms = serving.handover_ms + serving.joining_ms
     handover_ms = step_ms + (added_ms if migrated else 0.0)
-    return ServingRecord(1, streams, 32, 64, ttft_ms, handover_ms, step_ms, migrated)
+    return ServingRecord(
+        1, streams, 32, 64, ttft_ms, handover_ms, step_ms, migrated, longest_tokens
+    )
 
 
 def beside(prompt_tokens: int, migrated: bool, serving: Serving) -> BesideRecord:
-    prefill_ms = TIMES.prefill_ms(prompt_tokens, prompt_tokens**2)
-    ttft_ms = serving.request_ms + prefill_ms
-    slower_ms = ttft_ms + serving.prefill_slowed * prefill_ms
-    lost_ms = prefill_ms
-    if migrated:
-        passed_ms = prefill_ms * (1 + serving.prefill_slowed)
-        lost_ms = passed_ms - passed_ms / (1 + serving.decode_slowed)
-    lost_ms += serving.joining_ms
-    return BesideRecord(1, 8, prompt_tokens, 64, 9.0, lost_ms, ttft_ms, slower_ms, migrated)
+    """As the simulator has it: streams of 9 ms a step."""
+    step_ms, second_ms = 9.0, serving.applied(TIMES).decode_ms(1, prompt_tokens)
+    alone_ms = serving.prompt_ms + TIMES.prefill_ms(prompt_tokens, prompt_tokens**2)
+    beside_ms = alone_ms * (1 + serving.prefill_slowed)
+    lost_ms = beside_ms - beside_ms / (1 + serving.decode_slowed) if migrated else alone_ms
+    waits_ms = 0.0 if migrated else step_ms / 2
+    handover_ms = serving.handover_ms + serving.joining_ms
+    return BesideRecord(
+        tp=1,
+        streams=8,
+        input_tokens=prompt_tokens,
+        context_tokens=64,
+        step_ms=step_ms,
+        lost_ms=lost_ms + serving.joining_ms,
+        ttft_alone_ms=serving.request_ms + alone_ms,
+        ttft_ms=serving.request_ms + serving.busy_request_ms + waits_ms + beside_ms,
+        prefill_alone_ms=alone_ms,
+        prefill_ms=beside_ms,
+        handover_alone_ms=second_ms + handover_ms,
+        handover_ms=1.5 * step_ms + handover_ms + serving.busy_handover_ms,
+        migrated=migrated,
+    )
 
 
-@pytest.mark.parametrize("migrated", [True, False])
-def test_what_a_deployment_adds_is_what_its_clients_see_beyond_the_steps(migrated: bool) -> None:
-    only_migrated = (5.0, 0.2, 0.3) if migrated else (0.0, 0.0, 0.0)
-    handover_ms, decode_slowed, prefill_slowed = only_migrated
-    true = Serving(7.0, handover_ms, 0.4, 0.1, 1.5, decode_slowed, prefill_slowed)
+COLOCATED = Serving(
+    request_ms=7.0,
+    busy_request_ms=2.0,
+    prompt_ms=3.0,
+    step_ms=0.4,
+    stream_ms=0.1,
+    padding_ms=0.002,
+    joining_ms=1.5,
+)
+APART = replace(
+    COLOCATED, handover_ms=5.0, busy_handover_ms=4.0, decode_slowed=0.2, prefill_slowed=0.3
+)
+
+
+@pytest.mark.parametrize("true", [COLOCATED, APART])
+def test_what_a_deployment_adds_is_what_its_clients_see_beyond_the_steps(true: Serving) -> None:
+    migrated = true is APART
     rows = [served(n, migrated, true) for n in (1, 2, 4, 8, 16)]
+    rows.append(served(8, migrated, true, longest_tokens=320))
     busy = [beside(n, migrated, true) for n in (32, 256)]
     found = fit_serving(rows, busy, TIMES)
     assert found.as_entry() == pytest.approx(true.as_entry())
     assert fit_serving([], [], TIMES) == Serving()
-    faster = [replace(r, step_ms=r.step_ms / 9, ttft_ms=1, handover_ms=0) for r in rows]
-    gains = [replace(r, lost_ms=-1, ttft_ms=r.ttft_alone_ms - 1) for r in busy]
-    assert fit_serving(faster, gains, TIMES) == Serving()  # nothing that is added is below 0
+
+
+def test_nothing_that_is_added_is_below_zero() -> None:
+    rows = [replace(served(n, True, APART), step_ms=1, ttft_ms=1, handover_ms=0) for n in (1, 8)]
+    busy = [
+        replace(beside(n, True, APART), lost_ms=-1, ttft_ms=1, prefill_ms=0.5, handover_ms=0)
+        for n in (32, 256)
+    ]
+    assert fit_serving(rows, busy, TIMES) == Serving()
+
+
+def test_a_server_that_tells_no_stages_is_measured_by_its_first_tokens() -> None:
+    silent = replace(APART, prompt_ms=0.0, busy_request_ms=0.0, request_ms=0.0)
+    rows = [served(n, True, silent) for n in (1, 2, 4)]
+    busy = [
+        replace(beside(n, True, silent), prefill_ms=None, prefill_alone_ms=None) for n in (32, 256)
+    ]
+    found = fit_serving(rows, busy, TIMES)
+    assert found.prefill_slowed == pytest.approx(silent.prefill_slowed)
+    assert found.decode_slowed == pytest.approx(silent.decode_slowed)
 
 
 def filled(path: Path, *subjects: Subject) -> Path:
@@ -163,7 +212,7 @@ def test_times_of_two_devices_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_a_profile_says_what_a_deployment_adds(tmp_path: Path) -> None:
-    serving = Serving(7.0, 5.0, 0.4, 0.1)
+    serving = Serving(request_ms=7.0, handover_ms=5.0, step_ms=0.4, stream_ms=0.1)
     found = replace(fit(records()), serving=serving)
     path = tmp_path / "mine.json"
     write_profile(path, {("facebook/opt-13b", 1): found})

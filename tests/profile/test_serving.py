@@ -18,8 +18,7 @@ from distserve.profile import beside, serving
 from distserve.profile.asking import asking
 from distserve.profile.database import Measured, Served, Subject, open_database
 from distserve.profile.errors import ProfileError
-from distserve.profile.grid import Point
-from distserve.profile.serving import OUTPUT_TOKENS, POINTS, round_of
+from distserve.profile.serving import OUTPUT_TOKENS, PROMPTS, round_of
 from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import Trace
 
@@ -88,7 +87,7 @@ async def test_a_deployment_is_measured_from_outside(stub: Stub, moves: bool) ->
     stub.moves = moves
     rows: list[Served] = []
     async with asking(Target(stub.url, "m")) as asker:
-        await serving.measure(asker, rows.append, [Point(1, 8), Point(2, 8)], rounds=1)
+        await serving.measure(asker, rows.append, [(8,), (4, 12)], rounds=1)
     assert [(r.streams, r.input_len, r.migrated) for r in rows] == [(1, 8, moves), (2, 8, moves)]
     assert all(r.ttft > 0 and r.context_len == 8 + OUTPUT_TOKENS / 2 for r in rows)
 
@@ -97,7 +96,7 @@ async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
     stub.status = 503
     async with asking(Target(stub.url, "m")) as asker:
         with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
-            await serving.measure(asker, lambda _: None, [Point(1, 8)], rounds=1)
+            await serving.measure(asker, lambda _: None, [(8,)], rounds=1)
 
 
 async def test_the_command_adds_to_the_model_s_records(
@@ -116,7 +115,7 @@ async def test_the_command_adds_to_the_model_s_records(
 
     ask = ("serving", "--db", path, "--url", stub.url, "--model")
     output, _ = await said(0, *ask, "m")
-    assert len(output.splitlines()) == len(POINTS) + len(beside.LENGTHS)
+    assert len(output.splitlines()) == len(PROMPTS) + len(beside.LENGTHS)
     output, _ = await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
     assert "a deployment adds" in output
     entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]

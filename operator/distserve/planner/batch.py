@@ -58,6 +58,14 @@ class DecodeBatch:
     def rounds_to_next_finish(self) -> int:
         return self.finishing[0][0] - self.rounds
 
+    @property
+    def padding_tokens(self) -> int:
+        """By which all contexts together are shorter than if each were as long as the longest; it
+        stays the same while nobody joins or leaves."""
+        due, base = self.due, self.base
+        longest = max((base[r] for r in self.members if due[r] != FINISHED), default=0)
+        return self.size * (longest + self.rounds) - self.context_tokens
+
     def advance(self, rounds: int) -> list[int]:
         """Decode `rounds` tokens for every request; returns those that finish, which leave."""
         self.rounds += rounds

@@ -29,6 +29,9 @@ def instance_spec(
         pp,
         tokens if memory else 1 << 40,
         request_ms=serving.request_ms,
+        busy_request_ms=serving.busy_request_ms,
+        prompt_ms=serving.prompt_ms,
+        padding_ms=serving.padding_ms,
         joining_ms=serving.joining_ms,
     )
 
@@ -66,6 +69,7 @@ def fleet_of(
         lanes=min(prefill.accelerators, decode.accelerators) if within else 1,
         kv_bytes_per_token=model.kv_bytes_per_token,
         handover_ms=serving.handover_ms,
+        busy_handover_ms=serving.busy_handover_ms,
         prefill_slowed=serving.prefill_slowed if within else 0.0,
         decode_slowed=serving.decode_slowed if within else 0.0,
     )

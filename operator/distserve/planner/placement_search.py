@@ -77,6 +77,9 @@ class PlacementSearch:
                     pp=pp,
                     kv_tokens=tokens,
                     request_ms=serving.request_ms,
+                    busy_request_ms=serving.busy_request_ms,
+                    prompt_ms=serving.prompt_ms,
+                    padding_ms=serving.padding_ms,
                     joining_ms=serving.joining_ms,
                 )
 
@@ -150,6 +153,7 @@ class PlacementSearch:
             lanes=min(prefill.accelerators, decode.accelerators) if within_node else 1,
             kv_bytes_per_token=self.model.kv_bytes_per_token,
             handover_ms=serving.handover_ms,
+            busy_handover_ms=serving.busy_handover_ms,
             prefill_slowed=serving.prefill_slowed if within_node else 0.0,
             decode_slowed=serving.decode_slowed if within_node else 0.0,
             options=self.options,

@@ -31,7 +31,7 @@ _COLUMNS = {
     ),
     "beside": (
         "tp_world_size", "streams", "input_len", "context_len", "step", "lost", "ttft_alone",
-        "ttft", "migrated",
+        "ttft", "prefill_alone", "prefill", "handover_alone", "handover", "migrated",
     ),
 }  # fmt: skip
 
@@ -83,7 +83,15 @@ class ServingRecord:
     """From one token to the next, thereafter."""
     migrated: bool
     """Whether the requests changed their instance after the first token."""
+    longest_tokens: int | None = None
+    """Of unequal prompts, whose mean `input_tokens` is."""
     origin: Origin = Origin()
+
+    @property
+    def padding_tokens(self) -> float:
+        """By which all contexts are shorter than if each were as long as the longest."""
+        longest = self.input_tokens if self.longest_tokens is None else self.longest_tokens
+        return self.streams * (longest - self.input_tokens)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,12 @@ class BesideRecord:
     """By which the streams' tokens came later for each request."""
     ttft_alone_ms: float
     ttft_ms: float
+    prefill_alone_ms: float | None
+    """The stage, where the server told of it."""
+    prefill_ms: float | None
+    handover_alone_ms: float
+    """From the first token to the second, without streams."""
+    handover_ms: float
     migrated: bool
     origin: Origin = Origin()
 
@@ -137,6 +151,7 @@ def read_serving(path: Path | str) -> list[ServingRecord]:
             float(row["handover"]),
             float(row["step"]),
             bool(row["migrated"]),
+            row.get("longest_len"),
             _origin(row),
         )
         for row in _rows(Path(path), "serving", optional=True)
@@ -155,6 +170,10 @@ def read_beside(path: Path | str) -> list[BesideRecord]:
             float(row["lost"]),
             float(row["ttft_alone"]),
             float(row["ttft"]),
+            _time(row["prefill_alone"]),
+            _time(row["prefill"]),
+            float(row["handover_alone"]),
+            float(row["handover"]),
             bool(row["migrated"]),
             _origin(row),
         )

@@ -15,18 +15,27 @@ from typing import Any
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Serving:
     """All 0 where nothing was measured: then a deployment costs what its steps do."""
 
     request_ms: float = 0.0
     """From the client to the engine's queue and from its first token back, together."""
+    busy_request_ms: float = 0.0
+    """That these take longer while others decode."""
+    prompt_ms: float = 0.0
+    """That a prefill step takes longer for each prompt in it."""
     handover_ms: float = 0.0
     """Between a prefill's end and the moment when its KV can be decoded from elsewhere."""
     step_ms: float = 0.0
     """That each decode step takes longer than the engine alone needs for it."""
     stream_ms: float = 0.0
     """That it takes longer for each request in it, whose token has to be told."""
+    padding_ms: float = 0.0
+    """That it takes longer for each token that a context is shorter than the longest of the batch:
+    of engines that compute them at one length."""
+    busy_handover_ms: float = 0.0
+    """That a hand-over takes longer while the instance that it leads to decodes."""
     joining_ms: float = 0.0
     """That a request which joins those that decode costs them, whatever its length."""
     decode_slowed: float = 0.0

@@ -6,6 +6,7 @@ Called by the fit of a profile database. Medians of what is left, never below 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -27,40 +28,85 @@ def fit_serving(
         r.ttft_ms - times.prefill_ms(r.input_tokens, r.input_tokens**2) for r in alone
     )
     handover_ms = _median(r.handover_ms - r.step_ms for r in alone if r.migrated)
-    more = [
-        (r.streams, r.step_ms - times.decode_ms(r.streams, round(r.streams * r.context_tokens)))
+
+    def longer_ms(record: ServingRecord) -> float:
+        context = round(record.streams * record.context_tokens)
+        return record.step_ms - times.decode_ms(record.streams, context)
+
+    step_ms, stream_ms = _line([(r.streams, longer_ms(r)) for r in records if not r.padding_tokens])
+    padding_ms = _median(
+        (longer_ms(r) - step_ms - stream_ms * r.streams) / r.padding_tokens
         for r in records
+        if r.padding_tokens
+    )
+    idle = Serving(
+        request_ms=request_ms,
+        handover_ms=handover_ms,
+        step_ms=step_ms,
+        stream_ms=stream_ms,
+        padding_ms=padding_ms,
+    )
+    return _busy(idle, beside, times) if beside else idle
+
+
+def _busy(idle: Serving, records: Sequence[BesideRecord], times: TimeModel) -> Serving:
+    """Adds what requests and streams that decode cost each other."""
+    prompt_ms = _median(
+        r.prefill_alone_ms - _prefill_ms(r, times) for r in records if r.prefill_alone_ms
+    )
+    # The same milliseconds, where they arise: in the step and not on the way to it.
+    prompt_ms = min(prompt_ms, idle.request_ms)
+    found = replace(idle, request_ms=idle.request_ms - prompt_ms, prompt_ms=prompt_ms)
+    if all(record.migrated for record in records):
+        return _neighbours(found, records, times)
+    # Nothing migrates: prefills and decode steps take turns on one instance, so that the streams
+    # lose the prefill and the rest, and a request waits for half a step of theirs.
+    return replace(
+        found,
+        busy_request_ms=_median(r.ttft_ms - r.ttft_alone_ms - r.step_ms / 2 for r in records),
+        joining_ms=_median(r.lost_ms - prompt_ms - _prefill_ms(r, times) for r in records),
+    )
+
+
+def _neighbours(idle: Serving, records: Sequence[BesideRecord], times: TimeModel) -> Serving:
+    """Adds what a prefill and a decode instance cost each other."""
+
+    def alone_ms(record: BesideRecord) -> float:
+        return idle.prompt_ms + _prefill_ms(record, times)
+
+    longer = [
+        (r.prefill_ms or r.ttft_ms) / (r.prefill_alone_ms or r.ttft_alone_ms) for r in records
     ]
-    step_ms, stream_ms = _line(more)
-    joining_ms, decode_slowed, prefill_slowed = _neighbours(beside, times)
-    return Serving(
-        request_ms,
-        # A request that joins delays itself as well: its first step is in the gap.
-        max(0.0, handover_ms - joining_ms),
-        step_ms, stream_ms, joining_ms, decode_slowed, prefill_slowed,
-    )  # fmt: skip
-
-
-def _neighbours(records: Sequence[BesideRecord], times: TimeModel) -> tuple[float, float, float]:
-    """What a request costs those that decode, and how much slower each phase is beside the other.
-
-    Where nothing migrates, prefills and decode steps take turns on one instance: what the streams
-    lose is the prefill and the rest.
-    """
-
-    def prefill_ms(record: BesideRecord) -> float:
-        return times.prefill_ms(record.input_tokens, record.input_tokens**2)
-
-    if not records:
-        return 0.0, 0.0, 0.0
-    if not all(record.migrated for record in records):
-        return _median(r.lost_ms - prefill_ms(r) for r in records), 0.0, 0.0
-    joining_ms, share = _line([(prefill_ms(r), r.lost_ms) for r in records])
-    _, prefill_slowed = _line([(prefill_ms(r), r.ttft_ms - r.ttft_alone_ms) for r in records])
+    prefill_slowed = max(0.0, median(longer) - 1)
+    busy_request_ms = _median(
+        r.ttft_ms - r.ttft_alone_ms - prefill_slowed * alone_ms(r) for r in records
+    )
+    joining_ms, share = _line([(alone_ms(r), r.lost_ms) for r in records])
     # What is lost passes during the prefill as it is beside the streams:
     # share * prefill = slowed / (1 + slowed) * (1 + prefill_slowed) * prefill
-    left = max(1 + prefill_slowed - share, _LEAST_LEFT)
-    return joining_ms, share / left, prefill_slowed
+    decode_slowed = share / max(1 + prefill_slowed - share, _LEAST_LEFT)
+    # Beside streams a request waits for half a step, and its own has theirs in it.
+    served = idle.applied(times)
+    longer_ms = _median(
+        r.handover_ms
+        - 1.5 * r.step_ms
+        - (r.handover_alone_ms - served.decode_ms(1, r.input_tokens))
+        for r in records
+    )
+    return replace(
+        idle,
+        busy_request_ms=busy_request_ms,
+        # A request that joins delays itself as well.
+        handover_ms=max(0.0, idle.handover_ms - joining_ms),
+        busy_handover_ms=max(0.0, longer_ms - max(0.0, joining_ms - idle.handover_ms)),
+        joining_ms=joining_ms,
+        decode_slowed=decode_slowed,
+        prefill_slowed=prefill_slowed,
+    )
+
+
+def _prefill_ms(record: BesideRecord, times: TimeModel) -> float:
+    return times.prefill_ms(record.input_tokens, record.input_tokens**2)
 
 
 def _median(values: Any) -> float:

@@ -1,11 +1,11 @@
-"""Asks a deployment for equal requests, as a client does: what its measurements are made of."""
+"""Asks a deployment for requests, as a client does: what its measurements are made of."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -26,16 +26,16 @@ class Asker:
         self._client = client
         self._draw = random.Random(0)
 
-    async def ask(self, requests: int, prompt_tokens: int, output_tokens: int) -> list[Outcome]:
-        """So many at once, to their ends. Raises ProfileError where one fails."""
-        prompts = [
-            [self._draw.randrange(*_TOKEN_IDS) for _ in range(prompt_tokens)]
-            for _ in range(requests)
-        ]
+    async def ask(self, prompt_tokens: Sequence[int], output_tokens: int) -> list[Outcome]:
+        """A request for each prompt's length at once, to their ends. Raises ProfileError where one
+        fails."""
         planned = [
-            Planned(index, 0.0, prompt, prompt_tokens, output_tokens)
-            for index, prompt in enumerate(prompts)
-        ]
+            Planned(
+                index, 0.0, [self._draw.randrange(*_TOKEN_IDS) for _ in range(tokens)], tokens,
+                output_tokens,
+            )
+            for index, tokens in enumerate(prompt_tokens)
+        ]  # fmt: skip
         target = self._client.target
         bodies = [target.body(one.prompt, one.output_tokens) for one in planned]
         now = time.perf_counter()

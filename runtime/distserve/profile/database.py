@@ -53,6 +53,8 @@ class Served:
 
     streams: int
     input_len: int
+    """Mean of the prompts."""
+    longest_len: int
     output_len: int
     context_len: float
     ttft: float
@@ -63,12 +65,11 @@ class Served:
 
 @dataclass(frozen=True)
 class Beside:
-    """One row of `beside`: requests that came one by one while streams decoded."""
+    """One row of `beside`: requests that came while streams decoded."""
 
     streams: int
     input_len: int
     """Of the requests."""
-    requests: int
     context_len: float
     """Of the streams."""
     step: float
@@ -77,7 +78,11 @@ class Beside:
     """By which the streams' tokens came later for each request."""
     ttft_alone: float
     ttft: float
+    prefill_alone: float | None
+    """The stage, where the server tells of it."""
+    prefill: float | None
     handover_alone: float
+    """From the first token to the second, without streams."""
     handover: float
     migrated: bool
 

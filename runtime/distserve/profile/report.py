@@ -53,13 +53,19 @@ def table(fits: Fits) -> Iterator[str]:
 
 def _serving(added: Serving) -> Iterator[str]:
     yield (
-        f"  a deployment adds {added.request_ms:.2f} ms a request, {added.handover_ms:.2f} ms a "
-        f"hand-over, {added.step_ms:.3f} ms + {added.stream_ms:.3f} ms x n a decode step"
+        f"  a deployment adds {added.request_ms:.2f} ms a request, {added.prompt_ms:.2f} ms a "
+        f"prompt to its prefill, {added.handover_ms:.2f} ms a hand-over, "
+        f"{added.step_ms:.3f} ms + {added.stream_ms:.3f} ms x n a decode step, and "
+        f"{1000 * added.padding_ms:.3f} ms to it for 1000 tokens of padding"
     )
     yield (
-        f"  and {added.joining_ms:.2f} ms to those that decode for each that joins; beside each "
-        f"other decode takes {added.decode_slowed:.1%} and prefill {added.prefill_slowed:.1%} "
-        "longer"
+        f"  beside others that decode {added.busy_request_ms:.2f} ms more a request and "
+        f"{added.busy_handover_ms:.2f} ms a hand-over, and {added.joining_ms:.2f} ms to all of "
+        "them for each that joins"
+    )
+    yield (
+        f"  while the other computes, decode takes {added.decode_slowed:.1%} and prefill "
+        f"{added.prefill_slowed:.1%} longer"
     )
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from distserve.bench.outcome import Outcome
 from distserve.profile.asking import Asker
 from distserve.profile.database import Served
 from distserve.profile.errors import ProfileError
-from distserve.profile.grid import Point
 
-POINTS = (Point(1, 32), Point(1, 256), Point(2, 32), Point(4, 32), Point(8, 32), Point(16, 32))
-"""Several streams have short prompts: prefills in turn must end before the first stream does."""
+PROMPTS = ((32,), (256,), (32,) * 2, (32,) * 4, (32,) * 8, (32,) * 16, (32, 64, 128, 512) * 2)
+"""Of the requests that are sent at once. Several have short ones: prefills in turn must end before
+the first stream does. The last are of unequal lengths, as those of a load are."""
 OUTPUT_TOKENS = 64
-ROUNDS = 5
+ROUNDS = 3
 """Of each point, after one that is not counted."""
 
 
@@ -36,30 +36,27 @@ class Round:
 async def measure(
     asker: Asker,
     add: Callable[[Served], None],
-    points: Sequence[Point] = POINTS,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
     rounds: int = ROUNDS,
 ) -> None:
     """Raises ProfileError where the server does not answer as it should."""
-    for point in points:
+    for lengths in prompts:
         before = await asker.moved_bytes()
-        seen = [await _round(asker, point) for _ in range(rounds + 1)][1:]
+        seen = [round_of(await asker.ask(lengths, OUTPUT_TOKENS)) for _ in range(rounds + 1)][1:]
         after = await asker.moved_bytes()
         add(
             Served(
-                streams=point.batch_size,
-                input_len=point.input_tokens,
+                streams=len(lengths),
+                input_len=round(fmean(lengths)),
+                longest_len=max(lengths),
                 output_len=OUTPUT_TOKENS,
-                context_len=point.input_tokens + OUTPUT_TOKENS / 2,
+                context_len=fmean(lengths) + OUTPUT_TOKENS / 2,
                 ttft=median(one.ttft for one in seen),
                 handover=median(one.handover for one in seen),
                 step=median(one.step for one in seen),
                 migrated=after > before,
             )
         )
-
-
-async def _round(asker: Asker, point: Point) -> Round:
-    return round_of(await asker.ask(point.batch_size, point.input_tokens, OUTPUT_TOKENS))
 
 
 def round_of(outcomes: Sequence[Outcome]) -> Round:

@@ -98,11 +98,13 @@ class Instance:
 
     # -- requests
 
-    def submit(self, request: int) -> None:
-        """Queue a request for prefill; others of this instant queue before a step begins."""
-        if self.spec.request_ms:
+    def submit(self, request: int, busy: bool = False) -> None:
+        """Queue a request for prefill; others of this instant queue before a step begins. `busy`:
+        others decode where it comes."""
+        way_ms = self.spec.request_ms + (self.spec.busy_request_ms if busy else 0.0)
+        if way_ms:
             self.coming += 1
-            self.simulation.at(self.simulation.now + self.spec.request_ms, self._queue, request)
+            self.simulation.at(self.simulation.now + way_ms, self._queue, request)
         else:
             self.waiting.append(request)
             self.simulation.at(self.simulation.now, self.wake)
@@ -219,19 +221,24 @@ class Instance:
     def _measure(self, step: Step) -> float:
         """Time of one stage; marks the requests' first steps."""
         life, now = self.simulation.life, self.simulation.now
-        tokens = squared = 0
+        tokens = squared = prompts = 0
         for chunk in step.chunks:
             if chunk.start == 0:
                 life.prefill_ms[chunk.request] = now
                 self.prefilling += 1
+                prompts += 1
             tokens += chunk.tokens
             squared += chunk.squared_tokens
         if step.decode is not None:
             step.decode_requests = step.decode.size
             step.context_tokens = step.decode.context_tokens
-        return self.spec.times.mixed_ms(
+        step_ms = self.spec.times.mixed_ms(
             tokens, squared, step.decode_requests, step.context_tokens, self.spec.pp
         )
+        added_ms = self.spec.prompt_ms * prompts
+        if self.spec.padding_ms and step.decode is not None:
+            added_ms += self.spec.padding_ms * step.decode.padding_tokens
+        return step_ms + added_ms / self.spec.pp
 
     def _advance_alone(self, step: Step) -> None:
         """The batch is all there is in the pipeline: plan all its rounds up to the next finish as

@@ -23,6 +23,13 @@ class InstanceSpec:
     """Requests of one prefill step of a prefill instance; elsewhere requests that are resident."""
     request_ms: float = 0.0
     """What a deployment adds before the queue and after the first token (`planner/serving.py`)."""
+    busy_request_ms: float = 0.0
+    """What it adds besides while others decode."""
+    prompt_ms: float = 0.0
+    """By which a prefill step takes longer for each prompt in it."""
+    padding_ms: float = 0.0
+    """By which a decode step takes longer for each token that a context is shorter than the
+    longest of the batch."""
     joining_ms: float = 0.0
     """By which the first decode step of a request takes longer, for all that are in it."""
 

@@ -22,7 +22,8 @@ class Colocated(SimulatedStrategy):
         ]
 
     def arrive(self, request: int) -> None:
-        min(self.instances, key=lambda instance: (instance.load, instance.decoding)).submit(request)
+        chosen = min(self.instances, key=lambda instance: (instance.load, instance.decoding))
+        chosen.submit(request, busy=chosen.decoding > 0)
 
     def choose(self, instance: Instance) -> Step | None:
         spec = instance.spec

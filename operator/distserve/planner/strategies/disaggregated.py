@@ -46,7 +46,8 @@ class Disaggregated(SimulatedStrategy):
         return [*self.prefill, *self.decode]
 
     def arrive(self, request: int) -> None:
-        min(self.prefill, key=lambda instance: instance.load).submit(request)
+        busy = any(instance.decoding for instance in self.decode)
+        min(self.prefill, key=lambda instance: instance.load).submit(request, busy)
 
     def _choose_prefill(self, instance: Instance) -> Step | None:
         spec = instance.spec
@@ -83,6 +84,8 @@ class Disaggregated(SimulatedStrategy):
             source.link_free_ms = instance.link_free_ms = end
             simulation.life.migration_ms[request] = start
             ready = end + self.fleet.handover_ms
+            if instance.decoding:
+                ready += self.fleet.busy_handover_ms
             simulation.at(ready, self._migrated, request, source, instance)
 
     def _migrated(self, request: int, source: Instance, instance: Instance) -> None:

@@ -29,6 +29,8 @@ class Fleet:
     kv_bytes_per_token: float = 0.0
     handover_ms: float = 0.0
     """What a migration takes besides the link's time; others may pass meanwhile."""
+    busy_handover_ms: float = 0.0
+    """What it takes longer while the instance that it leads to decodes."""
     prefill_slowed: float = 0.0
     """Share by which prefills take longer while all decode instances compute: where both lie on
     the same machines (`planner/serving.py`)."""
