@@ -22,8 +22,8 @@ from distserve.workload import ArrivalProcess
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 4000
-_BURST_MOST = 400
-"""A gateway lets no more than 512 requests wait."""
+_BURST_LEAST, _BURST_MOST = 160, 400
+"""Five full batches; a gateway lets no more than 512 requests wait."""
 _STEADY = 0.2, 0.8
 """Shares of the requests of a burst that have ended when its steady part begins and ends."""
 
@@ -52,7 +52,7 @@ def capacity_of(url: str, model: str, seconds: float) -> tuple[float, int]:
     A first burst, which is too short to tell, says how many make one of about `seconds`.
     """
     rate = steady_rate([o.ended for o in offered(url, model, burst(48, seed=901)).outcomes])
-    requests = min(max(96, round(rate * seconds)), _BURST_MOST)
+    requests = min(max(_BURST_LEAST, round(rate * seconds)), _BURST_MOST)
     return steady_rate([o.ended for o in offered(url, model, burst(requests)).outcomes]), requests
 
 

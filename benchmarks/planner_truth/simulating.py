@@ -33,25 +33,18 @@ SLO_TTFT, SLO_TPOT = 6.0, 3.0
 
 
 def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Fleet:
-    serving = profile.serving(model, 1)
     spec = InstanceSpec(
         profile.times(model, 1),
         kv_tokens=(KV_CACHE_MIB << 20) // model.kv_bytes_per_token,
         max_batched_tokens=MAX_NUM_BATCHED_TOKENS,
         max_requests=MAX_NUM_SEQS,
-        request_ms=serving.request_ms,
-        busy_request_ms=serving.busy_request_ms,
-        prompt_ms=serving.prompt_ms,
-        padding_ms=serving.padding_ms,
-        joining_ms=serving.joining_ms,
+        serving=profile.serving(model, 1),
     )
     if strategy == "Colocated":
         return Fleet(spec, None, 1, 0)
     return Fleet(
         spec, spec, link=load_link(), kv_bytes_per_token=model.kv_bytes_per_token,
-        handover_ms=serving.handover_ms,
-        busy_handover_ms=serving.busy_handover_ms,
-        prefill_slowed=serving.prefill_slowed, decode_slowed=serving.decode_slowed,
+        shared_machines=True,
     )  # fmt: skip
 
 

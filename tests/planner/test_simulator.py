@@ -12,6 +12,7 @@ from distserve.planner.errors import OversizedRequest
 from distserve.planner.links import Link
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
+from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import REGISTRY, Fleet, strategy_class
 from distserve.strategies.time_model import Coefficients, TimeModel
@@ -22,18 +23,15 @@ LINK = Link("test", [1.0, 2.0], [1.0, 2.0])  # 1 ms per byte
 STAGES = ("prefill_ms", "first_token_ms", "migration_ms", "migrated_ms", "decode_ms", "finish_ms")
 
 
-def fleet_for(
-    name: str, tp=1, pp=(1, 1), instances=(1, 1), tokens=1 << 20, slowed=(0.0, 0.0), **budgets
-) -> Fleet:
+def fleet_for(name: str, tp=1, pp=(1, 1), instances=(1, 1), tokens=1 << 20, **budgets) -> Fleet:
     times = load_profile().times(find_model("13b"), tp)
     prefill = InstanceSpec(times, tp, pp[0], tokens, **budgets)
     if not strategy_class(name).disaggregated:
         return Fleet(prefill, None, instances[0], 0)
     decode = InstanceSpec(times, tp, pp[1], tokens, **budgets)
     return Fleet(
-        prefill, decode, *instances, link=LINK, kv_bytes_per_token=0.05,
-        prefill_slowed=slowed[0], decode_slowed=slowed[1],
-    )  # fmt: skip
+        prefill, decode, *instances, link=LINK, kv_bytes_per_token=0.05, shared_machines=True
+    )
 
 
 def simulate(name: str, fleet: Fleet, trace: Trace, **options):
@@ -55,6 +53,16 @@ TRACES = st.lists(
         list(itertools.accumulate(gap for _, _, gap in rows)),
     )
 )
+SERVINGS = st.builds(
+    Serving,
+    prompt_ms=st.sampled_from([0.0, 2.5]),
+    busy_request_ms=st.sampled_from([0.0, 4.0]),
+    busy_handover_ms=st.sampled_from([0.0, 6.0]),
+    padding_ms=st.sampled_from([0.0, 0.01]),
+    joining_ms=st.sampled_from([0.0, 3.5]),
+    decode_slowed=st.sampled_from([0.0, 0.25, 1.0]),
+    prefill_slowed=st.sampled_from([0.0, 0.4]),
+)
 FLEETS = st.fixed_dictionaries(
     {
         "pp": st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4])),
@@ -62,11 +70,7 @@ FLEETS = st.fixed_dictionaries(
         "tokens": st.sampled_from([1648, 3200, 1 << 20]),
         "max_requests": st.sampled_from([1, 3, 256]),
         "max_batched_tokens": st.sampled_from([16, 2048]),
-        "joining_ms": st.sampled_from([0.0, 3.5]),
-        "prompt_ms": st.sampled_from([0.0, 2.5]),
-        "padding_ms": st.sampled_from([0.0, 0.01]),
-        "busy_request_ms": st.sampled_from([0.0, 4.0]),
-        "slowed": st.sampled_from([(0.0, 0.0), (0.4, 0.25), (0.0, 1.0)]),
+        "serving": st.one_of(st.just(Serving()), SERVINGS),
     }
 )
 
@@ -129,7 +133,8 @@ def test_neighbours_slow_each_other_while_both_compute(step_by_step):
     prefill  |   prefill, 80 * 1.3 ---|
              decode 20 | 104 ms, 1.25 times as long | decode
     """
-    fleet = Fleet(InstanceSpec(TIMES), InstanceSpec(TIMES), prefill_slowed=0.3, decode_slowed=0.25)
+    spec = InstanceSpec(TIMES, serving=Serving(prefill_slowed=0.3, decode_slowed=0.25))
+    fleet = Fleet(spec, spec, shared_machines=True)
     trace = Trace([10, 10], [21, 1], [0.0, 100.0])
     simulation, _, result = simulate("Disaggregated", fleet, trace, step_by_step=step_by_step)
     assert result.ttft_ms == pytest.approx([80, 104])
@@ -139,7 +144,7 @@ def test_neighbours_slow_each_other_while_both_compute(step_by_step):
 
 @pytest.mark.parametrize("step_by_step", [False, True])
 def test_those_that_decode_wait_for_one_that_joins(step_by_step):
-    fleet = Fleet(InstanceSpec(TIMES), InstanceSpec(TIMES, joining_ms=3))
+    fleet = Fleet(InstanceSpec(TIMES), InstanceSpec(TIMES, serving=Serving(joining_ms=3)))
     trace = Trace([10, 10], [21, 2], [0.0, 5.0])
     _, _, result = simulate("Disaggregated", fleet, trace, step_by_step=step_by_step)
     # The second is prefilled at 160 and joins the step after the one that is under way then.
@@ -149,7 +154,7 @@ def test_those_that_decode_wait_for_one_that_joins(step_by_step):
 @pytest.mark.parametrize("step_by_step", [False, True])
 def test_contexts_of_one_batch_cost_what_the_longest_does(step_by_step):
     """Equal outputs, prompts of 10 and 30: 20 tokens of padding while both decode."""
-    fleet = Fleet(InstanceSpec(TIMES, padding_ms=0.1, prompt_ms=5))
+    fleet = Fleet(InstanceSpec(TIMES, serving=Serving(padding_ms=0.1, prompt_ms=5)))
     trace = Trace([10, 30], [11, 11], [0.0, 0.0])
     _, _, result = simulate("Colocated", fleet, trace, step_by_step=step_by_step)
     assert result.ttft_ms == pytest.approx([80 + 2 * 5] * 2)
@@ -157,10 +162,9 @@ def test_contexts_of_one_batch_cost_what_the_longest_does(step_by_step):
 
 
 def test_ways_are_longer_while_others_decode():
-    fleet = Fleet(
-        InstanceSpec(TIMES, request_ms=1, busy_request_ms=7), InstanceSpec(TIMES),
-        handover_ms=2, busy_handover_ms=9,
-    )  # fmt: skip
+    serving = Serving(request_ms=1, busy_request_ms=7, handover_ms=2, busy_handover_ms=9)
+    spec = InstanceSpec(TIMES, serving=serving)
+    fleet = Fleet(spec, spec)
     trace = Trace([10, 10], [31, 2], [0.0, 100.0])
     simulation, _, result = simulate("Disaggregated", fleet, trace)
     assert result.ttft_ms == pytest.approx([80 + 1, 80 + 1 + 7])

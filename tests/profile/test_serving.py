@@ -12,6 +12,7 @@ from aiohttp import web
 from distserve.bench.client import Target
 from distserve.bench.outcome import Outcome
 from distserve.cli.main import main
+from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
 from distserve.profile import beside, serving
@@ -138,9 +139,9 @@ def times_of(strategy: str, fleet: Fleet) -> tuple[list[float], list[float]]:
 def test_what_a_deployment_adds_is_simulated(strategy: str) -> None:
     """Two requests that do not meet: times are sums."""
     bare = InstanceSpec(TIMES)
-    spec = replace(bare, request_ms=7.0)
+    spec = replace(bare, serving=Serving(request_ms=7.0, handover_ms=20.0))
     alone = Fleet(bare, bare) if strategy == "Disaggregated" else Fleet(bare)
-    whole = replace(alone, prefill=spec, handover_ms=20.0)
+    whole = Fleet(spec, spec) if strategy == "Disaggregated" else Fleet(spec)
     ttft, tpot = times_of(strategy, alone)
     added_ttft, added_tpot = times_of(strategy, whole)
     assert added_ttft == pytest.approx([t + 7.0 for t in ttft])

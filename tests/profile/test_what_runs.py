@@ -130,8 +130,9 @@ def leg_of(trace: Trace, request: int) -> Leg:
     )
 
 
+gaps = st.floats(0, 120).map(lambda ms: round(ms, 6))  # below that `served` sees one instant
 requests = st.lists(
-    st.tuples(st.integers(2, 250), st.integers(1, 12), st.floats(0, 120)), min_size=1, max_size=14
+    st.tuples(st.integers(2, 250), st.integers(1, 12), gaps), min_size=1, max_size=14
 )
 
 

@@ -22,17 +22,12 @@ def instance_spec(
             f"{model.name} does not fit TP {tp} x PP {pp} on {profile.name}; "
             "give each instance more accelerators"
         )
-    serving = profile.serving(model, tp)
     return InstanceSpec(
         times,
         tp,
         pp,
         tokens if memory else 1 << 40,
-        request_ms=serving.request_ms,
-        busy_request_ms=serving.busy_request_ms,
-        prompt_ms=serving.prompt_ms,
-        padding_ms=serving.padding_ms,
-        joining_ms=serving.joining_ms,
+        serving=profile.serving(model, tp),
     )
 
 
@@ -59,7 +54,6 @@ def fleet_of(
     fleet = Fleet(prefill, decode, prefill_instances, decode_instances)
     within = fleet.accelerators <= per_node * cross
     link: Link = load_link(network, "intra_node" if within else "inter_node")
-    serving = profile.serving(model, configuration.tp_decode)
     return Fleet(
         prefill,
         decode,
@@ -68,8 +62,5 @@ def fleet_of(
         link=link,
         lanes=min(prefill.accelerators, decode.accelerators) if within else 1,
         kv_bytes_per_token=model.kv_bytes_per_token,
-        handover_ms=serving.handover_ms,
-        busy_handover_ms=serving.busy_handover_ms,
-        prefill_slowed=serving.prefill_slowed if within else 0.0,
-        decode_slowed=serving.decode_slowed if within else 0.0,
+        shared_machines=within,
     )

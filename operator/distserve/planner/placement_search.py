@@ -69,18 +69,13 @@ class PlacementSearch:
             tokens = self.profile.kv_tokens(self.model, tp, pp)
             if tokens > 0:
                 times = self.profile.times(self.model, tp)
-                serving = self.profile.serving(self.model, tp)
                 yield replace(
                     self.template,
                     times=times,
                     tp=tp,
                     pp=pp,
                     kv_tokens=tokens,
-                    request_ms=serving.request_ms,
-                    busy_request_ms=serving.busy_request_ms,
-                    prompt_ms=serving.prompt_ms,
-                    padding_ms=serving.padding_ms,
-                    joining_ms=serving.joining_ms,
+                    serving=self.profile.serving(self.model, tp),
                 )
 
     def run(self) -> list[Judged]:
@@ -143,7 +138,6 @@ class PlacementSearch:
     def _fleet(
         self, prefill: InstanceSpec, decode: InstanceSpec, p: int, d: int, within_node: bool
     ) -> Fleet:
-        serving = self.profile.serving(self.model, decode.tp)
         return Fleet(
             prefill,
             decode,
@@ -152,10 +146,7 @@ class PlacementSearch:
             link=self.machine.link(within_node),
             lanes=min(prefill.accelerators, decode.accelerators) if within_node else 1,
             kv_bytes_per_token=self.model.kv_bytes_per_token,
-            handover_ms=serving.handover_ms,
-            busy_handover_ms=serving.busy_handover_ms,
-            prefill_slowed=serving.prefill_slowed if within_node else 0.0,
-            decode_slowed=serving.decode_slowed if within_node else 0.0,
+            shared_machines=within_node,
             options=self.options,
         )
 

@@ -46,6 +46,14 @@ class Serving:
     def __bool__(self) -> bool:
         return self != Serving()
 
+    def way_ms(self, busy: bool) -> float:
+        """Of a request, to its queue and back; `busy`: while others decode."""
+        return self.request_ms + (self.busy_request_ms if busy else 0.0)
+
+    def between_ms(self, busy: bool) -> float:
+        """Of a hand-over besides its transfer; `busy`: while the target decodes."""
+        return self.handover_ms + (self.busy_handover_ms if busy else 0.0)
+
     def as_entry(self) -> dict[str, float]:
         return asdict(self)
 

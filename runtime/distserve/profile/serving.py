@@ -1,8 +1,8 @@
 """Measures what a deployment adds to its engines' steps: clients of an otherwise idle one.
 
-A few equal requests at a time, with nothing beside them: what their first token takes beyond the
-prefill, the second beyond a decode step, and each step with how many streams. The planner takes the
-steps' own times off these (`distserve.planner.serving`).
+A few requests at a time, with nothing beside them: what their first token takes beyond the prefill,
+the second beyond a decode step, and each step with how many streams. The planner takes the steps'
+own times off these (`distserve.planner.serving_fit`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from distserve.profile.asking import Asker
 from distserve.profile.database import Served
 from distserve.profile.errors import ProfileError
 
-PROMPTS = ((32,), (256,), (32,) * 2, (32,) * 4, (32,) * 8, (32,) * 16, (32, 64, 128, 512) * 2)
-"""Of the requests that are sent at once. Several have short ones: prefills in turn must end before
-the first stream does. The last are of unequal lengths, as those of a load are."""
+EQUAL = ((32,), (256,), (32,) * 2, (32,) * 4, (32,) * 8, (32,) * 16)
+"""Prompts of requests that are sent at once. Several have short ones: the last prefill must end
+before the first stream does."""
+UNEQUAL = ((512, 512, 128, 128, 64, 64, 32, 32),)
+"""As those of a load are. The long ones first, for the same reason."""
+PROMPTS = EQUAL + UNEQUAL
 OUTPUT_TOKENS = 64
 ROUNDS = 3
 """Of each point, after one that is not counted."""

@@ -101,7 +101,7 @@ class Instance:
     def submit(self, request: int, busy: bool = False) -> None:
         """Queue a request for prefill; others of this instant queue before a step begins. `busy`:
         others decode where it comes."""
-        way_ms = self.spec.request_ms + (self.spec.busy_request_ms if busy else 0.0)
+        way_ms = self.spec.serving.way_ms(busy)
         if way_ms:
             self.coming += 1
             self.simulation.at(self.simulation.now + way_ms, self._queue, request)
@@ -216,7 +216,7 @@ class Instance:
         if step.decode is None or not self._joined:
             return 0.0
         joined, self._joined = self._joined, 0
-        return self.spec.joining_ms * joined / self.spec.pp
+        return self.spec.serving.joining_ms * joined / self.spec.pp
 
     def _measure(self, step: Step) -> float:
         """Time of one stage; marks the requests' first steps."""
@@ -235,9 +235,10 @@ class Instance:
         step_ms = self.spec.times.mixed_ms(
             tokens, squared, step.decode_requests, step.context_tokens, self.spec.pp
         )
-        added_ms = self.spec.prompt_ms * prompts
-        if self.spec.padding_ms and step.decode is not None:
-            added_ms += self.spec.padding_ms * step.decode.padding_tokens
+        serving = self.spec.serving
+        added_ms = serving.prompt_ms * prompts
+        if serving.padding_ms and step.decode is not None:
+            added_ms += serving.padding_ms * step.decode.padding_tokens
         return step_ms + added_ms / self.spec.pp
 
     def _advance_alone(self, step: Step) -> None:

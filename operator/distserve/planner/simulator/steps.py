@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from distserve.planner.batch import DecodeBatch
+from distserve.planner.serving import Serving
 from distserve.strategies.time_model import TimeModel
 
 
@@ -21,17 +22,8 @@ class InstanceSpec:
     """Tokens of one prefill step; a longer prompt is cut."""
     max_requests: int = 256
     """Requests of one prefill step of a prefill instance; elsewhere requests that are resident."""
-    request_ms: float = 0.0
-    """What a deployment adds before the queue and after the first token (`planner/serving.py`)."""
-    busy_request_ms: float = 0.0
-    """What it adds besides while others decode."""
-    prompt_ms: float = 0.0
-    """By which a prefill step takes longer for each prompt in it."""
-    padding_ms: float = 0.0
-    """By which a decode step takes longer for each token that a context is shorter than the
-    longest of the batch."""
-    joining_ms: float = 0.0
-    """By which the first decode step of a request takes longer, for all that are in it."""
+    serving: Serving = field(default_factory=Serving)
+    """What a deployment adds; what it adds to each decode step is in `times` already."""
 
     @property
     def accelerators(self) -> int:

@@ -38,11 +38,12 @@ class Disaggregated(SimulatedStrategy):
             instance: deque() for instance in self.decode
         }
         self._pending_blocks = dict.fromkeys(self.decode, 0)
-        if fleet.prefill_slowed or fleet.decode_slowed:
+        slowed = fleet.prefill.serving.prefill_slowed, fleet.decode.serving.decode_slowed
+        if fleet.shared_machines and any(slowed):
             for instance in self.prefill:
-                instance.neighbours, instance.slowed = self.decode, fleet.prefill_slowed
+                instance.neighbours, instance.slowed = self.decode, slowed[0]
             for instance in self.decode:
-                instance.neighbours, instance.slowed = self.prefill, fleet.decode_slowed
+                instance.neighbours, instance.slowed = self.prefill, slowed[1]
         return [*self.prefill, *self.decode]
 
     def arrive(self, request: int) -> None:
@@ -83,9 +84,7 @@ class Disaggregated(SimulatedStrategy):
             end = start + self.fleet.migration_ms(self.trace.prompt_tokens[request])
             source.link_free_ms = instance.link_free_ms = end
             simulation.life.migration_ms[request] = start
-            ready = end + self.fleet.handover_ms
-            if instance.decoding:
-                ready += self.fleet.busy_handover_ms
+            ready = end + instance.spec.serving.between_ms(busy=instance.decoding > 0)
             simulation.at(ready, self._migrated, request, source, instance)
 
     def _migrated(self, request: int, source: Instance, instance: Instance) -> None:

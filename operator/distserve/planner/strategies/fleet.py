@@ -27,15 +27,9 @@ class Fleet:
     lanes: int = 1
     """Parallel connections of one migration: each carries its share of the bytes."""
     kv_bytes_per_token: float = 0.0
-    handover_ms: float = 0.0
-    """What a migration takes besides the link's time; others may pass meanwhile."""
-    busy_handover_ms: float = 0.0
-    """What it takes longer while the instance that it leads to decodes."""
-    prefill_slowed: float = 0.0
-    """Share by which prefills take longer while all decode instances compute: where both lie on
-    the same machines (`planner/serving.py`)."""
-    decode_slowed: float = 0.0
-    """The same of decode steps, while all prefill instances compute."""
+    shared_machines: bool = False
+    """Whether prefill and decode instances lie on the same machines: then they slow each other, by
+    the shares in their specs' `serving`."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
