@@ -21,7 +21,7 @@ from distserve.profile.database import Beside
 from distserve.profile.errors import ProfileError
 
 STREAMS = 8
-PROMPT_TOKENS, OUTPUT_TOKENS = 32, 384
+PROMPT_TOKENS, OUTPUT_TOKENS = 32, 320
 """Of each stream."""
 LENGTHS = (128, 512)
 """Prompts of the requests that come."""

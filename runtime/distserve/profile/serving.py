@@ -22,7 +22,7 @@ before the first stream does."""
 UNEQUAL = ((512, 512, 128, 128, 64, 64, 32, 32),)
 """As those of a load are. The long ones first, for the same reason."""
 PROMPTS = EQUAL + UNEQUAL
-OUTPUT_TOKENS = 64
+OUTPUT_TOKENS = 48
 ROUNDS = 3
 """Of each point, after one that is not counted."""
 
