@@ -10,13 +10,15 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/distserve
 UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 VENV := .venv
 RUN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 
 export UV_LINK_MODE := hardlink
 # One OMP thread per process: several of them share few cores.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Where nothing compiled is kept, every engine compiles transformers anew: six seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## this list
@@ -31,9 +33,10 @@ $(UV):
 $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@echo "installing the locked packages into $(VENV) (5 GB, torch is most of it)"
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	@$(UV) pip sync --quiet --require-hashes --python $(RUN)/python requirements.lock
+	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(RUN)/python \
+	  requirements.lock
 	@$(UV) pip install --quiet --no-deps --python $(RUN)/python --editable .
-	@rm -f $(VENV)/.installed-*
+	@rm -f $(VENV)/.installed-* $(VENV)/.ready-*
 	@touch $@
 
 .PHONY: setup
