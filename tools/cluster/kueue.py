@@ -51,8 +51,9 @@ READY_SECONDS = 120.0
 
 
 @contextmanager
-def controller(cluster: Cluster) -> Iterator[Process]:
+def controller(cluster: Cluster, **settings: Any) -> Iterator[Process]:
     """Kueue at work, with its kinds, which are gone again afterwards with all that is in them.
+    `settings` are fields of its Configuration.
 
     Builds it where that was not done yet (7 minutes of CPU)."""
     program = str(binaries.ensure([NAME], cluster.progress)[NAME])
@@ -72,9 +73,8 @@ def controller(cluster: Cluster) -> Iterator[Process]:
     cluster.apply(kinds)
     cluster.wait_for("its kinds to be served", lambda: set(KINDS) <= _served(cluster))
     cluster.apply(hooks)
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(_configuration(folder, host, webhook, health))
-    )
+    said = _configuration(folder, host, webhook, health) | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(said))
     command = ["env", f"KUBECONFIG={cluster.kubeconfig}", program]
     process = cluster.processes.start(NAME, [*command, f"--config={folder / 'config.yaml'}"])
     try:
@@ -86,10 +86,12 @@ def controller(cluster: Cluster) -> Iterator[Process]:
             cluster.kubectl("delete", f"{kind}.{GROUP}", "--all", *everywhere)
     finally:
         process.stop()
+        # Nobody converts what may be left.
+        cluster.apply([_crd(file) for file in definitions])
         for one in (*hooks, *kinds):
             kind, name = one["kind"], one["metadata"]["name"]
             cluster.kubectl("delete", "--ignore-not-found", f"{kind}/{name}")
-        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+        cluster.kubectl("delete", "namespace", NAMESPACE)
 
 
 def _configuration(folder: Path, host: str, webhook: int, health: int) -> dict[str, Any]:
@@ -139,9 +141,10 @@ def _make_certificates(folder: Path, host: str) -> None:
         run(["openssl", *command])
 
 
-def _crd(file: Path, url: str, bundle: str) -> dict[str, Any]:
+def _crd(file: Path, url: str = "", bundle: str = "") -> dict[str, Any]:
+    """Without a URL no version is converted."""
     found: dict[str, Any] = yaml.safe_load(file.read_text())
-    if found["spec"]["names"]["plural"] in CONVERTED:
+    if url and found["spec"]["names"]["plural"] in CONVERTED:
         found["spec"]["conversion"] = {
             "strategy": "Webhook",
             "webhook": {

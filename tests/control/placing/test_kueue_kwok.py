@@ -14,15 +14,18 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 Object = dict[str, Any]
 GROUP = "kueue.x-k8s.io"
 API = f"{GROUP}/v1beta2"
+WORKLOADS = f"workloads.{GROUP}"
 POOL = "pool"
+PODS_READY_SECONDS = 40
 STARTS_SECONDS = 120.0
 """Beside Kueue, which lists everything as well."""
 CLASSES = {"batch": 1, "serving": 100}
 
 
 @pytest.fixture
-def kueue_runs(crd: Any) -> Iterator[None]:
-    with or_skip("Kueue"), kueue.controller(crd):
+def kueue_runs(crd: Any, request: pytest.FixtureRequest) -> Iterator[None]:
+    """With the fields of its configuration that the test asks for."""
+    with or_skip("Kueue"), kueue.controller(crd, **getattr(request, "param", {})):
         yield
 
 
@@ -94,15 +97,19 @@ class Seen:
             "delete", f"dsd/{name}", f"--namespace={self.fabric.namespace}", "--wait=false"
         )
 
-    def activate(self, active: bool) -> None:
-        """The only Workload that there is."""
-        where = f"--namespace={self.fabric.namespace}"
-        (found,) = self.fabric.cluster.get(f"workloads.{GROUP}", namespace=self.fabric.namespace)[
-            "items"
-        ]
+    def workloads(self, name: str) -> list[Object]:
+        found: list[Object] = self.fabric.cluster.get(
+            WORKLOADS,
+            namespace=self.fabric.namespace,
+            selector=f"distserve.io/deployment={name}",
+        )["items"]
+        return found
+
+    def activate(self, name: str, active: bool) -> None:
+        (found,) = self.workloads(name)
         patch = json.dumps({"spec": {"active": active}})
-        name = f"workloads.{GROUP}/{found['metadata']['name']}"
-        self.fabric.cluster.kubectl("patch", name, where, "--type=merge", f"--patch={patch}")
+        which = (f"{WORKLOADS}/{found['metadata']['name']}", f"-n{self.fabric.namespace}")
+        self.fabric.cluster.kubectl("patch", *which, "--type=merge", f"--patch={patch}")
 
     def overlap(self, one: str, other: str) -> int:
         """Most pods that both had on nodes at a time, from all that the watches told."""
@@ -147,7 +154,7 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         seen.whole(second=shape.pods)
         seen.until("second", "Placed")
         # Told that it is ready, as waitForPodsReady wants it.
-        (admitted,) = fabric.cluster.get(f"workloads.{GROUP}", namespace=fabric.namespace)["items"]
+        (admitted,) = seen.workloads("second")
         held = {one["type"] for one in admitted["status"]["conditions"] if one["status"] == "True"}
         assert held >= {"QuotaReserved", "Admitted", "PodsReady"}
 
@@ -160,10 +167,10 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         seen.whole(second=shape.pods)
         seen.until("second", "Placed")
 
-        seen.activate(False)
+        seen.activate("second", False)
         said["deactivated"] = seen.until("second", "QueuedByKueue", "is deactivated")
         assert not history.units()
-        seen.activate(True)
+        seen.activate("second", True)
         seen.whole(second=shape.pods)
         seen.until("second", "Placed")
         bound = {
@@ -180,3 +187,37 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         for what, words in said.items():
             print(f"\n  {what}: {words}", end="")
         print()
+
+
+@pytest.mark.parametrize(
+    "kueue_runs", [{"waitForPodsReady": {"timeout": f"{PODS_READY_SECONDS}s"}}], indirect=True
+)
+def test_quota_of_what_no_domain_takes_comes_back(fabric: Any) -> None:
+    large, small = fabric.whole_domain, fabric.Shape(1, 1, 2)
+    # Two nodes, each a domain by itself.
+    with fabric.watched() as history, fabric.domains(2, 1, "narrow-") as cliques:
+        for node in cliques:
+            fabric.cluster.kubectl("label", f"node/{node}", f"{POOL}=ours")
+        fabric.cluster.apply(queues(large.gpus + small.gpus), fabric.namespace)
+        seen = Seen(fabric, history)
+        fabric.apply(queued(fabric.deployment("large", large)))
+        seen.until("large", "UnitLargerThanDomain", "it holds its quota of LocalQueue team-a")
+        fabric.apply(queued(fabric.deployment("small", small)))
+        seen.whole(small=small.pods)
+        seen.until("small", "Placed")
+        (served,) = seen.workloads("small")
+        asked: dict[str, str] = {}
+
+        def twice() -> bool:
+            for one in seen.workloads("large"):
+                notes = one["metadata"].get("annotations") or {}
+                asked[one["metadata"]["uid"]] = notes.get("distserve.io/before", "")
+            return len(asked) > 2
+
+        fabric.wait_until("its quota is taken back twice", twice, 6 * PODS_READY_SECONDS)
+        assert sum("PodsReadyTimeout" in why for why in asked.values()) == len(asked) - 1
+        (still,) = seen.workloads("small")
+        assert still["metadata"]["uid"] == served["metadata"]["uid"], "it told that it is ready"
+        assert history.owners() == {"small"}
+        seen.delete("large")
+        seen.delete("small")
