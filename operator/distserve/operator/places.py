@@ -1,47 +1,20 @@
-"""Units that have no StatefulSets yet: who waits for a place, and units that are taken back."""
+"""All units of a deployment: where they are or go, who waits for a place, and who is taken back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from distserve.api.conditions import Condition, PlacedReason
-from distserve.api.deployment import DistServeDeployment
-from distserve.api.durations import parse_duration
-from distserve.operator.conditions import Fact, find, seconds
-from distserve.operator.healing import displaced
+from distserve.api.conditions import PlacedReason
+from distserve.operator.conditions import Fact
 from distserve.operator.health import LiveUnit
-from distserve.operator.model import (
-    Answers,
-    NoPlace,
-    Object,
-    Observed,
-    Placement,
-    PlacementQuestion,
-    Pod,
-)
-from distserve.operator.provisioning import (
-    HELD,
-    Attempts,
-    attempts_of,
-    comes,
-    failed,
-    may_provision,
-    open_place,
-    pauses,
-    place_of,
-    still,
-)
-from distserve.operator.queueing import Standing, refused_units, standing
+from distserve.operator.model import Answers, NoPlace, Observed, Placement, PlacementQuestion
+from distserve.operator.provisioning import Attempts, attempts_of, still
+from distserve.operator.queueing import NO_QUEUE, Standing, refused_units, standing
 from distserve.operator.repacking import Repacking
-from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Step
 from distserve.operator.wanted import Wanted
-
-NONE = Attempts()
-MOVES = "it goes to a better domain, as the annotation distserve.io/repack asks"
-PLACING = "a place is being looked for"
-ENDING = "a place is looked for when its former pods end"
+from distserve.operator.whereabouts import NONE, Look, Whereabouts, provisioned
 
 
 @dataclass(frozen=True)
@@ -81,7 +54,7 @@ def units_without_room(observed: Observed, answers: Answers, wanted: Wanted) -> 
         int(unit[1:])
         for unit, found in answers.placements.items()
         if isinstance(found, NoPlace)
-        and not _provisioned(wanted.deployment, found, attempts.get(unit, NONE), observed.now)
+        and not provisioned(wanted.deployment, found, attempts.get(unit, NONE), observed.now)
     )
 
 
@@ -93,119 +66,29 @@ def find_places(
     live: Mapping[str, LiveUnit],
     moves: Repacking,
 ) -> Places:
-    deployment = wanted.deployment
     attempts = attempts_of(observed)
-    found: dict[str, Placement] = {}
-    waiting: dict[str, NoPlace] = {}
+    look = Look(observed, answers, wanted, moves, attempts)
     standings: dict[str, Standing] = {}
-    asked, given_up, timers = [], set(), []
-    since, priorities = _waiting_since(observed), observed.features.priorities
+    units: dict[str, Whereabouts] = {}
     for number, revision in sorted(step.revisions.items()):
         name = f"u{number}"
-        unit = live.get(name)
-        made = wanted.revision(revision)
+        unit, made = live.get(name), wanted.revision(revision)
         if made is not None:
             standings[name] = standing(observed, wanted, name, made, unit)
-        queue = standings.get(name, Standing())
+        queue = standings.get(name, NO_QUEUE)
         if unit is not None and unit.place is not None:
-            if queue.goes is not None:
-                waiting[name] = queue.goes
-                given_up.add(name)
-                continue
-            place = _place(unit, unit.place, wanted, observed)
-            found[name] = moves.mark(place) if name == moves.stays else place
-            if name == moves.moving and revision == wanted.target.name:
-                waiting[name] = NoPlace(PlacedReason.PLACING, f"{name}: {MOVES}")
-                given_up.add(name)
-                continue
-            patience = _patience_seconds(deployment, place)
-            if (stuck := unit.stuck_since(patience)) is not None:
-                left = stuck + patience - observed.now
-                waiting[name] = (
-                    comes(deployment, unit, observed) if place.open else _unschedulable(unit)
-                )
-                if left <= 0:
-                    given_up.add(name)
-                    if place.open:
-                        known = attempts.get(name, NONE)
-                        attempts[name] = failed(unit, place, observed, known)
-                else:
-                    timers.append(left)
-            elif place.open:
-                waiting[name] = comes(deployment, unit, observed)
-            elif (why := displaced(unit, observed.nodes)) is not None:
-                waiting[name] = why
-            elif queue.waits is not None:
-                waiting[name] = queue.waits
-            continue
-        if made is None:
-            continue
-        if unit is None and queue.waits is not None:
-            waiting[name] = queue.waits
-            continue
-        if unit is None and any(pod.unit == name and _ends(pod) for pod in observed.pods):
-            waiting[name] = NoPlace(PlacedReason.PLACING, ENDING)
-            continue
-        answer = answers.placements.get(name)
-        waits = max(since, queue.since)
-        asked.append(unit_request(deployment, name, made, waits, priorities, queue.admission))
-        tried = attempts.get(name, NONE)
-        if isinstance(answer, Placement):
-            found[name] = moves.mark(answer)
-        elif isinstance(answer, NoPlace):
-            waiting[name] = queue.told(answer)
-            if _provisioned(deployment, answer, tried, observed.now):
-                found[name] = open_place(deployment, tried)
-            elif tried.retry > observed.now:
-                waiting[name] = pauses(deployment, name, tried, answer.message)
-                timers.append(tried.retry - observed.now)
-        else:
-            waiting[name] = NoPlace(PlacedReason.PLACING, PLACING)
+            units[name] = look.at_placed(unit, unit.place, revision, queue)
+        elif made is not None:
+            units[name] = look.at_unplaced(name, made, queue, new=unit is None)
+    waiting = {name: one.waits for name, one in units.items() if one.waits is not None}
+    failed = {name: one.failed for name, one in units.items() if one.failed is not None}
+    timers = [one.again_seconds for one in units.values() if one.again_seconds is not None]
     return Places(
-        found,
+        {name: one.place for name, one in units.items() if one.place is not None},
         waiting,
-        frozenset(given_up),
-        PlacementQuestion(tuple(asked)),
+        frozenset(name for name, one in units.items() if one.given_up),
+        PlacementQuestion(tuple(one.request for one in units.values() if one.request is not None)),
         min(timers, default=None),
-        still(attempts, waiting),
+        still({**attempts, **failed}, waiting),
         standings,
     )
-
-
-def _provisioned(
-    deployment: DistServeDeployment, answer: NoPlace, tried: Attempts, now: float
-) -> bool:
-    return answer.reason not in HELD and may_provision(deployment, tried, now)
-
-
-def _place(unit: LiveUnit, place: Placement, wanted: Wanted, observed: Observed) -> Placement:
-    names = wanted.instances(unit.name, unit.revision) or unit.instances
-    return place_of(unit, place, names, observed.nodes)
-
-
-def _patience_seconds(deployment: DistServeDeployment, place: Placement) -> float:
-    topology = deployment.spec.topology
-    return topology.provision_seconds if place.open else parse_duration(topology.gang_timeout)
-
-
-def _ends(pod: Pod) -> bool:
-    """Its StatefulSet is gone, and the garbage collector has not come to it yet: until then it
-    would seem to hold the unit where it is."""
-    return bool(pod.controller) and not pod.terminating
-
-
-def _unschedulable(unit: LiveUnit) -> NoPlace:
-    pod = next(pod for pod in unit.pods if pod.unschedulable)
-    return NoPlace(
-        PlacedReason.UNSCHEDULABLE,
-        f"{unit.name}: the scheduler finds no node for pod {pod.name}: {pod.unschedulable}; "
-        "after topology.gangTimeout the unit is placed anew",
-    )
-
-
-def _waiting_since(observed: Observed) -> float:
-    """A unit waits since the condition says so; as long as it does not, since now."""
-    conditions: list[Object] = (observed.document.get("status") or {}).get("conditions") or []
-    placed = find(conditions, Condition.PLACED)
-    waits = placed is not None and placed["status"] != "True"
-    return seconds(placed["lastTransitionTime"]) if placed is not None and waits else observed.now

@@ -1,0 +1,156 @@
+"""Where one unit is, or may go, and why it waits: a column of `places` for each.
+
+in a place  --> stays | goes to a better one | taken back: pods that find no node, lost quota
+without one --> waits in its queue | for its former pods | asks for room: placed, waits,
+                or is made all the same, for nodes to come
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distserve.api.conditions import Condition, PlacedReason
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.durations import parse_duration
+from distserve.operator.conditions import find, seconds
+from distserve.operator.healing import displaced
+from distserve.operator.health import LiveUnit
+from distserve.operator.model import Answers, NoPlace, Object, Observed, Placement, Pod
+from distserve.operator.provisioning import (
+    HELD,
+    Attempts,
+    comes,
+    failed,
+    may_provision,
+    open_place,
+    pauses,
+    place_of,
+)
+from distserve.operator.queueing import Standing
+from distserve.operator.repacking import Repacking
+from distserve.operator.requests import unit_request
+from distserve.operator.wanted import Wanted
+from distserve.placement.requests import UnitRequest
+from distserve.resources.revisions import Revision
+
+NONE = Attempts()
+MOVES = "it goes to a better domain, as the annotation distserve.io/repack asks"
+PLACING = "a place is being looked for"
+ENDING = "a place is looked for when its former pods end"
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    place: Placement | None = None
+    """Where it is, or goes."""
+    waits: NoPlace | None = None
+    given_up: bool = False
+    """It is to be deleted whole, and placed anew."""
+    request: UnitRequest | None = None
+    """What room is asked for."""
+    again_seconds: float | None = None
+    """Until it is given up, or made again."""
+    failed: Attempts | None = None
+    """No nodes were added for it in time."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """At units one by one, with what is the same for all of them."""
+
+    observed: Observed
+    answers: Answers
+    wanted: Wanted
+    moves: Repacking
+    attempts: Mapping[str, Attempts]
+
+    def at_placed(
+        self, unit: LiveUnit, place: Placement, revision: str, queue: Standing
+    ) -> Whereabouts:
+        """A unit whose StatefulSets carry its place."""
+        if queue.goes is not None:
+            return Whereabouts(waits=queue.goes, given_up=True)
+        names = self.wanted.instances(unit.name, unit.revision) or unit.instances
+        place = place_of(unit, place, names, self.observed.nodes)
+        if unit.name == self.moves.stays:
+            place = self.moves.mark(place)
+        if unit.name == self.moves.moving and revision == self.wanted.target.name:
+            why = NoPlace(PlacedReason.PLACING, f"{unit.name}: {MOVES}")
+            return Whereabouts(place, why, given_up=True)
+        patience = _patience_seconds(self.wanted.deployment, place)
+        if (stuck := unit.stuck_since(patience)) is not None:
+            return self._at_stuck(unit, place, stuck + patience - self.observed.now)
+        if place.open:
+            return Whereabouts(place, self._comes(unit))
+        return Whereabouts(place, displaced(unit, self.observed.nodes) or queue.waits)
+
+    def _at_stuck(self, unit: LiveUnit, place: Placement, left: float) -> Whereabouts:
+        """Pods of it find no node; `left` seconds until it is given up."""
+        why = self._comes(unit) if place.open else _unschedulable(unit)
+        if left > 0:
+            return Whereabouts(place, why, again_seconds=left)
+        known = self.attempts.get(unit.name, NONE)
+        tried = failed(unit, place, self.observed, known) if place.open else None
+        return Whereabouts(place, why, given_up=True, failed=tried)
+
+    def at_unplaced(self, name: str, revision: Revision, queue: Standing, new: bool) -> Whereabouts:
+        """`new`: nothing of it exists."""
+        if new and queue.waits is not None:
+            return Whereabouts(waits=queue.waits)
+        if new and any(pod.unit == name and _ends(pod) for pod in self.observed.pods):
+            return Whereabouts(waits=NoPlace(PlacedReason.PLACING, ENDING))
+        deployment, now = self.wanted.deployment, self.observed.now
+        waits_since = max(_waiting_since(self.observed), queue.since)
+        priorities = self.observed.features.priorities
+        request = unit_request(deployment, name, revision, waits_since, priorities, queue.admission)
+        answer = self.answers.placements.get(name)
+        if isinstance(answer, Placement):
+            return Whereabouts(self.moves.mark(answer), request=request)
+        if not isinstance(answer, NoPlace):
+            return Whereabouts(waits=NoPlace(PlacedReason.PLACING, PLACING), request=request)
+        tried = self.attempts.get(name, NONE)
+        if provisioned(deployment, answer, tried, now):
+            return Whereabouts(open_place(deployment, tried), queue.told(answer), request=request)
+        if tried.retry > now:
+            why = pauses(deployment, name, tried, answer.message)
+            return Whereabouts(waits=why, request=request, again_seconds=tried.retry - now)
+        return Whereabouts(waits=queue.told(answer), request=request)
+
+    def _comes(self, unit: LiveUnit) -> NoPlace:
+        return comes(self.wanted.deployment, unit, self.observed)
+
+
+def provisioned(
+    deployment: DistServeDeployment, answer: NoPlace, tried: Attempts, now: float
+) -> bool:
+    """Whether it is made without a place, for nodes to come."""
+    return answer.reason not in HELD and may_provision(deployment, tried, now)
+
+
+def _patience_seconds(deployment: DistServeDeployment, place: Placement) -> float:
+    topology = deployment.spec.topology
+    return topology.provision_seconds if place.open else parse_duration(topology.gang_timeout)
+
+
+def _ends(pod: Pod) -> bool:
+    """Its StatefulSet is gone, and the garbage collector has not come to it yet: until then it
+    would seem to hold the unit where it is."""
+    return bool(pod.controller) and not pod.terminating
+
+
+def _unschedulable(unit: LiveUnit) -> NoPlace:
+    pod = next(pod for pod in unit.pods if pod.unschedulable)
+    return NoPlace(
+        PlacedReason.UNSCHEDULABLE,
+        f"{unit.name}: the scheduler finds no node for pod {pod.name}: {pod.unschedulable}; "
+        "after topology.gangTimeout the unit is placed anew",
+    )
+
+
+def _waiting_since(observed: Observed) -> float:
+    """A unit waits since the condition says so; as long as it does not, since now."""
+    conditions: list[Object] = (observed.document.get("status") or {}).get("conditions") or []
+    placed = find(conditions, Condition.PLACED)
+    waits = placed is not None and placed["status"] != "True"
+    return seconds(placed["lastTransitionTime"]) if placed is not None and waits else observed.now
