@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from distserve.api.labels import API_VERSION, GROUP, KIND
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 CONTROLLER = f"{GROUP}/operator"
 SILENT_SECONDS = 600.0
-"""The same words about the same object are not said again for this long."""
+"""The same words, or the same event in other words, are not said of an object again for so long."""
 REMEMBERED = 10_000
 NOTE_CHARACTERS = 1024
 """The API server takes no longer note."""
@@ -37,7 +38,8 @@ class Events:
     async def tell(self, about: Object, event: Event) -> None:
         """Raises nothing of the API server's: an event that is lost is in the log."""
         metadata = about["metadata"]
-        sign, now = (metadata["uid"], event), self._clock()
+        told = replace(event, message="") if event.of else event
+        sign, now = (metadata["uid"], told), self._clock()
         if now - self._told.get(sign, -SILENT_SECONDS) < SILENT_SECONDS:
             return
         self._told[sign] = now

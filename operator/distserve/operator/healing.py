@@ -180,7 +180,8 @@ def _lost(name: str, node: Node | None, pods: list[Pod], patience: float) -> Eve
         f"node {name} {why}: {names}{more} ended by force, to be made again on other nodes, a "
         "unit's inside its domain"
     )
-    return Event("Warning", "NodeLost", message)
+    since = "" if node is None else node.unreachable_since or ""
+    return Event("Warning", "NodeLost", message, of=f"{name} {since}")
 
 
 def _trouble(node: Node | None, patience: float) -> str | None:

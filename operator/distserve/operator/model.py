@@ -270,6 +270,9 @@ class Event:
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    of: str = ""
+    """What happened, where the words may differ: what was done about it may be decided again for
+    the rest before the watches show it."""
 
 
 @dataclass(frozen=True)

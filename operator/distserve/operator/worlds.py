@@ -11,6 +11,7 @@ on their way up are left alone, however many died.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -112,7 +113,11 @@ def _told(instance: LiveInstance, ending: list[Pod]) -> Event:
         f"instance {instance.name} lost a pod, or an engine in one: {names}{more} {ends} as well, "
         f"since ranks that run cannot take another one in; all {instance.replicas} begin together"
     )
-    return Event("Warning", "InstanceRestarted", message)
+    return Event("Warning", "InstanceRestarted", message, of=_digest(_written(instance)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _written(instance: LiveInstance) -> str:
