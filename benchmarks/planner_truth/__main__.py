@@ -44,7 +44,7 @@ from benchmarks.planner_truth.figures import Compared, Seen, Setup
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
 
-GRID, SHORT_GRID = "1,2,4,8,16,32:16,64,128,256,512", "1,4,16:16,64,256"
+GRID, SHORT_GRID = "1,2,4,8,16,32:16,64,256,512", "1,4,16:16,64,256"
 SHARES = (0.3, 0.6, 0.9)
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=9.0, help="of arrivals in a run")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of arrivals in a run")
     parser.add_argument("--output", type=Path, default=Path("planner_truth.json"))
     parser.add_argument("--scratch", type=Path, help="keep databases and profiles here")
     parser.add_argument("--short", action="store_true", help="a coarse grid, to see that it runs")

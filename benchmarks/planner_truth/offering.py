@@ -22,8 +22,8 @@ from distserve.workload import ArrivalProcess
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 4000
-_BURST_LEAST, _BURST_MOST = 160, 400
-"""Five full batches; a gateway lets no more than 512 requests wait."""
+_BURST_LEAST, _BURST_MOST = 128, 400
+"""Four full batches; a gateway lets no more than 512 requests wait."""
 _STEADY = 0.2, 0.8
 """Shares of the requests of a burst that have ended when its steady part begins and ends."""
 

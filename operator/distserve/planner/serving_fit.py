@@ -51,8 +51,11 @@ def fit_serving(
 
 def _busy(idle: Serving, records: Sequence[BesideRecord], times: TimeModel) -> Serving:
     """Adds what requests and streams that decode cost each other."""
+    # What a prompt costs whatever its length shows best beside the shortest prefill: of a long one
+    # it is as little as a slow minute of the machine.
+    shortest = [r for r in records if r.input_tokens == min(s.input_tokens for s in records)]
     prompt_ms = _median(
-        r.prefill_alone_ms - _prefill_ms(r, times) for r in records if r.prefill_alone_ms
+        r.prefill_alone_ms - _prefill_ms(r, times) for r in shortest if r.prefill_alone_ms
     )
     # The same milliseconds, where they arise: in the step and not on the way to it.
     prompt_ms = min(prompt_ms, idle.request_ms)
@@ -64,7 +67,7 @@ def _busy(idle: Serving, records: Sequence[BesideRecord], times: TimeModel) -> S
     return replace(
         found,
         busy_request_ms=_median(r.ttft_ms - r.ttft_alone_ms - r.step_ms / 2 for r in records),
-        joining_ms=_median(r.lost_ms - prompt_ms - _prefill_ms(r, times) for r in records),
+        joining_ms=_median(r.lost_ms - prompt_ms - _prefill_ms(r, times) for r in shortest),
     )
 
 

@@ -30,6 +30,8 @@ REQUEST_TOKENS = 2
 AT_ONCE, IN_TURN = 2, 3
 """Of a group of requests: a process that has slept takes several times as long for one as it does
 under load."""
+GROUPS = 4
+"""In a life of the streams, and as many requests by themselves."""
 PAUSE_SECONDS = 0.15
 ALONE = 7
 """Requests of each length without streams beside them; the first is not counted."""
@@ -107,11 +109,10 @@ async def _life(asker: Asker, length: int) -> Life:
     life = Life()
     streams = asyncio.create_task(asker.ask([PROMPT_TOKENS] * STREAMS, OUTPUT_TOKENS))
     try:
-        while not streams.done():
-            await asyncio.wait({streams}, timeout=PAUSE_SECONDS)
-            if len(life.singles) * AT_ONCE * IN_TURN <= len(life.groups):
-                life.singles += await _in_turn(asker, length, 1)
-                continue
+        for _ in range(GROUPS):
+            await _pause(streams)
+            life.singles += await _in_turn(asker, length, 1)
+            await _pause(streams)
             for some in await asyncio.gather(
                 *(_in_turn(asker, length, IN_TURN) for _ in range(AT_ONCE))
             ):
@@ -120,6 +121,11 @@ async def _life(asker: Asker, length: int) -> Life:
         return life
     finally:
         streams.cancel()
+
+
+async def _pause(streams: asyncio.Task[list[Outcome]]) -> None:
+    """Shorter where the streams have ended, or failed."""
+    await asyncio.wait({streams}, timeout=PAUSE_SECONDS)
 
 
 def told_by(life: Life) -> Told:
