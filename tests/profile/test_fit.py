@@ -94,7 +94,7 @@ def served(
     step_ms = serving.applied(TIMES).decode_ms(streams, streams * 64)
     step_ms += serving.padding_ms * padding_tokens
     on_the_way_ms = serving.request_ms + streams * serving.prompt_ms
-    ttft_ms = on_the_way_ms + TIMES.prefill_ms(32 * streams, 32**2 * streams)
+    ttft_ms = on_the_way_ms + serving.applied(TIMES).prefill_ms(32 * streams, 32**2 * streams)
     added_ms = serving.handover_ms + serving.joining_ms
     handover_ms = step_ms + (added_ms if migrated else 0.0)
     return ServingRecord(
@@ -104,8 +104,9 @@ def served(
 
 def beside(prompt_tokens: int, migrated: bool, serving: Serving) -> BesideRecord:
     """As the simulator has it: streams of 9 ms a step."""
-    step_ms, second_ms = 9.0, serving.applied(TIMES).decode_ms(1, prompt_tokens)
-    alone_ms = serving.prompt_ms + TIMES.prefill_ms(prompt_tokens, prompt_tokens**2)
+    times = serving.applied(TIMES)
+    step_ms, second_ms = 9.0, times.decode_ms(1, prompt_tokens)
+    alone_ms = serving.prompt_ms + times.prefill_ms(prompt_tokens, prompt_tokens**2)
     beside_ms = alone_ms * (1 + serving.prefill_slowed)
     lost_ms = beside_ms - beside_ms / (1 + serving.decode_slowed) if migrated else alone_ms
     waits_ms = 0.0 if migrated else step_ms / 2
@@ -131,6 +132,7 @@ COLOCATED = Serving(
     request_ms=7.0,
     busy_request_ms=2.0,
     prompt_ms=3.0,
+    prefill_longer=0.1,
     step_ms=0.4,
     stream_ms=0.1,
     padding_ms=0.002,
@@ -155,14 +157,22 @@ def test_what_a_deployment_adds_is_what_its_clients_see_beyond_the_steps(true: S
 def test_nothing_that_is_added_is_below_zero() -> None:
     rows = [replace(served(n, True, APART), step_ms=1, ttft_ms=1, handover_ms=0) for n in (1, 8)]
     busy = [
-        replace(beside(n, True, APART), lost_ms=-1, ttft_ms=1, prefill_ms=0.5, handover_ms=0)
+        replace(
+            beside(n, True, APART),
+            lost_ms=-1,
+            ttft_ms=1,
+            ttft_alone_ms=1,
+            prefill_alone_ms=1,
+            prefill_ms=0.5,
+            handover_ms=0,
+        )
         for n in (32, 256)
     ]
     assert fit_serving(rows, busy, TIMES) == Serving()
 
 
 def test_a_server_that_tells_no_stages_is_measured_by_its_first_tokens() -> None:
-    silent = replace(APART, prompt_ms=0.0, busy_request_ms=0.0, request_ms=0.0)
+    silent = replace(APART, prompt_ms=0.0, prefill_longer=0.0, busy_request_ms=0.0, request_ms=0.0)
     rows = [served(n, True, silent) for n in (1, 2, 4)]
     busy = [
         replace(beside(n, True, silent), prefill_ms=None, prefill_alone_ms=None) for n in (32, 256)

@@ -25,6 +25,8 @@ class Serving:
     """That these take longer while others decode."""
     prompt_ms: float = 0.0
     """That a prefill step takes longer for each prompt in it."""
+    prefill_longer: float = 0.0
+    """Share by which it takes longer than in the engine alone, whatever is in it."""
     handover_ms: float = 0.0
     """Between a prefill's end and the moment when its KV can be decoded from elsewhere."""
     step_ms: float = 0.0
@@ -63,13 +65,16 @@ class Serving:
         return cls(**{name: float(value) for name, value in entry.items()})
 
     def applied(self, times: TimeModel) -> TimeModel:
-        """Step times as they pass in a deployment."""
-        if not self.step_ms and not self.stream_ms:
+        """Step times as they pass in a deployment, beside nobody."""
+        if not (self.step_ms or self.stream_ms or self.prefill_longer):
             return times
 
         def served(decode: Coefficients) -> Coefficients:
             return Coefficients(decode.a + self.step_ms, decode.b, decode.c + self.stream_ms)
 
         return TimeModel(
-            times.prefill, served(times.decode_small), served(times.decode_large), times.large_batch
+            Coefficients(*((1 + self.prefill_longer) * value for value in times.prefill)),
+            served(times.decode_small),
+            served(times.decode_large),
+            times.large_batch,
         )

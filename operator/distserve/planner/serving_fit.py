@@ -51,31 +51,43 @@ def fit_serving(
 
 def _busy(idle: Serving, records: Sequence[BesideRecord], times: TimeModel) -> Serving:
     """Adds what requests and streams that decode cost each other."""
-    # What a prompt costs whatever its length shows best beside the shortest prefill: of a long one
-    # it is as little as a slow minute of the machine.
-    shortest = [r for r in records if r.input_tokens == min(s.input_tokens for s in records)]
-    prompt_ms = _median(
-        r.prefill_alone_ms - _prefill_ms(r, times) for r in shortest if r.prefill_alone_ms
-    )
-    # The same milliseconds, where they arise: in the step and not on the way to it.
-    prompt_ms = min(prompt_ms, idle.request_ms)
-    found = replace(idle, request_ms=idle.request_ms - prompt_ms, prompt_ms=prompt_ms)
+    told = [r for r in records if r.prefill_alone_ms]
+    if told:
+        # The same milliseconds, where they arise: in the step and not on the way to it.
+        prompt_ms, prefill_longer = _line(
+            [
+                (_prefill_ms(r, times), (r.prefill_alone_ms or 0.0) - _prefill_ms(r, times))
+                for r in told
+            ]
+        )
+        idle = replace(
+            idle,
+            request_ms=_median(r.ttft_alone_ms - (r.prefill_alone_ms or 0.0) for r in told),
+            prompt_ms=prompt_ms,
+            prefill_longer=prefill_longer,
+        )
     if all(record.migrated for record in records):
-        return _neighbours(found, records, times)
+        return _neighbours(idle, records, idle.applied(times))
     # Nothing migrates: prefills and decode steps take turns on one instance, so that the streams
     # lose the prefill and the rest, and a request waits for half a step of theirs.
+    served = idle.applied(times)
+    shortest = min(r.input_tokens for r in records)
     return replace(
-        found,
+        idle,
         busy_request_ms=_median(r.ttft_ms - r.ttft_alone_ms - r.step_ms / 2 for r in records),
-        joining_ms=_median(r.lost_ms - prompt_ms - _prefill_ms(r, times) for r in shortest),
+        joining_ms=_median(
+            r.lost_ms - idle.prompt_ms - _prefill_ms(r, served)
+            for r in records
+            if r.input_tokens == shortest  # of a long prefill, a slow minute is as much
+        ),
     )
 
 
-def _neighbours(idle: Serving, records: Sequence[BesideRecord], times: TimeModel) -> Serving:
-    """Adds what a prefill and a decode instance cost each other."""
+def _neighbours(idle: Serving, records: Sequence[BesideRecord], served: TimeModel) -> Serving:
+    """Adds what a prefill and a decode instance cost each other. `served`: times in there."""
 
     def alone_ms(record: BesideRecord) -> float:
-        return idle.prompt_ms + _prefill_ms(record, times)
+        return idle.prompt_ms + _prefill_ms(record, served)
 
     longer = [
         (r.prefill_ms or r.ttft_ms) / (r.prefill_alone_ms or r.ttft_alone_ms) for r in records
@@ -89,7 +101,6 @@ def _neighbours(idle: Serving, records: Sequence[BesideRecord], times: TimeModel
     # share * prefill = slowed / (1 + slowed) * (1 + prefill_slowed) * prefill
     decode_slowed = share / max(1 + prefill_slowed - share, _LEAST_LEFT)
     # Beside streams a request waits for half a step, and its own has theirs in it.
-    served = idle.applied(times)
     longer_ms = _median(
         r.handover_ms
         - 1.5 * r.step_ms

@@ -54,7 +54,8 @@ def table(fits: Fits) -> Iterator[str]:
 def _serving(added: Serving) -> Iterator[str]:
     yield (
         f"  a deployment adds {added.request_ms:.2f} ms a request, {added.prompt_ms:.2f} ms a "
-        f"prompt to its prefill, {added.handover_ms:.2f} ms a hand-over, "
+        f"prompt and {added.prefill_longer:.1%} to its prefill, {added.handover_ms:.2f} ms a "
+        "hand-over, "
         f"{added.step_ms:.3f} ms + {added.stream_ms:.3f} ms x n a decode step, and "
         f"{1000 * added.padding_ms:.3f} ms to it for 1000 tokens of padding"
     )
