@@ -18,8 +18,10 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from benchmarks.planner_truth.deployment import (
     OTHERS_CORE,
     STRATEGIES,
     Busy,
+    Failed,
     call,
     manifest,
     model_folder,
@@ -43,53 +46,83 @@ from benchmarks.planner_truth.figures import Compared, Seen, Setup
 
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
+from distserve.planner.result import Slo
+from distserve.planner.strategies import Fleet
 
 GRID, SHORT_GRID = "1,2,4,8,16,32:16,64,256,512", "1,4,16:16,64,256"
 SHARES = (0.3, 0.6, 0.9)
 
 
-def compare(
-    options: argparse.Namespace, scratch: Path, model: str, setups: list[Setup]
-) -> Iterator[Compared]:
-    folder = model_folder(model, scratch)
-    measured = scratch / f"{model}.sqlite"
-    profile_engine(model, folder, measured, options.short)
-    for strategy in options.strategies:
-        database = scratch / f"{model}-{strategy}.sqlite"
-        shutil.copy(measured, database)  # what a deployment adds depends on where it puts what
-        with running(manifest(model, folder, strategy), scratch) as url:
-            call("profile", "serving", "--db", database, "--url", url, "--model", model)
-            fitted = database.with_suffix(".json")
-            call("profile", "fit", "--db", database, "--output", fitted)
-            profile, shape = load_profile(str(fitted)), find_model(str(folder))
-            fleet = simulating.fleet_of(strategy, profile, shape)
-            slo = simulating.slo_of(profile, shape)
-            capacity, told_by = offering.capacity_of(url, model, options.seconds)
-            setup = Setup(
-                model, strategy, capacity,
-                simulating.simulated_capacity(strategy, fleet, told_by),
-                slo.ttft_ms, slo.tpot_ms, json.loads(fitted.read_text()),
-            )  # fmt: skip
-            print(telling.setup_line(setup), flush=True)
-            setups.append(setup)
-            seeds = count(1)
-            for share in options.shares:
-                rate = share * capacity
-                requests = max(40, min(400, round(rate * options.seconds)))
-                for seed in islice(seeds, options.repeats):
-                    plan = offering.plan_of(requests, rate, seed)
-                    busy = Busy()
-                    observed = offering.offered(url, model, plan)
-                    others = busy.others()
-                    real = offering.requests_of(observed)
-                    simulated = simulating.simulate(strategy, fleet, plan)
-                    row = Compared(
-                        model, strategy, share, rate, seed, requests,
-                        Seen.of(real, slo), Seen.of(simulated, slo),
-                        observed.lag.send_p99_ms, others, real, simulated,
-                    )  # fmt: skip
-                    print(f"  {telling.run_line(row)}", flush=True)
-                    yield row
+@dataclass
+class Found:
+    setups: list[Setup] = field(default_factory=list)
+    rows: list[Compared] = field(default_factory=list)
+    failed: bool = False
+
+
+def compare(options: argparse.Namespace, scratch: Path, found: Found) -> None:
+    """Every model with every strategy; one that fails is told and leaves the others alone."""
+    for model in options.models:
+        folder = model_folder(model, scratch)
+        measured = scratch / f"{model}.sqlite"
+        profile_engine(model, folder, measured, options.short)
+        for strategy in options.strategies:
+            database = scratch / f"{model}-{strategy}.sqlite"
+            shutil.copy(measured, database)  # what a deployment adds depends on its layout
+            try:
+                with running(manifest(model, folder, strategy), scratch) as url:
+                    fitted = fit_profile(model, database, url)
+                    compare_setup(options, model, strategy, folder, url, fitted, found)
+            except (Failed, subprocess.CalledProcessError) as error:
+                found.failed = True
+                print(f"{model} {strategy}: {error}", file=sys.stderr, flush=True)
+
+
+def compare_setup(
+    options: argparse.Namespace, model: str, strategy: str, folder: Path, url: str, fitted: Path,
+    found: Found,
+) -> None:  # fmt: skip
+    profile, shape = load_profile(str(fitted)), find_model(str(folder))
+    fleet = simulating.fleet_of(strategy, profile, shape)
+    slo = simulating.slo_of(profile, shape)
+    capacity, told_by = offering.capacity_of(url, model, options.seconds)
+    simulated = simulating.simulated_capacity(strategy, fleet, told_by)
+    written = json.loads(fitted.read_text())
+    setup = Setup(model, strategy, capacity, simulated, slo.ttft_ms, slo.tpot_ms, written)
+    found.setups.append(setup)
+    print(telling.setup_line(setup), flush=True)
+    seeds = count(1)
+    for share in options.shares:
+        for seed in islice(seeds, options.repeats):
+            row = compare_run(setup, fleet, slo, url, share, seed, options.seconds)
+            print(f"  {telling.run_line(row)}", flush=True)
+            found.rows.append(row)
+            telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
+
+
+def compare_run(
+    setup: Setup, fleet: Fleet, slo: Slo, url: str, share: float, seed: int, seconds: float
+) -> Compared:
+    rate = share * setup.capacity
+    requests = max(40, min(400, round(rate * seconds)))
+    plan = offering.plan_of(requests, rate, seed)
+    busy = Busy()
+    observed = offering.offered(url, setup.model, plan)
+    others = busy.others()
+    real = offering.requests_of(observed)
+    simulated = simulating.simulate(setup.strategy, fleet, plan)
+    return Compared(
+        setup.model, setup.strategy, share, rate, seed, requests,
+        Seen.of(real, slo), Seen.of(simulated, slo),
+        observed.lag.send_p99_ms, others, real, simulated,
+    )  # fmt: skip
+
+
+def fit_profile(model: str, database: Path, url: str) -> Path:
+    call("profile", "serving", "--db", database, "--url", url, "--model", model)
+    fitted = database.with_suffix(".json")
+    call("profile", "fit", "--db", database, "--output", fitted)
+    return fitted
 
 
 def profile_engine(model: str, folder: Path, database: Path, short: bool) -> None:
@@ -118,17 +151,14 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     pin(os.getpid(), OTHERS_CORE)
-    rows: list[Compared] = []
-    setups: list[Setup] = []
+    found = Found()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = options.scratch or Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)
-        for model in options.models:
-            for row in compare(options, scratch, model, setups):
-                rows.append(row)
-                telling.write(options.output, offering.LENGTHS, setups, rows)
-    for text in telling.summary(rows):
+        compare(options, scratch, found)
+    for text in telling.summary(found.rows):
         print(text)
+    sys.exit(found.failed)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ PORT = 18080
 COMMAND = [sys.executable, "-m", "distserve.cli.main"]
 
 
+class Failed(Exception):
+    """Of a deployment, or of requests to it: nothing can be compared."""
+
+
 def model_folder(model: str, scratch: Path) -> Path:
     """`tiny` is the model that ships; `small` a random Llama of 27 M parameters, float32."""
     if model == "tiny":
@@ -78,7 +82,7 @@ def running(document: dict[str, Any], scratch: Path) -> Iterator[str]:
     try:
         line = up.stdout.readline()
         if not line.startswith("ready "):
-            raise SystemExit(f"`distserve up` did not get ready: {line!r}")
+            raise Failed(f"`distserve up` did not get ready: {line!r}")
         for process in psutil.Process(up.pid).children(recursive=True):
             pin(process.pid, ENGINES_CORE if _prefills(process) else OTHERS_CORE)
         yield line.split()[1]

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import aiohttp
 import uvloop
+from benchmarks.planner_truth.deployment import Failed
 from benchmarks.planner_truth.figures import STAGES, Request
 
 from distserve.bench.client import Client, Target
@@ -73,7 +74,7 @@ async def _offered(url: str, model: str, plan: Sequence[Planned]) -> Observed:
         observed = await offer(plan, client)
     failures = {o.failure for o in observed.outcomes if o.failure}
     if failures:
-        raise SystemExit(f"requests failed: {failures}")
+        raise Failed(f"requests failed: {failures}")
     return observed
 
 
@@ -82,13 +83,13 @@ def requests_of(observed: Observed) -> list[Request]:
         Request(
             round(1000 * (outcome.ttft or 0.0), 3),
             round(1000 * (outcome.tpot or 0.0), 4),
-            _stages(outcome),
+            stages(outcome),
         )
         for outcome in observed.outcomes
     ]
 
 
-def _stages(outcome: Outcome) -> dict[str, float]:
+def stages(outcome: Outcome) -> dict[str, float]:
     """By what the gateway told. Its clock begins when it has the request: the way there is part of
     no stage; the simulator's stages have it in none either."""
     at = outcome.lifecycle or {}

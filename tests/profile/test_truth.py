@@ -1,0 +1,80 @@
+"""The truth run's own arithmetic, on figures made by hand, and its simulated side."""
+
+from itertools import pairwise
+
+import pytest
+from benchmarks.planner_truth import offering, simulating, telling
+from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Request, Seen
+
+from distserve.bench.outcome import Outcome
+from distserve.planner.result import Slo
+from distserve.planner.serving import Serving
+from distserve.planner.simulator import InstanceSpec
+from distserve.planner.strategies import Fleet
+from distserve.strategies.time_model import Coefficients, TimeModel
+
+TIMES = TimeModel(Coefficients(20, 0.5, 0), Coefficients(10, 0, 1), Coefficients(10, 0, 1))
+
+
+def requests(*times: tuple[float, float]) -> list[Request]:
+    return [Request(ttft, tpot, dict.fromkeys(STAGES, ttft)) for ttft, tpot in times]
+
+
+def compared(real: list[Request], simulated: list[Request], share: float = 0.3) -> Compared:
+    slo = Slo(100, 10)
+    seen = [Seen.of(side, slo) for side in (real, simulated)]
+    return Compared("m", "s", share, 2.0, 1, len(real), *seen, 0.0, 0.0, real, simulated)
+
+
+def test_errors_are_of_the_same_requests() -> None:
+    real = requests((50, 5), (90, 9), (150, 5), (90, 15))
+    simulated = requests((50, 5), (90, 9), (99, 5), (90, 15))
+    row = compared(real, simulated)
+    assert row.real.attainment == {0.5: 25, 0.75: 25, 1.0: 50, 1.5: 100, 2.0: 100}
+    errors = Errors.of([row])
+    assert errors.attainment == [25]
+    assert errors.attainment_over_scales == [pytest.approx((0 + 0 + 25 + 0 + 0) / 5)]
+    assert errors.ttft_p90 == [pytest.approx(100 * (96.3 / 132 - 1))]
+    assert errors.tpot_p90 == [0]
+
+
+def test_rates_beyond_the_knee_are_not_judged() -> None:
+    exact, wrong = requests((50, 5)), requests((500, 50))
+    rows = [compared(exact, exact, 0.9), compared(exact, wrong, 1.0)]
+    lines = list(telling.summary(rows))
+    assert "100%, 2.0/s (not judged)" in lines[-2] and "-100.0" in lines[-2]
+    assert lines[-1].count("**0.0**") == 2 and lines[-1].count("**0 %**") == 2
+
+
+def test_a_burst_s_rate_is_that_of_its_middle() -> None:
+    """Ten seconds of nothing at either end, and ten a second between."""
+    middle = [10 + n / 10 for n in range(81)]
+    assert offering.steady_rate([*range(10), *middle, *range(30, 40)]) == pytest.approx(10, rel=0.1)
+
+
+def test_no_two_runs_have_a_prompt_in_common() -> None:
+    plans = [offering.plan_of(20, 5.0, 1), offering.plan_of(20, 9.0, 2), offering.burst(20)]
+    prompts = [str(planned.prompt) for plan in plans for planned in plan]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_the_gateway_s_stages_are_the_simulator_s() -> None:
+    """A request that is alone, on one instance and on two."""
+    spec = InstanceSpec(TIMES, serving=Serving(handover_ms=7))
+    plan = offering.plan_of(1, 1.0, 3)
+    prefill_ms = 20 + 0.5 * plan[0].prompt_tokens
+    decode_ms = 11.0 * (plan[0].output_tokens - 1)
+    for strategy, fleet, gap_ms in (
+        ("Colocated", Fleet(spec), 0.0),
+        ("Disaggregated", Fleet(spec, spec), 7.0),
+    ):
+        (simulated,) = simulating.simulate(strategy, fleet, plan)
+        instants = [0.0, 0.0, prefill_ms, gap_ms + prefill_ms, gap_ms + prefill_ms + decode_ms]
+        told = {
+            "context_begin": instants[1] / 1000, "context_end": instants[2] / 1000,
+            "migration_end": instants[3] / 1000, "decoding_end": instants[4] / 1000,
+        }  # fmt: skip
+        outcome = Outcome(0, 8, 2, 0.0, 0.0, 1.0, (0.5, 1.0), 2, lifecycle=told)
+        expected = dict(zip(STAGES, (b - a for a, b in pairwise(instants)), strict=True))
+        assert offering.stages(outcome) == pytest.approx(expected)
+        assert simulated.stages_ms == pytest.approx(expected, abs=0.01)
