@@ -88,6 +88,9 @@ def slo_of(profile: HardwareProfile, model: ModelShape) -> Slo:
     times, serving = profile.times(model, 1), profile.serving(model, 1)
     tokens = MEAN_PROMPT_TOKENS
     return Slo(
-        round(SLO_TTFT * (serving.request_ms + times.prefill_ms(tokens, tokens**2))),
+        round(
+            SLO_TTFT
+            * (serving.request_ms + serving.prompt_ms + times.prefill_ms(tokens, tokens**2))
+        ),
         round(SLO_TPOT * times.decode_ms(1, tokens + MEAN_OUTPUT_TOKENS // 2), 1),
     )
