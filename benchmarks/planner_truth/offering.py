@@ -90,8 +90,8 @@ def requests_of(observed: Observed) -> list[Request]:
 
 
 def stages(outcome: Outcome) -> dict[str, float]:
-    """By what the gateway told. Its clock begins when it has the request: the way there is part of
-    no stage; the simulator's stages have it in none either."""
+    """By what the gateway told. Its clock begins when it has the request; the simulator counts the
+    whole way from the client and back as queueing."""
     at = outcome.lifecycle or {}
     if not {"context_begin", "context_end", "decoding_end"} <= at.keys():
         return {}
