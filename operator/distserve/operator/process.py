@@ -40,9 +40,10 @@ from distserve.operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
-NEW_OBJECTS = 10_000
+NEW_OBJECTS = 5_000
 """Between two looks of Python's collector for cycles. kopf makes hundreds for each event, nearly
-all of which end by themselves: with Python's own 700 a third of an event's time went there."""
+all of which end by themselves: with Python's own 700 up to a third of an event's time went there.
+"""
 
 Judge = Callable[[Object, Store], str]
 """From an AdmissionReview's request to why it is refused, empty when it is not."""
@@ -62,7 +63,7 @@ async def run(
     """
     assert judge is not None or settings.webhook is None, "a webhook needs a judge"
     gc.freeze()  # What was imported stays: there is nothing in it to look for.
-    gc.set_threshold(NEW_OBJECTS, 20, 20)
+    gc.set_threshold(NEW_OBJECTS, 5, 5)
     metrics = Metrics()
     configuration = await load_configuration(settings.kubeconfig)
     cluster = client(configuration, settings.calls, metrics.count_call)
