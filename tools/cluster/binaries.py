@@ -79,8 +79,10 @@ PROGRAMS: Mapping[str, Program] = {
         Program("lws", "lws", "sigs.k8s.io/lws/cmd"),
         # For `make soak`: what admits units by quota, with topology.scheduler Kueue.
         Program("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue"),
-        # For `make soak`: what reads PodMonitors and PrometheusRules.
+        # For `make soak`: what reads PodMonitors and PrometheusRules, and scrapes by them. Debian's
+        # Prometheus knows no Kubernetes.
         Program("prometheus-operator", "prometheus-operator", f"{_COREOS}/cmd/operator"),
+        Program("prometheus", "prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
     )
 }
 CLIENTS = ("kubectl", "helm", "kwok")

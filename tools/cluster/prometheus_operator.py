@@ -18,6 +18,9 @@ from tools.cluster.modules import module_files
 from tools.cluster.processes import Process
 
 NAME = "prometheus-operator"
+PROMETHEUS = "prometheus"
+PROMETHEUS_VERSION = "v3.5.0"
+"""By its module's number v0.305.0: the operator writes what this one reads."""
 MODULE = "github.com/prometheus-operator/prometheus-operator"
 GROUP = "monitoring.coreos.com"
 KINDS = (
@@ -36,8 +39,8 @@ READY_SECONDS = 60.0
 
 
 def prepare(cluster: Cluster) -> None:
-    """Builds it where that was not done yet (4 minutes of CPU); serves its kinds."""
-    binaries.ensure([NAME], cluster.progress)
+    """Builds both where that was not done yet (10 minutes of CPU); serves its kinds."""
+    binaries.ensure([NAME, PROMETHEUS], cluster.progress)
     folder = "example/prometheus-operator-crd"
     names = [f"{folder}/{GROUP}_{kind}.yaml" for kind in KINDS]
     for manifest in module_files(binaries.PROGRAMS[NAME], MODULE, names):

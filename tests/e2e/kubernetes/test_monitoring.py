@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tools.cluster import prometheus_operator
+from tools.cluster import binaries, prometheus_operator
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.fixtures import or_skip
 from tools.cluster.waiting import tail, wait_for
-from tools.prometheus import VERSION, program
 
-# The Prometheus operator may have to be built.
+# Both may have to be built.
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 SYSTEM = "distserve-system"
@@ -33,13 +32,15 @@ ATTAINED = "deployment:distserve_slo_attained:ratio_rate5m"
 class Prometheus:
     """One that is configured by `configuration` in `folder`."""
 
-    def __init__(self, folder: Path, configuration: dict[str, Any], port: int) -> None:
+    def __init__(
+        self, program: Path, folder: Path, configuration: dict[str, Any], port: int
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "prometheus.log"
         config = folder / "prometheus.yaml"
         config.write_text(yaml.safe_dump(configuration))
         command = [
-            str(program("prometheus")),
+            str(program),
             f"--config.file={config}",
             f"--storage.tsdb.path={folder / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}",
@@ -77,7 +78,7 @@ class Prometheus:
 def monitored(installed: Any, new_deployment: Any) -> Iterator[Any]:
     """A deployment that serves where Prometheus' kinds are known, beside a release that knows."""
     cluster: Cluster = installed.cluster
-    with or_skip("the Prometheus operator"):
+    with or_skip("Prometheus and its operator"):
         prometheus_operator.prepare(cluster)
     chart = str(CHECKOUT / "charts" / "distserve")
     flags = (f"--namespace={SYSTEM}", "--reuse-values", f"--set=monitoring.interval={EVERY}")
@@ -102,7 +103,7 @@ def configured(
         "kind": "Prometheus",
         "metadata": {"name": "ours"},
         "spec": {
-            "version": f"v{VERSION}.0",
+            "version": prometheus_operator.PROMETHEUS_VERSION,
             "replicas": 0,
             "scrapeInterval": EVERY,
             "evaluationInterval": EVERY,
@@ -150,10 +151,11 @@ def _api_server(cluster: Cluster, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(configured: tuple[dict[str, Any], Path]) -> Iterator[Prometheus]:
+def prometheus(monitored: Any, configured: tuple[dict[str, Any], Path]) -> Iterator[Prometheus]:
     configuration, folder = configured
-    with or_skip("prometheus"):
-        found = Prometheus(folder, configuration, prometheus_operator.free_port())
+    name = prometheus_operator.PROMETHEUS
+    program = binaries.ensure([name], monitored.cluster.progress)[name]
+    found = Prometheus(program, folder, configuration, prometheus_operator.free_port())
     try:
         wait_for("prometheus", found.ready, 60)
         yield found
