@@ -19,7 +19,12 @@ from distserve.profile import beside, serving
 from distserve.profile.asking import asking
 from distserve.profile.database import Measured, Served, Subject, open_database
 from distserve.profile.errors import ProfileError
-from distserve.profile.serving import OUTPUT_TOKENS, PROMPTS, round_of
+from distserve.profile.serving import (
+    OUTPUT_TOKENS,
+    PROMPTS,
+    UNEQUAL_OUTPUT_TOKENS,
+    round_of,
+)
 from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import Trace
 
@@ -90,7 +95,9 @@ async def test_a_deployment_is_measured_from_outside(stub: Stub, moves: bool) ->
     async with asking(Target(stub.url, "m")) as asker:
         await serving.measure(asker, rows.append, [(8,), (4, 12)], rounds=1)
     assert [(r.streams, r.input_len, r.migrated) for r in rows] == [(1, 8, moves), (2, 8, moves)]
-    assert all(r.ttft > 0 and r.context_len == 8 + OUTPUT_TOKENS / 2 for r in rows)
+    assert [r.longest_len for r in rows] == [8, 12]
+    halves = [tokens / 2 for tokens in (OUTPUT_TOKENS, UNEQUAL_OUTPUT_TOKENS)]
+    assert [r.context_len - 8 for r in rows] == halves and all(r.ttft > 0 for r in rows)
 
 
 async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:

@@ -22,7 +22,7 @@ before the first stream does."""
 UNEQUAL = ((512, 512, 128, 128, 64, 64, 32, 32),)
 """As those of a load are. The long ones first, for the same reason."""
 PROMPTS = EQUAL + UNEQUAL
-OUTPUT_TOKENS = 48
+OUTPUT_TOKENS, UNEQUAL_OUTPUT_TOKENS = 48, 128
 ROUNDS = 3
 """Of each point, after one that is not counted."""
 
@@ -44,16 +44,17 @@ async def measure(
 ) -> None:
     """Raises ProfileError where the server does not answer as it should."""
     for lengths in prompts:
+        output_tokens = OUTPUT_TOKENS if len(set(lengths)) == 1 else UNEQUAL_OUTPUT_TOKENS
         before = await asker.moved_bytes()
-        seen = [round_of(await asker.ask(lengths, OUTPUT_TOKENS)) for _ in range(rounds + 1)][1:]
+        seen = [round_of(await asker.ask(lengths, output_tokens)) for _ in range(rounds + 1)][1:]
         after = await asker.moved_bytes()
         add(
             Served(
                 streams=len(lengths),
                 input_len=round(fmean(lengths)),
                 longest_len=max(lengths),
-                output_len=OUTPUT_TOKENS,
-                context_len=fmean(lengths) + OUTPUT_TOKENS / 2,
+                output_len=output_tokens,
+                context_len=fmean(lengths) + output_tokens / 2,
                 ttft=median(one.ttft for one in seen),
                 handover=median(one.handover for one in seen),
                 step=median(one.step for one in seen),
