@@ -155,9 +155,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         scratch = options.scratch or Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)
-        compare(options, scratch, found)
-    for text in telling.summary(found.rows):
-        print(text)
+        try:
+            compare(options, scratch, found)
+        finally:  # interrupted, it tells of what was compared so far
+            for text in telling.summary(found.rows):
+                print(text)
     sys.exit(found.failed)
 
 
