@@ -44,6 +44,8 @@ class Scale:
 
 
 HUNDRED = Scale(100, 200, changes=20, idle_seconds=10, settle_seconds=400)
+FOUR_HUNDRED = Scale(400, 200, changes=100, idle_seconds=60, settle_seconds=900)
+"""On as many GPUs as they need."""
 THOUSAND = Scale(1000, 500, changes=100, idle_seconds=60, settle_seconds=1500)
 TELL_SECONDS = 60.0
 
@@ -80,6 +82,7 @@ def replicas(crd: Cluster, audit: Audit, start_distserve: Start) -> list[Any]:
     "scale",
     [
         pytest.param(HUNDRED, id="100", marks=pytest.mark.timeout(900)),
+        pytest.param(FOUR_HUNDRED, id="400", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
         pytest.param(THOUSAND, id="1000", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
     ],
 )
