@@ -26,7 +26,11 @@ Deploy = Callable[..., DistServeDeployment]
 SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
 SETTINGS = RenderSettings(released_images())
 SERVED = frozenset(
-    {"resource.k8s.io/v1/ResourceClaimTemplate", "resource.nvidia.com/v1beta1/ComputeDomain"}
+    {
+        "resource.k8s.io/v1/ResourceClaimTemplate",
+        "resource.nvidia.com/v1beta1/ComputeDomain",
+        "kueue.x-k8s.io/v1beta2/Workload",  # Of no use here: a unit's is made by the operator.
+    }
 )
 ENFORCE = "pod-security.kubernetes.io/enforce"
 VARIANTS: dict[str, dict[str, Any]] = {
