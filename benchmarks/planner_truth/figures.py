@@ -11,6 +11,8 @@ from distserve.planner.result import Slo, quantile
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Of the SLO, both of its times: how much of an attainment's error is where the SLO was put."""
+STEADY = 0.1
+"""By which a machine's pace may differ from that of its profile."""
 STAGES = ("queueing", "prefill", "hand-over", "decode")
 
 
@@ -73,9 +75,17 @@ class Compared:
     client_lag_p99_ms: float
     others_cpu: float
     """Cores that processes of others took meanwhile."""
+    pace: float
+    """How long the same few streams took for a token, before and after this run, relative to when
+    the deployment was measured: 1.5 is a machine that has become slower by half."""
     real_requests: Sequence[Request]
     simulated_requests: Sequence[Request]
     """Both in order of arrival."""
+
+    @property
+    def steady(self) -> bool:
+        """The machine was that of the profile."""
+        return abs(self.pace - 1) <= STEADY
 
 
 @dataclass(frozen=True)

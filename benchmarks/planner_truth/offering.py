@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 
 import aiohttp
 import uvloop
@@ -23,16 +24,19 @@ from distserve.workload import ArrivalProcess
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 4000
+PROBE = "fixed,prompt=32,output=64"
+PROBES = 4
+"""Streams at once: always the same work, by which a change of the machine is told."""
 _BURST_LEAST, _BURST_MOST = 128, 400
 """Four full batches; a gateway lets no more than 512 requests wait."""
 _STEADY = 0.2, 0.8
 """Shares of the requests of a burst that have ended when its steady part begins and ends."""
 
 
-def plan_of(requests: int, rate: float, seed: int) -> list[Planned]:
+def plan_of(requests: int, rate: float, seed: int, lengths: str = LENGTHS) -> list[Planned]:
     """A seed's prompts are its own: what another run left in the prefix cache is of no use."""
     arrivals = ArrivalProcess("poisson", seed=seed)
-    return Recipe(synthetic(LENGTHS, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
+    return Recipe(synthetic(lengths, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
 
 
 def burst(requests: int, seed: int = 902) -> list[Planned]:
@@ -45,6 +49,12 @@ def steady_rate(ends: Sequence[float]) -> float:
     ordered = sorted(ends)
     first, last = (round(share * (len(ordered) - 1)) for share in _STEADY)
     return (last - first) / (ordered[last] - ordered[first])
+
+
+def step_of(url: str, model: str) -> float:
+    """Milliseconds a token of a few streams that start together, median of the streams."""
+    plan = plan_of(PROBES, float("inf"), 903, PROBE)
+    return 1000 * median(o.tpot or 0.0 for o in offered(url, model, plan).outcomes)
 
 
 def capacity_of(url: str, model: str, seconds: float) -> tuple[float, int]:

@@ -37,31 +37,34 @@ def run_line(row: Compared) -> str:
         f"TTFT p50 {pair('ttft_p50_ms')}, p90 {pair('ttft_p90_ms')}; "
         f"TPOT p50 {pair('tpot_p50_ms')}, p90 {pair('tpot_p90_ms')}; "
         f"means: {stages}; client lag p99 {row.client_lag_p99_ms:.1f} ms, "
-        f"others {row.others_cpu:.2f} cores"
+        f"others {row.others_cpu:.2f} cores, pace {row.pace:.2f}"
     )
 
 
 def summary(rows: Sequence[Compared]) -> Iterator[str]:
-    """Errors of simulated against real: mean of the absolute ones, and least to most."""
+    """Errors of simulated against real: mean of the absolute ones, and least to most. Of runs for
+    which the machine was that of the profile, and all of them where none was."""
     scales = ", ".join(f"{scale:g}" for scale in SCALES)
     yield f"(over scales: mean attainment error with the SLO's times {scales} times)"
     yield (
-        "| model, strategy | rate of capacity | attainment, points | over scales | TTFT p90 "
-        "| TPOT p90 |"
+        "| model, strategy | rate of capacity | runs at the profile's pace | attainment, points "
+        "| over scales | TTFT p90 | TPOT p90 |"
     )
-    yield "|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|"
     groups: dict[tuple[str, str], dict[float, list[Compared]]] = {}
     for row in rows:
         groups.setdefault((row.model, row.strategy), {}).setdefault(row.share, []).append(row)
     for (model, strategy), by_share in groups.items():
         judged: list[Errors] = []
         for share, members in by_share.items():
-            errors = Errors.of(members)
-            if share <= KNEE:
+            steady = [row for row in members if row.steady]
+            errors = Errors.of(steady or members)
+            if share <= KNEE and steady:
                 judged.append(errors)
-            mark = "" if share <= KNEE else " (not judged)"
+            mark = "" if share <= KNEE and steady else " (not judged)"
             yield (
                 f"| {model}, {strategy} | {share:.0%}, {members[0].rate:.1f}/s{mark} "
+                f"| {len(steady)} of {len(members)} "
                 f"| {_spread(errors.attainment, '')} "
                 f"| {statistics.fmean(errors.attainment_over_scales):.1f} "
                 f"| {_spread(errors.ttft_p90, ' %')} | {_spread(errors.tpot_p90, ' %')} |"
@@ -73,7 +76,7 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
                 for name in names
             )
             yield (
-                f"| **{model}, {strategy}** | mean up to {KNEE:.0%} | **{points:.1f}** (aim "
+                f"| **{model}, {strategy}** | mean up to {KNEE:.0%} | | **{points:.1f}** (aim "
                 f"{AIM_POINTS:g}) | **{scaled:.1f}** | **{ttft:.0f} %** (aim {AIM_PERCENT:g} %) "
                 f"| **{tpot:.0f} %** (aim {AIM_PERCENT:g} %) |"
             )

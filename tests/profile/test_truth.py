@@ -20,10 +20,12 @@ def requests(*times: tuple[float, float]) -> list[Request]:
     return [Request(ttft, tpot, dict.fromkeys(STAGES, ttft)) for ttft, tpot in times]
 
 
-def compared(real: list[Request], simulated: list[Request], share: float = 0.3) -> Compared:
+def compared(
+    real: list[Request], simulated: list[Request], share: float = 0.3, pace: float = 1.0
+) -> Compared:
     slo = Slo(100, 10)
     seen = [Seen.of(side, slo) for side in (real, simulated)]
-    return Compared("m", "s", share, 2.0, 1, len(real), *seen, 0.0, 0.0, real, simulated)
+    return Compared("m", "s", share, 2.0, 1, len(real), *seen, 0.0, 0.0, pace, real, simulated)
 
 
 def test_errors_are_of_the_same_requests() -> None:
@@ -44,6 +46,17 @@ def test_rates_beyond_the_knee_are_not_judged() -> None:
     lines = list(telling.summary(rows))
     assert "100%, 2.0/s (not judged)" in lines[-2] and "-100.0" in lines[-2]
     assert lines[-1].count("**0.0**") == 2 and lines[-1].count("**0 %**") == 2
+
+
+def test_runs_off_the_profile_s_pace_are_not_judged() -> None:
+    exact, wrong = requests((50, 5)), requests((500, 50))
+    rows = [compared(exact, exact), compared(exact, wrong, pace=1.2), compared(exact, wrong, 0.6)]
+    *_, first, second, mean = telling.summary(rows)
+    assert "| 1 of 2 | 0.0 (+0.0 to +0.0)" in first
+    assert "| 1 of 1 | 100.0 (-100.0 to -100.0)" in second
+    assert "**50.0**" in mean
+    never = list(telling.summary([compared(exact, wrong, pace=0.5)]))
+    assert "30%, 2.0/s (not judged) | 0 of 1 | 100.0" in never[-1], "and there is no mean of it"
 
 
 def test_a_burst_s_rate_is_that_of_its_middle() -> None:
