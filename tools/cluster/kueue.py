@@ -6,7 +6,6 @@ made here. Of its integrations with others' kinds only that of Jobs is on, which
 """
 
 import base64
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 from tools.cluster import binaries
+from tools.cluster.beside import free_ports, has_leader, listens
 from tools.cluster.cluster import Cluster
 from tools.cluster.modules import module_files
 from tools.cluster.processes import Process
@@ -57,7 +57,7 @@ def controller(cluster: Cluster, **settings: Any) -> Iterator[Process]:
 
     Builds it where that was not done yet (7 minutes of CPU)."""
     program = str(binaries.ensure([NAME], cluster.progress)[NAME])
-    host, (webhook, health) = cluster.home.addresses.loopback, _free_ports(2)
+    host, (webhook, health) = cluster.home.addresses.loopback, free_ports(2)
     folder = cluster.home.folder / NAME
     folder.mkdir(exist_ok=True)
     _make_certificates(folder, host)
@@ -78,8 +78,8 @@ def controller(cluster: Cluster, **settings: Any) -> Iterator[Process]:
     command = ["env", f"KUBECONFIG={cluster.kubeconfig}", program]
     process = cluster.processes.start(NAME, [*command, f"--config={folder / 'config.yaml'}"])
     try:
-        process.wait_for("its webhooks", lambda: _listens(host, webhook), READY_SECONDS)
-        process.wait_for("the lease", lambda: _holder(cluster), READY_SECONDS)
+        process.wait_for("its webhooks", lambda: listens(host, webhook), READY_SECONDS)
+        process.wait_for("the lease", lambda: has_leader(cluster, NAMESPACE), READY_SECONDS)
         yield process
         for kind in ("workloads", "localqueues", "clusterqueues", "resourceflavors"):
             everywhere = ("--all-namespaces",) if kind in ("workloads", "localqueues") else ()
@@ -174,21 +174,3 @@ def _text(file: Path) -> str:
 def _served(cluster: Cluster) -> set[str]:
     said = cluster.kubectl("api-resources", f"--api-group={GROUP}", "--output=name")
     return {line.partition(".")[0] for line in said.split()}
-
-
-def _holder(cluster: Cluster) -> bool:
-    leases = cluster.get("leases", namespace=NAMESPACE)["items"]
-    return any(one["spec"].get("holderIdentity") for one in leases)
-
-
-def _listens(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
-
-
-def _free_ports(count: int) -> list[int]:
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in found]
-    for one in found:
-        one.close()
-    return ports

@@ -6,7 +6,6 @@ webhooks are reached by address, because a control plane without real nodes has 
 
 import base64
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 from tools.cluster import binaries
+from tools.cluster.beside import free_ports, has_leader, listens
 from tools.cluster.cluster import Cluster
 from tools.cluster.modules import module_files
 from tools.cluster.pki import Pki
@@ -39,7 +39,7 @@ def prepare(cluster: Cluster) -> None:
 @contextmanager
 def controller(cluster: Cluster, kubeconfig: Path) -> Iterator[Process]:
     """A controller that works, with its webhooks, which are gone again afterwards."""
-    host, (webhook, health) = cluster.home.addresses.loopback, _free_ports(2)
+    host, (webhook, health) = cluster.home.addresses.loopback, free_ports(2)
     folder = cluster.home.folder / "lws"
     folder.mkdir(exist_ok=True)
     pki = Pki(cluster.home.folder / "pki")
@@ -64,8 +64,8 @@ def controller(cluster: Cluster, kubeconfig: Path) -> Iterator[Process]:
     process = cluster.processes.start("lws", [program, f"--kubeconfig={kubeconfig}", *flags])
     hooks = _webhooks(f"https://{host}:{webhook}", pki.crt("ca"))
     try:
-        process.wait_for("its webhooks", lambda: _listens(host, webhook), READY_SECONDS)
-        process.wait_for("the lease", lambda: _holder(cluster), READY_SECONDS)
+        process.wait_for("its webhooks", lambda: listens(host, webhook), READY_SECONDS)
+        process.wait_for("the lease", lambda: has_leader(cluster, NAMESPACE), READY_SECONDS)
         cluster.apply(hooks)
         yield process
     finally:
@@ -95,21 +95,3 @@ def _manifest(name: str) -> Path:
 
 def _kinds(cluster: Cluster) -> list[str]:
     return cluster.kubectl("api-resources", "--api-group=leaderworkerset.x-k8s.io").split()
-
-
-def _holder(cluster: Cluster) -> bool:
-    leases = cluster.get("leases", namespace=NAMESPACE)["items"]
-    return any(one["spec"].get("holderIdentity") for one in leases)
-
-
-def _listens(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
-
-
-def _free_ports(count: int) -> list[int]:
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in found]
-    for one in found:
-        one.close()
-    return ports
