@@ -42,6 +42,7 @@ class Hub:
         self._legs: dict[str, Events] = {}
         self._state: InstanceState | None = None
         self._state_at = 0.0
+        self._busy_until = clock()
         self._state_readers: set[asyncio.Event] = set()
         self._hashes: dict[str, None] = {}
         self._cache_sequence = 0
@@ -51,6 +52,15 @@ class Hub:
     @property
     def state(self) -> InstanceState | None:
         return self._state
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last leg or offer ended, or since the start; 0 while there is any."""
+        return 0.0 if self._is_busy else self._clock() - self._busy_until
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._legs) or (self._state is not None and bool(self._state.requests))
 
     def receive(self, output: Output) -> None:
         """One step's output."""
@@ -68,6 +78,8 @@ class Hub:
                 [key.hex() for key in output.cache.removed],
             )
         if output.state:
+            if self._is_busy:
+                self._busy_until = self._clock()
             self._state, self._state_at = output.state, self._clock()
             self._wake()
 
@@ -88,7 +100,8 @@ class Hub:
         return self._legs[leg]
 
     def close_leg(self, leg: str) -> None:
-        self._legs.pop(leg, None)
+        if self._legs.pop(leg, None) is not None:
+            self._busy_until = self._clock()
 
     # ---- state -----------------------------------------------------------------------------------
 

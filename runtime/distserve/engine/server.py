@@ -68,7 +68,7 @@ class Served:
     @property
     def instance(self) -> InstanceInfo:
         address = self.link.address if self.link else ""
-        return replace(self.info, migrator=address)
+        return replace(self.info, migrator=address, idle_seconds=self.hub.idle_seconds)
 
 
 def make_app(served: Served) -> FastAPI:

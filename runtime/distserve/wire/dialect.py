@@ -256,3 +256,5 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
     """From the model's generation config: used where the client gives none."""
     migrator: str = ""
     version: str = ""
+    idle_seconds: float = 0.0
+    """When it was asked: since its last leg or offer ended, or since it began to serve."""

@@ -184,6 +184,23 @@ async def test_one_leg_of_an_id_at_a_time(site: Site, make_leg: Any) -> None:
     assert len(await running) == 5
 
 
+async def test_an_instance_tells_for_how_long_it_is_idle(site: Site, make_leg: Any) -> None:
+    async def idle_seconds() -> float:
+        async with site.http.get(f"{site.url}/instance") as answer:
+            return float((await answer.json())["idle_seconds"])
+
+    assert await idle_seconds() > 0, "since it began to serve"
+    site.runner.gated = True
+    leg = msgspec.json.encode(make_leg([1, 2], 3))
+    async with site.http.post(f"{site.url}/legs", data=leg) as answer:
+        assert await idle_seconds() == 0
+        site.runner.open()
+        assert len((await answer.text()).splitlines()) == 5
+    async with asyncio.timeout(10):
+        while not await idle_seconds():
+            await asyncio.sleep(0.005)
+
+
 async def test_a_client_that_leaves_aborts_its_leg(site: Site, make_leg: Any) -> None:
     site.runner.gated = True
     leg = make_leg([1, 2], 100)
@@ -271,7 +288,8 @@ async def test_cache_events_start_with_all_hashes(site: Site, make_leg: Any) -> 
 
 async def test_instance_and_its_files(site: Site) -> None:
     async with site.http.get(f"{site.url}/instance") as answer:
-        assert msgspec.json.decode(await answer.read(), type=InstanceInfo) == site.served.info
+        said = msgspec.json.decode(await answer.read(), type=InstanceInfo)
+        assert msgspec.structs.replace(said, idle_seconds=0.0) == site.served.info
     async with site.http.get(f"{site.url}/instance/files/tokenizer.json") as answer:
         assert await answer.text() == "{}"
     for name in ("config.json", "..%2Fsecret", "%2Fetc%2Fpasswd"):
