@@ -10,9 +10,10 @@ from distserve.operator.conditions import Fact
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import Answers, NoPlace, Observed, Placement, PlacementQuestion
 from distserve.operator.provisioning import Attempts, attempts_of, still
-from distserve.operator.queueing import NO_QUEUE, Standing, refused_units, standing
+from distserve.operator.queues import refused_units, standing
 from distserve.operator.repacking import Repacking
 from distserve.operator.rollout import Step
+from distserve.operator.standings import NO_QUEUE, Standing
 from distserve.operator.wanted import Wanted
 from distserve.operator.whereabouts import NONE, Look, Whereabouts, provisioned
 
@@ -50,7 +51,7 @@ class Places:
 def units_without_room(observed: Observed, answers: Answers, wanted: Wanted) -> frozenset[int]:
     """Nor will any be made for them, or there is no quota."""
     attempts = attempts_of(observed)
-    return refused_units(observed, wanted.deployment) | frozenset(
+    return refused_units(observed) | frozenset(
         int(unit[1:])
         for unit, found in answers.placements.items()
         if isinstance(found, NoPlace)

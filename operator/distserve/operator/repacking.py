@@ -16,7 +16,7 @@ from typing import Final
 from distserve.api import labels
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import Answers, BetterQuestion, Observed, Placement
-from distserve.operator.queueing import standing
+from distserve.operator.queues import standing
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Rules, UnitState
 from distserve.operator.wanted import Wanted

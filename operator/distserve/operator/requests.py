@@ -21,7 +21,7 @@ from distserve.placement.requests import (
 )
 from distserve.resources.instances import stateful_set
 from distserve.resources.naming import instances
-from distserve.resources.queueing import Admission, with_admission
+from distserve.resources.queued import Admission, with_admission
 from distserve.resources.revisions import Revision
 
 NO_PRIORITIES: Final[Mapping[str, int]] = MappingProxyType({})

@@ -13,7 +13,7 @@ from distserve.operator.health import PLACE, write_place
 from distserve.operator.keys import keyed
 from distserve.operator.model import Object, Observed, Placement
 from distserve.resources import affinity, naming, provisioning
-from distserve.resources.queueing import Admission, with_admission
+from distserve.resources.queued import Admission, with_admission
 from distserve.resources.render import shared_objects, unit_objects
 from distserve.resources.revisions import KIND as REVISION_KIND
 from distserve.resources.revisions import Revision, from_object, object_name, to_object

@@ -27,9 +27,9 @@ from distserve.operator.provisioning import (
     pauses,
     place_of,
 )
-from distserve.operator.queueing import Standing
 from distserve.operator.repacking import Repacking
 from distserve.operator.requests import unit_request
+from distserve.operator.standings import Standing
 from distserve.operator.wanted import Wanted
 from distserve.placement.requests import UnitRequest
 from distserve.resources.revisions import Revision

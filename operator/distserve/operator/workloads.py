@@ -9,8 +9,9 @@ from functools import cached_property
 from distserve.api import labels
 from distserve.operator.conditions import seconds
 from distserve.operator.flavors import Flavor
-from distserve.operator.model import Object, Observed
-from distserve.resources.queueing import ASKED, BEFORE, KIND, Admission, Admitted, Priority
+from distserve.operator.model import Object, Observed, Ref
+from distserve.resources.kueue import API_VERSION, ASKED, BEFORE, KIND, Priority
+from distserve.resources.queued import Admission, Admitted
 
 
 class Unclear(Exception):
@@ -59,13 +60,17 @@ class Entry:
         return Priority(value, found.get("group", ""), found.get("name", ""))
 
     @property
-    def reserved(self) -> bool:
+    def ref(self) -> Ref:
+        return Ref(API_VERSION, KIND, self.name)
+
+    @property
+    def holds(self) -> bool:
         """It has its quota."""
         return self._is("QuotaReserved")
 
     @property
     def admitted(self) -> bool:
-        return self._is("Admitted") and self.reserved and not self.evicted
+        return self._is("Admitted") and self.holds and not self.evicted
 
     @property
     def admitted_since(self) -> float:
@@ -80,7 +85,7 @@ class Entry:
     @property
     def over(self) -> bool:
         """Nothing comes of it any more: its unit goes, and then it does."""
-        return self._is("Finished") or (self.evicted and self.reserved)
+        return self._is("Finished") or (self.evicted and self.holds)
 
     @cached_property
     def why_evicted(self) -> str:
@@ -96,7 +101,7 @@ class Entry:
         """What Kueue says of it while it waits; empty as long as it says nothing."""
         if not self.active:
             return f"Workload {self.name} is deactivated; set its spec.active to true"
-        if self.reserved:
+        if self.holds:
             checks = (self.live.get("status") or {}).get("admissionChecks") or ()
             names = [f"{c['name']} ({c['state']})" for c in checks if c["state"] != "Ready"]
             if not names:
@@ -111,7 +116,7 @@ class Entry:
             return ""
         if (self.condition("QuotaReserved") or {}).get("reason") == "Inadmissible":
             return f"see kubectl describe localqueue {self.queue}, or have the label name another"
-        more = "" if self.reserved else "; it comes when others give back quota, or it gets more"
+        more = "" if self.holds else "; it comes when others give back quota, or it gets more"
         return f"see kubectl describe workload {self.name}{more}"
 
     def _is(self, kind: str) -> bool:

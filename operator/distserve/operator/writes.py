@@ -8,7 +8,8 @@ from distserve.api import labels
 from distserve.operator.course import Course
 from distserve.operator.difference import difference
 from distserve.operator.model import Apply, Delete, Object, Observed, Ref
-from distserve.operator.queueing import NO_QUEUE, queue_writes
+from distserve.operator.queues import queue_writes
+from distserve.operator.standings import NO_QUEUE
 from distserve.operator.wanted import stored_revisions
 from distserve.operator.worlds import noted
 

@@ -9,7 +9,7 @@ from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import DistServeDeployment, Spec
 from distserve.api.labels import QUEUE
 from distserve.api.topology import Scheduler
-from distserve.resources import queueing
+from distserve.resources import kueue
 from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}
@@ -109,7 +109,7 @@ def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
         ),
         "spec.topology.scheduler": (
             spec.topology.scheduler == Scheduler.KUEUE,
-            queueing.SERVED,
+            kueue.SERVED,
             "or this operator does not look: install Kueue 0.15 or newer and give the operator's "
             "chart kueue.enabled=true, or remove the field",
         ),

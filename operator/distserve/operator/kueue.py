@@ -12,7 +12,7 @@ cluster, so it goes on with a new leader.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from distserve.api import labels
@@ -21,18 +21,19 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.topology import Scheduler
 from distserve.operator.conditions import timestamp
 from distserve.operator.health import LiveUnit
-from distserve.operator.model import Apply, Delete, NoPlace, Object, Observed, Ref
+from distserve.operator.model import Apply, Delete, NoPlace, Observed
+from distserve.operator.standings import Standing, given_back
 from distserve.operator.wanted import Wanted
 from distserve.operator.workloads import Entry, Unclear, admission_of, entries
-from distserve.resources.queueing import (
+from distserve.resources.kueue import (
     API_VERSION,
     GROUP,
     KIND,
-    Admission,
     Priority,
     pod_sets,
     workload,
 )
+from distserve.resources.queued import Admission
 from distserve.resources.revisions import Revision
 
 PODS_READY: Final = "PodsReady"
@@ -40,51 +41,15 @@ READY: Final = ("Started", "all of its pods are ready")
 NOT_READY: Final = ("WaitForRecovery", "one of its pods is not ready any more")
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Of one unit. Without a queue nothing of it is set."""
-
-    revision: str = ""
-    current: Entry | None = None
-    waits: NoPlace | None = None
-    """Why it is not to be placed yet."""
-    goes: NoPlace | None = None
-    """Why it is to be deleted whole."""
-    admission: Admission | None = None
-    make: Object | None = None
-    """Its Workload, which is not there."""
-
-    @property
-    def since(self) -> float:
-        """When it may be placed: before that it did not wait for room."""
-        return self.current.admitted_since if self.current is not None else 0.0
-
-    def told(self, why: NoPlace) -> NoPlace:
-        """Why it waits for room, with what that costs the others of its queue."""
-        if self.current is None or not self.current.admitted:
-            return why
-        return replace(
-            why,
-            message=f"{why.message}; it holds its quota of LocalQueue {self.current.queue} "
-            "meanwhile, unless Kueue's waitForPodsReady takes it back",
-        )
-
-
-NO_QUEUE: Final = Standing()
-
-
-def queued(deployment: DistServeDeployment) -> bool:
+def has(deployment: DistServeDeployment, revision: Revision, live: LiveUnit | None) -> bool:
     return deployment.spec.topology.scheduler == Scheduler.KUEUE
 
 
-def refused_units(observed: Observed, deployment: DistServeDeployment) -> frozenset[int]:
-    """For which there is no quota now, nor was any."""
-    if not queued(deployment):
-        return frozenset()
+def refused(observed: Observed) -> frozenset[int]:
     return frozenset(
         int(unit[1:])
         for unit, some in entries(observed).items()
-        if not any(one.reserved for one in some) and any(one.words for one in some)
+        if not any(one.holds for one in some) and any(one.words for one in some)
     )
 
 
@@ -93,8 +58,6 @@ def standing(
 ) -> Standing:
     """Of a unit that is to have this revision."""
     deployment = wanted.deployment
-    if not queued(deployment):
-        return NO_QUEUE
     known = entries(observed).get(unit, [])
     over = [one for one in known if one.over]
     same = live is not None and live.revision in ("", revision.name)
@@ -129,39 +92,32 @@ def standing(
                 f"unit {unit}: revision {revision.name} asks LocalQueue {queue} for something "
                 "else; the unit goes whole, and is made again when that is admitted"
             )
-    return Standing(revision.name, current, waits, goes, admission, make)
+    found = Standing(Scheduler.KUEUE, revision.name)
+    if current is not None:
+        costs = (
+            f"it holds its quota of LocalQueue {current.queue} meanwhile, unless Kueue's "
+            "waitForPodsReady takes it back"
+        )
+        since = current.admitted_since
+        found = replace(
+            found, current=current.uid, admitted=current.admitted, since=since, costs=costs
+        )
+    return replace(found, waits=waits, goes=goes, admission=admission, make=make)
 
 
-def queue_writes(
+def writes(
     observed: Observed,
     standings: Mapping[str, Standing],
     live: Mapping[str, LiveUnit],
     ready: frozenset[str],
-    foreign: frozenset[Ref],
 ) -> Iterator[Apply | Delete]:
-    """`standings` of the units that there are to be. Quota is given back when nothing of its unit
-    is left, since until then somebody else's pods would find no room."""
-    for found in standings.values():
-        if found.make is not None and _ref(found.make) not in foreign:
-            yield Apply(found.make, create_only=True)
-    left = {pod.unit for pod in observed.pods} | live.keys()
-    mixed = {
-        pod.unit
-        for pod in observed.pods
-        if pod.unit in standings and pod.revision != standings[pod.unit].revision
-    }
-    for unit, some in sorted(entries(observed).items()):
-        known = standings.get(unit)
+    known = entries(observed)
+    current = {found.current for found in standings.values()}
+    for unit, some in sorted(known.items()):
         for one in some:
-            if known is not None and known.current is not None and known.current.uid == one.uid:
-                if one.admitted and unit in live:
-                    yield from _tell_ready(one, unit in ready, observed.now)
-                continue
-            # What its pods run on now: they have another one of the same revision.
-            other = known is not None and known.current is not None and known.current.admitted
-            spare = other and not one.evicted and unit not in mixed
-            if known is NO_QUEUE or not one.reserved or unit not in left or spare:
-                yield Delete(Ref(API_VERSION, KIND, one.name), one.uid)
+            if one.uid in current and one.admitted and unit in live:
+                yield from _tell_ready(one, unit in ready, observed.now)
+    yield from given_back(observed, Scheduler.KUEUE, known, standings, live)
 
 
 def priority_of(
@@ -191,7 +147,7 @@ def _current(
     revision already, whoever worked out what it asks for. A class's value may be changed, which is
     Kueue's to follow."""
     for one in reversed(known):
-        if one.reserved and (same or one.asked == asked):
+        if one.holds and (same or one.asked == asked):
             return one
     for one in reversed(known):
         alike = priority is None or (
@@ -257,7 +213,3 @@ def _evicted(unit: str, queue: str, entry: Entry) -> NoPlace:
 
 def _waits(message: str) -> NoPlace:
     return NoPlace(PlacedReason.QUEUED_BY_KUEUE, message)
-
-
-def _ref(found: Object) -> Ref:
-    return Ref(found["apiVersion"], found["kind"], found["metadata"]["name"])

@@ -1,16 +1,12 @@
-"""A unit as one Workload of Kueue, and what its pods get once that is admitted: read by `operator`
-(topology.scheduler).
+"""A unit as one Workload of Kueue: read by `operator` (topology.scheduler Kueue).
 
     podSets: one of each role, with as many pods as its instances have in the unit
-    admission: node labels and tolerations of the flavors that were chosen for them
 
 https://kueue.sigs.k8s.io/docs/concepts/workload/
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import msgspec
@@ -46,20 +42,6 @@ class Priority(NamedTuple):
     group: str = ""
     """Of the class; empty where none was named."""
     name: str = ""
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """What the pods of one role get of an admission."""
-
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Object, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-
-Admission = Mapping[str, Admitted]
-"""By role."""
 
 
 class PodSets(NamedTuple):
@@ -118,29 +100,6 @@ def workload(
             "name": priority.name,
         }
     return found
-
-
-def with_admission(found: Object, admission: Admission | None) -> Object:
-    """A StatefulSet whose pods go where the flavors of its role are."""
-    role = found["metadata"]["labels"].get(labels.ROLE, "")
-    got = (admission or {}).get(role)
-    if got is None or found["kind"] != "StatefulSet":
-        return found
-    template = found["spec"]["template"]
-    metadata, spec = template["metadata"], template["spec"]
-    metadata = {**metadata, "labels": {**got.labels, **metadata["labels"]}}
-    if got.annotations:
-        metadata["annotations"] = {**metadata.get("annotations", {}), **got.annotations}
-    spec = dict(spec)
-    if got.node_selector:
-        spec["nodeSelector"] = {**spec.get("nodeSelector", {}), **got.node_selector}
-    known: Sequence[Object] = spec.get("tolerations", ())
-    if new := [one for one in got.tolerations if one not in known]:
-        spec["tolerations"] = [*known, *new]
-    return {
-        **found,
-        "spec": {**found["spec"], "template": {**template, "metadata": metadata, "spec": spec}},
-    }
 
 
 def _counted(pod_set: Object) -> Object:
