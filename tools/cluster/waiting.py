@@ -56,10 +56,11 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired as expired:
-        said = expired.stderr or b""
-        text = said.decode(errors="replace") if isinstance(said, bytes) else said
+        # Bytes, also where text was asked for.
+        said = [(part or b"") for part in (expired.stdout, expired.stderr)]
+        text = "\n".join(s.decode(errors="replace") if isinstance(s, bytes) else s for s in said)
         raise DidNotCome(
-            f"{' '.join(command)[:400]} had not ended after {seconds:g} s\n{text[-4000:]}"
+            f"{' '.join(command)[:400]} had not ended after {seconds:g} s\n{text[-4000:]}".rstrip()
         ) from None
     if done.returncode != 0:
         raise CommandFailed(command, done.returncode, done.stdout, done.stderr)

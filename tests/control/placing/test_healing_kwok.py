@@ -218,7 +218,7 @@ def test_on_a_cordoned_node_pods_run_on(running: Run) -> None:
         node, (first, *others) = next(iter(opt.nodes().items()))
         cluster.kubectl("cordon", node)
         name = first["metadata"]["name"]
-        cluster.kubectl("delete", f"pod/{name}", f"-n{opt.fabric.namespace}")
+        cluster.kubectl("delete", f"pod/{name}", f"-n{opt.fabric.namespace}", "--wait=false")
         # That pod alone goes elsewhere, and stays in the domain.
         opt.fabric.wait_until(
             "it is made again", lambda: first["metadata"]["uid"] not in opt.uids()
