@@ -12,6 +12,9 @@ from aiohttp import web
 
 from distserve.gateway.api_server import ApiServer
 
+INSTANCES, GATEWAYS = "tiny-instances", "tiny-gateway"
+"""The two Services of which it knows slices."""
+
 
 def endpoint(name: str, address: str = "127.0.0.1", /, **conditions: bool) -> dict[str, Any]:
     return {
@@ -72,10 +75,12 @@ class ApiStub:
         new.write_text(self.token)
         new.rename(self.credentials / "token")
 
-    def put(self, name: str, *endpoints: dict[str, Any], port: int = 8100) -> None:
+    def put(
+        self, name: str, *endpoints: dict[str, Any], port: int = 8100, service: str = INSTANCES
+    ) -> None:
         kind = "MODIFIED" if name in self.slices else "ADDED"
         self.slices[name] = {
-            "metadata": {"name": name},
+            "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}},
             "addressType": "IPv4",
             "endpoints": list(endpoints) or None,
             "ports": [{"name": "metrics", "port": 9}, {"name": "engine", "port": port}],
@@ -116,7 +121,9 @@ class ApiStub:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         assert request.match_info["namespace"] == "n"
-        assert request.query["labelSelector"] == "kubernetes.io/service-name=tiny-instances"
+        asked = (INSTANCES, f"{INSTANCES},{GATEWAYS}")
+        selectors = [f"kubernetes.io/service-name in ({names})" for names in asked]
+        assert request.query["labelSelector"] in selectors
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return _status(401, "Unauthorized")
         if self.refuse is not None:

@@ -153,7 +153,7 @@ async def following(
     follower = Follower()
 
     async def follow() -> None:
-        async for endpoints in SliceDiscovery(api, namespace, "tiny-instances", pace).watch():
+        async for endpoints in SliceDiscovery(api, namespace, "tiny-instances", pace=pace).watch():
             follower.seen.append(endpoints)
 
     task = asyncio.create_task(follow())

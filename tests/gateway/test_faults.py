@@ -348,6 +348,27 @@ async def test_too_many_that_wait_are_told_when_to_come_back(houses: Any) -> Non
     assert (await house.complete())[0] == 200
 
 
+async def test_gateways_share_what_may_wait(houses: Any) -> None:
+    gate = asyncio.Event()
+    house = await houses(engine={"prefill_gate": gate}, max_waiting_requests=5)
+
+    async def bound() -> float:
+        return float((await house.metrics())["distserve_requests_waiting_bound"])
+
+    assert await bound() == 5, "nothing is known of others"
+    house.gateway.discovery.gateways = 3
+    assert await bound() == 2, "rounded up"
+    asked = [asyncio.create_task(house.complete()) for _ in range(2)]
+    await house.until(lambda: house.gateway.admission.waiting == 2)
+    assert (await house.complete())[0] == 429
+    house.gateway.discovery.gateways = 2
+    asked.append(asyncio.create_task(house.complete()))
+    await house.until(lambda: house.gateway.admission.waiting == 3)
+    house.gateway.discovery.gateways = 5
+    gate.set()
+    assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 3
+
+
 async def test_prompts_of_a_batch_wait_one_by_one(houses: Any) -> None:
     house = await houses(max_waiting_requests=2)
     status, answer = await house.complete(prompt=["a", "b"])

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from tests.gateway.api_stub import ApiStub, endpoint
+from tests.gateway.api_stub import GATEWAYS, INSTANCES, ApiStub, endpoint
 
 from distserve.gateway import service
 from distserve.gateway.api_server import KEEPALIVE, NotInCluster, api_server_of_pod
@@ -67,9 +67,9 @@ async def follow(stub: ApiStub) -> AsyncIterator[Callable[..., Any]]:
     """follow(pace=QUICK) -> a Follower that has seen the list and watches."""
     tasks: list[asyncio.Task[None]] = []
 
-    async def start(pace: Pace = QUICK) -> Follower:
+    async def start(pace: Pace = QUICK, gateways: str = "") -> Follower:
         draw = random.Random(1)
-        follower = Follower(SliceDiscovery(stub.api, "n", "tiny-instances", pace, draw))
+        follower = Follower(SliceDiscovery(stub.api, "n", INSTANCES, gateways, pace, draw))
         tasks.append(asyncio.create_task(follower.follow()))
         await follower.until_ready("a", "b")
         await follower.until(lambda: stub.watching == 1)
@@ -130,6 +130,36 @@ async def test_a_watch_goes_on_where_the_last_one_ended(stub: ApiStub, follow: A
     assert int(asked["timeoutSeconds"]) == QUICK.watch_seconds
 
 
+async def test_gateways_are_counted_that_serve(stub: ApiStub, follow: Any) -> None:
+    """By the slices of their own Service, which are no instances."""
+    stub.put("g1", endpoint("me"), service=GATEWAYS)
+    follower = await follow(gateways=GATEWAYS)
+    found = follower.discovery
+    assert found.gateways == 1 and len(follower.seen) == 1
+    both = [endpoint("me"), endpoint("you")]
+    stub.put("g1", *both, endpoint("starts", serving=False), service=GATEWAYS)
+    stub.put("g2", endpoint("you"), service=GATEWAYS)  # on its way from one slice to another
+    await follower.until(lambda: found.gateways == 2)
+    await stub.stop()
+    await follower.until(lambda: found._failures >= 2)
+    assert found.gateways == 2, "what was found last stays"
+    await stub.start()
+    stub.put("g1", *both, endpoint("starts"), service=GATEWAYS)
+    await follower.until(lambda: found.gateways == 3)
+    ends = [endpoint("me", serving=False), endpoint("you", terminating=True)]
+    stub.put("g1", *ends, service=GATEWAYS)
+    await follower.until(lambda: found.gateways == 1)
+    assert len(follower.seen) == 1, "no instance came or went"
+
+
+async def test_without_a_service_of_its_own_a_gateway_is_alone(stub: ApiStub, follow: Any) -> None:
+    follower = await follow()
+    stub.put("g1", endpoint("x"), endpoint("y"), service=GATEWAYS)
+    stub.put("s2", endpoint("c", "10.0.0.3"))
+    await follower.until_ready("a", "b", "c")
+    assert follower.discovery.gateways == 1
+
+
 # ---- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -155,7 +185,7 @@ async def test_a_watch_that_died_in_silence_is_noticed(stub: ApiStub, follow: An
 
 
 async def test_a_machine_that_is_gone_is_noticed_by_the_kernel(stub: ApiStub) -> None:
-    query = {"labelSelector": "kubernetes.io/service-name=tiny-instances", "watch": "true"}
+    query = {"labelSelector": "kubernetes.io/service-name in (tiny-instances)", "watch": "true"}
     path = "/apis/discovery.k8s.io/v1/namespaces/n/endpointslices"
     headers = stub.api.headers()
     async with (
@@ -294,7 +324,7 @@ async def test_watches_that_end_at_once_are_failures(
 
 
 def test_pauses_grow_with_jitter_and_a_bound(tmp_path: Path) -> None:
-    discovery = SliceDiscovery(ApiStub(tmp_path).api, "n", "s", Pace(), random.Random(1))
+    discovery = SliceDiscovery(ApiStub(tmp_path).api, "n", "s", draw=random.Random(1))
     pauses = [discovery._pause_seconds() for _ in range(40)]
     for at, pause in enumerate(pauses):
         longest = min(0.25 * 2**at, 30.0)
@@ -320,7 +350,20 @@ def test_outside_of_a_cluster_it_is_refused_with_the_cure(tmp_path: Path) -> Non
         api_server_of_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path)
 
 
-@pytest.mark.parametrize("rest", ["", "n", "n/", "/s", "n/s/t", "N/s", "n/s?x=1", "n/../s", "-n/s"])
+def test_the_gateways_service_is_named_behind_a_comma(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = ApiStub(tmp_path).api
+    monkeypatch.setattr("distserve.gateway.api_server.api_server_of_pod", lambda environment: api)
+    for words, gateways in (("n/s", ""), ("n/s,g", "g")):
+        found = make_discovery(f"endpointslices:{words}", {})
+        assert found == SliceDiscovery(api, "n", "s", gateways, draw=found.draw)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["", "n", "n/", "/s", "n/s/t", "N/s", "n/s?x=1", "n/../s", "-n/s", "n/s,", "n/s,G", "n/s,g,h"],
+)
 def test_names_that_are_none_are_refused(rest: str) -> None:
     with pytest.raises(ValueError, match="endpointslices:NAMESPACE/SERVICE"):
         make_discovery(f"endpointslices:{rest}", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"})
@@ -418,7 +461,7 @@ async def test_requests_are_served_by_what_slices_and_instances_say(
     stub: ApiStub, houses: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Roles, units and revisions come from the engines: slices carry no labels of pods."""
-    discovery = SliceDiscovery(stub.api, "n", "tiny-instances", QUICK)
+    discovery = SliceDiscovery(stub.api, "n", "tiny-instances", pace=QUICK)
     monkeypatch.setattr(service, "make_discovery", lambda location: discovery)
     slow = {"token_seconds": 0.01}
     house = await houses(prefill=2, decode=2, ready=False, engine=slow, names=PODS)
@@ -451,7 +494,7 @@ async def test_requests_are_served_by_what_slices_and_instances_say(
 async def test_an_address_that_went_to_another_instance_is_not_used_twice(
     stub: ApiStub, houses: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    discovery = SliceDiscovery(stub.api, "n", "tiny-instances", QUICK)
+    discovery = SliceDiscovery(stub.api, "n", "tiny-instances", pace=QUICK)
     monkeypatch.setattr(service, "make_discovery", lambda location: discovery)
     house = await houses(ready=False, names=PODS)
     for engine in house.engines:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distserve.gateway.discovery import Endpoint
-from distserve.gateway.slices import EndpointSlice, instances
+from distserve.gateway.slices import EndpointSlice, count_serving, instances
 
 PORTS = [{"name": "migrator", "port": 8101}, {"name": "engine", "port": 8100}]
 
@@ -184,3 +184,41 @@ def test_no_work_on_the_word_of_one_slice_alone(seen: list[dict[str, Any]]) -> N
         # Terminating only where no life of that name goes on; not ready only where none serves.
         assert chosen.terminating == all(ending.values())
         assert chosen.ready or not any(serves[u] and not ending[u] for u in lives)
+
+
+# ---- gateways -----------------------------------------------------------------------------------
+
+HTTP = [{"name": "http", "port": 8000}]
+CONDITION = st.fixed_dictionaries(
+    {name: st.sampled_from([True, False, None]) for name in ("ready", "serving", "terminating")}
+)
+
+
+def test_a_gateway_counts_whatever_its_random_name_ends_in() -> None:
+    pods = [endpoint(f"tiny-gateway-7c9-{end}", "10.1.0.2", uid=end) for end in ("24567", "x4z2q")]
+    assert count_serving([slice_of(*pods, ports=HTTP)]) == 2
+    node = endpoint("a", "10.1.0.2") | {"targetRef": {"kind": "Node", "name": "a", "uid": "3"}}
+    assert count_serving([slice_of(*pods, node), slice_of(ports=None)]) == 2
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), CONDITION), max_size=12),
+    st.randoms(),
+)
+def test_a_pod_counts_once_and_only_on_the_word_of_all(said: list[Any], draw: Any) -> None:
+    def cut(words: list[Any]) -> list[EndpointSlice]:
+        return [
+            slice_of(
+                *(endpoint(f"p-{uid}", "10.1.0.2", uid, **c) for uid, at, c in words if at == n)
+            )
+            for n in range(3)
+        ]
+
+    def works(found: dict[str, bool | None]) -> bool:
+        serves = found["serving"] if found["serving"] is not None else found["ready"] is not False
+        return serves and not found["terminating"]
+
+    wanted = {u for u, _, _ in said} - {u for u, _, found in said if not works(found)}
+    assert count_serving(cut(said)) == len(wanted)
+    draw.shuffle(said)
+    assert count_serving(cut(said)) == len(wanted)

@@ -351,7 +351,7 @@ def test_processes_listen_where_the_contract_says(make: Make) -> None:
                 assert flag(container, "socket") == "/run/distserve/migrator.sock"
             else:
                 assert ports == {"http": 8000} and flag(container, "port") == "8000"
-                assert flag(container, "max-waiting-requests") == "256"
+                assert flag(container, "max-waiting-requests") == "512", "of all gateways"
             assert flag(container, "host") == "$(POD_IP)"
             assert flag(container, "key-file") == "/etc/distserve/key/key"
             assert {e["name"] for e in container["env"]} >= {"POD_NAME", "POD_IP"}

@@ -6,7 +6,7 @@ from typing import Final
 from distserve.api.accelerator import DEFAULT_KV_CACHE
 from distserve.api.deployment import DEFAULT_MEMORY_UTILIZATION, DistServeDeployment
 from distserve.api.strategies import Role
-from distserve.resources.naming import headless_service_name
+from distserve.resources.naming import gateway_name, headless_service_name
 
 ENGINE_PORT: Final = 8100
 MIGRATOR_PORT: Final = 8101
@@ -94,17 +94,19 @@ def _peer_socket(deployment: DistServeDeployment) -> str:
 
 
 def gateway_arguments(deployment: DistServeDeployment) -> list[str]:
+    """The same for any number of gateways: each finds the others by itself."""
     spec, gateway = deployment.spec, deployment.spec.gateway
+    services = f"{headless_service_name(deployment)},{gateway_name(deployment)}"
     flags = {
         "host": "$(POD_IP)",
         "port": str(GATEWAY_PORT),
         "model": spec.model.id,
         "strategy": spec.strategy.name.value,
-        "discovery": f"endpointslices:{deployment.namespace}/{headless_service_name(deployment)}",
+        "discovery": f"endpointslices:{deployment.namespace}/{services}",
         "key-file": KEY_FILE,
         "routing-policy": gateway.routing.policy.value,
         "min-remote-prefill-tokens": str(gateway.routing.min_remote_prefill_tokens),
-        "max-waiting-requests": str(share_of_waiting(deployment)),
+        "max-waiting-requests": str(gateway.max_waiting_requests),
         "request-timeout": gateway.request_timeout,
     }
     if spec.slo is not None:
@@ -112,12 +114,6 @@ def gateway_arguments(deployment: DistServeDeployment) -> list[str]:
         flags["slo-tpot"] = spec.slo.tpot
         flags["attainment-percent"] = str(spec.slo.attainment_percent)
     return _arguments(flags)
-
-
-def share_of_waiting(deployment: DistServeDeployment) -> int:
-    """One gateway's part of the bound on what may wait, rounded up."""
-    gateway = deployment.spec.gateway
-    return -(-gateway.max_waiting_requests // gateway.replicas)
 
 
 def drain_command(deployment: DistServeDeployment) -> list[str]:

@@ -127,13 +127,13 @@ def revision_of(deployment: DistServeDeployment) -> str:
 
 
 def _gateway_revision_of(deployment: DistServeDeployment) -> str:
+    """Hash of what the gateways' pods are made from; their number changes nothing in it."""
     spec = deployment.spec.model_dump(
         mode="json",
         exclude_defaults=True,
         include={
             "model": {"id"}, "strategy": {"name"}, "slo": True,
-            "gateway": {"replicas", "routing", "max_waiting_requests", "request_timeout",
-                        "pod_template"},
+            "gateway": {"routing", "max_waiting_requests", "request_timeout", "pod_template"},
             "restart": {"node_lost_after"},
         },
     )  # fmt: skip

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--discovery",
         required=True,
-        help="where the instances are: file:PATH or endpointslices:NAMESPACE/SERVICE",
+        help="where the instances are: file:PATH or endpointslices:NAMESPACE/SERVICE[,GATEWAYS]; "
+        "GATEWAYS is the Service of those that share --max-waiting-requests",
     )
     add("--key-file", required=True, help="file with the deployment's key")
     add(
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-waiting-requests",
         type=int,
         default=512,
-        help="prompts without a first token; beyond it clients get 429",
+        help="prompts without a first token, in all gateways; beyond it clients get 429",
     )
     add("--request-timeout", default="10m", help="longest time of a request, as 10m")
     add("--slo-ttft", help="objective for the time to first token, as 250ms")

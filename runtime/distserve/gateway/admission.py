@@ -21,7 +21,8 @@ class Ticket:
 class Admission:
     """Counts prompts from their arrival to their first token."""
 
-    def __init__(self, bound: int, retry_after_seconds: Callable[[], int]) -> None:
+    def __init__(self, bound: Callable[[], int], retry_after_seconds: Callable[[], int]) -> None:
+        """`bound` may change at any time; who was admitted stays so."""
         self._bound = bound
         self._retry_after_seconds = retry_after_seconds
         self.waiting = 0
@@ -29,15 +30,16 @@ class Admission:
     def admit(self, prompts: int) -> list[Ticket]:
         """All of a request's prompts or none. Raises Overloaded, or BadRequest for a batch that
         could never be admitted."""
-        if prompts > self._bound > 0:
+        bound = self._bound()
+        if prompts > bound > 0:
             raise BadRequest(
-                f"a batch of {prompts} prompts is more than the {self._bound} that may wait: "
+                f"a batch of {prompts} prompts is more than the {bound} that may wait: "
                 "send it in parts",
                 param="prompt",
             )
-        if self.waiting + prompts > self._bound:
+        if self.waiting + prompts > bound:
             raise Overloaded(
-                f"{self.waiting} requests are waiting, the bound is {self._bound}: try again later",
+                f"{self.waiting} requests are waiting, the bound is {bound}: try again later",
                 retry_after_seconds=self._retry_after_seconds(),
             )
         self.waiting += prompts

@@ -15,7 +15,7 @@ from msgspec import Struct
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-_FORMS = "write file:PATH, or in a cluster endpointslices:NAMESPACE/SERVICE"
+_FORMS = "write file:PATH, or in a cluster endpointslices:NAMESPACE/SERVICE[,GATEWAYS]"
 _DNS_LABEL = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 
 
@@ -42,6 +42,8 @@ class Endpoints(Struct, frozen=True):
 class Discovery(Protocol):
     heard_at: float
     """When its source last gave a sign of life, by the event loop's clock."""
+    gateways: int
+    """How many serve this deployment, this one among them; 1 while no others are known."""
 
     def watch(self) -> AsyncIterator[list[Endpoint]]:
         """All endpoints, once at the start and again after each change."""
@@ -53,6 +55,7 @@ class FileDiscovery:
     While the file is missing or broken, what was last read stays in force."""
 
     heard_at = 0.0
+    gateways = 1
 
     def __init__(self, path: Path, poll_seconds: float = POLL_SECONDS) -> None:
         self._path = path
@@ -87,15 +90,17 @@ class FileDiscovery:
 
 
 def make_discovery(location: str, environment: Mapping[str, str] = os.environ) -> Discovery:
-    """`file:PATH` or `endpointslices:NAMESPACE/SERVICE`. Raises ValueError."""
+    """`file:PATH`, or `endpointslices:NAMESPACE/SERVICE`; the gateways' own Service may follow
+    behind a comma. Raises ValueError."""
     kind, _, rest = location.partition(":")
     if kind == "file" and rest:
         return FileDiscovery(Path(rest))
-    service = re.fullmatch(f"({_DNS_LABEL})/({_DNS_LABEL})", rest)
-    if kind == "endpointslices" and service:
+    found = re.fullmatch(f"({_DNS_LABEL})/({_DNS_LABEL})(?:,({_DNS_LABEL}))?", rest)
+    if kind == "endpointslices" and found:
         # It imports this module, and HTTP, which a file does not need.
         from distserve.gateway.api_server import api_server_of_pod
         from distserve.gateway.slice_discovery import SliceDiscovery
 
-        return SliceDiscovery(api_server_of_pod(environment), service[1], service[2])
+        namespace, service, gateways = found.groups("")
+        return SliceDiscovery(api_server_of_pod(environment), namespace, service, gateways)
     raise ValueError(f"discovery {location!r} is not known: {_FORMS}")

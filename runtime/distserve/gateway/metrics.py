@@ -76,6 +76,11 @@ class Metrics:
         self.waiting = Gauge(
             "distserve_requests_waiting", "Prompts without a first token", registry=self.registry
         )
+        self.waiting_bound = Gauge(
+            "distserve_requests_waiting_bound",
+            "Prompts that may wait here: this gateway's share of maxWaitingRequests",
+            registry=self.registry,
+        )
         self.discovery_age = Gauge(
             "distserve_gateway_discovery_age_seconds",
             "Since the source of the instances' addresses last gave a sign of life",

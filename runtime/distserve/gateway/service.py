@@ -55,8 +55,10 @@ class Gateway:
         self.window = Window()
         self.clock = time.monotonic
         self.fleet = Fleet(self.clock)
-        self.admission = Admission(settings.max_waiting_requests, self._retry_after_seconds)
+        self.discovery = make_discovery(settings.discovery)
+        self.admission = Admission(self._waiting_bound, self._retry_after_seconds)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        self.metrics.waiting_bound.set_function(self._waiting_bound)
         self.transfer_bytes: dict[str, int] = {}
         self.running: set[Work] = set()
         self.ending = False
@@ -80,8 +82,8 @@ class Gateway:
             self._janitor,
             StageRecorder(self.metrics.observe_stage, self._observe_transfer),
         )
-        discovery = make_discovery(self.settings.discovery)
         loop = asyncio.get_running_loop()
+        discovery = self.discovery
         discovery.heard_at = loop.time()
         self.metrics.discovery_age.set_function(lambda: loop.time() - discovery.heard_at)
         watcher = FleetWatcher(
@@ -144,6 +146,10 @@ class Gateway:
             span=arrival.span,
             clock=self.clock,
         )
+
+    def _waiting_bound(self) -> int:
+        """This gateway's share of what may wait in all of them, rounded up."""
+        return -(-self.settings.max_waiting_requests // self.discovery.gateways)
 
     def _retry_after_seconds(self) -> int:
         """When about half of those who wait now will have begun."""

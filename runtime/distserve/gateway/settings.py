@@ -17,6 +17,7 @@ class Settings:
     routing_policy: RoutingPolicy = RoutingPolicy.LEAST_OUTSTANDING
     min_remote_prefill_tokens: int = 0
     max_waiting_requests: int = 512
+    """In all gateways that discovery knows of together."""
     request_timeout_seconds: float = 600.0
     slo: Slo = field(default_factory=Slo)
     """Of requests whose headers name none."""

@@ -1,4 +1,5 @@
-"""Discovery in a cluster: lists and watches the EndpointSlices of the instances' Service.
+"""Discovery in a cluster: lists and watches the EndpointSlices of the instances' Service, and those
+of the gateways' own, by which each knows how many share the bound on what may wait.
 
       list -> watch -> watch -> ... -> list            each watch goes on where the last one ended
         ^       |
@@ -22,7 +23,13 @@ from msgspec import Struct
 from distserve.gateway.api_server import CONNECT_SECONDS, MAX_ERROR_BYTES, ApiServer
 from distserve.gateway.client import NONSENSE, json_lines
 from distserve.gateway.discovery import Endpoint
-from distserve.gateway.slices import EndpointSlice, Metadata, instances
+from distserve.gateway.slices import (
+    SERVICE_LABEL,
+    EndpointSlice,
+    Metadata,
+    count_serving,
+    instances,
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +88,15 @@ class SliceDiscovery:
     api: ApiServer
     namespace: str
     service: str
+    """Of the instances."""
+    gateway_service: str = ""
+    """Of the gateways; without a name this one is taken to be alone."""
     pace: Pace = Pace()
     draw: random.Random = field(default_factory=random.Random)
     heard_at: float = 0.0
     """When the server last said something, by the event loop's clock; a watch's end counts."""
+    gateways: int = 1
+    """That serve, as last heard; at least this one."""
     _failures: int = 0
 
     async def watch(self) -> AsyncIterator[list[Endpoint]]:
@@ -96,7 +108,8 @@ class SliceDiscovery:
                     contextlib.aclosing(self._until_relist(session)) as changes,
                 ):
                     async for slices in changes:
-                        found = instances(slices.values())
+                        self._count_gateways(slices)
+                        found = instances(s for s in slices.values() if s.service == self.service)
                         if found != known:
                             known = found
                             yield found
@@ -112,6 +125,11 @@ class SliceDiscovery:
                     pause,
                 )  # fmt: skip
                 await asyncio.sleep(pause)
+
+    def _count_gateways(self, slices: Slices) -> None:
+        if self.gateway_service:
+            theirs = (one for one in slices.values() if one.service == self.gateway_service)
+            self.gateways = max(1, count_serving(theirs))
 
     async def _until_relist(self, session: aiohttp.ClientSession) -> AsyncGenerator[Slices, None]:
         """All slices, after the list and after each event."""
@@ -174,6 +192,11 @@ class SliceDiscovery:
             async for event in json_lines(answer, _EVENT):
                 yield event
 
+    @property
+    def _selector(self) -> str:
+        names = ",".join(name for name in (self.service, self.gateway_service) if name)
+        return f"{SERVICE_LABEL} in ({names})"
+
     def _get(
         self,
         session: aiohttp.ClientSession,
@@ -182,7 +205,7 @@ class SliceDiscovery:
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         return session.get(
             f"{self.api.url}/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices",
-            params={"labelSelector": f"kubernetes.io/service-name={self.service}", **asked},
+            params={"labelSelector": self._selector, **asked},
             headers=self.api.headers(),
             timeout=timeout,
             allow_redirects=False,

@@ -7,7 +7,7 @@ that was made anew has its name from before: slices that lag behind know two liv
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ _FURTHER_POD = re.compile(r"-[1-9][0-9]*$")
 """Name of a StatefulSet's pod that is not the first."""
 _FAMILIES = ("IPv4", "IPv6")
 """Address types of pods, preferred first. The third one, FQDN, is never a pod's."""
+SERVICE_LABEL = "kubernetes.io/service-name"
 
 
 class Conditions(Struct, frozen=True):
@@ -57,6 +58,7 @@ class Port(Struct, frozen=True):
 class Metadata(Struct, frozen=True, rename="camel"):
     name: str = ""
     resource_version: str = ""
+    labels: Mapping[str, str] | None = None
 
 
 class EndpointSlice(Struct, frozen=True, rename="camel"):
@@ -66,6 +68,11 @@ class EndpointSlice(Struct, frozen=True, rename="camel"):
     address_type: str = ""
     endpoints: list[SliceEndpoint] | None = None
     ports: list[Port] | None = None
+
+    @property
+    def service(self) -> str:
+        """Whose endpoints they are."""
+        return (self.metadata.labels or {}).get(SERVICE_LABEL, "")
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,18 @@ def instances(slices: Iterable[EndpointSlice]) -> list[Endpoint]:
             lives = pods[target.name]
             lives[target.uid] = lives[target.uid].joined(life) if target.uid in lives else life
     return [_endpoint(name, pods[name]) for name in sorted(pods)]
+
+
+def count_serving(slices: Iterable[EndpointSlice]) -> int:
+    """Pods that get work from a Service: all slices that know one say that it serves."""
+    serves: dict[str, bool] = {}
+    for one in slices:
+        for endpoint in one.endpoints or ():
+            target, said = endpoint.target_ref, endpoint.conditions
+            if target is not None and target.kind == "Pod":
+                works = said.serves and not said.terminating
+                serves[target.uid] = serves.get(target.uid, True) and works
+    return sum(serves.values())
 
 
 def _endpoint(name: str, lives: dict[str, _Life]) -> Endpoint:

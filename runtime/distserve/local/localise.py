@@ -15,7 +15,7 @@ _DISCOVERY_FOLDER: Final = "/etc/distserve/discovery"
 
 
 def with_one_gateway(deployment: DistServeDeployment) -> DistServeDeployment:
-    """There is one Service address here, and so one gateway; it gets the whole waiting bound."""
+    """There is one Service address here, and so one gateway."""
     gateway = deployment.spec.gateway.model_copy(update={"replicas": 1})
     spec = deployment.spec.model_copy(update={"gateway": gateway})
     return deployment.model_copy(update={"spec": spec})

@@ -14,7 +14,10 @@ EDITS: dict[str, dict[str, Any]] = {
     "scale down": {"units": 1},
     "scale to zero": {"units": 0},
     "image": {"images": {"engine": "mine:2"}},
-    "gateway": {"gateway": {"replicas": 3}, "networkPolicy": {"enabled": False}},
+    "gateway": {
+        "gateway": {"replicas": 3, "requestTimeout": "1m"},
+        "networkPolicy": {"enabled": False},
+    },
     "shape": {"decode": {"instancesPerUnit": 2}},
     "smaller shape": {"prefill": {}, "decode": {}},
 }
