@@ -37,6 +37,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"topology": {"levels": LEVELS, "packWithin": "zone", "relaxAfter": "1m"}},
         "relaxAfter belongs to enforcement Preferred",
     ),
+    "idle for nothing": (
+        {"topology": {"repackIdleAfter": "1m"}}, "repackIdleAfter belongs to repack WhenIdle",
+    ),
     "no label": ({"topology": {"levels": [{"name": "a", "nodeLabel": "a b"}]}}, "nodeLabel"),
     "rollout that cannot": ({"rollout": {"maxSurgeUnits": 0}}, "no unit could ever be replaced"),
     "whenFull": ({"rollout": {"whenFull": "Hope"}}, "spec.rollout.whenFull"),

@@ -243,6 +243,11 @@ LEVELS = [
             {"topology": {"levels": LEVELS, "packWithin": "zone", "relaxAfter": "1m"}},
             "relaxAfter belongs to enforcement Preferred",
         ),
+        (
+            {"topology": {"repackIdleAfter": "1m"}},
+            "repackIdleAfter belongs to repack WhenIdle",
+        ),
+        ({"topology": {"repack": "Always"}}, "topology.repack"),
         ({"topology": {"levels": [{"name": "a", "nodeLabel": "no label"}]}}, "levels[0].nodeLabel"),
         ({"rollout": {"maxSurgeUnits": 0}}, "both 0, so no unit could ever be replaced: set one"),
         ({"rollout": {"whenFull": "Hope"}}, "spec.rollout.whenFull"),
@@ -260,6 +265,8 @@ def test_levels_are_given_or_the_presets(tmp_path: Path) -> None:
     given = topology(levels=LEVELS, packWithin="zone", enforcement="Preferred")
     assert [level.name for level in given.resolved_levels] == ["nvlink", "zone"]
     assert given.relax_after_seconds == 300
+    assert topology(repack="WhenIdle").repack_idle_seconds == 300
+    assert topology(repack="WhenIdle", repackIdleAfter="20m").repack_idle_seconds == 1200
     preset = topology(preset="NVIDIA", packWithin="nvlink").resolved_levels
     assert [level.model_dump(by_alias=True) for level in preset] == LEVELS
 

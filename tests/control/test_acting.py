@@ -25,7 +25,7 @@ def world(uid_now: str | None) -> tuple[Reconciler, Any]:
     cluster = AsyncMock()
     cluster.delete.side_effect = Conflict("the UID in the precondition is another")
     cluster.get.return_value = live
-    made = Reconciler(store, cluster, lambda *_: DECISION, Mock(), placing, events, Mock())
+    made = Reconciler(store, cluster, lambda *_: DECISION, Mock(), placing, events, Mock(), Mock())
     return made, events
 
 

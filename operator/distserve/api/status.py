@@ -93,6 +93,21 @@ class ProvisioningStatus(Model):
     )
 
 
+class RepackingStatus(Model):
+    """Moves of a unit with topology.repack WhenIdle."""
+
+    unit: str = Field(max_length=16, description="Its name.")
+    leaving: bool = Field(
+        default=False, description="Whether it is being moved: left ends with where it is."
+    )
+    left: list[Annotated[str, Field(max_length=320)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Domains that it left for better ones, or sets of nodes inside of one: it is "
+        "never moved back.",
+    )
+
+
 class RevisionStatus(Model):
     """Revisions in use."""
 
@@ -165,6 +180,12 @@ class Status(Model):
         default_factory=list,
         max_length=10000,
         description="Units without a place, for which no nodes were added in time.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["unit"]},
+    )
+    repacking: list[RepackingStatus] = Field(
+        default_factory=list,
+        max_length=10000,
+        description="Units that were moved since they were idle.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["unit"]},
     )
     plan: PlanStatus | None = Field(

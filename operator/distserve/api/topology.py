@@ -13,6 +13,8 @@ from distserve.api.quantities import ByteQuantity
 MAX_LEVELS: Final = 8
 DEFAULT_RELAX_AFTER: Final = "5m"
 DEFAULT_PROVISION_TIMEOUT: Final = "15m"
+DEFAULT_REPACK_IDLE_AFTER: Final = "5m"
+"""As a HorizontalPodAutoscaler waits before it takes something down."""
 ZONE: Final = "topology.kubernetes.io/zone"
 
 
@@ -33,6 +35,19 @@ class WhenNoFit(StrEnum):
 class Scheduler(StrEnum):
     KUEUE = "Kueue"
     """A LocalQueue of Kueue admits each unit whole, before it is placed."""
+    VOLCANO = "Volcano"
+    """A Queue of Volcano lets each unit in whole, before it is placed; Volcano binds its pods."""
+
+
+POD_SCHEDULERS: Final[dict[Scheduler, str]] = {Scheduler.VOLCANO: "volcano"}
+"""`schedulerName` of the engines' pods, where it is not Kubernetes' own that binds them."""
+
+
+class Repack(StrEnum):
+    NEVER = "Never"
+    """A unit stays where it is, unless the annotation distserve.io/repack asks."""
+    WHEN_IDLE = "WhenIdle"
+    """A unit whose engines had no request for repackIdleAfter goes to a better domain."""
 
 
 class Preset(StrEnum):
@@ -164,6 +179,11 @@ class Topology(Model):
             "Provision",
             lambda self: self.provision_timeout is None or self.when_no_fit == WhenNoFit.PROVISION,
         ),
+        Rule(
+            "!has(self.repackIdleAfter) || self.repack == 'WhenIdle'",
+            "repackIdleAfter belongs to repack WhenIdle: remove it, or set repack: WhenIdle",
+            lambda self: self.repack_idle_after is None or self.repack == Repack.WHEN_IDLE,
+        ),
     )
 
     preset: Preset | None = Field(
@@ -224,7 +244,10 @@ class Topology(Model):
         default=None,
         description="Who admits a unit before it is placed. Kueue: each unit is one Workload of "
         "the LocalQueue that the label kueue.x-k8s.io/queue-name of this object names; none of "
-        "its pods exist until that is admitted. Default: nobody, units wait for room alone.",
+        "its pods exist until that is admitted. Volcano: each unit is one PodGroup of the Queue "
+        "that the annotation scheduling.volcano.sh/queue-name names, else of default; none of its "
+        "pods exist until that is let in, and Volcano binds all of them or none. Default: nobody, "
+        "units wait for room alone.",
     )
 
     when_no_fit: WhenNoFit = Field(
@@ -239,6 +262,24 @@ class Topology(Model):
         "again after a pause that doubles each time; only with whenNoFit Provision. Unit: a "
         f"duration. Default: {DEFAULT_PROVISION_TIMEOUT}.",
     )
+
+    repack: Repack = Field(
+        default=Repack.NEVER,
+        description="Whether a unit that lies badly is moved without being asked. WhenIdle: once "
+        "its engines had no request for repackIdleAfter it goes to a better domain, if there is "
+        "one, by the rollout's rules; never back to one that it left. Default: Never, only the "
+        "annotation distserve.io/repack moves units.",
+    )
+    repack_idle_after: Duration | None = Field(
+        default=None,
+        description="For how long all engines of a unit have had no request before it may be "
+        "moved; only with repack WhenIdle. Unit: a duration. "
+        f"Default: {DEFAULT_REPACK_IDLE_AFTER}.",
+    )
+
+    @property
+    def repack_idle_seconds(self) -> float:
+        return parse_duration(self.repack_idle_after or DEFAULT_REPACK_IDLE_AFTER)
 
     @property
     def provision_seconds(self) -> float:

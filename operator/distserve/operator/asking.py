@@ -37,6 +37,8 @@ class Instance(Struct, frozen=True):
     fingerprint: str
     migrator: str = ""
     """host:port at which peers reach its migrator; empty while it has none."""
+    idle_seconds: float | None = None
+    """For how long it has had no request. None: it is of a version that does not tell."""
 
 
 class Probe(Struct, frozen=True):

@@ -10,6 +10,7 @@ from distserve.operator.health import LiveUnit
 from distserve.operator.places import Places
 from distserve.operator.plans import Numbers
 from distserve.operator.progress import Progress
+from distserve.operator.repacking import Repacking
 from distserve.operator.rollout import Rules, Step, UnitState
 from distserve.operator.wanted import Wanted
 
@@ -25,3 +26,4 @@ class Course:
     places: Places
     progress: Progress
     fabric: Fabric
+    repacking: Repacking

@@ -140,9 +140,9 @@ def _steer(
     rollout = wanted.deployment.spec.rollout
     progress = progress_of(observed, rollout, rules, step, live, places.waiting)
     fabric = fabric_of(observed, answers, wanted.deployment, live, wanted.key_secret)
-    course = Course(wanted, numbers, live, states, rules, step, places, progress, fabric)
+    course = Course(wanted, numbers, live, states, rules, step, places, progress, fabric, moves)
     status, events = report(observed, answers, course)
-    asked = (*numbers.questions, places.question, moves.question, key.question, fabric.question)
+    asked = (*numbers.questions, places.question, *moves.questions, key.question, fabric.question)
     timers = (
         numbers.again_seconds,
         places.again_seconds,
@@ -157,7 +157,7 @@ def _steer(
             *fabric.gates,
         ),
         status=status,
-        events=(*key_events(wanted.deployment, key), *events),
+        events=(*key_events(wanted.deployment, key), *moves.events, *events),
         again_seconds=min((s for s in timers if s is not None), default=None),
     )
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from distserve.operator.asking import Instance, NotAnswered, PeerLink, WrongKey
 from distserve.operator.errors import ClusterError
+from distserve.operator.keyring import Keyring, ReadKey
 from distserve.operator.model import Key
 from distserve.operator.pairs import Link, LinksQuestion, Member, Pair, UnitLinks
 
@@ -46,11 +47,6 @@ class Asks(Protocol):
     async def instance(self, member: Member, key: bytes) -> Instance: ...
     async def measure(self, reader: Member, peer: str, key: bytes) -> PeerLink: ...
     async def close(self) -> None: ...
-
-
-ReadKey = Callable[[str, str], Awaitable[bytes | None]]
-"""From namespace and Secret to the deployment's key; None where there is none. Raises
-ClusterError."""
 
 
 class Seen(NamedTuple):
@@ -98,12 +94,10 @@ class Engines:
         settings: EngineSettings | None = None,
     ) -> None:
         self._asks = asks
-        self._read_key = read_key
+        self._keyring = Keyring(read_key)
         self._wake = wake
         self._settings = settings or EngineSettings()
         self._units: dict[Key, dict[str, _Unit]] = {}
-        self._keys: dict[Key, bytes] = {}
-        self._reading = asyncio.Lock()
         self._asked = asyncio.Semaphore(self._settings.asked)
         self._measured = asyncio.Semaphore(self._settings.measured)
 
@@ -128,7 +122,7 @@ class Engines:
         """The deployment is gone, or none of its pairs runs."""
         for unit in self._units.pop(key, {}).values():
             self._drop(unit)
-        self._keys.pop(key, None)
+        self._keyring.release(key)
 
     def seen(self) -> Iterator[Seen]:
         for key, units in self._units.items():
@@ -198,12 +192,11 @@ class Engines:
         """What it says of itself, or why it says nothing."""
         shown = b""
         try:
-            shown = await self._key(key, unit)
+            shown = await self._keyring.of(key, unit.secret)
             async with self._asked:
                 return await self._asks.instance(member, shown)
         except WrongKey as error:
-            if self._keys.get(key) == shown:
-                del self._keys[key]  # There may be another one.
+            self._keyring.wrong(key, shown)
             return str(error)
         except (NotAnswered, ClusterError) as error:
             return str(error)
@@ -223,7 +216,7 @@ class Engines:
             if attempt:
                 await asyncio.sleep(self._settings.pause_seconds)
             try:
-                shown = await self._key(key, unit)
+                shown = await self._keyring.of(key, unit.secret)
                 async with self._measured:
                     said = await self._asks.measure(pair.reader, source.migrator, shown)
             except (NotAnswered, ClusterError) as error:
@@ -233,15 +226,6 @@ class Engines:
             if not link.measured or not best.slow:
                 break
         return best
-
-    async def _key(self, key: Key, unit: _Unit) -> bytes:
-        async with self._reading:  # All of a unit come at once.
-            if key not in self._keys:
-                found = await self._read_key(key.namespace, unit.secret)
-                if found is None:
-                    raise NotAnswered(f"there is no Secret {unit.secret} with the deployment's key")
-                self._keys[key] = found
-            return self._keys[key]
 
 
 def _link(pair: Pair, said: PeerLink) -> Link:

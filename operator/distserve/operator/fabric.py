@@ -111,7 +111,7 @@ def fabric_of(
 
 def _pairs(unit: LiveUnit, spec: Spec, nodes: Mapping[str, Node | None]) -> Iterator[Pair]:
     """Those of one unit that can be asked now. Pairs across units use the same links or worse."""
-    members = {role.value: list(_members(unit, role)) for role in (Role.PREFILL, Role.DECODE)}
+    members = {role.value: list(members_of(unit, role)) for role in (Role.PREFILL, Role.DECODE)}
     for reader in members["decode"]:
         for source in members["prefill"]:
             shared = shared_levels(spec, nodes, reader.node, source.node)
@@ -119,7 +119,8 @@ def _pairs(unit: LiveUnit, spec: Spec, nodes: Mapping[str, Node | None]) -> Iter
             yield Pair(reader, source, level, expected)
 
 
-def _members(unit: LiveUnit, role: Role) -> Iterator[Member]:
+def members_of(unit: LiveUnit, role: Role) -> Iterator[Member]:
+    """First pods of its instances of this role that can be asked something."""
     for name, instance in sorted(unit.instances.items()):
         for pod in instance.pods:
             if (

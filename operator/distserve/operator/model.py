@@ -10,12 +10,14 @@ the reconciler answers what can be answered at once and calls it again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from distserve.api.planning import ConfigMapKey
-from distserve.operator.flavors import Flavor
+from distserve.operator.flavors import Flavor, VolcanoQueue
+from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.pairs import LinksQuestion, UnitLinks
 from distserve.placement.nodes import Node
 from distserve.planner.errors import PlannerError
@@ -98,6 +100,8 @@ class Features:
     """Kueue's, by name."""
     queue_priorities: Mapping[str, int] = field(default_factory=dict)
     """Value of each WorkloadPriorityClass of Kueue."""
+    volcano_queues: Mapping[str, VolcanoQueue] = field(default_factory=dict)
+    """By name."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,14 @@ class Placement:
         """No domain was chosen: whoever adds nodes and the scheduler are to find one."""
         return not self.value and not self.nodes
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What it can be told by later: its domain, and its nodes."""
+        chosen = sorted({node for nodes in self.nodes.values() for node in nodes})
+        digest = hashlib.sha256(",".join(chosen).encode()).hexdigest()[:8]
+        domain = f"{self.level} {self.value}" if self.value else "the cluster"
+        return domain, f"nodes {digest}"
+
 
 @dataclass(frozen=True)
 class NoPlace:
@@ -168,6 +180,8 @@ class BetterQuestion:
     """Would this unit, that runs, lie better elsewhere? None: room is kept for no such one."""
 
     unit: Any | None  # distserve.placement's UnitRequest
+    never: frozenset[str] = frozenset()
+    """`Placement.names` that it is not to go to."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +222,7 @@ Question = (
     | KeyQuestion
     | NodesQuestion
     | LinksQuestion
+    | IdleQuestion
 )
 
 
@@ -224,7 +239,7 @@ class Answers:
     """By `PlanRequest.inputs_hash`."""
     placements: Mapping[str, Placement | NoPlace | Pending] = field(default_factory=dict)
     """By unit."""
-    better: Mapping[str, Placement | None] = field(default_factory=dict)
+    better: Mapping[str, Placement | Pending | None] = field(default_factory=dict)
     """By unit; None: it lies best where it is."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """By revision: the API server's words, empty when it takes all."""
@@ -236,6 +251,8 @@ class Answers:
     """None: there is no such node."""
     links: Mapping[str, UnitLinks] = field(default_factory=dict)
     """By unit, what is known by now."""
+    idle: Idle | None = None
+    """None: no unit is, as far as is known."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
 

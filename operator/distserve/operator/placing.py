@@ -64,6 +64,8 @@ class Placing:
         self._reserved: dict[Key, set[UnitId]] = {}
         self._moves: dict[Key, Move] = {}
         self._unsettled: set[Key] = set()
+        self._early: set[Key] = set()
+        """Deployments that asked for a better place before all was settled."""
         self._changed = asyncio.Event()
         self._gathering = Gathering()
         self._passed = 0.0
@@ -97,17 +99,23 @@ class Placing:
         for unit in [one for one in self._requests if _key(one) == key and one not in units]:
             self._withdraw(unit)
 
-    def better(self, key: Key, unit: UnitRequest | None) -> Placement | None:
-        """Where a unit that runs would lie better. Room there is kept for it until it is asked for
-        without StatefulSets, or this is called for another one or for none."""
+    def better(
+        self, key: Key, unit: UnitRequest | None, never: frozenset[str] = frozenset()
+    ) -> Placement | Pending | None:
+        """Where a unit that runs would lie better, but for what has one of these names. Room there
+        is kept for it until it is asked for without StatefulSets, or this is called for another one
+        or for none."""
         move = self._moves.get(key)
         if move is not None and unit is not None and _alike(move.request, unit):
             return _placement(move.found)
         self._forget_move(key)
-        if unit is None or self._unsettled:
+        if unit is None:
             return None
+        if self._unsettled:
+            self._early.add(key)
+            return Pending()
         found = better_place(self._inventory, unit, self._waiting, self._clock())
-        if found is None:
+        if found is None or never.intersection(_placement(found).names):
             return None
         self._inventory.reserve(replace(unit, id=_aside(unit.id)), found.nodes)
         self._moves[key] = Move(unit, found)
@@ -138,7 +146,7 @@ class Placing:
             # Placed just now is not gone.
             if unit not in self._requests:
                 self._release(unit)
-        self._unsettled.discard(key)
+        self._settled(key)
 
     def release(self, key: Key) -> None:
         """The deployment is gone."""
@@ -146,7 +154,8 @@ class Placing:
         for unit in list(self._reserved.get(key, ())):
             self._release(unit)
         self._forget_move(key)
-        self._unsettled.discard(key)
+        self._early.discard(key)
+        self._settled(key)
 
     async def run(self) -> None:
         """Decides as long as the replica leads."""
@@ -160,6 +169,12 @@ class Placing:
                 await asyncio.sleep(left)
             self._pass()
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _settled(self, key: Key) -> None:
+        self._unsettled.discard(key)
+        if not self._unsettled:
+            while self._early:
+                self._wake(self._early.pop())
 
     def _pass(self) -> None:
         if self._unsettled:

@@ -22,6 +22,7 @@ from distserve.operator.cluster import Cluster, CountCall, load_configuration
 from distserve.operator.engines import Engines
 from distserve.operator.events import Events
 from distserve.operator.fabric_metrics import FabricCollector
+from distserve.operator.idleness import Idleness
 from distserve.operator.kinds import DEVICES, NODES, PODS, Kind
 from distserve.operator.lease import Lease
 from distserve.operator.metrics import Metrics
@@ -117,9 +118,18 @@ class Operator:
         self.placing = Placing(self.store.inventory, self._wake, time.time, stated)
         self.resync = Resync(cluster, self.store, settings.watch, settings.namespaces, self._wake)
         events = Events(cluster, settings.lease.identity)
-        self.engines = Engines(Asking(), cluster.deployment_key, self._wake)
+        asking = Asking()
+        self.engines = Engines(asking, cluster.deployment_key, self._wake)
+        self.idleness = Idleness(asking, cluster.deployment_key, self._wake)
         reconciler = Reconciler(
-            self.store, cluster, decide, self.planning, self.placing, events, self.engines
+            self.store,
+            cluster,
+            decide,
+            self.planning,
+            self.placing,
+            events,
+            self.engines,
+            self.idleness,
         )
         self._worker = Worker(self.queue, reconciler.reconcile, metrics.reconciled)
 
@@ -144,7 +154,8 @@ class Operator:
         for key in self.store.keys:
             self.queue.add(key)
         workers = [self._worker.run() for _ in range(self._settings.queue.workers)]
-        await first_of(self.lease.keep(), self.placing.run(), self.engines.run(), *workers)
+        beside = (self.placing.run(), self.engines.run(), self.idleness.run())
+        await first_of(self.lease.keep(), *beside, *workers)
 
     def trouble(self) -> str:
         """Why the kubelet should restart the process. What it notices itself ends it anyway."""

@@ -24,6 +24,8 @@ from distserve.operator.cluster import Cluster
 from distserve.operator.engines import Engines
 from distserve.operator.errors import ClusterError, Conflict, LeaseLost, NotFound, Refused
 from distserve.operator.events import Events
+from distserve.operator.idle import IdleQuestion
+from distserve.operator.idleness import Idleness
 from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, NODES, SECRETS, kind_of
 from distserve.operator.model import (
     Answers,
@@ -75,6 +77,7 @@ class Reconciler:
         placing: Placing,
         events: Events,
         engines: Engines,
+        idleness: Idleness,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -84,6 +87,7 @@ class Reconciler:
         self._placing = placing
         self._events = events
         self._engines = engines
+        self._idleness = idleness
         self._clock = clock
         self._taken: dict[Key, frozenset[str]] = {}
         """Revisions that the API server would take: asked once."""
@@ -97,6 +101,7 @@ class Reconciler:
             self._taken.pop(key, None)
             self._placing.release(key)
             self._engines.release(key)
+            self._idleness.release(key)
             return None
         self._placing.settle(key, _units(observed))
         decision, answers = await self._settle(key, observed)
@@ -118,11 +123,13 @@ class Reconciler:
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:
         """Decides until there is nothing left to ask: once, where what is known is enough."""
         taken = dict.fromkeys(self._taken.get(key, ()), "")
-        answers = Answers(refusals=taken, links=self._engines.known(key))
-        measuring = False
+        answers = Answers(
+            refusals=taken, links=self._engines.known(key), idle=self._idleness.known(key)
+        )
+        asked: set[type] = set()
         for _ in range(ROUNDS):
             decision = self._decide(observed, answers)
-            measuring |= any(isinstance(one, LinksQuestion) for one in decision.questions)
+            asked.update(map(type, decision.questions))
             before = answers
             for question in decision.questions:
                 answers = await self._answer(key, question, answers)
@@ -133,8 +140,10 @@ class Reconciler:
         else:
             log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": _text(key)})
         self._placing.keep(key, _asked(decision))
-        if not measuring:
+        if LinksQuestion not in asked:
             self._engines.release(key)
+        if IdleQuestion not in asked:
+            self._idleness.release(key)
         # A refusal is asked about again: it may be cured from outside, by a quota or a label.
         self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
         return decision, answers
@@ -146,11 +155,13 @@ class Reconciler:
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
         if isinstance(question, BetterQuestion):
-            better = self._placing.better(key, question.unit)
+            better = self._placing.better(key, question.unit, question.never)
             known = {} if question.unit is None else {question.unit.id.unit: better}
             return replace(answers, better=known)
         if isinstance(question, LinksQuestion):
             return replace(answers, links=self._engines.ask(key, question))
+        if isinstance(question, IdleQuestion):
+            return replace(answers, idle=self._idleness.ask(key, question))
         if isinstance(question, TextsQuestion):
             if all(one in answers.texts for one in question.keys):
                 return answers

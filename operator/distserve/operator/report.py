@@ -22,6 +22,7 @@ from distserve.operator.model import (
     PlacementQuestion,
     Pod,
 )
+from distserve.operator.moved import moved_status
 from distserve.operator.plans import Numbers
 from distserve.operator.provisioning import attempts_status
 from distserve.operator.status import (
@@ -83,6 +84,8 @@ def report(
         new["migratorPlacement"] = deployment.spec.migrator_placement.value
     if course.places.attempts:
         new["provisioning"] = attempts_status(course.places.attempts)
+    if moved := moved_status(course.repacking.moved):
+        new["repacking"] = moved
     if course.numbers.plan is not None:
         new["plan"] = _plan(course.numbers.plan, rules.units)
     return _finish(observed, new, facts)

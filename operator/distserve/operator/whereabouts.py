@@ -35,7 +35,7 @@ from distserve.placement.requests import UnitRequest
 from distserve.resources.revisions import Revision
 
 NONE = Attempts()
-MOVES = "it goes to a better domain, as the annotation distserve.io/repack asks"
+MOVES = "it goes to a better domain"
 PLACING = "a place is being looked for"
 ENDING = "a place is looked for when its former pods end"
 
@@ -76,7 +76,8 @@ class Look:
         if unit.name == self.moves.stays:
             place = self.moves.mark(place)
         if unit.name == self.moves.moving and revision == self.wanted.target.name:
-            why = NoPlace(PlacedReason.PLACING, f"{unit.name}: {MOVES}")
+            words = f"{unit.name}: {MOVES}, {self.moves.why}"
+            why = NoPlace(PlacedReason.PLACING, words)
             return Whereabouts(place, why, given_up=True)
         patience = _patience_seconds(self.wanted.deployment, place)
         if (stuck := unit.stuck_since(patience)) is not None:

@@ -15,6 +15,7 @@ from distserve.api import labels
 from distserve.api.conditions import REASONS, Condition
 from distserve.api.status import Status
 from distserve.operator.decide import DecideSettings, decide
+from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.keys import key_of
 from distserve.operator.model import (
     Answers,
@@ -78,6 +79,10 @@ class World:
     """Where a unit that runs would lie better."""
     kept: dict[str, Placement] = field(default_factory=dict)
     """Room that is kept for such a unit."""
+    unsettled: bool = False
+    """A replica began to lead, and does not know all reservations yet."""
+    idle: dict[str, float] = field(default_factory=dict)
+    """For how many seconds units had no request; others cannot be asked."""
     room: int = 100
     """Units that find a place."""
     plans: dict[str, Plan | PlannerError | Pending] = field(default_factory=dict)
@@ -182,10 +187,19 @@ class World:
                     answers = replace(answers, links=found)
                 case TextsQuestion(keys):
                     texts = {key: self.texts.get(str(key)) for key in keys}
-                case BetterQuestion(unit):
-                    found = {} if unit is None else {unit.id.unit: self.better(unit.id.unit)}
-                    self.kept = {name: place for name, place in found.items() if place}
-                    answers = replace(answers, better=found)
+                case BetterQuestion(None):
+                    self.kept = {}
+                    answers = replace(answers, better={})
+                case BetterQuestion(unit, never):
+                    place = Pending() if self.unsettled else self.better(unit.id.unit)
+                    if isinstance(place, Placement) and never.intersection(place.names):
+                        place = None
+                    self.kept = {unit.id.unit: place} if isinstance(place, Placement) else {}
+                    answers = replace(answers, better={unit.id.unit: place})
+                case IdleQuestion(_, units, after):
+                    known = ((unit, self.idle.get(unit, 0.0)) for unit in sorted(units))
+                    idle = next((Idle(*one) for one in known if one[1] >= after), None)
+                    answers = replace(answers, idle=idle)
                 case PlacementQuestion(units):
                     for unit in units:
                         places.setdefault(unit.id.unit, self._place(unit))

@@ -185,6 +185,32 @@ async def test_room_that_is_kept_for_nobody_any_more_is_free(world: World) -> No
         assert world.inventory.free("two").get(GPU, 0) == 4
 
 
+async def test_a_place_that_a_unit_left_is_no_better(world: World) -> None:
+    key = Key("ns", "a")
+    world.inventory.put_node(node("two", gpus=4))
+    moving = unit("a", gpus=4)
+    world.ask("a", moving)
+    world.placing.settle(key, {"u0": [{}]})
+    world.inventory.reserve(moving, {"a-u0-prefill-0-0": "one"})
+    found = world.placing.better(key, moving)
+    assert isinstance(found, Placement)
+    world.placing.better(key, None)
+    assert world.placing.better(key, moving, frozenset({found.names[1], "rack r9"})) is None
+    assert world.inventory.free("two").get(GPU, 0) == 4
+    assert world.placing.better(key, moving, frozenset({"rack r9"})) == found
+
+
+async def test_a_new_leader_compares_places_once_it_knows_what_was_given(world: World) -> None:
+    mine, other = Key("ns", "a"), Key("ns", "b")
+    world.placing.begin([mine, other])
+    world.placing.settle(mine, {"u0": [{}]})
+    assert world.placing.better(mine, unit("a")) == Pending()
+    world.woken.clear()
+    world.placing.settle(other, {})
+    assert world.woken == [mine], "it asks again"
+    assert world.placing.better(mine, unit("a")) is None
+
+
 async def test_a_new_leader_places_nothing_before_it_knows_what_was_given(world: World) -> None:
     given, new = Key("ns", "a"), Key("ns", "b")
     world.placing.begin([given, new])
