@@ -139,7 +139,7 @@ def test_no_step_takes_more_than_it_may(
     # Those above the number that was asked for go when the others do without them, or when there
     # are more of them than there may be.
     gone = [u for u, s in states.items() if s.ready and u not in step.revisions]
-    extra = [u for u in kept if u >= units]
+    extra = [u for u in step.revisions if u >= units]
     assert not gone or len(kept) >= units or len(extra) == surge
 
 
