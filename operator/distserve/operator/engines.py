@@ -19,7 +19,7 @@ from distserve.operator.asking import Instance, NotAnswered, PeerLink, WrongKey
 from distserve.operator.errors import ClusterError
 from distserve.operator.keyring import Keyring, ReadKey
 from distserve.operator.model import Key
-from distserve.operator.pairs import Link, LinksQuestion, Member, Pair, UnitLinks
+from distserve.operator.pairs import Life, Link, LinksQuestion, Member, Pair, UnitLinks
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class _Unit:
 
     secret: str
     pairs: tuple[Pair, ...]
-    known: dict[tuple[str, int, str, int], Link] = field(default_factory=dict)
+    known: dict[tuple[Life, Life], Link] = field(default_factory=dict)
     """By the lives of the pair's members."""
-    fingerprints: tuple[str, ...] = ()
+    engines: Mapping[Life, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     failures: int = 0
     task: asyncio.Task[None] | None = None
@@ -74,7 +74,7 @@ class _Unit:
     def links(self) -> UnitLinks:
         """As it is asked for now: what is expected may have changed since it was measured."""
         links = (replace(self.known.get(p.lives, Link(p)), pair=p) for p in self.pairs)
-        return UnitLinks(tuple(links), self.fingerprints)
+        return UnitLinks(tuple(links), self.engines)
 
     def ask(self, secret: str, pairs: tuple[Pair, ...]) -> None:
         lives = {pair.lives for pair in pairs}
@@ -183,9 +183,11 @@ class Engines:
             before = unit.known.get(pair.lives)
             if found.measured or before is None or not before.measured:
                 unit.known[pair.lives] = found
-        unit.fingerprints = tuple(
-            sorted({one.fingerprint for one in instances.values() if isinstance(one, Instance)})
-        )
+        unit.engines = {
+            member.life: one.fingerprint
+            for member, one in instances.items()
+            if isinstance(one, Instance)
+        }
         unit.failures = unit.failures + 1 if failed else 0
 
     async def _instance(self, key: Key, unit: _Unit, member: Member) -> Instance | str:

@@ -40,6 +40,8 @@ class Fabric:
     """Pods whose gate is opened."""
     held: int = 0
     """Pods that only their gate keeps from being ready, and keeps."""
+    apart: bool = False
+    """Instances of both roles are ready, and no gateway gives a request to any two of them."""
 
     @property
     def facts(self) -> dict[Condition, Fact]:
@@ -48,6 +50,12 @@ class Fabric:
     @property
     def missing(self) -> Fact | None:
         """What it keeps from being ready."""
+        if self.apart and self.fact is not None:
+            message = (
+                "no prefill instance can give its KV to any decode instance, so no request is "
+                f"served; {self.fact.message}"
+            )
+            return Fact(False, ReadyReason.FINGERPRINT_MISMATCH, message)
         if not self.held or self.fact is None:
             return None
         message = f"topology.fabricRequired holds {self.held} pods; {self.fact.message}"
@@ -103,6 +111,7 @@ def fabric_of(
         fact_of(known, sum(map(len, asked.values()))),
         tuple(opened),
         held,
+        are_apart(live, known),
     )
 
 
@@ -142,6 +151,21 @@ def shared_levels(spec: Spec, nodes: Mapping[str, Node | None], one: str, other:
         if one == other or (len(values) == 2 and values[0] is not None and values[0] == values[1]):
             found.append(level.name)
     return found
+
+
+def are_apart(live: Mapping[str, LiveUnit], units: Mapping[str, UnitLinks]) -> bool:
+    """Gateways pair ready instances of equal fingerprints, across units where they must. One whose
+    fingerprint is not known may serve."""
+    known = {life: one for links in units.values() for life, one in links.engines.items()}
+    ready: dict[str, set[str]] = {role.value: set() for role in Role}
+    for unit in live.values():
+        for name, instance in unit.instances.items():
+            if instance.ready:
+                lives = ((p.uid, p.restarts) for p in instance.pods if p.name == f"{name}-0")
+                ready[instance.role].add(known.get(next(lives, ("", 0)), ""))
+    prefill, decode, hybrid = (ready[role] for role in ("prefill", "decode", "hybrid"))
+    unknown = "" in prefill | decode
+    return bool(prefill and decode) and not (hybrid or unknown or prefill & decode)
 
 
 # ---- gates --------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+Life = tuple[str, int]
+"""A pod's uid, and how often its containers were started anew."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,10 @@ class Member:
     """Its address."""
     node: str
     restarts: int = 0
+
+    @property
+    def life(self) -> Life:
+        return self.uid, self.restarts
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,9 @@ class Pair:
     """Bytes per second."""
 
     @property
-    def lives(self) -> tuple[str, int, str, int]:
+    def lives(self) -> tuple[Life, Life]:
         """A link is measured once for them: containers that start anew have another."""
-        return self.reader.uid, self.reader.restarts, self.source.uid, self.source.restarts
+        return self.reader.life, self.source.life
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,13 @@ class Link:
 class UnitLinks:
     links: tuple[Link, ...] = ()
     """Of each pair that was asked about."""
-    fingerprints: tuple[str, ...] = ()
-    """Of the unit's engines, each once."""
+    engines: Mapping[Life, str] = field(default_factory=dict)
+    """Fingerprints of those that answered."""
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Each once."""
+        return tuple(sorted(set(self.engines.values())))
 
     @property
     def slowest(self) -> Link | None:

@@ -51,13 +51,14 @@ def report(
         rules.target,
         frozenset(f"u{number}" for number, state in course.states.items() if state.ready),
         node_troubles(observed),
+        course.fabric.apart,
     )
     status = _status(observed)
     before = find(status.get("conditions") or [], Condition.FAILED)
     failed = failed_fact(observed.pods, deployment, before, _generation(observed))
     placed = course.places.fact(rules.units)
     missing = course.fabric.missing
-    if not placed.holds:
+    if not placed.holds and not course.fabric.apart:
         missing = Fact(False, ReadyReason.NOT_PLACED, placed.message)
     facts: dict[Condition, Fact] = {
         Condition.ACCEPTED: _accepted(answers),

@@ -61,6 +61,8 @@ class Overview:
     """Units all of whose instances are there and ready."""
     troubles: Mapping[str, str]
     """Node -> what ails it."""
+    apart: bool = False
+    """Its instances cannot serve with each other."""
 
     @property
     def ready_units(self) -> int:
@@ -72,7 +74,8 @@ class Overview:
 
     @property
     def serving(self) -> bool:
-        return serves(self.live, self.gateways, set(self.asked.instances))
+        roles = set(self.asked.instances)
+        return not self.apart and serves(self.live, self.gateways, roles)
 
     def roles(self) -> list[Object]:
         found = []

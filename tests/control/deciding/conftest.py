@@ -95,8 +95,8 @@ class World:
     features: Features = field(default_factory=Features)
     link: Callable[[Pair], Link] = Link
     """What is known of a pair's link: by default nothing yet."""
-    fingerprints: tuple[str, ...] = ("f",)
-    """Of each unit's engines."""
+    fingerprint: Callable[[str], str] = lambda pod: "f"
+    """Of a pod's engine; empty where it does not answer."""
     foreign: set[Ref] = field(default_factory=set)
     late: Observed | None = None
     fail_after: int | None = None
@@ -180,11 +180,9 @@ class World:
                 case NodesQuestion(names):
                     answers = replace(answers, nodes={name: self.nodes.get(name) for name in names})
                 case LinksQuestion(_, units):
-                    found = {
-                        unit: UnitLinks(tuple(map(self.link, pairs)), self.fingerprints)
-                        for unit, pairs in units.items()
-                    }
-                    answers = replace(answers, links=found)
+                    answers = replace(
+                        answers, links={unit: self._links(pairs) for unit, pairs in units.items()}
+                    )
                 case TextsQuestion(keys):
                     texts = {key: self.texts.get(str(key)) for key in keys}
                 case BetterQuestion(None):
@@ -373,6 +371,13 @@ class World:
         if "status" in live:
             wanted["status"] = live["status"]
         self.objects[ref] = wanted
+
+    def _links(self, pairs: tuple[Pair, ...]) -> UnitLinks:
+        engines = {
+            one.life: self.fingerprint(one.pod) for p in pairs for one in (p.reader, p.source)
+        }
+        known = {life: found for life, found in engines.items() if found}
+        return UnitLinks(tuple(map(self.link, pairs)), known)
 
     def _open_gate(self, action: Apply) -> None:
         """The one thing that is written to pods' status."""

@@ -92,7 +92,8 @@ def test_a_slow_link_is_told_with_both_numbers_and_one_event(new_world: Any) -> 
 def test_engines_that_loaded_different_things_are_told_with_the_cure(new_world: Any) -> None:
     """One decode instance of two: the links of the other are measured."""
     world = new_world(topology=REQUIRED, decode={"instancesPerUnit": 2})
-    world.fingerprints = ("0123456789abcdef", "fedcba9876543210")
+    prints = {"tiny-u0-decode-1-0": "fedcba9876543210"}
+    world.fingerprint = lambda pod: prints.get(pod, "0123456789abcdef")
     refused = "refused: fingerprint fedcba98 at the peer"
 
     def link(pair: Pair) -> Link:
@@ -116,9 +117,66 @@ def test_engines_that_loaded_different_things_are_told_with_the_cure(new_world: 
     assert event.type == "Warning" and event.message == found["message"]
     held = [name for name, pod in world.pods.items() if pod.fabric_gate is False]
     assert held == ["tiny-u0-decode-1-0"], "fabricRequired keeps it from serving"
-    world.fingerprints, world.link = ("0123456789abcdef",), measured(FAST)
+    prints.clear()
+    world.link = measured(FAST)
     world.settle()
     assert world.condition("FabricVerified")["status"] == "True"
+
+
+def apart(world: Any, *different: str) -> None:
+    """These pods' engines loaded something else than all others."""
+    world.fingerprint = lambda pod: "b" * 16 if pod in different else "a" * 16
+
+    def link(pair: Pair) -> Link:
+        prints = {world.fingerprint(one.pod) for one in (pair.reader, pair.source)}
+        return Link(pair, trouble="refused") if len(prints) > 1 else measured(FAST)(pair)
+
+    world.link = link
+
+
+def test_where_no_two_instances_can_serve_it_is_not_ready_and_says_what_to_do(
+    new_world: Any,
+) -> None:
+    world = new_world(topology=EXPECTED, units=2).settle()
+    assert world.condition("Ready")["status"] == "True"
+    decodes = [f"tiny-u{unit}-decode-0-0" for unit in (0, 1)]
+    apart(world, *decodes)
+    world.settle()
+    ready = world.condition("Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "FingerprintMismatch")
+    for part in ("no request is served", "aaaaaaaa, bbbbbbbb", "imageID", "delete the pods that"):
+        assert part in ready["message"]
+    assert world.condition("Degraded")["reason"] == "Starting", "it does not serve at all"
+    (event,) = [one for one in events(world, "FingerprintMismatch") if "no request" in one.message]
+    assert event.type == "Warning"
+    apart(world)
+    world.settle()
+    assert world.condition("Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        ("tiny-u0-decode-0-0",),
+        # What the one unit's prefill computes the other one's decode can use, and the reverse.
+        ("tiny-u0-decode-0-0", "tiny-u1-prefill-0-0"),
+    ],
+)
+def test_who_can_serve_with_anybody_keeps_it_ready(
+    new_world: Any, different: tuple[str, ...]
+) -> None:
+    world = new_world(topology=EXPECTED, units=2).settle()
+    apart(world, *different)
+    world.settle()
+    assert world.condition("FabricVerified")["reason"] == "FingerprintMismatch"
+    assert world.condition("Ready")["status"] == "True"
+
+
+def test_who_does_not_answer_may_serve(new_world: Any) -> None:
+    world = new_world(topology=EXPECTED).settle()
+    world.fingerprint = lambda pod: "" if "decode" in pod else "a"
+    world.settle()
+    assert world.condition("Ready")["status"] == "True"
 
 
 def test_of_several_units_the_worst_is_named(new_world: Any) -> None:
