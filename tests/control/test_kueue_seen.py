@@ -8,7 +8,7 @@ from distserve.operator.model import Key
 from distserve.operator.store import Store
 
 Object = dict[str, Any]
-FLAVORS, CLASSES = OFFERED
+FLAVORS, CLASSES, _ = OFFERED
 KEY = Key("ns", "opt")
 
 
@@ -50,11 +50,11 @@ def test_priorities_in_its_queues() -> None:
 
 
 def test_without_it_none_of_its_kinds_is_looked_at() -> None:
-    left_out = set(WATCHED) - set(watched(kueue=False))
+    left_out = set(WATCHED) - set(watched(kueue=False, volcano=True))
     assert {kind.kind for kind in left_out} == {
         "Workload",
         "ResourceFlavor",
         "WorkloadPriorityClass",
     }
     assert left_out <= set(OPTIONAL), "a cluster without Kueue has none of them"
-    assert watched(kueue=True) == WATCHED
+    assert watched(kueue=True, volcano=True) == WATCHED

@@ -149,6 +149,12 @@ capabilities: {drop: [ALL]}
   resources: [workloads/status]
   verbs: [patch]
 {{- end }}
+{{- if .Values.volcano.enabled }}
+- # With topology.scheduler Volcano. Patched is since when a queue has let one in.
+  apiGroups: [scheduling.volcano.sh]
+  resources: [podgroups]
+  verbs: [create, delete, get, list, patch, watch]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

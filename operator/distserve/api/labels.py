@@ -33,6 +33,8 @@ QUEUE: Final = "kueue.x-k8s.io/queue-name"
 """Of a deployment, with topology.scheduler Kueue: the LocalQueue of its namespace."""
 QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
 """Of a deployment: the WorkloadPriorityClass of its units."""
+VOLCANO_QUEUE: Final = "scheduling.volcano.sh/queue-name"
+"""Annotation of a deployment, with topology.scheduler Volcano: the Queue of its units."""
 
 FABRIC_VERIFIED: Final = f"{GROUP}/fabric-verified"
 """Condition of a pod, its readiness gate with topology.fabricRequired: set by the operator."""

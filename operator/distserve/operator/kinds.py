@@ -76,6 +76,7 @@ OPTIONAL_CHILDREN = (
     Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
     Kind("resource.nvidia.com/v1beta1", "ComputeDomain", "computedomains"),
     Kind("kueue.x-k8s.io/v1beta2", "Workload", "workloads"),
+    Kind("scheduling.volcano.sh/v1beta1", "PodGroup", "podgroups"),
 )
 """Watched and written only where the cluster serves them."""
 
@@ -92,17 +93,20 @@ OFFERED = (
         "kueue.x-k8s.io/v1beta2", "WorkloadPriorityClass", "workloadpriorityclasses",
         namespaced=False,
     ),
+    Kind("scheduling.volcano.sh/v1beta1", "Queue", "queues", namespaced=False),
 )  # fmt: skip
-"""What Kueue offers."""
+"""What Kueue and Volcano offer."""
 
 OPTIONAL = (*OPTIONAL_CHILDREN, *DEVICES, *OFFERED)
 
 WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
 
 
-def watched(kueue: bool) -> tuple[Kind, ...]:
-    """Without Kueue none of its kinds, for which the operator then has no rights."""
-    return tuple(kind for kind in WATCHED if kueue or not kind.group.startswith("kueue."))
+def watched(kueue: bool, volcano: bool) -> tuple[Kind, ...]:
+    """Without Kueue none of its kinds, for which the operator then has no rights; so with
+    Volcano."""
+    looks = {"kueue.x-k8s.io": kueue, "scheduling.volcano.sh": volcano}
+    return tuple(kind for kind in WATCHED if looks.get(kind.group, True))
 
 
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in (*WATCHED, SECRETS)}

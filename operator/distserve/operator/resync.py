@@ -71,7 +71,7 @@ class Resync:
         while (left := end - loop.time()) > 0:
             await asyncio.sleep(min(left, self.settings.discover_seconds))
             try:
-                found = await discover(self.cluster, watched(self.settings.kueue))
+                found = await discover(self.cluster, self._kinds)
             except ClusterError as error:
                 log.warning("nobody knows what kinds are served: %s", error)
                 continue
@@ -80,14 +80,17 @@ class Resync:
                 self.store.features = found
                 self._wake_all()
 
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        return watched(self.settings.kueue, self.settings.volcano)
+
     def _wake_all(self) -> None:
         for key in self.store.keys:
             self.wake(key)
 
     async def compare(self) -> None:
-        kinds = watched(self.settings.kueue)
-        self.store.features = await discover(self.cluster, kinds)
-        for kind in kinds:
+        self.store.features = await discover(self.cluster, self._kinds)
+        for kind in self._kinds:
             name = f"{kind.api_version}/{kind.kind}"
             if kind not in OPTIONAL or name in self.store.features.served:
                 await self._compare(kind)

@@ -50,6 +50,8 @@ class WatchSettings:
     in `inactivity_seconds`); else the watch is dead, and the process is not healthy."""
     kueue: bool = False
     """Kueue's kinds as well, where they are served: who needs them gives the rights for them."""
+    volcano: bool = False
+    """The same of Volcano's."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class Store:
             priorities={"": default} | {name: one.value for name, one in classes.items()},
             flavors=self._offered.flavors,
             queue_priorities=self._offered.priorities,
+            volcano_queues=self._offered.queues,
         )
 
     def observe(self, key: Key, now: float) -> Observed | None:

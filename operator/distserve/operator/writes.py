@@ -13,7 +13,7 @@ from distserve.operator.standings import NO_QUEUE
 from distserve.operator.wanted import stored_revisions
 from distserve.operator.worlds import noted
 
-KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet", "Workload"})
+KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet", "Workload", "PodGroup"})
 """Never pruned for being unwanted: their ends are decided one by one."""
 ASKING_KINDS = frozenset({"PodTemplate", "ProvisioningRequest"})
 """Pruned also of units that are left as they are: no nodes are to come for what was taken back."""

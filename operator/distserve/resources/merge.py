@@ -151,6 +151,11 @@ def _check_protected(rendered: Object, merged: Object, field: str) -> None:
     for label, value in rendered["metadata"]["labels"].items():
         if merged["metadata"]["labels"][label] != value:
             raise MergeError(f"{field}.metadata.labels.{label}: set by the renderer; remove it")
+    scheduler = rendered["spec"].get("schedulerName")
+    if scheduler is not None and merged["spec"]["schedulerName"] != scheduler:
+        raise MergeError(
+            f"{field}.spec.schedulerName: topology.scheduler says who binds the pods; remove it"
+        )
     volumes = {v["name"]: v for v in merged["spec"]["volumes"]}
     for volume in rendered["spec"]["volumes"]:
         if _but_options(volumes[volume["name"]]) != _but_options(volume):

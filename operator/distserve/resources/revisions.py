@@ -22,6 +22,7 @@ from distserve.api.planning import Planning
 from distserve.api.roles import Parallelism
 from distserve.api.status import PlanStatus, RolePlan, UnitPlan
 from distserve.api.strategies import Role
+from distserve.api.topology import POD_SCHEDULERS
 from distserve.resources.engines import engine_template
 from distserve.resources.errors import NoPlan
 from distserve.resources.fabric import claims, environment
@@ -119,6 +120,9 @@ def revision_of(deployment: DistServeDeployment) -> str:
     )  # fmt: skip
     if deployment.spec.fabric.compute_domain:
         spec["nvlink"] = environment.is_within_nvlink(deployment)
+    scheduler = deployment.spec.topology.scheduler
+    if scheduler is not None and scheduler in POD_SCHEDULERS:
+        spec["schedulerName"] = POD_SCHEDULERS[scheduler]
     images = deployment.spec.images
     spec["images"] = [images.engine, images.migrator]
     for role in deployment.spec.roles:

@@ -7,9 +7,9 @@ from typing import Final, Protocol
 from distserve.api.accelerator import AcceleratorType
 from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import DistServeDeployment, Spec
-from distserve.api.labels import QUEUE
+from distserve.api.labels import QUEUE, VOLCANO_QUEUE
 from distserve.api.topology import Scheduler
-from distserve.resources import kueue
+from distserve.resources import kueue, volcano
 from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}
@@ -113,6 +113,12 @@ def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
             "or this operator does not look: install Kueue 0.15 or newer and give the operator's "
             "chart kueue.enabled=true, or remove the field",
         ),
+        "spec.topology.scheduler: Volcano": (
+            spec.topology.scheduler == Scheduler.VOLCANO,
+            volcano.SERVED,
+            "or this operator does not look: install Volcano and give the operator's chart "
+            "volcano.enabled=true, or remove the field",
+        ),
     }
     for field, (is_asked, kind, cure) in asked.items():
         if is_asked and kind not in features.served:
@@ -122,7 +128,15 @@ def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
 
 def without_queue(deployment: DistServeDeployment) -> str | None:
     """One line that says how a deployment names its queue, or None where it does or needs none.
-    The API server's rules cannot see labels."""
+    The API server's rules cannot see labels and annotations."""
+    if deployment.spec.topology.scheduler == Scheduler.VOLCANO:
+        queue = volcano.queue_of(deployment)
+        if _QUEUE.fullmatch(queue):
+            return None
+        return (
+            f"metadata.annotations[{VOLCANO_QUEUE}]: {queue!r} is no name of a Queue of Volcano; "
+            f"name one, or remove it, which means Queue {volcano.DEFAULT_QUEUE}"
+        )
     queue = deployment.metadata.labels.get(QUEUE, "")
     if deployment.spec.topology.scheduler != Scheduler.KUEUE or _QUEUE.fullmatch(queue):
         return None

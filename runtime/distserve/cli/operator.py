@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="look at Kueue's kinds, for topology.scheduler Kueue; needs rights (default off)",
     )
+    add(
+        "--volcano",
+        choices=("on", "off"),
+        default="off",
+        help="look at Volcano's kinds, for topology.scheduler Volcano; needs rights (default off)",
+    )
     add("--webhook-port", type=int, default=9443, help="of the validating webhook (default 9443)")
     add(
         "--webhook-cert-dir",
@@ -128,7 +134,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         health_port=args.health_port,
         metrics_port=args.metrics_port,
         lease=lease,
-        watch=WatchSettings(kueue=args.kueue == "on"),
+        watch=WatchSettings(kueue=args.kueue == "on", volcano=args.volcano == "on"),
         queue=QueueSettings(workers=args.workers),
         webhook=_webhook(args),
     )

@@ -1,0 +1,93 @@
+"""Volcano's PodGroups of a deployment's units, as they are: facts for `volcano`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from distserve.api import labels
+from distserve.operator.conditions import seconds
+from distserve.operator.health import LiveUnit
+from distserve.operator.model import Object, Observed, Ref
+from distserve.resources.volcano import API_VERSION, ASKED, GROUP_NAME, KIND, LET_IN
+
+IN_QUEUE: Final = "Inqueue"
+PENDING: Final = "Pending"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A PodGroup of a unit.
+
+    Its phase is Pending until its Queue lets it in, then Inqueue, Running once all its pods have
+    nodes, Unknown while some of them have none; and Pending again when the last one is gone."""
+
+    live: Object
+
+    @property
+    def name(self) -> str:
+        return str(self.live["metadata"]["name"])
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(API_VERSION, KIND, self.name)
+
+    @property
+    def uid(self) -> str:
+        return str(self.live["metadata"]["uid"])
+
+    @property
+    def asked(self) -> str:
+        return str(self.live["metadata"]["labels"].get(ASKED, ""))
+
+    @property
+    def queue(self) -> str:
+        return str(self.live["spec"].get("queue", ""))
+
+    @property
+    def phase(self) -> str:
+        """Empty until Volcano has seen it."""
+        return str((self.live.get("status") or {}).get("phase") or "")
+
+    @property
+    def holds(self) -> bool:
+        """Its Queue counts what it asks for, or what its pods have."""
+        return self.phase not in ("", PENDING)
+
+    @property
+    def evicted(self) -> bool:
+        """Volcano takes back pods, never a group."""
+        return False
+
+    @property
+    def let_in(self) -> str:
+        """When that was first seen; empty where it was not."""
+        return str((self.live["metadata"].get("annotations") or {}).get(LET_IN, ""))
+
+    @property
+    def let_in_since(self) -> float:
+        return seconds(self.let_in)
+
+
+def groups(observed: Observed) -> dict[str, list[Group]]:
+    """By unit, oldest first."""
+    found: dict[str, list[Group]] = {}
+    for ref, live in observed.children.items():
+        marks = live["metadata"].get("labels") or {}
+        going = "deletionTimestamp" in live["metadata"]
+        if ref.kind == KIND and labels.UNIT in marks and not going:
+            found.setdefault(marks[labels.UNIT], []).append(Group(live))
+    for some in found.values():
+        some.sort(key=lambda one: (one.live["metadata"].get("creationTimestamp", ""), one.name))
+    return found
+
+
+def group_of(live: LiveUnit | None, revision: str) -> str:
+    """Name of the PodGroup whose members the unit's pods are made as; those of the revision count
+    first. Empty where they are no members of any."""
+    instances = [] if live is None else list(live.instances.values())
+    for one in sorted(instances, key=lambda instance: instance.revision != revision):
+        template = one.statefulset["spec"]["template"]
+        if name := (template["metadata"].get("annotations") or {}).get(GROUP_NAME):
+            return str(name)
+    return ""
