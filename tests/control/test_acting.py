@@ -6,8 +6,11 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from distserve.operator.errors import Conflict
+from distserve.operator.kinds import DEPLOYMENTS, PODS, kind_of
 from distserve.operator.model import Decision, Delete, Event, Features, Key, Observed, Ref
 from distserve.operator.reconciler import Reconciler
+from distserve.operator.store import Store
+from distserve.operator.writes import deletion
 
 KEY = Key("ns", "opt")
 DOCUMENT = {"metadata": {"name": "opt", "namespace": "ns", "uid": "d"}}
@@ -42,3 +45,127 @@ async def test_what_is_still_there_is_tried_again() -> None:
     with pytest.raises(Conflict):
         await reconciler.reconcile(KEY)
     events.tell.assert_not_awaited()
+
+
+# ---- what goes, until the watches show it -------------------------------------------------------
+
+SET = Ref("apps/v1", "StatefulSet", "opt-u0-decode-0")
+SETS = kind_of(SET.api_version, SET.kind)
+GONE = {"kind": "Status", "status": "Success", "details": {"name": SET.name, "uid": "s1"}}
+
+
+def made(ref: Ref, uid: str, version: int, **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": ref.api_version,
+        "kind": ref.kind,
+        "metadata": {
+            "namespace": "ns", "name": ref.name, "uid": uid, "resourceVersion": str(version),
+            "creationTimestamp": "2026-01-02T03:04:05Z",
+            "labels": {
+                "app.kubernetes.io/managed-by": "distserve-operator",
+                "distserve.io/deployment": "opt", "distserve.io/unit": "u0",
+            },
+            "ownerReferences": [
+                {"apiVersion": "distserve.io/v1alpha1", "kind": "DistServeDeployment",
+                 "name": "opt", "uid": "d", "controller": True}
+            ],
+            **metadata,
+        },
+        "spec": {"containers": []} if ref.kind == "Pod" else {},
+        "status": {},
+    }  # fmt: skip
+
+
+class Ends:
+    """A store as the watches filled it, and an API server that answers one Delete."""
+
+    def __init__(self, ref: Ref, answer: dict[str, Any]) -> None:
+        self.ref, self.kind = ref, kind_of(ref.api_version, ref.kind)
+        self.store = Store()
+        self.store.put(DEPLOYMENTS, made(Ref("distserve.io/v1alpha1", "", "opt"), "d", 1) | {
+            "spec": {}
+        })  # fmt: skip
+        self.store.put(self.kind, made(ref, "s1", 5))
+        self.cluster = AsyncMock()
+        self.cluster.delete.return_value = answer
+        self.deciding = Mock(return_value=Decision(actions=(Delete(ref, "s1"),)))
+        placing = Mock()
+        placing.gathers.return_value = False
+        idleness = Mock()
+        idleness.known.return_value = None
+        engines = Mock()
+        engines.known.return_value = {}
+        self.reconciler = Reconciler(
+            self.store, self.cluster, self.deciding, Mock(), placing, AsyncMock(), engines, idleness
+        )
+
+    async def act(self) -> None:
+        await self.reconciler.reconcile(KEY)
+
+    @property
+    def observed(self) -> Observed:
+        found = self.store.observe(KEY, 0.0)
+        assert found is not None
+        return found
+
+
+async def test_what_went_at_once_is_not_deleted_again_before_the_watch_shows_it() -> None:
+    world = Ends(SET, GONE)
+    (before,) = world.observed.children.values()
+    assert deletion(SET, before)
+    await world.act()
+    (live,) = world.observed.children.values()
+    assert live == before | {"metadata": before["metadata"] | {
+        "deletionTimestamp": live["metadata"]["deletionTimestamp"]
+    }}  # fmt: skip
+    assert not deletion(SET, live)
+    assert world.store.drop(SETS, ("ns", SET.name), "s1") == {KEY}, "its end wakes the deployment"
+    assert not world.observed.children
+
+
+async def test_a_pod_that_ends_is_known_to_end() -> None:
+    answer = made(POD, "s1", 6, deletionTimestamp="2026-01-02T03:05:05Z")
+    world = Ends(POD, answer)
+    await world.act()
+    (pod,) = world.observed.pods
+    assert pod.terminating
+    assert world.store.drop(PODS, ("ns", POD.name), "s1") == {KEY}
+
+
+@pytest.mark.parametrize("ref", [SET, POD])
+@pytest.mark.parametrize("successor", [False, True])
+async def test_an_answer_that_comes_after_the_watch_brings_nothing_back(
+    ref: Ref, successor: bool
+) -> None:
+    answer = GONE if ref == SET else made(ref, "s1", 6, deletionTimestamp="2026-01-02T03:05:05Z")
+    world = Ends(ref, answer)
+
+    async def delete(*_: Any) -> Any:
+        world.store.drop(world.kind, ("ns", ref.name), "s1")
+        if successor:
+            world.store.put(world.kind, made(ref, "s2", 5))
+        return answer
+
+    world.cluster.delete.side_effect = delete
+    await world.act()
+    assert world.store.seen(world.kind).keys() == ({("ns", ref.name)} if successor else set())
+    for one in world.observed.children.values():
+        assert one["metadata"]["uid"] == "s2" and "deletionTimestamp" not in one["metadata"]
+    for pod in world.observed.pods:
+        assert pod.uid == "s2" and not pod.terminating
+
+
+async def test_an_answer_is_older_than_what_the_watch_showed_meanwhile() -> None:
+    """As all answers: newer news of the same object stay."""
+    ends = "2026-01-02T03:05:05Z"
+    world = Ends(SET, made(SET, "s1", 6, deletionTimestamp=ends, finalizers=["example.com/a"]))
+
+    async def delete(*_: Any) -> Any:
+        newer = made(SET, "s1", 7, deletionTimestamp=ends)
+        world.store.put(SETS, newer)
+        return made(SET, "s1", 6, deletionTimestamp=ends, finalizers=["example.com/a"])
+
+    world.cluster.delete.side_effect = delete
+    await world.act()
+    (live,) = world.observed.children.values()
+    assert "finalizers" not in live["metadata"]

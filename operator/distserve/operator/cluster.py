@@ -160,13 +160,14 @@ class Cluster:
 
     async def delete(
         self, namespace: str, ref: Ref, uid: str, grace_seconds: int | None = None
-    ) -> None:
-        """In the background. Raises NotFound, or Conflict where another object has the name."""
+    ) -> Object:
+        """In the background. Returns the object as it goes, or a Status where it went at once.
+        Raises NotFound, or Conflict where another object has the name."""
         options: Object = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         kind = kind_of(ref.api_version, ref.kind)
-        await self.write("delete", kind.path(namespace, ref.name), options)
+        return await self.write("delete", kind.path(namespace, ref.name), options)
 
     async def write(
         self,

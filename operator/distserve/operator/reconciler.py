@@ -21,6 +21,7 @@ from typing import TypeVar
 from distserve.api import labels
 from distserve.api.planning import ConfigMapKey
 from distserve.operator.cluster import Cluster
+from distserve.operator.conditions import timestamp
 from distserve.operator.engines import Engines
 from distserve.operator.errors import ClusterError, Conflict, LeaseLost, NotFound, Refused
 from distserve.operator.events import Events
@@ -231,8 +232,10 @@ class Reconciler:
         uid = action.uid
         try:
             if isinstance(action, Delete):
-                await self._cluster.delete(namespace, ref, action.uid, action.grace_seconds)
-                log.info("deleted %s %s", ref.kind, ref.name, extra={"namespace": namespace})
+                answer = await self._cluster.delete(
+                    namespace, ref, action.uid, action.grace_seconds
+                )
+                self._keep_end(namespace, ref, action.uid, answer)
             elif action.uid:
                 live = await self._cluster.apply(
                     action.object, action.uid, subresource=action.subresource
@@ -283,6 +286,14 @@ class Reconciler:
         kind = kind_of(ref.api_version, ref.kind)
         if self._store.watches(kind):
             self._store.put(kind, live)
+
+    def _keep_end(self, namespace: str, ref: Ref, uid: str, answer: Object) -> None:
+        """So that it is not decided once more that it is to go."""
+        log.info("deleted %s %s", ref.kind, ref.name, extra={"namespace": namespace})
+        kind = kind_of(ref.api_version, ref.kind)
+        if self._store.watches(kind):
+            since = timestamp(self._clock())
+            self._store.going(kind, (namespace, ref.name), uid, answer, since)
 
     async def _see_again(self, namespace: str, ref: Ref, uid: str) -> Object | None:
         """The store was wrong about this object: a watch is late, or missed something."""

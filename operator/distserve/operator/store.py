@@ -170,6 +170,23 @@ class Store:
             return set(self._deployments) if self._offered.put(kind.kind, document) else set()
         return self._put_child(name, Ref(kind.api_version, kind.kind, name[1]), document)
 
+    def going(self, kind: Kind, name: Name, uid: str, answer: Object, since: str) -> None:
+        """The answer to an own Delete: what it was about goes, until a watch shows its end. That
+        may have come before the answer: what is not here any more does not come back by it."""
+        known = self._seen[kind].get(name)
+        if known is None or known.uid != uid:
+            return
+        document = answer
+        if answer.get("kind") == "Status":  # It went at once, and nothing of it is told.
+            ref = Ref(kind.api_version, kind.kind, name[1])
+            key = self._child_keys.get((name[0], ref))
+            if key is None:
+                return
+            document = unpack(self._children[key][ref].text)
+        self.put(
+            kind, {**document, "metadata": {"deletionTimestamp": since, **document["metadata"]}}
+        )
+
     def drop(self, kind: Kind, name: Name, uid: str) -> set[Key]:
         """It is gone. Does nothing when another of its name is there already."""
         known = self._seen[kind].get(name)
