@@ -8,9 +8,10 @@ measures what it adds to the steps, and `distserve profile fit` makes the profil
 capacity is measured by a burst. Then the bench client offers Poisson arrivals at shares of it, and
 the planner's simulator is given the very same requests and instants.
 
-A machine may become another one than it was measured as: before and after each run a few streams of
-always the same work tell. A run off the profile's pace is told, not judged, and made again up to
-AGAIN times.
+A machine may become another one than it was measured as: before and after each run a prompt alone
+and a few streams, always the same work, tell its pace, and what is simulated is the profile at that
+pace, and beside it the profile as it is. A run during which the pace changed is told, not judged,
+and made again up to AGAIN times.
 
 One table is printed, and everything is written to --output as JSON. The aims hold for the mean
 over rates up to 90 % of the measured capacity; beyond it figures are only reported.
@@ -25,10 +26,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from statistics import median
 
 from benchmarks.planner_truth import offering, simulating, telling
 from benchmarks.planner_truth.deployment import (
@@ -47,7 +48,7 @@ from benchmarks.planner_truth.deployment import (
     pin,
     running,
 )
-from benchmarks.planner_truth.figures import Compared, Seen, Setup
+from benchmarks.planner_truth.figures import Compared, Pace, Seen, Setup
 
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
@@ -57,7 +58,7 @@ from distserve.planner.strategies import Fleet
 GRID, SHORT_GRID = "1,2,4,8,16,32:16,64,256,512", "1,4,16:16,64,256"
 SHARES = (0.3, 0.6, 0.9)
 AGAIN = 2
-"""Runs at a rate that are made once more, since the machine was another one."""
+"""Runs at a rate that are made once more, since the machine changed meanwhile."""
 
 
 @dataclass
@@ -92,7 +93,8 @@ def compare_setup(
     profile, shape = load_profile(str(fitted)), find_model(str(folder))
     fleet = simulating.fleet_of(strategy, profile, shape)
     slo = simulating.slo_of(profile, shape)
-    step_ms = median(offering.step_of(url, model) for _ in range(3))
+    pace_seeds = count(10_000)
+    expected = simulating.probed(strategy, fleet)
     capacity, told_by = offering.capacity_of(url, model, options.seconds)
     simulated = simulating.simulated_capacity(strategy, fleet, told_by)
     written = json.loads(fitted.read_text())
@@ -103,7 +105,10 @@ def compare_setup(
     for share in options.shares:
         again, left = AGAIN, options.repeats
         while left:
-            row = compare_run(setup, fleet, slo, url, share, next(seeds), options.seconds, step_ms)
+            row = compare_run(
+                setup, fleet, slo, share, next(seeds), options.seconds, url,
+                lambda: offering.pace_of(url, model, expected, pace_seeds),
+            )  # fmt: skip
             print(f"  {telling.run_line(row)}", flush=True)
             found.rows.append(row)
             telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
@@ -114,23 +119,25 @@ def compare_setup(
 
 
 def compare_run(
-    setup: Setup, fleet: Fleet, slo: Slo, url: str, share: float, seed: int, seconds: float,
-    step_ms: float,
+    setup: Setup, fleet: Fleet, slo: Slo, share: float, seed: int, seconds: float, url: str,
+    pace: Callable[[], Pace],
 ) -> Compared:  # fmt: skip
     rate = share * setup.capacity
     requests = max(40, min(400, round(rate * seconds)))
     plan = offering.plan_of(requests, rate, seed)
-    before = offering.step_of(url, setup.model)
+    before = pace()
     busy = Busy()
     observed = offering.offered(url, setup.model, plan)
     others = busy.others()
-    pace = (before + offering.step_of(url, setup.model)) / (2 * step_ms)
+    after = pace()
     real = offering.requests_of(observed)
+    as_profiled = simulating.simulate(setup.strategy, fleet, plan)
+    fleet = simulating.at_pace(fleet, before.middle(after))
     simulated = simulating.simulate(setup.strategy, fleet, plan)
     return Compared(
         setup.model, setup.strategy, share, rate, seed, requests,
-        Seen.of(real, slo), Seen.of(simulated, slo),
-        observed.lag.send_p99_ms, others, pace, real, simulated,
+        Seen.of(real, slo), Seen.of(simulated, slo), Seen.of(as_profiled, slo),
+        observed.lag.send_p99_ms, others, before, after, real, simulated,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from distserve.planner.result import Slo, quantile
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Of the SLO, both of its times: how much of an attainment's error is where the SLO was put."""
 STEADY = 0.1
-"""By which a machine's pace may differ from that of its profile."""
+"""By which a machine's pace may change during a run."""
 STAGES = ("queueing", "prefill", "hand-over", "decode")
 
 
@@ -24,6 +24,24 @@ class Request:
     tpot_ms: float
     stages_ms: Mapping[str, float]
     """By STAGES, from the request's way into its queue to its last token."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a few streams that start together take on this machine now, relative to what is
+    simulated for them with its profile: 1.5 is a machine that has become slower by half."""
+
+    prefill: float
+    """Of their time to the first token."""
+    decode: float
+    """Of their times from token to token."""
+
+    def change(self, other: Pace) -> float:
+        """The larger of both, as a share."""
+        return max(abs(other.prefill / self.prefill - 1), abs(other.decode / self.decode - 1))
+
+    def middle(self, other: Pace) -> Pace:
+        return Pace((self.prefill + other.prefill) / 2, (self.decode + other.decode) / 2)
 
 
 @dataclass(frozen=True)
@@ -72,20 +90,22 @@ class Compared:
     requests: int
     real: Seen
     simulated: Seen
+    """With the profile at the pace that the machine had around the run."""
+    as_profiled: Seen
+    """With the profile as it is: what the machine became since is an error, too."""
     client_lag_p99_ms: float
     others_cpu: float
     """Cores that processes of others took meanwhile."""
-    pace: float
-    """How long the same few streams took for a token, before and after this run, relative to when
-    the deployment was measured: 1.5 is a machine that has become slower by half."""
+    before: Pace
+    after: Pace
     real_requests: Sequence[Request]
     simulated_requests: Sequence[Request]
     """Both in order of arrival."""
 
     @property
     def steady(self) -> bool:
-        """The machine was that of the profile."""
-        return abs(self.pace - 1) <= STEADY
+        """The machine stayed the same one."""
+        return self.before.change(self.after) <= STEADY
 
 
 @dataclass(frozen=True)
@@ -113,17 +133,19 @@ class Errors:
     tpot_p90: Sequence[float]
 
     @classmethod
-    def of(cls, rows: Sequence[Compared]) -> Errors:
-        def percent(name: str) -> list[float]:
-            pairs = [(getattr(r.simulated, name), getattr(r.real, name)) for r in rows]
-            return [100 * (simulated / real - 1) for simulated, real in pairs]
+    def of(cls, pairs: Sequence[tuple[Seen, Seen]]) -> Errors:
+        """Of (simulated, real)."""
 
-        def points(row: Compared, scale: float) -> float:
-            return row.simulated.attainment[scale] - row.real.attainment[scale]
+        def percent(name: str) -> list[float]:
+            found = [(getattr(simulated, name), getattr(real, name)) for simulated, real in pairs]
+            return [100 * (simulated / real - 1) for simulated, real in found]
+
+        def points(simulated: Seen, real: Seen, scale: float) -> float:
+            return simulated.attainment[scale] - real.attainment[scale]
 
         return cls(
-            [points(row, 1.0) for row in rows],
-            [_mean([abs(points(row, scale)) for scale in SCALES]) for row in rows],
+            [points(*pair, 1.0) for pair in pairs],
+            [_mean([abs(points(*pair, scale)) for scale in SCALES]) for pair in pairs],
             percent("ttft_p90_ms"),
             percent("tpot_p90_ms"),
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import median
 
 import aiohttp
 import uvloop
 from benchmarks.planner_truth.deployment import Failed
-from benchmarks.planner_truth.figures import STAGES, Request
+from benchmarks.planner_truth.figures import STAGES, Pace, Request
 
 from distserve.bench.client import Client, Target
 from distserve.bench.openloop import Observed, offer
@@ -24,9 +24,10 @@ from distserve.workload import ArrivalProcess
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 4000
-PROBE = "fixed,prompt=32,output=64"
-PROBES = 4
-"""Streams at once: always the same work, by which a change of the machine is told."""
+PROMPT_ALONE = "fixed,prompt=512,output=8"
+FEW_STREAMS, STREAMS = "fixed,prompt=32,output=64", 4
+"""Always the same work, by which the machine's pace is told."""
+PROBE_ROUNDS = 3
 _BURST_LEAST, _BURST_MOST = 128, 400
 """Four full batches; a gateway lets no more than 512 requests wait."""
 _STEADY = 0.2, 0.8
@@ -51,10 +52,20 @@ def steady_rate(ends: Sequence[float]) -> float:
     return (last - first) / (ordered[last] - ordered[first])
 
 
-def step_of(url: str, model: str) -> float:
-    """Milliseconds a token of a few streams that start together, median of the streams."""
-    plan = plan_of(PROBES, float("inf"), 903, PROBE)
-    return 1000 * median(o.tpot or 0.0 for o in offered(url, model, plan).outcomes)
+def probes(seed: int) -> tuple[list[Planned], list[Planned]]:
+    """A prompt alone, and a few streams that start together."""
+    at_once = float("inf")
+    return plan_of(1, at_once, seed, PROMPT_ALONE), plan_of(STREAMS, at_once, seed, FEW_STREAMS)
+
+
+def pace_of(url: str, model: str, expected: Pace, seeds: Iterator[int]) -> Pace:
+    """`expected`: what is simulated for the probes, in ms."""
+    ttft, tpot = [], []
+    for _ in range(PROBE_ROUNDS):
+        alone, together = probes(next(seeds))
+        ttft += [r.ttft_ms for r in requests_of(offered(url, model, alone))]
+        tpot += [r.tpot_ms for r in requests_of(offered(url, model, together))]
+    return Pace(median(ttft) / expected.prefill, median(tpot) / expected.decode)
 
 
 def capacity_of(url: str, model: str, seconds: float) -> tuple[float, int]:

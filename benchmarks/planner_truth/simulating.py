@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 from benchmarks.planner_truth.deployment import (
     KV_CACHE_MIB,
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
 )
-from benchmarks.planner_truth.figures import STAGES, Request
+from benchmarks.planner_truth.figures import STAGES, Pace, Request
 from benchmarks.planner_truth.offering import (
     MEAN_OUTPUT_TOKENS,
     MEAN_PROMPT_TOKENS,
     burst,
+    probes,
     steady_rate,
 )
 
@@ -24,12 +27,18 @@ from distserve.planner.links import load_link
 from distserve.planner.models import ModelShape
 from distserve.planner.profiles import HardwareProfile
 from distserve.planner.result import RunResult, Slo
+from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Lifecycle, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
+from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import Trace
 
 SLO_TTFT, SLO_TPOT = 6.0, 3.0
 """Targets: times what a mean request gets that is alone, by the profile."""
+OF_PREFILL = ("request_ms", "busy_request_ms", "prompt_ms")
+OF_DECODE = ("handover_ms", "busy_handover_ms", "padding_ms", "joining_ms")
+"""Of what a deployment adds: times that pass where the phase is computed. What is added to each
+decode step is in the steps' times."""
 
 
 def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Fleet:
@@ -46,6 +55,38 @@ def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Flee
         spec, spec, link=load_link(), kv_bytes_per_token=model.kv_bytes_per_token,
         shared_machines=True,
     )  # fmt: skip
+
+
+def at_pace(fleet: Fleet, pace: Pace) -> Fleet:
+    """The same on a machine that has become faster or slower."""
+    decode = None if fleet.decode is None else _spec_at(fleet.decode, pace)
+    return replace(fleet, prefill=_spec_at(fleet.prefill, pace), decode=decode)
+
+
+def _spec_at(spec: InstanceSpec, pace: Pace) -> InstanceSpec:
+    def longer(times: Coefficients, by: float) -> Coefficients:
+        return Coefficients(*(by * value for value in times))
+
+    was = spec.times
+    times = TimeModel(
+        longer(was.prefill, pace.prefill),
+        longer(was.decode_small, pace.decode),
+        longer(was.decode_large, pace.decode),
+        was.large_batch,
+    )
+    return replace(spec, times=times, serving=_serving_at(spec.serving, pace))
+
+
+def _serving_at(serving: Serving, pace: Pace) -> Serving:
+    of_prefill = {name: pace.prefill * getattr(serving, name) for name in OF_PREFILL}
+    of_decode = {name: pace.decode * getattr(serving, name) for name in OF_DECODE}
+    return replace(serving, **of_prefill, **of_decode)
+
+
+def probed(strategy: str, fleet: Fleet) -> Pace:
+    """What the probes of the machine's pace take, in ms."""
+    alone, together = (simulate(strategy, fleet, plan) for plan in probes(seed=0))
+    return Pace(median(r.ttft_ms for r in alone), median(r.tpot_ms for r in together))
 
 
 def simulate(strategy: str, fleet: Fleet, plan: Sequence[Planned]) -> list[Request]:
