@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -101,11 +101,12 @@ class LiveUnit:
             by_role[instance.role] = by_role.get(instance.role, True) and instance.down
         return any(by_role.values())
 
-    def stuck_since(self, gang_seconds: float) -> float | None:
+    def stuck_since(self, gang_seconds: float, needed: bool = False) -> float | None:
         """Since when it waits in vain for a part of its pods, whose others hold nodes meanwhile.
 
-        Not a unit of which enough is left to serve. One whose pods were all made together has not
-        served yet: it is to be whole.
+        Not a unit of which enough is left to serve, or that is `needed` by others which serve with
+        what it has left. One whose pods were all made together has not served yet: it is to be
+        whole.
         """
         made = [p.created for p in self.pods if not p.terminating]
         waiting = [p for p in self.pods if p.unschedulable and not p.node and not p.terminating]
@@ -113,7 +114,7 @@ class LiveUnit:
             return None
         if max(made) - min(made) <= gang_seconds:
             return max(made)
-        return max(p.created for p in waiting) if self.down else None
+        return max(p.created for p in waiting) if self.down and not needed else None
 
 
 def live_units(observed: Observed) -> dict[str, LiveUnit]:
@@ -129,6 +130,28 @@ def live_units(observed: Observed) -> dict[str, LiveUnit]:
         unit: LiveUnit(unit, found, tuple(p for p in observed.pods if p.unit == unit))
         for unit, found in sets.items()
     }
+
+
+def needed_together(units: Collection[LiveUnit]) -> frozenset[str]:
+    """Names of units that cannot serve by themselves, and without which nobody serves: as few as
+    will do, the lowest."""
+    revisions = serve_together(units)
+    if not revisions or not all(unit.down for unit in units):
+        return frozenset()
+    asked: dict[str, set[str]] = defaultdict(set)
+    has: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for unit in units:
+        for instance in unit.instances.values():
+            asked[instance.revision].add(instance.role)
+            if not instance.down:
+                has[instance.revision][unit.name].add(instance.role)
+    revision = min(revisions)
+    left = has[revision]
+    for name in sorted(left, key=lambda unit: -int(unit[1:])):
+        others = set[str]().union(*(roles for other, roles in left.items() if other != name))
+        if others == asked[revision]:
+            left = {other: roles for other, roles in left.items() if other != name}
+    return frozenset(left)
 
 
 def serve_together(units: Iterable[LiveUnit]) -> frozenset[str]:

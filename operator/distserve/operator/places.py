@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from distserve.api.conditions import PlacedReason
 from distserve.operator.conditions import Fact
-from distserve.operator.health import LiveUnit
+from distserve.operator.health import LiveUnit, needed_together
 from distserve.operator.model import Answers, NoPlace, Observed, Placement, PlacementQuestion
 from distserve.operator.provisioning import Attempts, attempts_of, still
 from distserve.operator.queues import refused_units, standing
@@ -68,7 +68,8 @@ def find_places(
     moves: Repacking,
 ) -> Places:
     attempts = attempts_of(observed)
-    look = Look(observed, answers, wanted, moves, attempts)
+    needed = needed_together(live.values())
+    look = Look(observed, answers, wanted, moves, attempts, needed)
     standings: dict[str, Standing] = {}
     units: dict[str, Whereabouts] = {}
     for number, revision in sorted(step.revisions.items()):

@@ -7,7 +7,7 @@ without one --> waits in its queue | for its former pods | asks for room: placed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from distserve.api.conditions import Condition, PlacedReason
@@ -64,6 +64,8 @@ class Look:
     wanted: Wanted
     moves: Repacking
     attempts: Mapping[str, Attempts]
+    needed: Collection[str] = ()
+    """Units without which nobody serves, though they have lost a part."""
 
     def at_placed(
         self, unit: LiveUnit, place: Placement, revision: str, queue: Standing
@@ -80,7 +82,7 @@ class Look:
             why = NoPlace(PlacedReason.PLACING, words)
             return Whereabouts(place, why, given_up=True)
         patience = _patience_seconds(self.wanted.deployment, place)
-        if (stuck := unit.stuck_since(patience)) is not None:
+        if (stuck := unit.stuck_since(patience, unit.name in self.needed)) is not None:
             return self._at_stuck(unit, place, stuck + patience - self.observed.now)
         if place.open:
             return Whereabouts(place, self._comes(unit))

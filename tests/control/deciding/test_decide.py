@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from distserve.api import labels
 from distserve.operator.decide import decide
@@ -208,6 +210,48 @@ def test_a_unit_that_lost_a_place_is_kept_while_it_serves(
     world.now += 100
     world.settle()
     assert (world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"] == first) is kept
+
+
+UNIT_ROLES = [(unit, role) for unit in range(3) for role in ("prefill", "decode")]
+
+
+def roles_up(world: Any) -> set[str]:
+    return {pod.instance.split("-")[2] for pod in world.pods.values() if pod.unit and pod.ready}
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(units=st.integers(1, 3), lost=st.sets(st.sampled_from(UNIT_ROLES)))
+@example(units=2, lost={(0, "prefill"), (1, "decode")})
+@example(units=3, lost={(0, "prefill"), (1, "decode"), (2, "decode")})
+def test_units_that_serve_together_are_not_all_taken_back(
+    new_world: Make, units: int, lost: set[tuple[int, str]]
+) -> None:
+    """Gateways pair what one unit has left with what another one has."""
+    world = new_world(units=units, topology={"gangTimeout": "10s"}).settle()
+    world.now += 100
+    waiting = {f"tiny-u{unit}-{role}-0-0" for unit, role in lost if unit < units}
+    for name in waiting:
+        del world.pods[name]
+    world.unschedulable = lambda pod: pod.name in waiting
+    world.room = 0
+    world.step()
+    before = roles_up(world)
+
+    def check(now: Any) -> None:
+        assert len(before) < 2 or roles_up(now) == before
+
+    for _ in range(3):
+        world.settle(check=check)
+        world.now += 100
+    halves = {pod.unit for pod in world.pods.values() if pod.unit and pod.name in waiting}
+    assert len(halves) <= 2, "no more are kept than serve together"
+    whole = {f"u{unit}" for unit in range(units)} - {f"u{unit}" for unit, _ in lost}
+    assert not (whole and halves), "who serves alone lets the others go"
+    world.room, world.unschedulable = 100, lambda pod: False
+    world.settle(check=check)
+    assert world.condition("Ready")["status"] == "True" and world.ready_units() == units
 
 
 def crash_loop(world: Any, name: str, restarts: int, ran_seconds: float) -> None:
