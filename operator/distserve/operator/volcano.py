@@ -60,14 +60,20 @@ def standing(
     asked = asked_of(deployment, unit, revision)
     same, queue = _is_same(revision, live), queue_of(deployment)
     name = group_of(live, revision.name)
-    if not same and not (name in known and known[name].asked == asked.digest):
+    stays = same or (name in known and known[name].asked == asked.digest)
+    if not stays:
         name = ""  # Its pods go, and the next ones ask for something else.
     make = pod_group(deployment, unit, asked, queue, _priority_class(observed, revision), name)
     name = make["metadata"]["name"]
     current = known.get(name)
-    waits = _waits(observed, unit, current.queue if current else queue, asked, current, live)
-    goes = None
-    if live is not None and not same and waits is not None:
+    let_in = current is not None and (
+        current.phase == IN_QUEUE
+        or (stays and live is not None and (current.holds or any(pod.node for pod in live.pods)))
+    )
+    waits = goes = None
+    if not let_in:
+        waits = _waits(observed, unit, current.queue if current else queue, asked, current)
+    if live is not None and not stays and not let_in:
         goes = _queued(
             f"unit {unit}: Queue {queue} of Volcano has not let in what revision {revision.name} "
             "asks for; the unit goes whole, and is made again when it has"
@@ -76,7 +82,7 @@ def standing(
         queue=Scheduler.VOLCANO,
         revision=revision.name,
         current=current.uid if current else "",
-        admitted=current is not None and waits is None,
+        admitted=let_in,
         since=_since(observed, current),
         costs=f"Queue {queue} of Volcano counts it meanwhile",
         waits=waits,
@@ -94,9 +100,9 @@ def writes(
 ) -> Iterator[Apply | Delete]:
     known = groups(observed)
     current = {found.current for found in standings.values()}
-    for _, some in sorted(known.items()):
+    for unit, some in sorted(known.items()):
         for one in some:
-            if one.uid in current and one.holds != bool(one.let_in):
+            if one.uid in current and unit not in live and one.holds != bool(one.let_in):
                 yield Apply(_marked(one, observed.now if one.holds else None), one.uid)
     yield from given_back(observed, Scheduler.VOLCANO, known, standings, live)
 
@@ -106,16 +112,9 @@ def _is_same(revision: Revision, live: LiveUnit | None) -> bool:
 
 
 def _waits(
-    observed: Observed,
-    unit: str,
-    queue: str,
-    asked: Asked,
-    current: Group | None,
-    live: LiveUnit | None,
-) -> NoPlace | None:
+    observed: Observed, unit: str, queue: str, asked: Asked, current: Group | None
+) -> NoPlace:
     """Why its pods are not to be made, or are not bound."""
-    if current is not None and (current.phase == IN_QUEUE or (current.holds and live is not None)):
-        return None
     why = _shut(observed, queue) or _too_large(observed.features.volcano_queues[queue], asked)
     if why:
         return _queued(f"unit {unit}: {why}")

@@ -1,0 +1,200 @@
+"""Quota shared through the real Volcano: units let in, bound whole, healed and given back."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tools.cluster import volcano
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(bool(volcano.lacking()), reason=f"NO VOLCANO: {volcano.lacking()}"),
+]
+
+Object = dict[str, Any]
+API = f"{volcano.GROUP}/v1beta1"
+GROUPS = f"podgroups.{volcano.GROUP}"
+QUEUES = f"queues.{volcano.GROUP}"
+UNIT, DEPLOYMENT = "distserve.io/unit", "distserve.io/deployment"
+STARTS_SECONDS = 120.0
+
+
+@pytest.fixture
+def volcano_runs(crd: Any) -> Iterator[None]:
+    with volcano.running(crd):
+        yield
+
+
+@pytest.fixture
+def operator(volcano_runs: None, start_distserve: Callable[..., Any]) -> Any:
+    found = start_distserve("--engine-check=off", "--volcano=on")
+    found.wait_until("ready", lambda: found.probe("/readyz") == 200, STARTS_SECONDS)
+    found.wait_until("leads", lambda: found.leads)
+    return found
+
+
+def queued(found: Object, queue: str = "team-a") -> Object:
+    found["metadata"]["annotations"] = {f"{volcano.GROUP}/queue-name": queue}
+    found["spec"]["topology"]["scheduler"] = "Volcano"
+    return found
+
+
+class Seen:
+    """What a user sees of a deployment."""
+
+    def __init__(self, fabric: Any, history: Any) -> None:
+        self.fabric, self.history = fabric, history
+
+    def until(self, name: str, reason: str, *words: str) -> str:
+        def holds() -> bool:
+            found = self.history.placed().get(name, {"reason": "", "message": ""})
+            return found["reason"] == reason and all(one in found["message"] for one in words)
+
+        self.fabric.wait_until(f"{name} is {reason}", holds, 3 * 60.0)
+        return str(self.history.placed()[name]["message"])
+
+    def whole(self, **pods: int) -> None:
+        self.fabric.wait_until_whole(self.history, pods)
+
+    def delete(self, name: str) -> None:
+        where = f"--namespace={self.fabric.namespace}"
+        self.fabric.cluster.kubectl("delete", f"dsd/{name}", where, "--wait=false")
+
+    def groups(self, name: str) -> list[Object]:
+        selector = f"{DEPLOYMENT}={name}"
+        found: list[Object] = self.fabric.cluster.get(
+            GROUPS, namespace=self.fabric.namespace, selector=selector
+        )["items"]
+        return found
+
+    def phase(self, name: str) -> str:
+        (found,) = self.groups(name)
+        return str(found.get("status", {}).get("phase", ""))
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        self.fabric.wait_until(what, holds, 3 * 60.0)
+
+    def first_bound_with(self, name: str) -> int:
+        """How many pods of it were there when its first one got a node."""
+        known: set[str] = set()
+        for one in self.history.events:
+            marks = one["metadata"].get("labels") or {}
+            if one["kind"] == "Pod" and UNIT in marks and marks[DEPLOYMENT] == name:
+                known.add(one["metadata"]["uid"])
+                if one["spec"].get("nodeName"):
+                    return len(known)
+        return 0
+
+    def most_bound(self) -> int:
+        """At a time, of all deployments."""
+        bound: set[str] = set()
+        most = 0
+        for one in self.history.events:
+            if one["kind"] == "Pod" and UNIT in (one["metadata"].get("labels") or {}):
+                uid = one["metadata"]["uid"]
+                there = one["spec"].get("nodeName") and "deletionTimestamp" not in one["metadata"]
+                (bound.add if there else bound.discard)(uid)
+                most = max(most, len(bound))
+        return most
+
+
+def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shape, small = fabric.whole_domain, fabric.Shape(1, 1, 2)
+    with fabric.watched() as history, fabric.domains(3, 2, "volcano-") as cliques:
+        seen = Seen(fabric, history)
+        said = {}
+
+        fabric.apply(queued(fabric.deployment("first", shape)))
+        said["no queue"] = seen.until("first", "QueuedByVolcano", "there is no Queue team-a")
+        limit = {"nvidia.com/gpu": str(shape.gpus)}
+        queue = {"apiVersion": API, "kind": "Queue", "metadata": {"name": "team-a"}}
+        fabric.cluster.apply(queue | {"spec": {"weight": 1, "capability": limit}})
+        seen.whole(first=shape.pods)
+        seen.until("first", "Placed")
+        assert seen.first_bound_with("first") == shape.pods, "nobody before the last one is there"
+        (group,) = seen.groups("first")
+        assert group["spec"]["minResources"]["nvidia.com/gpu"] == str(shape.gpus)
+        seen.wait("Volcano counts it", lambda: seen.phase("first") == "Running")
+        for pod in history.units()["first", "u0"]:
+            assert pod["spec"]["schedulerName"] == "volcano"
+
+        fabric.apply(queued(fabric.deployment("second", shape)))
+        said["waits"] = seen.until("second", "QueuedByVolcano", "waits whole in Queue team-a")
+        events = fabric.cluster.kubectl(
+            "describe", f"{GROUPS}/{seen.groups('second')[0]['metadata']['name']}",
+            f"--namespace={fabric.namespace}",
+        )  # fmt: skip
+        assert "nvidia.com/gpu" in events and "insufficient" in events, "where the message leads"
+        assert "second" not in history.owners(), "nothing of it exists"
+
+        # In a full queue what is lost comes back: a unit's own quota is not counted twice.
+        lost = history.units()["first", "u0"][0]["metadata"]
+        fabric.cluster.kubectl("delete", f"pod/{lost['name']}", f"-n{fabric.namespace}")
+
+        def healed() -> bool:
+            pods = history.units().get(("first", "u0"), [])
+            uids = {one["metadata"]["uid"] for one in pods if one["spec"].get("nodeName")}
+            return len(uids) == shape.pods and lost["uid"] not in uids
+
+        seen.wait("it is whole again", healed)
+        assert "second" not in history.owners()
+
+        # A rollout that asks for the same keeps its place in the queue.
+        (before,) = seen.groups("first")
+        patch = {
+            "decode": {"podTemplate": {"metadata": {"annotations": {"new": "1"}}}},
+            "rollout": {"whenFull": "ReplaceOne"},
+        }
+        which = ("dsd/first", f"-n{fabric.namespace}", "--type=merge")
+        fabric.cluster.kubectl("patch", *which, f"--patch={json.dumps({'spec': patch})}")
+
+        def rolled() -> bool:
+            pods = history.units().get(("first", "u0"), [])
+            new = [p for p in pods if p["metadata"].get("annotations", {}).get("new") == "1"]
+            return bool(new) and all(p["spec"].get("nodeName") for p in new)
+
+        seen.wait("the new revision is bound", rolled)
+        seen.whole(first=shape.pods)
+        assert [one["metadata"]["uid"] for one in seen.groups("first")] == [
+            before["metadata"]["uid"]
+        ]
+
+        seen.delete("first")
+        seen.whole(second=shape.pods)
+        seen.until("second", "Placed")
+        assert not seen.groups("first")
+
+        patch = {"spec": {"capability": {"nvidia.com/gpu": str(small.gpus - 1)}}}
+        fabric.cluster.kubectl(
+            "patch", f"{QUEUES}/team-a", "--type=merge", f"--patch={json.dumps(patch)}"
+        )
+        fabric.apply(queued(fabric.deployment("third", small)))
+        said["too large"] = seen.until("third", "QueuedByVolcano", "may never have more than")
+        closed = {"apiVersion": "bus.volcano.sh/v1alpha1", "kind": "Command"}
+        closed |= {"metadata": {"name": "close"}, "action": "CloseQueue"}
+        owner = fabric.cluster.get(f"{QUEUES}/team-a")
+        closed["target"] = {
+            "apiVersion": API, "kind": "Queue", "name": "team-a", "controller": True,
+            "uid": owner["metadata"]["uid"],
+        }  # fmt: skip
+        fabric.cluster.apply(closed, fabric.namespace)
+        said["closed"] = seen.until("third", "QueuedByVolcano", "lets nothing in; open it")
+        # Its annotation leads elsewhere: what waits changes over.
+        marks = ("annotate", "dsd/third", f"-n{fabric.namespace}", "--overwrite")
+        fabric.cluster.kubectl(*marks, f"{volcano.GROUP}/queue-name=default")
+        seen.whole(second=shape.pods, third=small.pods)
+        assert [one["spec"]["queue"] for one in seen.groups("third")] == ["default"]
+        seen.until("second", "Placed")
+        assert history.check(cliques) >= 3 * shape.pods
+        counts = Counter(one["kind"] for one in history.events)
+        assert counts["Pod"] and seen.most_bound() <= shape.pods + small.pods
+        for name in ("second", "third"):
+            seen.delete(name)
+        seen.wait("nothing is left", lambda: not seen.groups("second") + seen.groups("third"))
+    with capsys.disabled():
+        for what, words in said.items():
+            print(f"\n  {what}: {words}", end="")
+        print()
