@@ -29,7 +29,9 @@ SERVED = frozenset(
     {
         "resource.k8s.io/v1/ResourceClaimTemplate",
         "resource.nvidia.com/v1beta1/ComputeDomain",
-        "kueue.x-k8s.io/v1beta2/Workload",  # Of no use here: a unit's is made by the operator.
+        # Of no use here: a unit's is made by the operator.
+        "kueue.x-k8s.io/v1beta2/Workload",
+        "scheduling.volcano.sh/v1beta1/PodGroup",
     }
 )
 ENFORCE = "pod-security.kubernetes.io/enforce"

@@ -77,6 +77,17 @@ class Seen:
     def wait(self, what: str, holds: Callable[[], bool]) -> None:
         self.fabric.wait_until(what, holds, 3 * 60.0)
 
+    def lose(self, pods: list[Object]) -> None:
+        names = [f"pod/{one['metadata']['name']}" for one in pods]
+        where = f"--namespace={self.fabric.namespace}"
+        self.fabric.cluster.kubectl("delete", *names, where, "--wait=false")
+        gone = {one["metadata"]["uid"] for one in pods}
+        self.wait("they are gone", lambda: not gone & self.history.live.keys())
+
+    def is_whole(self, name: str, shape: Any) -> bool:
+        pods = self.history.units().get((name, "u0"), [])
+        return sum(bool(one["spec"].get("nodeName")) for one in pods) == int(shape.pods)
+
     def first_bound_with(self, name: str) -> int:
         """How many pods of it were there when its first one got a node."""
         known: set[str] = set()
@@ -121,28 +132,7 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         for pod in history.units()["first", "u0"]:
             assert pod["spec"]["schedulerName"] == "volcano"
 
-        fabric.apply(queued(fabric.deployment("second", shape)))
-        said["waits"] = seen.until("second", "QueuedByVolcano", "waits whole in Queue team-a")
-        events = fabric.cluster.kubectl(
-            "describe", f"{GROUPS}/{seen.groups('second')[0]['metadata']['name']}",
-            f"--namespace={fabric.namespace}",
-        )  # fmt: skip
-        assert "nvidia.com/gpu" in events and "insufficient" in events, "where the message leads"
-        assert "second" not in history.owners(), "nothing of it exists"
-
-        # In a full queue what is lost comes back: a unit's own quota is not counted twice.
-        lost = history.units()["first", "u0"][0]["metadata"]
-        fabric.cluster.kubectl("delete", f"pod/{lost['name']}", f"-n{fabric.namespace}")
-
-        def healed() -> bool:
-            pods = history.units().get(("first", "u0"), [])
-            uids = {one["metadata"]["uid"] for one in pods if one["spec"].get("nodeName")}
-            return len(uids) == shape.pods and lost["uid"] not in uids
-
-        seen.wait("it is whole again", healed)
-        assert "second" not in history.owners()
-
-        # A rollout that asks for the same keeps its place in the queue.
+        # A rollout that asks for the same stays the same group.
         (before,) = seen.groups("first")
         patch = {
             "decode": {"podTemplate": {"metadata": {"annotations": {"new": "1"}}}},
@@ -161,6 +151,22 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         assert [one["metadata"]["uid"] for one in seen.groups("first")] == [
             before["metadata"]["uid"]
         ]
+
+        fabric.apply(queued(fabric.deployment("second", shape)))
+        said["waits"] = seen.until("second", "QueuedByVolcano", "waits whole in Queue team-a")
+        events = fabric.cluster.kubectl(
+            "describe", f"{GROUPS}/{seen.groups('second')[0]['metadata']['name']}",
+            f"--namespace={fabric.namespace}",
+        )  # fmt: skip
+        assert "nvidia.com/gpu" in events and "insufficient" in events, "where the message leads"
+        assert "second" not in history.owners(), "nothing of it exists"
+
+        # In a full queue what is lost comes back, whoever waits for quota.
+        for lost in (1, 1, shape.pods - 1):
+            pods = history.units()["first", "u0"][:lost]
+            seen.lose(pods)
+            seen.wait(f"it is whole again without {lost}", lambda: seen.is_whole("first", shape))
+            assert "second" not in history.owners()
 
         seen.delete("first")
         seen.whole(second=shape.pods)
