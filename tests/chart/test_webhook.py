@@ -104,7 +104,7 @@ def test_a_certificate_of_its_own(render: Any) -> None:
 
 def test_one_of_cert_managers(render: Any) -> None:
     found = render(CERT_MANAGER)
-    certificate, issuer = found.one("Certificate"), found.one("Issuer")
+    certificate, issuer = found.one("Certificate", NAME), found.one("Issuer", NAME)
     (name,) = certificate["spec"]["dnsNames"]
     (hook,) = found.one(CONFIGURATION)["webhooks"]
     service = hook["clientConfig"]["service"]
@@ -124,6 +124,21 @@ def test_one_of_cert_managers(render: Any) -> None:
     assert "--webhook-service" not in found.flags
     for kind in ("Secret", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
         assert NAME not in [one["metadata"]["name"] for one in found.all(kind)]
+
+
+def test_cert_managers_certificates_change_and_their_authority_does_not(render: Any) -> None:
+    """Else API servers would trust the next one alone, a minute before operators have it."""
+    found = render(CERT_MANAGER)
+    authority, root = found.one("Certificate", f"{NAME}-ca"), found.one("Issuer", f"{NAME}-root")
+    assert found.one("Issuer", NAME)["spec"] == {"ca": {"secretName": f"{NAME}-ca"}}
+    said = authority["spec"]
+    assert (said["secretName"], said["isCA"]) == (f"{NAME}-ca", True)
+    assert said["privateKey"]["rotationPolicy"] == "Never"
+    assert found.one("Certificate", NAME)["spec"]["privateKey"]["rotationPolicy"] == "Always"
+    assert said["issuerRef"] == {"kind": "Issuer", "name": root["metadata"]["name"]}
+    assert root["spec"] == {"selfSigned": {}}
+    mounted = [one["secret"]["secretName"] for one in found.pod["volumes"] if "secret" in one]
+    assert mounted == [f"{NAME}-tls"], "nobody can sign in the operator's pod"
 
 
 @pytest.mark.parametrize("values", [ON, CERT_MANAGER], ids=["own", "cert-manager"])
@@ -149,7 +164,7 @@ def test_the_command_knows_its_flags(render: Any, values: Object) -> None:
 def test_an_issuer_of_yours(render: Any) -> None:
     mine = {"kind": "ClusterIssuer", "name": "corp"}
     found = render({"webhook": {**CERT_MANAGER["webhook"], "issuer": mine}})
-    assert found.one("Certificate")["spec"]["issuerRef"] == mine
+    assert found.one("Certificate")["spec"]["issuerRef"] == mine, "and no other one"
     assert found.all("Issuer") == []
 
 

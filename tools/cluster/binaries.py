@@ -79,6 +79,8 @@ PROGRAMS: Mapping[str, Program] = {
         Program("lws", "lws", "sigs.k8s.io/lws/cmd"),
         # For `make soak`: what admits units by quota, with topology.scheduler Kueue.
         Program("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue"),
+        # For `make soak`: what issues the webhook's certificate, with certificates: CertManager.
+        Program("cert-manager", "cert-manager", "."),
         # For `make soak`: what reads PodMonitors and PrometheusRules, and scrapes by them. Debian's
         # Prometheus knows no Kubernetes.
         Program("prometheus-operator", "prometheus-operator", f"{_COREOS}/cmd/operator"),
