@@ -16,6 +16,8 @@ from tools.cluster.fake_nodes import TOLERATION
 from tools.cluster.waiting import wait_for
 
 SECONDS = 60.0
+OURS = "app.kubernetes.io/instance=tiny"
+GATEWAYS = f"{OURS},app.kubernetes.io/component=gateway"
 ROLE = {
     "apiVersion": "rbac.authorization.k8s.io/v1",
     "kind": "ClusterRole",
@@ -168,3 +170,34 @@ def test_idle_is_idle(
         return len(seen) >= 5 and len(set(seen[-5:])) == 1
 
     wait_for("five looks that see the same", quiet, SECONDS)
+
+
+def test_more_gateways_restart_none(
+    operated: Cluster, namespace: str, until: Callable[..., dict[str, Any]]
+) -> None:
+    def gateways() -> set[str]:
+        """Uids of the pods that run and stay."""
+        found = operated.get("pods", namespace=namespace, selector=GATEWAYS)["items"]
+        stay = [pod["metadata"] for pod in found if pod["status"]["phase"] == "Running"]
+        return {one["uid"] for one in stay if "deletionTimestamp" not in one}
+
+    def scaled(replicas: int) -> set[str]:
+        change = f'{{"spec":{{"gateway":{{"replicas":{replicas}}}}}}}'
+        where = ("dsd/tiny", "-n", namespace, "--type=merge", "-p", change)
+        operated.kubectl("patch", *where)
+        wait_for(f"{replicas} gateways", lambda: len(gateways()) == replicas, SECONDS)
+        return gateways()
+
+    operated.apply(sample(), namespace)
+    until("Ready", lambda s: s["Ready"]["status"] == "True")
+    first = gateways()
+    assert len(first) == 2
+    more = scaled(4)
+    assert first < more, "those that ran run on"
+    assert scaled(1) < more
+    until("calm", lambda s: s["Progressing"]["reason"] == "UpToDate")
+    sets = operated.get("replicasets", namespace=namespace, selector=GATEWAYS)["items"]
+    assert len(sets) == 1, "one template all the time"
+    ours = operated.get("controllerrevisions", namespace=namespace, selector=OURS)["items"]
+    kept = [one for one in ours if "templates" in (one.get("data") or {})]
+    assert len(kept) == 1
