@@ -5,8 +5,9 @@
 For each model: `distserve profile` measures the engine's steps, then for each strategy (1P1D, and
 one instance that does both) `distserve up` starts the deployment, `distserve profile serving`
 measures what it adds to the steps, and `distserve profile fit` makes the profile. The deployment's
-capacity is measured by a burst. Then the bench client offers Poisson arrivals at shares of it, and
-the planner's simulator is given the very same requests and instants.
+capacity is what it serves while more requests come than it can serve. Then the bench client offers
+Poisson arrivals at shares of it, and the planner's simulator is given the very same requests and
+instants.
 
 A machine may become another one than it was measured as: before and after each run a prompt alone
 and a few streams, always the same work, tell its pace, and what is simulated is the profile at that
@@ -95,8 +96,9 @@ def compare_setup(
     slo = simulating.slo_of(profile, shape)
     pace_seeds = count(10_000)
     expected = simulating.probed(strategy, fleet)
-    capacity, told_by = offering.capacity_of(url, model, options.seconds)
-    simulated = simulating.simulated_capacity(strategy, fleet, told_by)
+    overload = offering.overload_of(url, model, options.seconds)
+    capacity = offering.capacity_of(url, model, overload)
+    simulated = simulating.simulated_capacity(strategy, fleet, overload)
     written = json.loads(fitted.read_text())
     setup = Setup(model, strategy, capacity, simulated, slo.ttft_ms, slo.tpot_ms, written)
     found.setups.append(setup)

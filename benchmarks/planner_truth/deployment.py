@@ -25,6 +25,8 @@ from distserve.models.random_weights import make_random_model
 MODELS = ("small", "tiny")
 STRATEGIES = ("Disaggregated", "Colocated")
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, KV_CACHE_MIB = 32, 1024, 128
+MAX_WAITING_REQUESTS = 4096
+"""All that come while the deployment is given more than it can serve."""
 ENGINES_CORE, OTHERS_CORE = 0, 1
 PORT = 18080
 COMMAND = [sys.executable, "-m", "distserve.cli.main"]
@@ -64,6 +66,7 @@ def manifest(model: str, folder: Path, strategy: str) -> dict[str, Any]:
             "model": {"id": model, "source": source},
             "accelerator": {"type": "CPU", "cpusPerRank": 1, "kvCache": f"{KV_CACHE_MIB}Mi"},
             "strategy": {"name": strategy},
+            "gateway": {"maxWaitingRequests": MAX_WAITING_REQUESTS},
             **{name: role for name in roles},
         },
     }

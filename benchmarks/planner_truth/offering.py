@@ -28,8 +28,12 @@ PROMPT_ALONE = "fixed,prompt=512,output=8"
 FEW_STREAMS, STREAMS = "fixed,prompt=32,output=64", 4
 """Always the same work, by which the machine's pace is told."""
 PROBE_ROUNDS = 3
-_BURST_LEAST, _BURST_MOST = 128, 400
-"""Four full batches; a gateway lets no more than 512 requests wait."""
+_BURST = 48
+_OVERLOAD, _LONGER, _LEAST = 1.5, 1.5, 288
+"""Times what a burst passes at, for times the seconds of a run, and so many requests at least: an
+instance that does both goes round, from a full batch's prefills to its last tokens."""
+_FILLED = 0.4
+"""Share of the overload's time by which the deployment is full."""
 _STEADY = 0.2, 0.8
 """Shares of the requests of a burst that have ended when its steady part begins and ends."""
 
@@ -40,16 +44,18 @@ def plan_of(requests: int, rate: float, seed: int, lengths: str = LENGTHS) -> li
     return Recipe(synthetic(lengths, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
 
 
-def burst(requests: int, seed: int = 902) -> list[Planned]:
-    """All at once, and enough of them that most are served while others wait."""
-    return plan_of(requests, float("inf"), seed)
-
-
 def steady_rate(ends: Sequence[float]) -> float:
     """Ends in a unit of their time, without a burst's beginning and end."""
     ordered = sorted(ends)
     first, last = (round(share * (len(ordered) - 1)) for share in _STEADY)
     return (last - first) / (ordered[last] - ordered[first])
+
+
+def rate_meanwhile(ends: Sequence[float], lasting: float) -> float:
+    """Ends in a unit of their time, counted from the first arrival, while more came than could be
+    served for `lasting`."""
+    begun = _FILLED * lasting
+    return sum(begun < end <= lasting for end in ends) / (lasting - begun)
 
 
 def probes(seed: int) -> tuple[list[Planned], list[Planned]]:
@@ -68,14 +74,19 @@ def pace_of(url: str, model: str, expected: Pace, seeds: Iterator[int]) -> Pace:
     return Pace(median(ttft) / expected.prefill, median(tpot) / expected.decode)
 
 
-def capacity_of(url: str, model: str, seconds: float) -> tuple[float, int]:
-    """Requests a second that the deployment serves at most, and of how many it was told.
+def overload_of(url: str, model: str, seconds: float) -> list[Planned]:
+    """More than the deployment serves. A burst says how much that is, roughly: its requests come
+    before they are served, which costs nothing meanwhile."""
+    burst = plan_of(_BURST, float("inf"), 901)
+    rate = _OVERLOAD * steady_rate([o.ended for o in offered(url, model, burst).outcomes])
+    return plan_of(max(_LEAST, round(_LONGER * seconds * rate)), rate, 902)
 
-    A first burst, which is too short to tell, says how many make one of about `seconds`.
-    """
-    rate = steady_rate([o.ended for o in offered(url, model, burst(48, seed=901)).outcomes])
-    requests = min(max(_BURST_LEAST, round(rate * seconds)), _BURST_MOST)
-    return steady_rate([o.ended for o in offered(url, model, burst(requests)).outcomes]), requests
+
+def capacity_of(url: str, model: str, overload: Sequence[Planned]) -> float:
+    """Requests a second that the deployment serves while more of them come."""
+    outcomes = offered(url, model, overload).outcomes
+    begun = min(outcome.sent for outcome in outcomes)
+    return rate_meanwhile([o.ended - begun for o in outcomes], overload[-1].at_seconds)
 
 
 def offered(url: str, model: str, plan: Sequence[Planned]) -> Observed:

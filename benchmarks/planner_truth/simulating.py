@@ -17,9 +17,8 @@ from benchmarks.planner_truth.figures import STAGES, Pace, Request
 from benchmarks.planner_truth.offering import (
     MEAN_OUTPUT_TOKENS,
     MEAN_PROMPT_TOKENS,
-    burst,
     probes,
-    steady_rate,
+    rate_meanwhile,
 )
 
 from distserve.bench.outcome import Planned
@@ -98,10 +97,12 @@ def simulate(strategy: str, fleet: Fleet, plan: Sequence[Planned]) -> list[Reque
     ]
 
 
-def simulated_capacity(strategy: str, fleet: Fleet, requests: int) -> float:
-    """Requests a second, of the burst that the real one was measured with."""
-    _, result = _run(strategy, fleet, burst(requests))
-    return 1000 * steady_rate(result.finish_ms)
+def simulated_capacity(strategy: str, fleet: Fleet, overload: Sequence[Planned]) -> float:
+    """Requests a second, of the overload that the real one was measured with."""
+    _, result = _run(strategy, fleet, overload)
+    begun = 1000 * overload[0].at_seconds
+    ends = [(end - begun) / 1000 for end in result.finish_ms]
+    return rate_meanwhile(ends, overload[-1].at_seconds)
 
 
 def _run(strategy: str, fleet: Fleet, plan: Sequence[Planned]) -> tuple[Lifecycle, RunResult]:
