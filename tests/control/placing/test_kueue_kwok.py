@@ -105,6 +105,11 @@ class Seen:
         )["items"]
         return found
 
+    def held(self, name: str) -> set[str]:
+        """Conditions of its one Workload that are True."""
+        (found,) = self.workloads(name)
+        return {one["type"] for one in found["status"]["conditions"] if one["status"] == "True"}
+
     def activate(self, name: str, active: bool) -> None:
         (found,) = self.workloads(name)
         patch = json.dumps({"spec": {"active": active}})
@@ -154,9 +159,8 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         seen.whole(second=shape.pods)
         seen.until("second", "Placed")
         # Told that it is ready, as waitForPodsReady wants it.
-        (admitted,) = seen.workloads("second")
-        held = {one["type"] for one in admitted["status"]["conditions"] if one["status"] == "True"}
-        assert held >= {"QuotaReserved", "Admitted", "PodsReady"}
+        told = {"QuotaReserved", "Admitted", "PodsReady"}
+        fabric.wait_until("it is told", lambda: told <= seen.held("second"))
 
         fabric.apply(queued(fabric.deployment("urgent", shape), "serving"))
         seen.whole(urgent=shape.pods)
