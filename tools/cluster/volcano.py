@@ -15,6 +15,7 @@ from typing import Any, Final
 import yaml
 from tools.cluster.cluster import Cluster
 from tools.cluster.errors import Unavailable
+from tools.cluster.processes import Process
 
 VARIABLE: Final = "VOLCANO_ASSETS"
 SCHEDULER: Final = "vc-scheduler"
@@ -61,8 +62,9 @@ def lacking() -> str:
 
 
 @contextmanager
-def running(cluster: Cluster) -> Iterator[None]:
-    """Volcano at work, with its kinds, which are gone again afterwards with all that is in them.
+def running(cluster: Cluster) -> Iterator[Process]:
+    """Volcano at work, its scheduler, with its kinds, which are gone again afterwards with all that
+    is in them.
 
     Raises Unavailable."""
     if why := lacking():
@@ -80,12 +82,13 @@ def running(cluster: Cluster) -> Iterator[None]:
     controllers = ["--controllers=+queue-controller,+pg-controller"]
     with ExitStack() as stack:
         stack.callback(_remove, cluster, [one["metadata"]["name"] for one in kinds])
+        started = []
         for name, flags in ((SCHEDULER, scheduler), (CONTROLLERS, controllers)):
             command = [str(assets / name), *common, *flags]
-            process = cluster.processes.start(name, command)
-            stack.callback(process.stop)
-        process.wait_for("its own queue", lambda: _opened(cluster), READY_SECONDS)
-        yield
+            started.append(cluster.processes.start(name, command))
+            stack.callback(started[-1].stop)
+        started[-1].wait_for("its own queue", lambda: _opened(cluster), READY_SECONDS)
+        yield started[0]
 
 
 def _opened(cluster: Cluster) -> bool:

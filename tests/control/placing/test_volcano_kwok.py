@@ -1,6 +1,9 @@
 """Quota shared through the real Volcano: units let in, bound whole, healed and given back."""
 
+import contextlib
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,13 +26,14 @@ STARTS_SECONDS = 120.0
 
 
 @pytest.fixture
-def volcano_runs(crd: Any) -> Iterator[None]:
-    with volcano.running(crd):
-        yield
+def scheduler(crd: Any) -> Iterator[Any]:
+    """Volcano's, as a process."""
+    with volcano.running(crd) as process:
+        yield process
 
 
 @pytest.fixture
-def operator(volcano_runs: None, start_distserve: Callable[..., Any]) -> Any:
+def operator(scheduler: Any, start_distserve: Callable[..., Any]) -> Any:
     found = start_distserve("--engine-check=off", "--volcano=on")
     found.wait_until("ready", lambda: found.probe("/readyz") == 200, STARTS_SECONDS)
     found.wait_until("leads", lambda: found.leads)
@@ -40,6 +44,15 @@ def queued(found: Object, queue: str = "team-a") -> Object:
     found["metadata"]["annotations"] = {f"{volcano.GROUP}/queue-name": queue}
     found["spec"]["topology"]["scheduler"] = "Volcano"
     return found
+
+
+@contextlib.contextmanager
+def halted(process: Any) -> Iterator[None]:
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 class Seen:
@@ -204,3 +217,76 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         for what, words in said.items():
             print(f"\n  {what}: {words}", end="")
         print()
+
+
+def test_all_of_a_unit_are_bound_or_none(fabric: Any, scheduler: Any) -> None:
+    """Room goes after the unit was placed and before Volcano looks."""
+    shape = fabric.whole_domain
+    with fabric.watched() as history, fabric.domains(2, 2, "gang-") as cliques:
+        seen = Seen(fabric, history)
+        ours = [min(node for node, one in cliques.items() if one == f"gang-{n}") for n in (0, 1)]
+        fabric.apply(*(fabric.foreign_pod(f"busy-{n}", ours[n], 1) for n in (0, 1)))
+        opt = queued(fabric.deployment("opt", shape), "default")
+        opt["spec"]["topology"]["gangTimeout"] = "10s"
+        fabric.apply(opt)
+        seen.until("opt", "NoRoom", "Queue default of Volcano counts it meanwhile")
+        assert not history.owners()
+
+        def made() -> bool:
+            return len(history.units().get(("opt", "u0"), [])) == shape.pods
+
+        here = f"--namespace={fabric.namespace}"
+        with halted(scheduler):
+            fabric.cluster.kubectl("delete", "pod/busy-0", here)
+            seen.wait("it is placed", made)
+            fabric.apply(fabric.foreign_pod("quicker", ours[0], 1))
+            fabric.wait_until("that is there", lambda: _is_there(fabric, "quicker"))
+        seen.until("opt", "Unschedulable", "gangTimeout")
+        seen.until("opt", "NoRoom", "Queue default of Volcano counts it meanwhile")
+        seen.wait("it is taken back whole", lambda: not history.units())
+        assert seen.most_bound() == 0, "three of its pods had nodes, and got none"
+
+        fabric.cluster.kubectl("delete", "pod/quicker", here)
+        seen.whole(opt=shape.pods)
+        seen.until("opt", "Placed")
+        assert history.check(cliques) == shape.pods
+        seen.delete("opt")
+        fabric.cluster.kubectl("delete", "pod/busy-1", here)
+
+
+def test_an_extra_unit_has_quota_of_its_own(fabric: Any) -> None:
+    shape = fabric.Shape(1, 1, 2)
+    limit = {"nvidia.com/gpu": str(2 * shape.gpus)}
+    with fabric.watched() as history, fabric.domains(2, 2, "surge-") as cliques:
+        seen = Seen(fabric, history)
+        queue = {"apiVersion": API, "kind": "Queue", "metadata": {"name": "team-b"}}
+        fabric.cluster.apply(queue | {"spec": {"weight": 1, "capability": limit}})
+        fabric.apply(queued(fabric.deployment("opt", shape), "team-b"))
+        seen.whole(opt=shape.pods)
+        # Other resources are another group: the unit goes whole, and queues for them.
+        container = {"name": "engine", "resources": {"requests": {"cpu": "3"}}}
+        patch = {"decode": {"podTemplate": {"spec": {"containers": [container]}}}}
+        which = ("dsd/opt", f"--namespace={fabric.namespace}", "--type=merge")
+        (before,) = seen.groups("opt")
+        fabric.cluster.kubectl("patch", *which, f"--patch={json.dumps({'spec': patch})}")
+        served: list[int] = []
+
+        def rolled() -> bool:
+            ready = [fabric.is_ready(pod) for pods in history.units().values() for pod in pods]
+            served.append(sum(ready))
+            found = seen.groups("opt")
+            new = [one for one in found if one["metadata"]["uid"] != before["metadata"]["uid"]]
+            return len(found) == 1 == len(new) and not history.units().get(("opt", "u1"))
+
+        seen.wait("one unit of the new revision is left", rolled)
+        seen.whole(opt=shape.pods)
+        assert min(served) >= shape.pods, "the extra unit serves meanwhile"
+        assert seen.most_bound() == 2 * shape.pods
+        assert history.check(cliques) >= 3 * shape.pods
+        seen.delete("opt")
+        seen.wait("nothing is left", lambda: not seen.groups("opt"))
+
+
+def _is_there(fabric: Any, name: str) -> bool:
+    found = fabric.cluster.get("pods", namespace=fabric.namespace)["items"]
+    return any(one["metadata"]["name"] == name for one in found)
