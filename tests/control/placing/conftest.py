@@ -24,7 +24,7 @@ CLIQUE = "nvidia.com/gpu.clique"
 GPU = "nvidia.com/gpu"
 DOMAIN, UNIT, DEPLOYMENT = (f"distserve.io/{name}" for name in ("domain", "unit", "deployment"))
 NODE_GPUS = 8
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,13 @@ class History:
         return found
 
     def placed(self) -> dict[str, Object]:
-        """Deployment -> its condition Placed."""
-        found = {}
+        """Deployment -> its condition Placed, empty where nothing is told: each kind has a watch
+        of its own, and a deployment may be shown later than its pods."""
+        none = {"status": "", "reason": "", "message": ""}
+        found: dict[str, Object] = defaultdict(lambda: none)
         for one in list(self.live.values()):
             if one["kind"] == "DistServeDeployment":
                 conditions = (one.get("status") or {}).get("conditions") or []
-                none = {"status": "", "reason": "", "message": ""}
                 found[one["metadata"]["name"]] = next(
                     (c for c in conditions if c["type"] == "Placed"), none
                 )

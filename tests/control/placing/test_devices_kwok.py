@@ -212,7 +212,9 @@ def test_what_others_have_claimed_is_not_free(fabric: Any) -> None:
         assert "has 7 free" in message
         assert "whole" not in history.owners()
         fabric.cluster.kubectl("delete", "pod/theirs", f"-n{fabric.namespace}", "--wait=false")
-        fabric.cluster.kubectl("delete", "resourceclaim/theirs", f"-n{fabric.namespace}")
+        # It has a finalizer as long as the pod is there.
+        claim = ("resourceclaim/theirs", f"-n{fabric.namespace}", "--wait=false")
+        fabric.cluster.kubectl("delete", *claim)
         fabric.wait_until_whole(history, {"whole": 2})
         history.check(cliques)
 

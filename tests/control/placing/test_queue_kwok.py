@@ -69,7 +69,8 @@ def kinds_served(crd: Any) -> Iterator[None]:
 
     crd.wait_for("Kueue's kinds to be served", served)
     yield
-    crd.kubectl("delete", "crd", *KINDS)
+    # Awaited, so that the next test finds none of them; their objects go first.
+    crd.kubectl("delete", "crd", *KINDS, seconds=180)
 
 
 @pytest.fixture
