@@ -84,6 +84,31 @@ def test_gateways_measure_ttft_and_tpot(serving: Any) -> None:
         assert sum(counts) > 0, f"{what} was not measured: {sorted(pages[0])}"
 
 
+def test_more_gateways_share_what_may_wait_and_restart_none(serving: Any) -> None:
+    def ready(pod: Any) -> bool:
+        return any(
+            c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"]
+        )
+
+    def bounds(gateways: int) -> list[float]:
+        """Of each, once there are so many and all are ready."""
+        pods = serving.gateways()
+        if len(pods) != gateways or not all(map(ready, pods)):
+            return []
+        return [serving.place.metrics(p, 8000)["distserve_requests_waiting_bound"] for p in pods]
+
+    def scale(gateways: int, each: float) -> set[str]:
+        serving.apply(gateway={"replicas": gateways})
+        wanted = [each] * gateways
+        serving.cluster.wait_for(f"{gateways} shares", lambda: bounds(gateways) == wanted)
+        return {pod["metadata"]["uid"] for pod in serving.gateways()}
+
+    two = scale(2, 256)
+    three = scale(3, 171)
+    assert two < three
+    assert scale(2, 256) < three
+
+
 def test_why_says_that_it_serves(serving: Any, capsys: pytest.CaptureFixture[str]) -> None:
     kubeconfig = str(serving.cluster.kubeconfig)
     flags = ["--namespace", serving.namespace, "--kubeconfig", kubeconfig]
