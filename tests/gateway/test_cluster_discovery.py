@@ -67,6 +67,32 @@ def stateful_set(name: str) -> dict[str, Any]:
     }
 
 
+GATEWAYS = [
+    {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "tiny-gateway"},
+        "spec": {"selector": {"app": "gateway"}, "ports": [{"name": "http", "port": 8000}]},
+    },
+    {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "tiny-gateway"},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": "gateway"}},
+            "template": {
+                "metadata": {"labels": {"app": "gateway"}},
+                "spec": {
+                    "tolerations": [fake_nodes.TOLERATION],
+                    "containers": [{"name": "gateway", "image": "gateway"}],
+                },
+            },
+        },
+    },
+]
+
+
 def api_of(cluster: Cluster, folder: Path, namespace: str, account: str) -> ApiServer:
     """As in a pod of this service account: the cluster's authority, and a token that ends."""
     config = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
@@ -148,12 +174,13 @@ class Follower:
 
 @contextlib.asynccontextmanager
 async def following(
-    api: ApiServer, namespace: str, pace: Pace = PATIENT
+    api: ApiServer, namespace: str, pace: Pace = PATIENT, discovery: SliceDiscovery | None = None
 ) -> AsyncIterator[Follower]:
     follower = Follower()
+    found = discovery or SliceDiscovery(api, namespace, "tiny-instances", pace=pace)
 
     async def follow() -> None:
-        async for endpoints in SliceDiscovery(api, namespace, "tiny-instances", pace=pace).watch():
+        async for endpoints in found.watch():
             follower.seen.append(endpoints)
 
     task = asyncio.create_task(follow())
@@ -208,6 +235,26 @@ async def test_pods_are_found_with_one_right(control_plane: Cluster, tmp_path: P
                 "apis/discovery.k8s.io/v1/namespaces/default/endpointslices": 403,
             }.items():
                 assert await status_of(api, "/" + path.format(namespace)) == status, path
+    finally:
+        await asyncio.to_thread(cluster.remove_nodes, nodes)
+
+
+async def test_gateways_count_one_another(control_plane: Cluster, tmp_path: Path) -> None:
+    """With the same right, by the slices of their own Service."""
+    cluster = control_plane
+    nodes = await asyncio.to_thread(cluster.nodes, 1, prefix="gateways")
+    try:
+        with cluster.namespace() as namespace, gateway_account(cluster, namespace) as account:
+            cluster.apply([SERVICE, *GATEWAYS], namespace)
+            api = api_of(cluster, tmp_path, namespace, account)
+            discovery = SliceDiscovery(api, namespace, "tiny-instances", "tiny-gateway")
+            assert discovery.gateways == 1
+            async with following(api, namespace, discovery=discovery) as follower:
+                for replicas in (2, 4, 1):
+                    scale = ("scale", "deployment/tiny-gateway", f"--replicas={replicas}")
+                    cluster.kubectl(*scale, f"--namespace={namespace}")
+                    await follower.until(lambda wanted=replicas: discovery.gateways == wanted)
+                assert follower.seen == [[]], "gateways are no instances"
     finally:
         await asyncio.to_thread(cluster.remove_nodes, nodes)
 
