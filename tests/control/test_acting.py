@@ -6,8 +6,18 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from distserve.operator.errors import Conflict
+from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.kinds import DEPLOYMENTS, PODS, kind_of
-from distserve.operator.model import Decision, Delete, Event, Features, Key, Observed, Ref
+from distserve.operator.model import (
+    Answers,
+    Decision,
+    Delete,
+    Event,
+    Features,
+    Key,
+    Observed,
+    Ref,
+)
 from distserve.operator.reconciler import Reconciler
 from distserve.operator.store import Store
 from distserve.operator.writes import deletion
@@ -45,6 +55,29 @@ async def test_what_is_still_there_is_tried_again() -> None:
     with pytest.raises(Conflict):
         await reconciler.reconcile(KEY)
     events.tell.assert_not_awaited()
+
+
+async def test_units_are_asked_whether_they_are_idle_as_long_as_that_counts() -> None:
+    idleness, store, placing, engines = Mock(), Mock(), Mock(), Mock()
+    store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)
+    placing.gathers.return_value = False
+    idleness.known.return_value = None
+    idleness.ask.return_value = Idle("u0", 300.0)
+    question = IdleQuestion("opt-key", {}, 300.0)
+    seen: list[Idle | None] = []
+
+    def decide(_: Observed, answers: Answers) -> Decision:
+        seen.append(answers.idle)
+        return Decision(questions=(question,))
+
+    parts = (store, AsyncMock(), decide, Mock(), placing, AsyncMock(), engines, idleness)
+    await Reconciler(*parts).reconcile(KEY)
+    assert seen == [None, Idle("u0", 300.0)]
+    idleness.ask.assert_called_with(KEY, question)
+    idleness.release.assert_not_called()
+    parts = (*parts[:2], lambda *_: Decision(), *parts[3:])
+    await Reconciler(*parts).reconcile(KEY)
+    idleness.release.assert_called_once_with(KEY)
 
 
 # ---- what goes, until the watches show it -------------------------------------------------------

@@ -151,6 +151,18 @@ async def test_who_is_not_asked_about_any_more_is_left_alone(start: Any) -> None
     idleness.release(KEY)
 
 
+async def test_what_was_begun_ends_with_the_leading(start: Any) -> None:
+    fleet = Fleet(u0_p=900.0, u0_d=900.0)
+    idleness = start(fleet)
+    leading = asyncio.create_task(idleness.run())
+    await asyncio.sleep(0)
+    idleness.ask(KEY, question("u0"))
+    (followed,) = idleness._followed.values()
+    leading.cancel()
+    await asyncio.wait([leading, followed.task])
+    assert followed.task.cancelled() and not idleness._followed
+
+
 async def test_a_key_that_was_made_anew_is_read_anew(start: Any) -> None:
     fleet = Fleet(u0_p=900.0, u0_d=900.0, u1_p=900.0, u1_d=900.0)
     idleness = start(fleet)
