@@ -84,6 +84,25 @@ def test_another_operator_changes_nothing_of_what_runs(deployment: Deploy) -> No
     assert "engine:1" in json.dumps(more) and "engine:2" not in json.dumps(more)
 
 
+@pytest.mark.parametrize(("replicas", "gateways"), [(2, "d84004b3"), (5, "08053d23")])
+def test_gateways_that_were_told_their_share_run_on_until_their_number_changes(
+    deployment: Deploy, replicas: int, gateways: str
+) -> None:
+    def told(number: int) -> DistServeDeployment:
+        return deployment(gateway={"replicas": number})
+
+    template = {"metadata": {"labels": {}}, "spec": {"containers": [{"args": ["share"]}]}}
+    made = make_revision(told(replicas), BEFORE)
+    # As an operator stored it whose gateways did not count one another.
+    before = replace(made, gateway_name=gateways, gateway=template)
+    assert make_revision(told(replicas), AFTER, known=[before]) == before
+    more = make_revision(told(3), AFTER, known=[before])
+    assert more.gateway_name == made.gateway_name and more.gateway != template
+    assert (more.name, more.templates) == (before.name, before.templates)
+    back = make_revision(told(replicas), AFTER, known=[before, more])
+    assert back == more, "and from then on their number restarts none"
+
+
 def test_a_change_renders_only_what_it_changes(deployment: Deploy) -> None:
     old = make_revision(deployment(), BEFORE)
     gateway = make_revision(deployment(gateway={"requestTimeout": "1m"}), AFTER, known=[old])

@@ -81,9 +81,10 @@ def make_revision(
     if deployment.spec.planning.automatic:
         raise NoPlan("planning.mode Auto: there is no plan yet to take the numbers from")
     stored = sorted(known, key=lambda revision: revision.number)
-    name, gateway_name = revision_of(deployment), _gateway_revision_of(deployment)
+    name, gateways = revision_of(deployment), {r.gateway_name: r.gateway for r in stored[::-1]}
+    names = _gateway_revision_of(deployment), _former_gateway_revision_of(deployment)
+    gateway_name = next((one for one in names if one in gateways), names[0])
     engines = next((r for r in stored if r.name == name), None)
-    gateway = next((r.gateway for r in stored if r.gateway_name == gateway_name), None)
     made = Revision(
         name=name,
         gateway_name=gateway_name,
@@ -94,7 +95,7 @@ def make_revision(
             for role in deployment.spec.roles
         },
         claims=engines.claims if engines else _claims(deployment),
-        gateway=gateway or gateway_template(deployment, settings),
+        gateway=gateways.get(gateway_name) or gateway_template(deployment, settings),
         unit=_numbers(deployment),
         plan=plan,
         replan=deployment.metadata.annotations.get(labels.REPLAN, ""),
@@ -132,6 +133,19 @@ def revision_of(deployment: DistServeDeployment) -> str:
 
 def _gateway_revision_of(deployment: DistServeDeployment) -> str:
     """Hash of what the gateways' pods are made from; their number changes nothing in it."""
+    return _hash(_asked_of_gateways(deployment) | {"sharesWaiting": True})
+
+
+def _former_gateway_revision_of(deployment: DistServeDeployment) -> str:
+    """The same for gateways that do not count one another, as they were: each was told its share,
+    so what is stored of them is of use for their number alone."""
+    asked, replicas = _asked_of_gateways(deployment), {"replicas"}
+    gateway = deployment.spec.gateway
+    number = gateway.model_dump(mode="json", exclude_defaults=True, include=replicas)
+    return _hash(asked | {"gateway": asked.get("gateway", {}) | number})
+
+
+def _asked_of_gateways(deployment: DistServeDeployment) -> Object:
     spec = deployment.spec.model_dump(
         mode="json",
         exclude_defaults=True,
@@ -141,7 +155,7 @@ def _gateway_revision_of(deployment: DistServeDeployment) -> str:
             "restart": {"node_lost_after"},
         },
     )  # fmt: skip
-    return _hash(spec | {"image": deployment.spec.images.gateway} | _refresh(deployment))
+    return spec | {"image": deployment.spec.images.gateway} | _refresh(deployment)
 
 
 def with_numbers(deployment: DistServeDeployment, revision: Revision) -> DistServeDeployment:
