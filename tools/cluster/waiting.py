@@ -57,7 +57,7 @@ def run(
         )
     except subprocess.TimeoutExpired as expired:
         # Bytes, also where text was asked for.
-        said = [(part or b"") for part in (expired.stdout, expired.stderr)]
+        said = [part for part in (expired.stdout, expired.stderr) if part]
         text = "\n".join(s.decode(errors="replace") if isinstance(s, bytes) else s for s in said)
         raise DidNotCome(
             f"{' '.join(command)[:400]} had not ended after {seconds:g} s\n{text[-4000:]}".rstrip()
