@@ -182,6 +182,8 @@ class BetterQuestion:
     unit: Any | None  # distserve.placement's UnitRequest
     never: frozenset[str] = frozenset()
     """`Placement.names` that it is not to go to."""
+    beside: Any | None = None
+    """An extra unit, a UnitRequest as well: where that finds no room besides, nothing is better."""
 
 
 @dataclass(frozen=True)

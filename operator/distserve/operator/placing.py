@@ -100,11 +100,15 @@ class Placing:
             self._withdraw(unit)
 
     def better(
-        self, key: Key, unit: UnitRequest | None, never: frozenset[str] = frozenset()
+        self,
+        key: Key,
+        unit: UnitRequest | None,
+        never: frozenset[str] = frozenset(),
+        beside: UnitRequest | None = None,
     ) -> Placement | Pending | None:
-        """Where a unit that runs would lie better, but for what has one of these names. Room there
-        is kept for it until it is asked for without StatefulSets, or this is called for another one
-        or for none."""
+        """Where a unit that runs would lie better, but for what has one of these names, and with
+        room for that one besides. Room there is kept for it until it is asked for without
+        StatefulSets, or this is called for another one or for none."""
         move = self._moves.get(key)
         if move is not None and unit is not None and _alike(move.request, unit):
             return _placement(move.found)
@@ -119,7 +123,15 @@ class Placing:
             return None
         self._inventory.reserve(replace(unit, id=_aside(unit.id)), found.nodes)
         self._moves[key] = Move(unit, found)
+        if beside is not None and not self._has_room(beside):
+            self._forget_move(key)
+            return None
         return _placement(found)
+
+    def _has_room(self, unit: UnitRequest) -> bool:
+        """If it came now, after all that wait."""
+        decisions = place(self._inventory, [*self._waiting, unit], self._clock())
+        return any(isinstance(one, Placed) and one.unit == unit.id for one in decisions)
 
     def gathers(self, key: Key) -> bool:
         """Whether units of it have no answer only because more may come."""

@@ -156,8 +156,9 @@ class Reconciler:
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
         if isinstance(question, BetterQuestion):
-            better = self._placing.better(key, question.unit, question.never)
-            known = {} if question.unit is None else {question.unit.id.unit: better}
+            unit = question.unit
+            better = self._placing.better(key, unit, question.never, question.beside)
+            known = {} if unit is None else {unit.id.unit: better}
             return replace(answers, better=known)
         if isinstance(question, LinksQuestion):
             return replace(answers, links=self._engines.ask(key, question))

@@ -38,6 +38,7 @@ from distserve.operator.queues import standing
 from distserve.operator.requests import unit_request
 from distserve.operator.rollout import Rules, UnitState
 from distserve.operator.wanted import Wanted
+from distserve.placement.requests import UnitRequest
 
 ELSEWHERE: Final = "~"
 """In the place of a revision: of the target, but not where it should be."""
@@ -98,7 +99,7 @@ def repacking(
         lasts = _extra(states, rules) and asked
         questions = (BetterQuestion(None),) if calm else ()
         return Repacking(value, questions, lasts=lasts, moved=moved)
-    look = _Look(observed, answers, wanted, live, Repacking(value, moved=moved))
+    look = _Look(observed, answers, wanted, live, rules, Repacking(value, moved=moved))
     extra = _extra(states, rules)
     placed = [name for name in map("u{}".format, base) if _is_placed(live[name])]
     for name in placed:
@@ -119,6 +120,7 @@ class _Look:
     answers: Answers
     wanted: Wanted
     live: Mapping[str, LiveUnit]
+    rules: Rules
     plain: Repacking
     """If nothing is moved."""
 
@@ -151,7 +153,8 @@ class _Look:
         found = replace(self.plain, questions=(asked, BetterQuestion(None)))
         if idle is None or idle.unit not in asked.units:
             return found
-        found = replace(found, questions=(asked, self._better_question(idle.unit)))
+        question = replace(self._better_question(idle.unit), beside=self._extra_request())
+        found = replace(found, questions=(asked, question))
         better, place = self.answers.better.get(idle.unit), self.live[idle.unit].place
         if not isinstance(better, Placement) or place is None:
             return found
@@ -161,9 +164,19 @@ class _Look:
 
     def _better_question(self, name: str) -> BetterQuestion:
         """It is never to come back to what it left; where it is now is no better, of course."""
+        known = self.plain.moved.get(name, Moved())
+        return BetterQuestion(self._request(name), frozenset(known.left))
+
+    def _extra_request(self) -> UnitRequest | None:
+        """Of the unit that comes first, where one has to: nobody asked for this move, so it is not
+        begun to wait for room."""
+        must = self.rules.surge > 0 and not self.rules.one_when_full
+        return self._request(f"u{self.rules.units}") if must else None
+
+    def _request(self, name: str) -> UnitRequest:
         wanted, observed = self.wanted, self.observed
-        queue = standing(observed, wanted, name, wanted.target, self.live[name])
-        request = unit_request(
+        queue = standing(observed, wanted, name, wanted.target, self.live.get(name))
+        return unit_request(
             wanted.deployment,
             name,
             wanted.target,
@@ -171,8 +184,6 @@ class _Look:
             observed.features.priorities,
             queue.admission,
         )
-        known = self.plain.moved.get(name, Moved())
-        return BetterQuestion(request, frozenset(known.left))
 
     def _idle_question(self, placed: list[str]) -> IdleQuestion:
         units = {

@@ -188,8 +188,10 @@ class World:
                 case BetterQuestion(None):
                     self.kept = {}
                     answers = replace(answers, better={})
-                case BetterQuestion(unit, never):
+                case BetterQuestion(unit, never, beside):
                     place = Pending() if self.unsettled else self.better(unit.id.unit)
+                    if beside is not None and isinstance(self._place(beside), NoPlace):
+                        place = None
                     if isinstance(place, Placement) and never.intersection(place.names):
                         place = None
                     self.kept = {unit.id.unit: place} if isinstance(place, Placement) else {}

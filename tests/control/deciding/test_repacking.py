@@ -212,6 +212,23 @@ def test_it_never_goes_back_to_what_it_left(sleepy: Any) -> None:
     assert places(sleepy)["u0"] == "z1", "who asks decides"
 
 
+@pytest.mark.parametrize("when_full,moved", [("Wait", False), ("ReplaceOne", True)])
+def test_without_room_for_an_extra_unit_it_is_not_begun_unless_one_may_be_missing(
+    new_world: Make, when_full: str, moved: bool
+) -> None:
+    """Nobody asked for the move, so nobody is told that there is no room for it."""
+    world = new_world(units=2, topology=WHEN_IDLE, rollout={"whenFull": when_full}).settle()
+    better(world, u0="z1")
+    world.idle, world.room = {"u0": 900.0}, 2
+    world.settle()
+    assert places(world)["u0"] == ("z1" if moved else "")
+    assert bool(idle_events(world)) is moved
+    assert not [one for one in world.events if one.reason == "NoRoomForSurge"]
+    world.room = 3
+    world.settle()
+    assert places(world)["u0"] == "z1"
+
+
 def test_who_left_many_places_stays(sleepy: Any) -> None:
     sleepy.idle = {"u0": 900.0}
     for number in range(20):

@@ -200,6 +200,20 @@ async def test_a_place_that_a_unit_left_is_no_better(world: World) -> None:
     assert world.placing.better(key, moving, frozenset({"rack r9"})) == found
 
 
+async def test_a_better_place_leaves_room_for_an_extra_unit(world: World) -> None:
+    key = Key("ns", "a")
+    world.inventory.put_node(node("two", gpus=4))
+    moving, extra = unit("a", gpus=4), unit("a", name="u1", gpus=4)
+    world.ask("a", moving)
+    world.placing.settle(key, {"u0": [{}]})
+    world.inventory.reserve(moving, {"a-u0-prefill-0-0": "one"})
+    found = world.placing.better(key, moving, beside=extra)
+    assert isinstance(found, Placement), "where it is there is room for the extra one"
+    world.placing.better(key, None)
+    assert world.placing.better(key, moving, beside=unit("a", name="u1", gpus=5)) is None
+    assert world.inventory.free("two").get(GPU, 0) == 4, "nothing is kept"
+
+
 async def test_a_new_leader_compares_places_once_it_knows_what_was_given(world: World) -> None:
     mine, other = Key("ns", "a"), Key("ns", "b")
     world.placing.begin([mine, other])
