@@ -180,7 +180,7 @@ class Topology(Model):
             lambda self: self.provision_timeout is None or self.when_no_fit == WhenNoFit.PROVISION,
         ),
         Rule(
-            "!has(self.repackIdleAfter) || self.repack == 'WhenIdle'",
+            "!has(self.repackIdleAfter) || (has(self.repack) && self.repack == 'WhenIdle')",
             "repackIdleAfter belongs to repack WhenIdle: remove it, or set repack: WhenIdle",
             lambda self: self.repack_idle_after is None or self.repack == Repack.WHEN_IDLE,
         ),
@@ -263,8 +263,8 @@ class Topology(Model):
         f"duration. Default: {DEFAULT_PROVISION_TIMEOUT}.",
     )
 
-    repack: Repack = Field(
-        default=Repack.NEVER,
+    repack: Repack | None = Field(
+        default=None,  # and none in the CRD: a former operator refuses fields that it does not know
         description="Whether a unit that lies badly is moved without being asked. WhenIdle: once "
         "its engines had no request for repackIdleAfter it goes to a better domain, if there is "
         "one, by the rollout's rules; never back to one that it left. Default: Never, only the "
