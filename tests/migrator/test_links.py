@@ -286,6 +286,19 @@ async def test_probe_measures_tcp_too(harness):
     assert link.status.probe.latency_ms > 0
 
 
+async def test_a_source_of_a_former_version_is_asked_for_less(harness, monkeypatch):
+    """It says nothing of how much it sends for a probe, and to more than that it sends nothing:
+    whoever waits for it has the data connection stand still, and then lose its transfers."""
+    silent = peer.PeerHello(protocol=peer.PEER_PROTOCOL, instance="p", view=None)
+    monkeypatch.setattr("distserve.migrator.source.PROBE_BYTES", 4 << 20)
+    monkeypatch.setattr("distserve.migrator.migrator.PROBE_BYTES", silent.probe_bytes)
+    await harness.migrator("p", transport="TCP")
+    reader = await harness.migrator("d", transport="TCP")
+    p, _ = await harness.engine("p"), await harness.engine("d")
+    link = await reader.target.meet(p.address)
+    assert await link.path.probe(9 << 20) > 0
+
+
 # ---- the process --------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from distserve.migrator.pieces import RankPool
 from distserve.migrator.source import Source
 from distserve.migrator.target import Target
 from distserve.migrator.transports.shared_memory import Share
+from distserve.migrator.transports.tcp import PROBE_BYTES
 from distserve.wire import channel, messages
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Migrator:
             view=view,
             share=str(config.peer_socket.absolute()) if sharing else "",
             nonces=instance.nonces() if instance and view else [],
+            probe_bytes=PROBE_BYTES,
         )
 
     def _shared(self, session: bytes) -> list[tuple[RankPool, int]] | None:

@@ -41,6 +41,9 @@ class PeerHello(Struct, frozen=True, tag="hello", kw_only=True):
     """From the source: path of the Unix socket where its memory is handed out."""
     nonces: list[bytes] = []
     """From the source: what the nonce page of each of `view.pools` holds."""
+    probe_bytes: int = 4 << 20
+    """From the source: most that it sends for one PROBE; a former one does not say it, and answers
+    nothing to more."""
 
 
 class Refused(Struct, frozen=True, tag="refused"):

@@ -156,10 +156,14 @@ class TcpPath:
     name: Final = "TCP"
 
     def __init__(
-        self, sock: socket.socket, ask: Callable[[ReadRequest | ProbeRequest], None]
+        self,
+        sock: socket.socket,
+        ask: Callable[[ReadRequest | ProbeRequest], None],
+        probe_bytes: int = PROBE_BYTES,
     ) -> None:
         self._lane = _Lane(sock)
         self._ask = ask
+        self._probe_bytes = probe_bytes
         self._reads = itertools.count(1)
 
     @classmethod
@@ -183,7 +187,7 @@ class TcpPath:
         except BaseException:
             stream.close()
             raise
-        return cls(sock, ask)
+        return cls(sock, ask, hello.probe_bytes)
 
     async def read(self, job: ReadJob) -> int:
         read = next(self._reads)
@@ -198,11 +202,15 @@ class TcpPath:
 
     async def probe(self, size: int) -> float:
         # Pages exist before the clock starts.
-        target = _repeated(np.ones(min(size, _PROBE_BUFFER_BYTES), np.uint8), size)
-        read = next(self._reads)
+        buffer = np.ones(min(size, _PROBE_BUFFER_BYTES), np.uint8)
+        parts = [min(self._probe_bytes, size - at) for at in range(0, size, self._probe_bytes)]
         start = time.perf_counter()
-        await self._receive(read, ProbeRequest(read=read, bytes=size), target)
+        await asyncio.gather(*(self._probe(part, buffer) for part in parts))
         return time.perf_counter() - start
+
+    async def _probe(self, size: int, buffer: Bytes) -> None:
+        read = next(self._reads)
+        await self._receive(read, ProbeRequest(read=read, bytes=size), _repeated(buffer, size))
 
     async def _receive(
         self, read: int, request: ReadRequest | ProbeRequest, parts: Sequence[Bytes]
