@@ -1,4 +1,4 @@
-"""Kueue's Workloads of a deployment's units, as they are: facts for `queueing`."""
+"""Kueue's Workloads of a deployment's units, as they are: facts for `kueue`."""
 
 from __future__ import annotations
 
