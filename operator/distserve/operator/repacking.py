@@ -148,6 +148,9 @@ class _Look:
         return replace(found, moving=name, lasts=True, why=why)
 
     def when_idle(self, placed: list[str]) -> Repacking:
+        if self._extra_first and self.wanted.deployment.spec.topology.scheduler is not None:
+            # It would have to ask its queue for quota, and might wait or take that of others.
+            return replace(self.plain, questions=(BetterQuestion(None),))
         asked = self._idle_question(placed)
         idle, moved = self.answers.idle, self.plain.moved
         found = replace(self.plain, questions=(asked, BetterQuestion(None)))
@@ -170,8 +173,11 @@ class _Look:
     def _extra_request(self) -> UnitRequest | None:
         """Of the unit that comes first, where one has to: nobody asked for this move, so it is not
         begun to wait for room."""
-        must = self.rules.surge > 0 and not self.rules.one_when_full
-        return self._request(f"u{self.rules.units}") if must else None
+        return self._request(f"u{self.rules.units}") if self._extra_first else None
+
+    @property
+    def _extra_first(self) -> bool:
+        return self.rules.surge > 0 and not self.rules.one_when_full
 
     def _request(self, name: str) -> UnitRequest:
         wanted, observed = self.wanted, self.observed

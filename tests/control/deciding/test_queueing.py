@@ -9,7 +9,7 @@ import pytest
 
 from distserve.operator.conditions import timestamp
 from distserve.operator.flavors import Flavor
-from distserve.operator.model import Features, Ref
+from distserve.operator.model import Features, Placement, Ref
 
 Make = Callable[..., Any]
 Object = dict[str, Any]
@@ -301,6 +301,32 @@ def test_an_extra_unit_of_a_rollout_needs_quota_too(queue: Make) -> None:
     kueue.settle()
     assert world.condition("Progressing")["reason"] == "UpToDate" and not kueue.uneven
     assert len(kueue.workloads) == 1
+
+
+@pytest.mark.parametrize(("when_full", "moved"), [("Wait", False), ("ReplaceOne", True)])
+def test_an_idle_unit_asks_for_no_quota_that_it_would_have_to_wait_for(
+    queue: Make, when_full: str, moved: bool
+) -> None:
+    topology = {"scheduler": "Kueue", "repack": "WhenIdle"}
+    kueue = queue(topology=topology, rollout={"whenFull": when_full})
+    world = kueue.settle()
+    placement, seen = Placement("rack", "", "z1", {"tiny-u0-prefill-0": ("node-a",)}), []
+
+    def there() -> bool:
+        sets = world.named("StatefulSet").values()
+        return any('"z1"' in one["metadata"]["annotations"]["distserve.io/place"] for one in sets)
+
+    world.better = lambda name: None if there() else placement
+    world.idle = {"u0": 900.0}
+
+    def look(now: Any) -> None:
+        kueue(now)
+        seen.append(len(kueue.workloads))
+
+    world.settle(check=look)
+    assert there() is moved
+    assert moved or max(seen) == 1
+    assert placed(world)[0] == "True" and world.condition("Progressing")["reason"] == "UpToDate"
 
 
 def test_what_asks_for_something_else_queues_anew(queue: Make) -> None:
