@@ -37,6 +37,13 @@ def test_a_queue_is_whether_it_is_open_and_what_it_may_have() -> None:
     assert known.features_of("ns").volcano_queues == {} and before, "what was handed out stays"
 
 
+def test_a_queue_is_known_whatever_its_capability_says() -> None:
+    """API servers keep quantities of foreign kinds as they were written."""
+    known = Store()
+    known.put(QUEUES, seen(1, {"nvidia.com/gpu": "1e3.5"}, state="Open"))
+    assert known.features_of("ns").volcano_queues == {"team-a": VolcanoQueue("Open")}
+
+
 def test_without_it_none_of_its_kinds_is_looked_at() -> None:
     left_out = set(WATCHED) - set(watched(kueue=True, volcano=False))
     assert {kind.kind for kind in left_out} == {"PodGroup", "Queue"}

@@ -6,12 +6,15 @@ Filled by `store`, read by `kueue` and `volcano` through `Features`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from distserve.placement.quantities import amounts
 from distserve.resources.objects import Object
 from distserve.resources.volcano import QUEUE_KIND
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,4 +72,9 @@ class Offered:
 def _queue(document: Object) -> VolcanoQueue:
     capability = (document.get("spec") or {}).get("capability") or {}
     state = (document.get("status") or {}).get("state") or ""
-    return VolcanoQueue(str(state), amounts(capability))
+    try:
+        most = amounts(capability)
+    except ValueError as error:  # It is not lost for that: Volcano decides.
+        log.warning("what Queue %s may have is not known: %s", document["metadata"]["name"], error)
+        most = {}
+    return VolcanoQueue(str(state), most)
