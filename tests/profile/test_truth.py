@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 from benchmarks.planner_truth import offering, simulating, telling
-from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Request, Seen
+from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Pace, Request, Seen
 
 from distserve.bench.outcome import Outcome
 from distserve.planner.result import Slo
@@ -21,11 +21,14 @@ def requests(*times: tuple[float, float]) -> list[Request]:
 
 
 def compared(
-    real: list[Request], simulated: list[Request], share: float = 0.3, pace: float = 1.0
-) -> Compared:
+    real: list[Request], simulated: list[Request], share: float = 0.3, after: float = 1.0,
+    as_profiled: list[Request] | None = None,
+) -> Compared:  # fmt: skip
+    """`after`: the machine's pace in decoding at the end, which was 1."""
     slo = Slo(100, 10)
-    seen = [Seen.of(side, slo) for side in (real, simulated)]
-    return Compared("m", "s", share, 2.0, 1, len(real), *seen, 0.0, 0.0, pace, real, simulated)
+    seen = [Seen.of(side, slo) for side in (real, simulated, as_profiled or simulated)]
+    paces = Pace(1.0, 1.0), Pace(1.0, after)
+    return Compared("m", "s", share, 2.0, 1, len(real), *seen, 0.0, 0.0, *paces, real, simulated)
 
 
 def test_errors_are_of_the_same_requests() -> None:
@@ -33,7 +36,7 @@ def test_errors_are_of_the_same_requests() -> None:
     simulated = requests((50, 5), (90, 9), (99, 5), (90, 15))
     row = compared(real, simulated)
     assert row.real.attainment == {0.5: 25, 0.75: 25, 1.0: 50, 1.5: 100, 2.0: 100}
-    errors = Errors.of([row])
+    errors = Errors.of([(row.simulated, row.real)])
     assert errors.attainment == [25]
     assert errors.attainment_over_scales == [pytest.approx((0 + 0 + 25 + 0 + 0) / 5)]
     assert errors.ttft_p90 == [pytest.approx(100 * (96.3 / 132 - 1))]
@@ -43,20 +46,42 @@ def test_errors_are_of_the_same_requests() -> None:
 def test_rates_beyond_the_knee_are_not_judged() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, exact, 0.9), compared(exact, wrong, 1.0)]
-    lines = list(telling.summary(rows))
-    assert "100%, 2.0/s (not judged)" in lines[-2] and "-100.0" in lines[-2]
-    assert lines[-1].count("**0.0**") == 2 and lines[-1].count("**0 %**") == 2
+    *_, beyond, mean, profiled = telling.summary(rows)
+    assert "100%, 2.0/s (not judged)" in beyond and "-100.0" in beyond
+    for line in (mean, profiled):
+        assert line.count("**0.0**") == 2 and line.count("**0 %**") == 2
 
 
-def test_runs_off_the_profile_s_pace_are_not_judged() -> None:
+def test_what_the_machine_became_since_its_profile_is_told_apart() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
-    rows = [compared(exact, exact), compared(exact, wrong, pace=1.2), compared(exact, wrong, 0.6)]
-    *_, first, second, mean = telling.summary(rows)
+    *_, mean, profiled = telling.summary([compared(exact, exact, as_profiled=wrong)])
+    assert "mean up to 90%" in mean and "**0 %** (aim 10 %)" in mean
+    assert "profile as it was" in profiled and "**900 %** (aim 10 %)" in profiled
+
+
+def test_runs_during_which_the_pace_changed_are_not_judged() -> None:
+    exact, wrong = requests((50, 5)), requests((500, 50))
+    rows = [compared(exact, exact), compared(exact, wrong, after=1.2), compared(exact, wrong, 0.6)]
+    *_, first, second, mean, _ = telling.summary(rows)
     assert "| 1 of 2 | 0.0 (+0.0 to +0.0)" in first
     assert "| 1 of 1 | 100.0 (-100.0 to -100.0)" in second
     assert "**50.0**" in mean
-    never = list(telling.summary([compared(exact, wrong, pace=0.5)]))
+    never = list(telling.summary([compared(exact, wrong, after=0.5)]))
     assert "30%, 2.0/s (not judged) | 0 of 1 | 100.0" in never[-1], "and there is no mean of it"
+
+
+@pytest.mark.parametrize("strategy", ["Colocated", "Disaggregated"])
+def test_at_another_pace_the_probes_take_as_much_longer(strategy: str) -> None:
+    serving = Serving(
+        request_ms=5, busy_request_ms=1, prompt_ms=2, prefill_longer=0.1, handover_ms=7,
+        step_ms=0.5, stream_ms=0.2, busy_handover_ms=1, joining_ms=3, decode_slowed=0.2,
+    )  # fmt: skip
+    spec = InstanceSpec(serving.applied(TIMES), serving=serving)
+    fleet = Fleet(spec) if strategy == "Colocated" else Fleet(spec, spec, shared_machines=True)
+    now = simulating.probed(strategy, fleet)
+    then = simulating.probed(strategy, simulating.at_pace(fleet, Pace(1.5, 0.8)))
+    assert then.prefill == pytest.approx(1.5 * now.prefill)
+    assert then.decode == pytest.approx(0.8 * now.decode, rel=0.1)
 
 
 def test_a_burst_s_rate_is_that_of_its_middle() -> None:
@@ -65,8 +90,14 @@ def test_a_burst_s_rate_is_that_of_its_middle() -> None:
     assert offering.steady_rate([*range(10), *middle, *range(30, 40)]) == pytest.approx(10, rel=0.1)
 
 
+def test_a_capacity_is_counted_while_requests_come() -> None:
+    """Nothing ends for four seconds, then five a second; half of them after the last arrival."""
+    ends = [4 + n / 5 for n in range(1, 61)]
+    assert offering.rate_meanwhile(ends, 10.0) == pytest.approx(5)
+
+
 def test_no_two_runs_have_a_prompt_in_common() -> None:
-    plans = [offering.plan_of(20, 5.0, 1), offering.plan_of(20, 9.0, 2), offering.burst(20)]
+    plans = [offering.plan_of(20, 5.0, 1), offering.plan_of(20, 9.0, 2), *offering.probes(10_000)]
     prompts = [str(planned.prompt) for plan in plans for planned in plan]
     assert len(set(prompts)) == len(prompts)
 
