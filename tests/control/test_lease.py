@@ -105,6 +105,28 @@ async def test_what_is_given_back_is_taken_at_once(world: World) -> None:
     assert second.held
 
 
+async def test_it_is_given_back_also_amid_a_renewal(world: World) -> None:
+    first, second = await acquired(world.replica("a")), world.replica("b")
+    waits = asyncio.create_task(second.acquire())
+    assert await still_waits(waits)
+    assert world.api.live is not None
+    world.api.put(world.api.live)  # It got through, and nobody was told.
+    await first.release()
+    await asyncio.wait_for(waits, 5)
+    assert second.held
+    await first.release()
+    assert second.held, "nothing is given back twice"
+
+
+async def test_what_another_took_is_not_given_back(world: World) -> None:
+    first = await acquired(world.replica("a"))
+    assert world.api.live is not None
+    spec = {**world.api.live["spec"], "holderIdentity": "b"}
+    world.api.put({**world.api.live, "spec": spec})
+    await first.release()
+    assert world.api.live["spec"]["holderIdentity"] == "b"
+
+
 async def test_a_silent_holder_has_stopped_before_another_begins(world: World) -> None:
     first, second = await acquired(world.replica("a")), world.replica("b")
     assert await would_wait(second)

@@ -82,14 +82,22 @@ class Lease:
         if not self.held or self._mine is None:
             return
         document, self._mine = self._mine, None
-        spec = {**document["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
         try:
-            await self._cluster.call(
-                "update", self._path, body={**document, "spec": spec}, seconds=2.0
-            )
+            try:
+                await self._give_back(document)
+            except Conflict:
+                # The end came amid a renewal: that got through, its answer did not.
+                if (found := await self._ours()) is None:
+                    raise
+                await self._give_back(found)
             log.info("gave the lease back")
         except ClusterError as error:
             log.warning("the lease was not given back, it runs out: %s", error)
+
+    async def _give_back(self, document: Object) -> None:
+        spec = {**document["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+        body = {**document, "spec": spec}
+        await self._cluster.call("update", self._path, body=body, seconds=2.0)
 
     async def _take_or_wait(self) -> None:
         found = await self._cluster.get(LEASES, self._settings.namespace, self._settings.name)
