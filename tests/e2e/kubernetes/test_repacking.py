@@ -9,7 +9,7 @@ import pytest
 
 from distserve.api.quantities import parse_quantity
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(900)]
 
 ZONE = "topology.kubernetes.io/zone"
 IDLE_SECONDS = 20.0
