@@ -13,6 +13,7 @@ import aiohttp
 import openai
 import pytest
 import uvicorn
+from tests.gateway.api_stub import ApiStub, endpoint
 from tests.gateway.fake_engine import KEY, FakeEngine, Transfers
 
 from distserve.api.gateway import RoutingPolicy
@@ -197,3 +198,12 @@ async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
         base_url=f"{house.url}/v1", api_key="any", max_retries=0, timeout=30
     ) as made:
         yield made
+
+
+@pytest.fixture
+async def stub(tmp_path: Path) -> AsyncIterator[ApiStub]:
+    made = ApiStub(tmp_path)
+    await made.start()
+    made.put("s1", endpoint("a", "10.0.0.1"), endpoint("b", "10.0.0.2"))
+    yield made
+    await made.stop()

@@ -41,6 +41,10 @@ class Ref(NamedTuple):
     kind: str
     name: str
 
+    @classmethod
+    def of(cls, found: Object) -> Ref:
+        return cls(found["apiVersion"], found["kind"], found["metadata"]["name"])
+
 
 @dataclass(frozen=True)
 class Pod:

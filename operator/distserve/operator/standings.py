@@ -69,7 +69,7 @@ class Stand(Protocol):
 def made(standings: Mapping[str, Standing], foreign: frozenset[Ref]) -> Iterator[Apply]:
     """What is to stand for units and is not there."""
     for found in standings.values():
-        if found.make is not None and _ref(found.make) not in foreign:
+        if found.make is not None and Ref.of(found.make) not in foreign:
             yield Apply(found.make, create_only=True)
 
 
@@ -100,7 +100,3 @@ def given_back(
             elsewhere = known is not None and not here
             if elsewhere or not one.holds or unit not in left or spare:
                 yield Delete(one.ref, one.uid)
-
-
-def _ref(found: Object) -> Ref:
-    return Ref(found["apiVersion"], found["kind"], found["metadata"]["name"])

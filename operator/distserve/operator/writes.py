@@ -33,14 +33,14 @@ def writes(
     record = wanted.record
     objects = [*wanted.shared, *units]
     made = applies(wanted.shared, children, foreign)
-    if ref_of(record) not in foreign:
-        made += _record(record, children.get(ref_of(record)))
+    if Ref.of(record) not in foreign:
+        made += _record(record, children.get(Ref.of(record)))
     ready = frozenset(f"u{number}" for number, state in course.states.items() if state.ready)
     return (
         *made,
         *queue_writes(observed, course.places.standings, course.live, ready, foreign),
         *applies(units, children, foreign),
-        *_unit_deletions(course, {ref_of(one) for one in units}, kept),
+        *_unit_deletions(course, {Ref.of(one) for one in units}, kept),
         *prunes(objects, children, kept),
         *_old_revisions(observed, course, history),
     )
@@ -79,7 +79,7 @@ def _unit_deletions(course: Course, wanted: set[Ref], kept: frozenset[str]) -> l
     for unit in sorted(course.live.values(), key=lambda unit: -unit.number):
         goes = unit.number not in course.step.revisions or unit.name in course.places.given_up
         for instance in unit.instances.values():
-            ref = ref_of(instance.statefulset)
+            ref = Ref.of(instance.statefulset)
             if goes or (unit.name not in kept and ref not in wanted):
                 found += deletion(ref, instance.statefulset)
     return found
@@ -92,12 +92,8 @@ def _old_revisions(observed: Observed, course: Course, history: int) -> list[Del
     unused = [live for live, revision in stored_revisions(observed) if revision.name not in used]
     found: list[Delete] = []
     for live in unused[: max(0, len(unused) - history)]:
-        found += deletion(ref_of(live), live)
+        found += deletion(Ref.of(live), live)
     return found
-
-
-def ref_of(found: Object) -> Ref:
-    return Ref(found["apiVersion"], found["kind"], found["metadata"]["name"])
 
 
 def unit_of(found: Object) -> str:
@@ -111,7 +107,7 @@ def applies(
     """In the order of `wanted`."""
     found = []
     for one in wanted:
-        ref = ref_of(one)
+        ref = Ref.of(one)
         live = children.get(ref)
         if ref in foreign or (live is not None and _going(live)):
             continue
@@ -126,7 +122,7 @@ def prunes(
     wanted: Iterable[Object], children: Mapping[Ref, Object], kept_units: frozenset[str]
 ) -> list[Delete]:
     """What nobody wants any more; of `kept_units` everything stays."""
-    names = {ref_of(one) for one in wanted}
+    names = {Ref.of(one) for one in wanted}
     found = []
     for ref, live in children.items():
         unwanted = ref not in names and ref.kind not in KEPT_KINDS
