@@ -48,13 +48,16 @@ def test_the_biggest_shortage_comes_first(fabric: Make, unit: Make, pod: Make) -
 
 
 def test_nodes_that_cannot_be_used_are_told(fabric: Make, unit: Make) -> None:
-    nodes = fabric(domains=1, size=3)
+    nodes = fabric(domains=1, size=4)
     nodes[0]["spec"]["unschedulable"] = True
     nodes[1]["status"]["conditions"][0]["status"] = "Unknown"
+    # A node that came just now is Ready a moment before its taint goes.
+    nodes[2]["spec"]["taints"] = [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]
     said = message(inventory_of(nodes), unit("u1", 8, 8), Reason.NO_ROOM)
     assert said == (
         f"unit u1 needs 16 {GPU} in nvlink domain c0, which has 8 free "
-        "(not counting nodes there: 1 cordoned, 1 not ready)" + ROOM
+        "(not counting nodes there: 1 cordoned, 1 not ready, "
+        "1 with the taint node.kubernetes.io/not-ready:NoSchedule)" + ROOM
     )
 
 

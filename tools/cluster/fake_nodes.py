@@ -37,8 +37,10 @@ def selector(names: Iterable[str]) -> str:
 
 
 def is_ready(node: Mapping[str, Any]) -> bool:
+    """Pods may come: a new node is tainted as not ready for a moment after it is Ready."""
     conditions = node["status"].get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return ready and all(one == TAINT for one in node["spec"].get("taints") or ())
 
 
 def kwok_flags(kubeconfig: Path, pods: str, node_address: str) -> list[str]:

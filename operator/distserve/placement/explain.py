@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from distserve.placement.decisions import Reason
 from distserve.placement.domains import Group, Layer
 from distserve.placement.matching import misfit
+from distserve.placement.nodes import Node
 from distserve.placement.packing import Budget, Part, parts_of
 from distserve.placement.quantities import describe, number
 from distserve.placement.requests import (
@@ -84,7 +85,7 @@ class Explainer:
                 "placed; to go first it needs a higher priorityClassName",
             )
         if facts.lack:
-            note, cure = self._unwell(facts.lack.group), _cure_for_room(unit, level)
+            note, cure = self._unwell(facts.lack.group, unit), _cure_for_room(unit, level)
             lack = _lack(facts.lack, parts, level, facts.groups, "free")
             return Finding(Reason.NO_ROOM, f"{about} {lack}{note}{cure}")
         home = unit.within or next(iter(homes), None)
@@ -132,19 +133,23 @@ class Explainer:
             "Change its podTemplate's nodeSelector, affinity or tolerations, or those nodes"
         )
 
-    def _unwell(self, group: Group) -> str:
-        """The domain's nodes that cannot be used now."""
+    def _unwell(self, group: Group, unit: UnitRequest) -> str:
+        """The domain's nodes that cannot be used now, but could if they were well."""
         domain = group.domain
         level = Level(domain.level, domain.node_label) if domain else None
-        nodes = [
-            node
-            for node in self.view.inventory.nodes.values()
-            if not node.usable and self.view.domain(node.name, level) == domain
-        ]
-        cordoned = sum(node.ready for node in nodes)
-        counts = {"cordoned": cordoned, "not ready": len(nodes) - cordoned}
-        found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        return f" (not counting nodes there: {found})" if found else ""
+        found: Counter[str] = Counter()
+        for node in self.view.inventory.nodes.values():
+            if self.view.domain(node.name, level) == domain:
+                whys = (_ails(instance, node) for instance in unit.instances)
+                found.update([why for why in whys if why][:1])
+        counted = ", ".join(f"{count} {what}" for what, count in sorted(found.items()))
+        return f" (not counting nodes there: {counted})" if counted else ""
+
+
+def _ails(instance: InstanceRequest, node: Node) -> str | None:
+    """What keeps the instance off this node until the node is well."""
+    why = misfit(instance, node)
+    return why if why and misfit(instance, node, when_well=True) is None else None
 
 
 def _has_nodes_for(group: Group, parts: Iterable[Part]) -> bool:
