@@ -115,6 +115,19 @@ async def test_a_busy_unit_is_asked_again_when_it_could_be_idle(start: Any) -> N
     await fleet.until(lambda: followed.due.get("u0") == 1350.0)
 
 
+@pytest.mark.parametrize(("idle", "again"), [(300.0, 300.0), (900.0, 900.0), (1e6, 3600.0)])
+async def test_the_longer_a_unit_is_idle_the_rarer_it_is_looked_at(
+    start: Any, idle: float, again: float
+) -> None:
+    """Each look costs a search for a better place; after an hour there may be one again."""
+    fleet = Fleet(u0_p=idle, u0_d=2 * idle)
+    idleness = start(fleet)
+    idleness.ask(KEY, question("u0"))
+    (followed,) = idleness._followed.values()
+    await fleet.until(lambda: bool(followed.due))
+    assert followed.due == {"u0": fleet.now + again}
+
+
 async def test_one_unit_is_asked_about_at_a_time(start: Any) -> None:
     fleet = Fleet(u0_p=900.0, u0_d=900.0, u1_p=900.0, u1_d=900.0)
     idleness = start(fleet, IdleSettings(pause_seconds=3600.0))

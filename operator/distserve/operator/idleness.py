@@ -34,6 +34,8 @@ class IdleSettings:
     """Between the units of a deployment, so that each is decided about before the next one."""
     holds_seconds: float = 10.0
     """An answer is of use so long, since a request may come at any time."""
+    longest_seconds: float = 3600.0
+    """Until a unit that stays idle is looked at again: a better place may have come free."""
 
 
 class Asks(Protocol):
@@ -149,8 +151,12 @@ class Idleness:
             return  # Others are asked about by now.
         seconds = min((one for one in told if one is not None), default=0.0)
         idle = None not in told and seconds >= after
-        # Who had a request then is not idle before; who could not be asked may be busy.
-        wait = after - seconds if None not in told and not idle else after
+        if None in told:
+            wait = after  # Who could not be asked may be busy.
+        elif not idle:
+            wait = after - seconds  # Who had a request then is not idle before.
+        else:  # Each look at one that stays costs a search for a better place: they grow rare.
+            wait = max(after, min(seconds, self._settings.longest_seconds))
         followed.due[unit] = self._clock() + wait
         followed.idle = Idle(unit, seconds) if idle else None
         if idle:
