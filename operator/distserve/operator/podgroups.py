@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from distserve.api import labels
 from distserve.operator.conditions import seconds
-from distserve.operator.health import LiveUnit
+from distserve.operator.members import of_units
 from distserve.operator.model import Object, Observed, Ref
-from distserve.resources.volcano import API_VERSION, ASKED, GROUP_NAME, KIND, LET_IN
+from distserve.resources.volcano import API_VERSION, ASKED, KIND, LET_IN
 
 IN_QUEUE: Final = "Inqueue"
 PENDING: Final = "Pending"
@@ -71,23 +70,5 @@ class Group:
 
 def groups(observed: Observed) -> dict[str, list[Group]]:
     """By unit, oldest first."""
-    found: dict[str, list[Group]] = {}
-    for ref, live in observed.children.items():
-        marks = live["metadata"].get("labels") or {}
-        going = "deletionTimestamp" in live["metadata"]
-        if ref.kind == KIND and labels.UNIT in marks and not going:
-            found.setdefault(marks[labels.UNIT], []).append(Group(live))
-    for some in found.values():
-        some.sort(key=lambda one: (one.live["metadata"].get("creationTimestamp", ""), one.name))
-    return found
-
-
-def group_of(live: LiveUnit | None, revision: str) -> str:
-    """Name of the PodGroup whose members the unit's pods are made as; those of the revision count
-    first. Empty where they are no members of any."""
-    instances = [] if live is None else list(live.instances.values())
-    for one in sorted(instances, key=lambda instance: instance.revision != revision):
-        template = one.statefulset["spec"]["template"]
-        if name := (template["metadata"].get("annotations") or {}).get(GROUP_NAME):
-            return str(name)
-    return ""
+    found = of_units(observed, API_VERSION, KIND)
+    return {unit: [Group(live) for live in some] for unit, some in found.items()}

@@ -17,17 +17,26 @@ from typing import Final
 from distserve.api import labels
 from distserve.api.conditions import PlacedReason
 from distserve.api.deployment import DistServeDeployment
-from distserve.api.topology import POD_SCHEDULERS, Scheduler
+from distserve.api.topology import Scheduler
 from distserve.operator.conditions import timestamp
 from distserve.operator.flavors import VolcanoQueue
 from distserve.operator.health import LiveUnit
+from distserve.operator.members import belongs, group_of, is_same, least_urgent
 from distserve.operator.model import Apply, Delete, NoPlace, Object, Observed
-from distserve.operator.podgroups import IN_QUEUE, PENDING, Group, group_of, groups
+from distserve.operator.podgroups import IN_QUEUE, PENDING, Group, groups
 from distserve.operator.standings import Standing, given_back
 from distserve.operator.wanted import Wanted
 from distserve.placement.quantities import describe, number
 from distserve.resources.revisions import Revision
-from distserve.resources.volcano import LET_IN, Asked, asked_of, membership, pod_group, queue_of
+from distserve.resources.volcano import (
+    GROUP_NAME,
+    LET_IN,
+    Asked,
+    asked_of,
+    membership,
+    pod_group,
+    queue_of,
+)
 
 SPEC: Final = ("minMember", "minResources", "queue", "priorityClassName")
 """Ours of a PodGroup's spec."""
@@ -35,12 +44,7 @@ OPEN: Final = "Open"
 
 
 def has(deployment: DistServeDeployment, revision: Revision, live: LiveUnit | None) -> bool:
-    if _is_same(revision, live):
-        return bool(group_of(live, revision.name))
-    name = POD_SCHEDULERS[Scheduler.VOLCANO]
-    return deployment.spec.topology.scheduler == Scheduler.VOLCANO and all(
-        template["spec"].get("schedulerName") == name for template in revision.templates.values()
-    )
+    return belongs(Scheduler.VOLCANO, GROUP_NAME, deployment, revision, live)
 
 
 def refused(observed: Observed) -> frozenset[int]:
@@ -58,12 +62,12 @@ def standing(
     deployment = wanted.deployment
     known = {one.name: one for one in groups(observed).get(unit, [])}
     asked = asked_of(deployment, unit, revision)
-    same, queue = _is_same(revision, live), queue_of(deployment)
-    name = group_of(live, revision.name)
+    same, queue = is_same(revision, live), queue_of(deployment)
+    name = group_of(live, revision.name, GROUP_NAME)
     stays = same or (name in known and known[name].asked == asked.digest)
     if not stays:
         name = ""  # Its pods go, and the next ones ask for something else.
-    make = pod_group(deployment, unit, asked, queue, _priority_class(observed, revision), name)
+    make = pod_group(deployment, unit, asked, queue, least_urgent(observed, revision), name)
     name = make["metadata"]["name"]
     current = known.get(name)
     let_in = current is not None and (
@@ -105,10 +109,6 @@ def writes(
             if one.uid in current and unit not in live and one.holds != bool(one.let_in):
                 yield Apply(_marked(one, observed.now if one.holds else None), one.uid)
     yield from given_back(observed, Scheduler.VOLCANO, known, standings, live)
-
-
-def _is_same(revision: Revision, live: LiveUnit | None) -> bool:
-    return live is not None and live.revision in ("", revision.name)
 
 
 def _waits(
@@ -155,13 +155,6 @@ def _too_large(queue: VolcanoQueue, asked: Asked) -> str:
                 "smaller"
             )
     return ""
-
-
-def _priority_class(observed: Observed, revision: Revision) -> str:
-    """Of the least urgent of its pods, as in placement."""
-    known = observed.features.priorities
-    names = [t["spec"].get("priorityClassName") or "" for t in revision.templates.values()]
-    return min(names, key=lambda name: (known.get(name, 0), name), default="")
 
 
 def _since(observed: Observed, current: Group | None) -> float:
