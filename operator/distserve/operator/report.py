@@ -15,6 +15,7 @@ from distserve.operator.healing import node_troubles
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import (
     Answers,
+    BetterQuestion,
     Decision,
     Event,
     Object,
@@ -157,7 +158,8 @@ def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Fa
         new |= {"roles": view.roles(), "units": view.units(), "replicas": view.ready_units}
         facts = {**health_facts(view), **facts}
     status, events = _finish(observed, new, facts, keep=True)
-    return Decision((PlacementQuestion(()),), status=status, events=events)
+    nothing = PlacementQuestion(()), BetterQuestion(None)  # No room is kept for what is not done.
+    return Decision(nothing, status=status, events=events)
 
 
 def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overview:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from distserve.operator.model import Features, PlacementQuestion
+from distserve.operator.model import BetterQuestion, Features, PlacementQuestion
 
 Make = Callable[..., Any]
 
@@ -87,3 +87,4 @@ def test_who_does_not_wait_any_more_says_so(new_world: Make) -> None:
     world.edit(unit=3)
     world.decide()
     assert PlacementQuestion(()) in world.questions, "nor does one that is refused"
+    assert BetterQuestion(None) in world.questions, "and no better place is kept for it"
