@@ -27,12 +27,11 @@ from distserve.operator.podgroups import IN_QUEUE, PENDING, Group, groups
 from distserve.operator.standings import Standing, given_back
 from distserve.operator.wanted import Wanted
 from distserve.placement.quantities import describe, number
+from distserve.resources.asked import Asked, asked_of
 from distserve.resources.revisions import Revision
 from distserve.resources.volcano import (
     GROUP_NAME,
     LET_IN,
-    Asked,
-    asked_of,
     membership,
     pod_group,
     queue_of,

@@ -6,22 +6,14 @@
 https://volcano.sh/en/docs/podgroup/
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping
-from typing import Final, NamedTuple
-
-import msgspec
+from typing import Final
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
-from distserve.placement.pods import pod_amounts
-from distserve.placement.quantities import CPU, PODS
-from distserve.resources import naming
-from distserve.resources.instances import stateful_set
+from distserve.placement.quantities import CPU
+from distserve.resources.asked import Asked, digest_of
 from distserve.resources.objects import Object, new_object
 from distserve.resources.queued import Admission, Admitted
-from distserve.resources.revisions import Revision
 
 GROUP: Final = "scheduling.volcano.sh"
 API_VERSION: Final = f"{GROUP}/v1beta1"
@@ -38,33 +30,9 @@ LET_IN: Final = f"{labels.GROUP}/let-in"
 """Annotation of a PodGroup: since when its Queue has let it in, which Volcano does not say."""
 
 
-class Asked(NamedTuple):
-    """What a unit asks its Queue for."""
-
-    pods: int
-    amounts: Mapping[str, int]
-    """By resource, as placement counts."""
-
-    @property
-    def digest(self) -> str:
-        return _digest([self.pods, self.amounts])
-
-
 def queue_of(deployment: DistServeDeployment) -> str:
     """By Volcano's annotation: workloads have it, and it is Volcano's own default without."""
     return deployment.metadata.annotations.get(labels.VOLCANO_QUEUE, "") or DEFAULT_QUEUE
-
-
-def asked_of(deployment: DistServeDeployment, unit: str, revision: Revision) -> Asked:
-    """Without devices that are claimed: Volcano's queues do not count those."""
-    pods, total = 0, Counter[str]()
-    for instance in naming.instances(deployment, unit, revision.unit):
-        found = stateful_set(deployment, instance, revision)["spec"]
-        pods += found["replicas"]
-        for name, count in pod_amounts(found["template"]["spec"]).items():
-            if name != PODS:
-                total[name] += count * found["replicas"]
-    return Asked(pods, dict(total))
 
 
 def pod_group(
@@ -77,7 +45,7 @@ def pod_group(
 ) -> Object:
     """`name` where its pods have one already. What has been asked once is never changed, so else
     all that it says stands in its name."""
-    distinct = _digest([asked.digest, queue, priority_class])[:8]
+    distinct = digest_of([asked.digest, queue, priority_class])[:8]
     marks = {labels.UNIT: unit, ASKED: asked.digest}
     found = new_object(
         deployment, API_VERSION, KIND, name or f"{deployment.name}-{unit}-{distinct}", marks
@@ -102,7 +70,3 @@ def _quantity(resource: str, counted: int) -> str:
     if resource != CPU:
         return str(counted)
     return f"{counted}m" if counted % 1000 else str(counted // 1000)
-
-
-def _digest(found: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(found, order="sorted")).hexdigest()[:16]
