@@ -111,6 +111,18 @@ _LOAD: Final = Row(
             ),
         ),
         Panel(
+            "Room to wait, taken",
+            "Share of maxWaitingRequests; what comes beyond it is answered with 429.",
+            (
+                Query(
+                    f"sum({shown('distserve_requests_waiting')}) "
+                    f"/ sum({shown('distserve_requests_waiting_bound')})",
+                    "taken",
+                ),
+            ),
+            Unit.SHARE,
+        ),
+        Panel(
             "Tokens per second",
             "Prompts count when they are answered, generated tokens when they are sent.",
             (
