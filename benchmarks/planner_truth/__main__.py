@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of arrivals in a run")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals in a run")
     parser.add_argument("--output", type=Path, default=Path("planner_truth.json"))
     parser.add_argument("--scratch", type=Path, help="keep databases and profiles here")
     parser.add_argument("--short", action="store_true", help="a coarse grid, to see that it runs")

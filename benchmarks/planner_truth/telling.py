@@ -45,8 +45,9 @@ def run_line(row: Compared) -> str:
 
 
 def summary(rows: Sequence[Compared]) -> Iterator[str]:
-    """Errors of simulated against real: mean of the absolute ones, least to most. Of runs during
-    which the machine kept its pace, and all of them where there was none."""
+    """Errors of simulated against real. Of a rate: the mean over its repeats, and of the absolute
+    ones; least to most. Of runs during which the machine kept its pace, and all of them where there
+    was none."""
     scales = ", ".join(f"{scale:g}" for scale in SCALES)
     yield f"(over scales: mean attainment error with the SLO's times {scales} times)"
     yield (
@@ -58,11 +59,11 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
     for row in rows:
         groups.setdefault((row.model, row.strategy), {}).setdefault(row.share, []).append(row)
     for (model, strategy), by_share in groups.items():
-        judged: list[Compared] = []
+        judged: list[list[Compared]] = []
         for share, members in by_share.items():
             steady = [row for row in members if row.steady]
-            if share <= KNEE:
-                judged += steady
+            if share <= KNEE and steady:
+                judged.append(steady)
             mark = "" if share <= KNEE and steady else " (not judged)"
             errors = Errors.of([(row.simulated, row.real) for row in steady or members])
             yield (
@@ -73,26 +74,29 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
                 f"| {_spread(errors.ttft_p90, ' %')} | {_spread(errors.tpot_p90, ' %')} |"
             )
         if judged:
-            paced = Errors.of([(row.simulated, row.real) for row in judged])
+            paced = [Errors.of([(r.simulated, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, f"mean up to {KNEE:.0%}", paced)
-            profiled = Errors.of([(row.as_profiled, row.real) for row in judged])
+            profiled = [Errors.of([(r.as_profiled, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, "the same, profile as it was", profiled)
 
 
-def _means(model: str, strategy: str, what: str, errors: Errors) -> str:
-    """Of the absolute errors, in which runs that fell out otherwise than others of their kind do
-    not cancel, and what is left of them where they do."""
+def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str:
+    """Over rates, of what a rate's repeats are off in the mean; and of single runs, which fall out
+    otherwise than others of their kind."""
 
-    def both(values: Sequence[float], unit: str, aim: float) -> str:
-        absolute, left = statistics.fmean(map(abs, values)), statistics.fmean(values)
-        return f"**{absolute:.1f}{unit}**, signed {left:+.1f}{unit} (aim {aim:g}{unit})"
+    def both(name: str, unit: str, aim: float) -> str:
+        repeats: list[Sequence[float]] = [getattr(errors, name) for errors in rates]
+        of_rates = statistics.fmean(abs(statistics.fmean(values)) for values in repeats)
+        of_runs = statistics.fmean(abs(value) for values in repeats for value in values)
+        return f"**{of_rates:.1f}{unit}** (aim {aim:g}{unit}), single runs {of_runs:.1f}{unit}"
 
+    over_scales = [value for errors in rates for value in errors.attainment_over_scales]
     return (
-        f"| **{model}, {strategy}** | {what} | {len(errors.attainment)} "
-        f"| {both(errors.attainment, '', AIM_POINTS)} "
-        f"| {statistics.fmean(errors.attainment_over_scales):.1f} "
-        f"| {both(errors.ttft_p90, ' %', AIM_PERCENT)} "
-        f"| {both(errors.tpot_p90, ' %', AIM_PERCENT)} |"
+        f"| **{model}, {strategy}** | {what} | {len(over_scales)} "
+        f"| {both('attainment', '', AIM_POINTS)} "
+        f"| {statistics.fmean(over_scales):.1f} "
+        f"| {both('ttft_p90', ' %', AIM_PERCENT)} "
+        f"| {both('tpot_p90', ' %', AIM_PERCENT)} |"
     )
 
 
@@ -101,8 +105,9 @@ def _pace(pace: Pace) -> str:
 
 
 def _spread(values: Sequence[float], unit: str) -> str:
-    middle = statistics.fmean(map(abs, values))
-    return f"{middle:.1f}{unit} ({min(values):+.1f} to {max(values):+.1f})"
+    middle, absolute = statistics.fmean(values), statistics.fmean(map(abs, values))
+    spread = f"({min(values):+.1f} to {max(values):+.1f})"
+    return f"{middle:+.1f}{unit} {spread}, absolute {absolute:.1f}{unit}"
 
 
 def write(path: Path, lengths: str, setups: Sequence[Setup], rows: Sequence[Compared]) -> None:

@@ -55,19 +55,29 @@ def test_rates_beyond_the_knee_are_not_judged() -> None:
 def test_what_the_machine_became_since_its_profile_is_told_apart() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
     *_, mean, profiled = telling.summary([compared(exact, exact, as_profiled=wrong)])
-    assert "mean up to 90%" in mean and "**0.0 %**, signed +0.0 % (aim 10 %)" in mean
-    assert "profile as it was" in profiled and "signed +900.0 % (aim 10 %)" in profiled
+    assert "mean up to 90%" in mean and "**0.0 %** (aim 10 %), single runs 0.0 %" in mean
+    assert "profile as it was" in profiled and "**900.0 %** (aim 10 %)" in profiled
+
+
+def test_a_rate_is_off_by_what_its_repeats_are_off_in_the_mean() -> None:
+    """Of its repeats one falls out too well, another too badly; rates do not cancel each other."""
+    exact, wrong = requests((50, 5)), requests((500, 50))
+    rows = [compared(exact, wrong), compared(wrong, exact), compared(exact, wrong, 0.6)]
+    *_, first, second, mean, _ = telling.summary(rows)
+    assert "| 2 of 2 | +0.0 (-100.0 to +100.0), absolute 100.0 |" in first
+    assert "| -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
+    assert "| 3 | **50.0** (aim 2), single runs 100.0" in mean
 
 
 def test_runs_during_which_the_pace_changed_are_not_judged() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, exact), compared(exact, wrong, after=1.2), compared(exact, wrong, 0.6)]
     *_, first, second, mean, _ = telling.summary(rows)
-    assert "| 1 of 2 | 0.0 (+0.0 to +0.0)" in first
-    assert "| 1 of 1 | 100.0 (-100.0 to -100.0)" in second
-    assert "| 2 | **50.0**, signed -50.0 (aim 2)" in mean
+    assert "| 1 of 2 | +0.0 (+0.0 to +0.0), absolute 0.0 |" in first
+    assert "| 1 of 1 | -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
+    assert "| 2 | **50.0** (aim 2), single runs 50.0" in mean
     never = list(telling.summary([compared(exact, wrong, after=0.5)]))
-    assert "30%, 2.0/s (not judged) | 0 of 1 | 100.0" in never[-1], "and there is no mean of it"
+    assert "30%, 2.0/s (not judged) | 0 of 1 | -100.0" in never[-1], "and there is no mean of it"
 
 
 @pytest.mark.parametrize("strategy", ["Colocated", "Disaggregated"])
