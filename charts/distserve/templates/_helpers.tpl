@@ -155,6 +155,12 @@ capabilities: {drop: [ALL]}
   resources: [podgroups]
   verbs: [create, delete, get, list, patch, watch]
 {{- end }}
+{{- if .Values.gangScheduling.enabled }}
+- # With topology.scheduler GangScheduling.
+  apiGroups: [scheduling.k8s.io]
+  resources: [podgroups]
+  verbs: [create, delete, get, list, patch, watch]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

@@ -10,6 +10,7 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.labels import API_VERSION, KIND
 from distserve.api.loading import ManifestError, parse_deployment
 from distserve.operator.model import Features, Object
+from distserve.resources import gangs
 from distserve.resources.support import unsupported_by_cluster, unsupported_by_engine, without_queue
 
 METADATA: Final = ("name", "namespace", "labels", "annotations", "uid")
@@ -43,7 +44,7 @@ def accept(
         return Refusal(AcceptedReason.INVALID, str(error).removeprefix(": "))
     if engine_check and (refused := refused_by_engine(deployment)) is not None:
         return refused
-    if (line := without_queue(deployment)) is not None:
+    if (line := without_queue(deployment) or gangs.refused(deployment)) is not None:
         return Refusal(AcceptedReason.INVALID, line)
     if (line := unsupported_by_cluster(deployment, features, gates)) is not None:
         return Refusal(AcceptedReason.NOT_SUPPORTED_BY_CLUSTER, line)

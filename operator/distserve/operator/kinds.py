@@ -77,6 +77,7 @@ OPTIONAL_CHILDREN = (
     Kind("resource.nvidia.com/v1beta1", "ComputeDomain", "computedomains"),
     Kind("kueue.x-k8s.io/v1beta2", "Workload", "workloads"),
     Kind("scheduling.volcano.sh/v1beta1", "PodGroup", "podgroups"),
+    Kind("scheduling.k8s.io/v1alpha2", "PodGroup", "podgroups"),
 )
 """Watched and written only where the cluster serves them."""
 
@@ -102,11 +103,15 @@ OPTIONAL = (*OPTIONAL_CHILDREN, *DEVICES, *OFFERED)
 WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
 
 
-def watched(kueue: bool, volcano: bool) -> tuple[Kind, ...]:
-    """Without Kueue none of its kinds, for which the operator then has no rights; so with
-    Volcano."""
-    looks = {"kueue.x-k8s.io": kueue, "scheduling.volcano.sh": volcano}
-    return tuple(kind for kind in WATCHED if looks.get(kind.group, True))
+def watched(kueue: bool, volcano: bool, gang_scheduling: bool) -> tuple[Kind, ...]:
+    """Without Kueue none of its kinds, for which the operator then has no rights; so with Volcano
+    and with Kubernetes' own PodGroups."""
+    looks = {
+        "kueue.x-k8s.io/v1beta2": kueue,
+        "scheduling.volcano.sh/v1beta1": volcano,
+        "scheduling.k8s.io/v1alpha2": gang_scheduling,
+    }
+    return tuple(kind for kind in WATCHED if looks.get(kind.api_version, True))
 
 
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in (*WATCHED, SECRETS)}

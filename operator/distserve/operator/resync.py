@@ -82,7 +82,8 @@ class Resync:
 
     @property
     def _kinds(self) -> tuple[Kind, ...]:
-        return watched(self.settings.kueue, self.settings.volcano)
+        one = self.settings
+        return watched(one.kueue, one.volcano, one.gang_scheduling)
 
     def _wake_all(self) -> None:
         for key in self.store.keys:

@@ -52,6 +52,8 @@ class WatchSettings:
     """Kueue's kinds as well, where they are served: who needs them gives the rights for them."""
     volcano: bool = False
     """The same of Volcano's."""
+    gang_scheduling: bool = False
+    """The same of Kubernetes' own PodGroups."""
 
 
 @dataclass(frozen=True)

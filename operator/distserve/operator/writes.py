@@ -12,9 +12,11 @@ from distserve.operator.queues import queue_writes
 from distserve.operator.standings import NO_QUEUE
 from distserve.operator.wanted import stored_revisions
 from distserve.operator.worlds import noted
+from distserve.resources import gangs
 
 KEPT_KINDS = frozenset({"ControllerRevision", "Secret", "StatefulSet", "Workload", "PodGroup"})
-"""Never pruned for being unwanted: their ends are decided one by one."""
+"""Never pruned for being unwanted: their ends are decided one by one. Kubernetes' own PodGroups
+are: it keeps those that pods still need."""
 ASKING_KINDS = frozenset({"PodTemplate", "ProvisioningRequest"})
 """Pruned also of units that are left as they are: no nodes are to come for what was taken back."""
 
@@ -125,7 +127,8 @@ def prunes(
     names = {Ref.of(one) for one in wanted}
     found = []
     for ref, live in children.items():
-        unwanted = ref not in names and ref.kind not in KEPT_KINDS
+        kept = ref.kind in KEPT_KINDS and ref.api_version != gangs.API_VERSION
+        unwanted = ref not in names and not kept
         if unwanted and (ref.kind in ASKING_KINDS or unit_of(live) not in kept_units):
             found.extend(deletion(ref, live))
     return found

@@ -9,7 +9,7 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role
-from distserve.api.topology import POD_SCHEDULERS
+from distserve.api.topology import POD_SCHEDULERS, Scheduler
 from distserve.resources import fabric, migrators, naming, parts, processes, sources
 from distserve.resources.merge import merge_pod_template
 from distserve.resources.objects import Object
@@ -62,6 +62,8 @@ def _pod(
     scheduler = deployment.spec.topology.scheduler
     if scheduler is not None and scheduler in POD_SCHEDULERS:
         spec["schedulerName"] = POD_SCHEDULERS[scheduler]
+    if scheduler == Scheduler.GANG_SCHEDULING:
+        spec["schedulingGroup"] = {}  # Each unit has its own: `gangs`.
     if deployment.spec.topology.fabric_required and processes.migrates(role):
         spec["readinessGates"] = [{"conditionType": labels.FABRIC_VERIFIED}]
     return {

@@ -2,7 +2,7 @@
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
-from distserve.resources import naming, processes
+from distserve.resources import gangs, naming, processes
 from distserve.resources.affinity import Placement, with_place
 from distserve.resources.fabric import claims
 from distserve.resources.naming import Instance, Labels
@@ -27,6 +27,7 @@ def stateful_set(
     stored = _patient(revision.templates[instance.role], deployment)
     template = _template(stored, own_labels, placement, instance.name)
     template["spec"] = claims.of_unit(deployment, instance.unit, template["spec"])
+    template["spec"] = gangs.member(template["spec"], deployment, instance.unit, revision)
     found = new_object(
         deployment,
         "apps/v1",

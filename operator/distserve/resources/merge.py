@@ -156,6 +156,11 @@ def _check_protected(rendered: Object, merged: Object, field: str) -> None:
         raise MergeError(
             f"{field}.spec.schedulerName: topology.scheduler says who binds the pods; remove it"
         )
+    if "schedulingGroup" in rendered["spec"] and merged["spec"]["schedulingGroup"]:
+        raise MergeError(
+            f"{field}.spec.schedulingGroup: topology.scheduler says whose members the pods are; "
+            "remove it"
+        )
     volumes = {v["name"]: v for v in merged["spec"]["volumes"]}
     for volume in rendered["spec"]["volumes"]:
         if _but_options(volumes[volume["name"]]) != _but_options(volume):

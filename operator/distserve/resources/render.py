@@ -1,7 +1,7 @@
 """A deployment as Kubernetes objects: what the operator applies, `render` prints and `up` runs."""
 
 from distserve.api.deployment import DistServeDeployment
-from distserve.resources import naming
+from distserve.resources import gangs, naming
 from distserve.resources.access import access_objects
 from distserve.resources.affinity import Placement
 from distserve.resources.fabric import claims, compute_domain
@@ -52,11 +52,12 @@ def unit_objects(
     revision: Revision,
     placement: Placement | None = None,
 ) -> list[Object]:
-    """One unit: its instances, what their pods claim, and its disruption budget: the first
-    minAvailableUnits units are left whole by evictions."""
+    """One unit: its instances, what their pods claim, their group, and its disruption budget: the
+    first minAvailableUnits units are left whole by evictions."""
     kept = naming.units(deployment)[: deployment.spec.disruption.min_available_units]
     return [
         disruption_budget(deployment, unit, kept=unit in kept),
+        *([gangs.pod_group(deployment, unit, revision)] if gangs.is_of(revision) else []),
         *(
             claims.template(deployment, unit, role, devices)
             for role, devices in revision.claims.items()

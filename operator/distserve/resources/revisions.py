@@ -22,7 +22,7 @@ from distserve.api.planning import Planning
 from distserve.api.roles import Parallelism
 from distserve.api.status import PlanStatus, RolePlan, UnitPlan
 from distserve.api.strategies import Role
-from distserve.api.topology import POD_SCHEDULERS
+from distserve.api.topology import POD_SCHEDULERS, Scheduler
 from distserve.resources.engines import engine_template
 from distserve.resources.errors import NoPlan
 from distserve.resources.fabric import claims, environment
@@ -106,7 +106,8 @@ def make_revision(
 
 def revision_of(deployment: DistServeDeployment) -> str:
     """Hash of what the instances' pods are made from: units and the gateway change nothing in it,
-    a field that a later version adds does not either while it has its default.
+    a field that a later version adds does not either while it has its default. Nor does the number
+    of a unit's pods, but where that is what their gang is bound by.
 
     The annotation distserve.io/refresh does: with it, everything is rendered anew.
     """
@@ -126,6 +127,11 @@ def revision_of(deployment: DistServeDeployment) -> str:
         spec["schedulerName"] = POD_SCHEDULERS[scheduler]
     images = deployment.spec.images
     spec["images"] = [images.engine, images.migrator]
+    if scheduler == Scheduler.GANG_SCHEDULING:
+        spec["gang"] = sum(
+            section.instances_per_unit * deployment.spec.pods(role)
+            for role, section in deployment.spec.roles.items()
+        )
     for role in deployment.spec.roles:
         spec[role].pop("instancesPerUnit", None)
     return _hash(spec | _refresh(deployment))

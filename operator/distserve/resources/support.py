@@ -9,7 +9,7 @@ from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import DistServeDeployment, Spec
 from distserve.api.labels import QUEUE, VOLCANO_QUEUE
 from distserve.api.topology import Scheduler
-from distserve.resources import kueue, volcano
+from distserve.resources import gangs, kueue, volcano
 from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}
@@ -118,6 +118,14 @@ def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
             volcano.SERVED,
             "or this operator does not look: install Volcano and give the operator's chart "
             "volcano.enabled=true, or remove the field",
+        ),
+        "spec.topology.scheduler: GangScheduling": (
+            spec.topology.scheduler == Scheduler.GANG_SCHEDULING,
+            gangs.SERVED,
+            "or this operator does not look: with Kubernetes 1.36 start kube-apiserver with "
+            f"--runtime-config={gangs.API_VERSION}=true and it, kube-controller-manager and "
+            "kube-scheduler with --feature-gates=GenericWorkload=true,GangScheduling=true, and "
+            "give the operator's chart gangScheduling.enabled=true; or remove the field",
         ),
     }
     for field, (is_asked, kind, cure) in asked.items():

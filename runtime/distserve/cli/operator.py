@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="look at Volcano's kinds, for topology.scheduler Volcano; needs rights (default off)",
     )
+    add(
+        "--gang-scheduling",
+        choices=("on", "off"),
+        default="off",
+        help="look at Kubernetes' own PodGroups, for topology.scheduler GangScheduling; needs "
+        "rights (default off)",
+    )
     add("--webhook-port", type=int, default=9443, help="of the validating webhook (default 9443)")
     add(
         "--webhook-cert-dir",
@@ -134,7 +141,11 @@ def _settings(args: argparse.Namespace) -> "Settings":
         health_port=args.health_port,
         metrics_port=args.metrics_port,
         lease=lease,
-        watch=WatchSettings(kueue=args.kueue == "on", volcano=args.volcano == "on"),
+        watch=WatchSettings(
+            kueue=args.kueue == "on",
+            volcano=args.volcano == "on",
+            gang_scheduling=args.gang_scheduling == "on",
+        ),
         queue=QueueSettings(workers=args.workers),
         webhook=_webhook(args),
     )
