@@ -50,19 +50,23 @@ def test_priorities_in_its_queues() -> None:
 
 
 def test_without_it_none_of_its_kinds_is_looked_at() -> None:
-    left_out = set(WATCHED) - set(watched(kueue=False, volcano=True, gang_scheduling=True))
+    left_out = set(WATCHED) - set(
+        watched(kueue=False, volcano=True, gang_scheduling=True, kai=True)
+    )
     assert {kind.kind for kind in left_out} == {
         "Workload",
         "ResourceFlavor",
         "WorkloadPriorityClass",
     }
     assert left_out <= set(OPTIONAL), "a cluster without Kueue has none of them"
-    assert watched(kueue=True, volcano=True, gang_scheduling=True) == WATCHED
+    assert watched(kueue=True, volcano=True, gang_scheduling=True, kai=True) == WATCHED
 
 
 def test_priority_classes_are_looked_at_without_pod_groups() -> None:
     """Both are of Kubernetes' group scheduling.k8s.io."""
-    left_out = set(WATCHED) - set(watched(kueue=True, volcano=True, gang_scheduling=False))
+    left_out = set(WATCHED) - set(
+        watched(kueue=True, volcano=True, gang_scheduling=False, kai=True)
+    )
     (only,) = left_out
     assert (only.api_version, only.kind) == ("scheduling.k8s.io/v1alpha2", "PodGroup")
     assert left_out <= set(OPTIONAL)

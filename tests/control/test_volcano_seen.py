@@ -45,7 +45,9 @@ def test_a_queue_is_known_whatever_its_capability_says() -> None:
 
 
 def test_without_it_none_of_its_kinds_is_looked_at() -> None:
-    left_out = set(WATCHED) - set(watched(kueue=True, volcano=False, gang_scheduling=True))
+    left_out = set(WATCHED) - set(
+        watched(kueue=True, volcano=False, gang_scheduling=True, kai=True)
+    )
     assert {kind.kind for kind in left_out} == {"PodGroup", "Queue"}
     assert left_out <= set(OPTIONAL), "a cluster without Volcano has none of them"
-    assert watched(kueue=True, volcano=True, gang_scheduling=True) == WATCHED
+    assert watched(kueue=True, volcano=True, gang_scheduling=True, kai=True) == WATCHED

@@ -155,6 +155,12 @@ capabilities: {drop: [ALL]}
   resources: [podgroups]
   verbs: [create, delete, get, list, patch, watch]
 {{- end }}
+{{- if .Values.kai.enabled }}
+- # With topology.scheduler KAI. Patched is how many a unit's pods are.
+  apiGroups: [scheduling.run.ai]
+  resources: [podgroups]
+  verbs: [create, delete, get, list, patch, watch]
+{{- end }}
 {{- if .Values.gangScheduling.enabled }}
 - # With topology.scheduler GangScheduling.
   apiGroups: [scheduling.k8s.io]

@@ -97,6 +97,9 @@ class PlacedReason(StrEnum):
     """Kueue takes its quota back: the unit goes whole, and queues again."""
     QUEUED_BY_VOLCANO = "QueuedByVolcano"
     """Its Queue has not let it in (scheduler: Volcano): the message says where to see why."""
+    QUEUED_BY_KAI = "QueuedByKAI"
+    """KAI has not bound its pods, or has no quota for them (scheduler: KAI): KAI's words are in the
+    message."""
     PROVISIONING = "Provisioning"
     """Its pods wait for nodes that an autoscaler is to add (whenNoFit: Provision)."""
     PROVISIONING_TIMED_OUT = "ProvisioningTimedOut"

@@ -79,7 +79,7 @@ class UnitStatus(Model):
 
 
 class ProvisioningStatus(Model):
-    """Attempts to have nodes added for a unit, that came to nothing."""
+    """Attempts to have nodes added for a unit, or to get quota, that came to nothing."""
 
     unit: str = Field(max_length=16, description="Its name.")
     attempts: int = Field(ge=1, description="How many.")
@@ -90,6 +90,11 @@ class ProvisioningStatus(Model):
         default_factory=list,
         max_length=16,
         description="Domains that had room for a part of it and did not grow: not tried again.",
+    )
+    lacked: str = Field(
+        default="",
+        max_length=1024,
+        description="What its queue said, where quota was lacking (scheduler KAI) and no node.",
     )
 
 

@@ -37,11 +37,16 @@ class Scheduler(StrEnum):
     """A LocalQueue of Kueue admits each unit whole, before it is placed."""
     VOLCANO = "Volcano"
     """A Queue of Volcano lets each unit in whole, before it is placed; Volcano binds its pods."""
+    KAI = "KAI"
+    """KAI binds each unit whole once it is placed, by the quota of its Queue."""
     GANG_SCHEDULING = "GangScheduling"
     """Nobody admits it: Kubernetes' own scheduler binds the pods of a placed unit all or none."""
 
 
-POD_SCHEDULERS: Final[dict[Scheduler, str]] = {Scheduler.VOLCANO: "volcano"}
+POD_SCHEDULERS: Final[dict[Scheduler, str]] = {
+    Scheduler.VOLCANO: "volcano",
+    Scheduler.KAI: "kai-scheduler",
+}
 """`schedulerName` of the engines' pods, where it is not Kubernetes' own that binds them."""
 
 
@@ -248,7 +253,10 @@ class Topology(Model):
         "the LocalQueue that the label kueue.x-k8s.io/queue-name of this object names; none of "
         "its pods exist until that is admitted. Volcano: each unit is one PodGroup of the Queue "
         "that the annotation scheduling.volcano.sh/queue-name names, else of default; none of its "
-        "pods exist until that is let in, and Volcano binds all of them or none. GangScheduling: "
+        "pods exist until that is let in, and Volcano binds all of them or none. KAI: each unit is "
+        "one PodGroup of the Queue that the label kai.scheduler/queue names; a unit that is placed "
+        "and gets no quota is taken back after gangTimeout, and made again after a pause that "
+        "doubles each time. GangScheduling: "
         "nobody; each unit that is placed is one PodGroup of Kubernetes' own, whose scheduler "
         "binds all of its pods or none (Kubernetes 1.36 with the feature gates GenericWorkload and "
         "GangScheduling). Default: nobody, units wait for room alone.",

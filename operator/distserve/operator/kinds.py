@@ -77,6 +77,7 @@ OPTIONAL_CHILDREN = (
     Kind("resource.nvidia.com/v1beta1", "ComputeDomain", "computedomains"),
     Kind("kueue.x-k8s.io/v1beta2", "Workload", "workloads"),
     Kind("scheduling.volcano.sh/v1beta1", "PodGroup", "podgroups"),
+    Kind("scheduling.run.ai/v2alpha2", "PodGroup", "podgroups"),
     Kind("scheduling.k8s.io/v1alpha2", "PodGroup", "podgroups"),
 )
 """Watched and written only where the cluster serves them."""
@@ -94,22 +95,25 @@ OFFERED = (
         "kueue.x-k8s.io/v1beta2", "WorkloadPriorityClass", "workloadpriorityclasses",
         namespaced=False,
     ),
+    Kind("scheduling.run.ai/v2", "Queue", "queues", namespaced=False),
     Kind("scheduling.volcano.sh/v1beta1", "Queue", "queues", namespaced=False),
 )  # fmt: skip
-"""What Kueue and Volcano offer."""
+"""What Kueue, KAI and Volcano offer."""
 
 OPTIONAL = (*OPTIONAL_CHILDREN, *DEVICES, *OFFERED)
 
 WATCHED = (DEPLOYMENTS, *CHILDREN, *OPTIONAL, PODS, NODES, NAMESPACES, PRIORITY_CLASSES)
 
 
-def watched(kueue: bool, volcano: bool, gang_scheduling: bool) -> tuple[Kind, ...]:
-    """Without Kueue none of its kinds, for which the operator then has no rights; so with Volcano
-    and with Kubernetes' own PodGroups."""
+def watched(kueue: bool, volcano: bool, gang_scheduling: bool, kai: bool) -> tuple[Kind, ...]:
+    """Without Kueue none of its kinds, for which the operator then has no rights; so with Volcano,
+    KAI and Kubernetes' own PodGroups."""
     looks = {
         "kueue.x-k8s.io/v1beta2": kueue,
         "scheduling.volcano.sh/v1beta1": volcano,
         "scheduling.k8s.io/v1alpha2": gang_scheduling,
+        "scheduling.run.ai/v2alpha2": kai,
+        "scheduling.run.ai/v2": kai,
     }
     return tuple(kind for kind in WATCHED if looks.get(kind.api_version, True))
 

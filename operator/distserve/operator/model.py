@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from distserve.api.planning import ConfigMapKey
-from distserve.operator.flavors import Flavor, VolcanoQueue
+from distserve.operator.flavors import Flavor, KaiQueue, VolcanoQueue
 from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.pairs import LinksQuestion, UnitLinks
 from distserve.placement.nodes import Node
@@ -105,6 +105,8 @@ class Features:
     queue_priorities: Mapping[str, int] = field(default_factory=dict)
     """Value of each WorkloadPriorityClass of Kueue."""
     volcano_queues: Mapping[str, VolcanoQueue] = field(default_factory=dict)
+    """By name."""
+    kai_queues: Mapping[str, KaiQueue] = field(default_factory=dict)
     """By name."""
 
 

@@ -6,7 +6,8 @@
        |                | provisionTimeout
        +---- pause <----+ taken back whole
 
-How often that was tried stands in the status, so a new leader goes on with the pause.
+How often that was tried stands in the status, so a new leader goes on with the pause. The same is
+remembered of units whose pods had to be there to hear that their queue has no quota (`kai`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ FIRST_PAUSE_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
 MOST_AVOIDED: Final = 16
 """Domains; the last ones are kept."""
+MOST_SAID: Final = 1024
+"""Characters of a queue's words."""
 HELD: Final = frozenset({PlacedReason.HELD_FOR_ANOTHER.value, PlacedReason.DOMAIN_SPLIT.value})
 """Reasons that new nodes would not cure: there is room, or pods run."""
 
@@ -43,6 +46,13 @@ class Attempts:
     """Not tried again before."""
     avoid: tuple[str, ...] = ()
     """Domains in which some of its pods found nodes and others did not: they did not grow."""
+    lacked: str = ""
+    """What its queue said of the last one, where it was quota that lacked and no node."""
+
+    @property
+    def failed_at(self) -> float:
+        """When the last one ended."""
+        return self.retry - _pause_seconds(self.count)
 
 
 def attempts_of(observed: Observed) -> dict[str, Attempts]:
@@ -52,7 +62,7 @@ def attempts_of(observed: Observed) -> dict[str, Attempts]:
         try:
             known = ProvisioningStatus.model_validate(one)
             found[known.unit] = Attempts(
-                known.attempts, seconds(known.retry_time), tuple(known.avoid)
+                known.attempts, seconds(known.retry_time), tuple(known.avoid), known.lacked
             )
         except ValueError:
             continue
@@ -66,6 +76,7 @@ def attempts_status(attempts: Mapping[str, Attempts]) -> list[Object]:
             "attempts": one.count,
             "retryTime": timestamp(one.retry),
             **({"avoid": list(one.avoid)} if one.avoid else {}),
+            **({"lacked": one.lacked[:MOST_SAID]} if one.lacked else {}),
         }
         for unit, one in sorted(attempts.items())
     ]
@@ -108,14 +119,22 @@ def domains_of(unit: LiveUnit, place: Placement, nodes: Mapping[str, Node | None
     return {node.labels[place.label] for node in found if node and place.label in node.labels}
 
 
-def failed(unit: LiveUnit, place: Placement, observed: Observed, known: Attempts) -> Attempts:
+def failed(
+    unit: LiveUnit, place: Placement, observed: Observed, known: Attempts, lacked: str = ""
+) -> Attempts:
     """One more; asked again while its pods go, it is still the same one."""
     if known.retry > observed.now:
         return known
-    stuck = domains_of(unit, place, observed.nodes) if place.label else set()
+    grows = place.open and place.label and not lacked
+    stuck = domains_of(unit, place, observed.nodes) if grows else set()
     avoid = tuple(dict.fromkeys([*known.avoid, *sorted(stuck)]))[-MOST_AVOIDED:]
-    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**known.count)
-    return Attempts(known.count + 1, observed.now + pause, avoid)
+    count = known.count + 1
+    return Attempts(count, observed.now + _pause_seconds(count), avoid, lacked)
+
+
+def _pause_seconds(count: int) -> float:
+    """After so many attempts."""
+    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (count - 1))
 
 
 def comes(deployment: DistServeDeployment, unit: LiveUnit, observed: Observed) -> NoPlace:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 from distserve.api.deployment import DistServeDeployment
-from distserve.operator import kueue, volcano
+from distserve.operator import kai, kueue, volcano
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import Apply, Delete, Observed, Ref
 from distserve.operator.standings import NO_QUEUE, Standing, made
@@ -49,8 +49,8 @@ class Queue(Protocol):
         ...
 
 
-QUEUES: Final[tuple[Queue, ...]] = (volcano, kueue)
-"""The first that has a unit counts: pods stay Volcano's, whatever the field says later."""
+QUEUES: Final[tuple[Queue, ...]] = (volcano, kai, kueue)
+"""The first that has a unit counts: pods stay Volcano's or KAI's, whatever the field says later."""
 
 
 def standing(

@@ -83,7 +83,7 @@ class Resync:
     @property
     def _kinds(self) -> tuple[Kind, ...]:
         one = self.settings
-        return watched(one.kueue, one.volcano, one.gang_scheduling)
+        return watched(one.kueue, one.volcano, one.gang_scheduling, one.kai)
 
     def _wake_all(self) -> None:
         for key in self.store.keys:

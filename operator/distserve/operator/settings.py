@@ -54,6 +54,8 @@ class WatchSettings:
     """The same of Volcano's."""
     gang_scheduling: bool = False
     """The same of Kubernetes' own PodGroups."""
+    kai: bool = False
+    """The same of KAI's."""
 
 
 @dataclass(frozen=True)

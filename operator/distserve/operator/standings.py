@@ -32,11 +32,19 @@ class Standing:
     """What others of its queue pay while it waits for room."""
     waits: NoPlace | None = None
     """Why it is not to be placed yet."""
+    again_seconds: float | None = None
+    """Until it is to be placed all the same."""
+    unbound: NoPlace | None = None
+    """What is said of it from its placing until its pods are bound."""
+    lacks: str = ""
+    """Its pods are there, and this is why its queue gives them nothing: no node would cure it."""
     goes: NoPlace | None = None
     """Why it is to be deleted whole."""
     admission: Admission | None = None
     make: Object | None = None
     """What is to stand for it, and is not there."""
+    change: Apply | None = None
+    """Of what stands for it: only how many its pods are (`kai`)."""
 
     def told(self, why: NoPlace) -> NoPlace:
         """Why it waits for room, with what that costs the others of its queue."""
@@ -67,10 +75,12 @@ class Stand(Protocol):
 
 
 def made(standings: Mapping[str, Standing], foreign: frozenset[Ref]) -> Iterator[Apply]:
-    """What is to stand for units and is not there."""
+    """What is to stand for units and is not there, or not so."""
     for found in standings.values():
         if found.make is not None and Ref.of(found.make) not in foreign:
             yield Apply(found.make, create_only=True)
+        if found.change is not None:
+            yield found.change
 
 
 def given_back(

@@ -114,6 +114,7 @@ class Store:
             flavors=self._offered.flavors,
             queue_priorities=self._offered.priorities,
             volcano_queues=self._offered.queues,
+            kai_queues=self._offered.kai_queues,
         )
 
     def observe(self, key: Key, now: float) -> Observed | None:
@@ -167,7 +168,7 @@ class Store:
             self._put_devices(kind, document)
             return set()
         if kind in OFFERED:
-            return set(self._deployments) if self._offered.put(kind.kind, document) else set()
+            return set(self._deployments) if self._offered.put(kind, document) else set()
         return self._put_child(name, Ref(kind.api_version, kind.kind, name[1]), document)
 
     def going(self, kind: Kind, name: Name, uid: str, answer: Object, since: str) -> None:
@@ -214,7 +215,7 @@ class Store:
             self._counts.clear()
             return set()
         if kind in OFFERED:
-            self._offered.drop(kind.kind, name[1])
+            self._offered.drop(kind, name[1])
             return set()
         return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
 

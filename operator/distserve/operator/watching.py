@@ -55,7 +55,9 @@ class Watches:
         self._stop = threading.Event()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Ends only with WatchingEnded: without its watches the operator is blind."""
-        self._kinds = watched(settings.kueue, settings.volcano, settings.gang_scheduling)
+        self._kinds = watched(
+            settings.kueue, settings.volcano, settings.gang_scheduling, settings.kai
+        )
         self._news: deque[tuple[Kind, Object, bool]] = deque()
         self._called = False
         self.last_seen: dict[Kind, float] = dict.fromkeys(self._kinds, time.monotonic())

@@ -52,7 +52,7 @@ class Whereabouts:
     again_seconds: float | None = None
     """Until it is given up, or made again."""
     failed: Attempts | None = None
-    """No nodes were added for it in time."""
+    """No nodes were added for it in time, or it got no quota."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +81,33 @@ class Look:
             words = f"{unit.name}: {MOVES}, {self.moves.why}"
             why = NoPlace(PlacedReason.PLACING, words)
             return Whereabouts(place, why, given_up=True)
-        patience = _patience_seconds(self.wanted.deployment, place)
+        patience = _patience_seconds(self.wanted.deployment, place, queue.lacks)
         if (stuck := unit.stuck_since(patience, unit.name in self.needed)) is not None:
-            return self._at_stuck(unit, place, stuck + patience - self.observed.now)
-        if place.open:
+            return self._at_stuck(unit, place, queue, stuck + patience - self.observed.now)
+        if place.open and not queue.lacks:
             return Whereabouts(place, self._comes(unit))
-        return Whereabouts(place, displaced(unit, self.observed.nodes) or queue.waits)
+        waits = displaced(unit, self.observed.nodes) or queue.waits or queue.unbound
+        return Whereabouts(place, waits)
 
-    def _at_stuck(self, unit: LiveUnit, place: Placement, left: float) -> Whereabouts:
+    def _at_stuck(
+        self, unit: LiveUnit, place: Placement, queue: Standing, left: float
+    ) -> Whereabouts:
         """Pods of it find no node; `left` seconds until it is given up."""
         why = self._comes(unit) if place.open else _unschedulable(unit)
+        if queue.lacks and queue.unbound is not None:
+            why = queue.unbound
         if left > 0:
             return Whereabouts(place, why, again_seconds=left)
-        known = self.attempts.get(unit.name, NONE)
-        tried = failed(unit, place, self.observed, known) if place.open else None
+        tried = None
+        if place.open or queue.lacks:
+            known = self.attempts.get(unit.name, NONE)
+            tried = failed(unit, place, self.observed, known, queue.lacks)
         return Whereabouts(place, why, given_up=True, failed=tried)
 
     def at_unplaced(self, name: str, revision: Revision, queue: Standing, new: bool) -> Whereabouts:
         """`new`: nothing of it exists."""
         if new and queue.waits is not None:
-            return Whereabouts(waits=queue.waits)
+            return Whereabouts(waits=queue.waits, again_seconds=queue.again_seconds)
         if new and any(pod.unit == name and _ends(pod) for pod in self.observed.pods):
             return Whereabouts(waits=NoPlace(PlacedReason.PLACING, ENDING))
         deployment, now = self.wanted.deployment, self.observed.now
@@ -109,7 +116,7 @@ class Look:
         request = unit_request(deployment, name, revision, waits_since, priorities, queue.admission)
         answer = self.answers.placements.get(name)
         if isinstance(answer, Placement):
-            return Whereabouts(self.moves.mark(answer), request=request)
+            return Whereabouts(self.moves.mark(answer), queue.unbound, request=request)
         if not isinstance(answer, NoPlace):
             return Whereabouts(waits=NoPlace(PlacedReason.PLACING, PLACING), request=request)
         tried = self.attempts.get(name, NONE)
@@ -131,9 +138,10 @@ def provisioned(
     return answer.reason not in HELD and may_provision(deployment, tried, now)
 
 
-def _patience_seconds(deployment: DistServeDeployment, place: Placement) -> float:
+def _patience_seconds(deployment: DistServeDeployment, place: Placement, lacks: str) -> float:
     topology = deployment.spec.topology
-    return topology.provision_seconds if place.open else parse_duration(topology.gang_timeout)
+    nodes_come = place.open and not lacks
+    return topology.provision_seconds if nodes_come else parse_duration(topology.gang_timeout)
 
 
 def _ends(pod: Pod) -> bool:

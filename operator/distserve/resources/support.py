@@ -7,9 +7,9 @@ from typing import Final, Protocol
 from distserve.api.accelerator import AcceleratorType
 from distserve.api.conditions import AcceptedReason
 from distserve.api.deployment import DistServeDeployment, Spec
-from distserve.api.labels import QUEUE, VOLCANO_QUEUE
+from distserve.api.labels import KAI_PREEMPTIBILITY, KAI_QUEUE, QUEUE, VOLCANO_QUEUE
 from distserve.api.topology import Scheduler
-from distserve.resources import gangs, kueue, volcano
+from distserve.resources import gangs, kai, kueue, volcano
 from distserve.resources.fabric import claims, compute_domain
 
 MOST_RANKS = {AcceleratorType.CPU: 1}
@@ -119,6 +119,12 @@ def _not_served(spec: Spec, features: ClusterFeatures) -> str | None:
             "or this operator does not look: install Volcano and give the operator's chart "
             "volcano.enabled=true, or remove the field",
         ),
+        "spec.topology.scheduler: KAI": (
+            spec.topology.scheduler == Scheduler.KAI,
+            kai.SERVED,
+            "or this operator does not look: install KAI 0.17 or newer and give the operator's "
+            "chart kai.enabled=true, or remove the field",
+        ),
         "spec.topology.scheduler: GangScheduling": (
             spec.topology.scheduler == Scheduler.GANG_SCHEDULING,
             gangs.SERVED,
@@ -145,6 +151,8 @@ def without_queue(deployment: DistServeDeployment) -> str | None:
             f"metadata.annotations[{VOLCANO_QUEUE}]: {queue!r} is no name of a Queue of Volcano; "
             f"name one, or remove it, which means Queue {volcano.DEFAULT_QUEUE}"
         )
+    if deployment.spec.topology.scheduler == Scheduler.KAI:
+        return _without_kai_queue(deployment)
     queue = deployment.metadata.labels.get(QUEUE, "")
     if deployment.spec.topology.scheduler != Scheduler.KUEUE or _QUEUE.fullmatch(queue):
         return None
@@ -153,6 +161,25 @@ def without_queue(deployment: DistServeDeployment) -> str | None:
         f"metadata.labels[{QUEUE}]: {found}; with topology.scheduler Kueue it names the LocalQueue "
         f"of namespace {deployment.namespace} that admits the units: kubectl label "
         f"dsd/{deployment.name} {QUEUE}=NAME"
+    )
+
+
+def _without_kai_queue(deployment: DistServeDeployment) -> str | None:
+    queue = kai.queue_of(deployment)
+    if not _QUEUE.fullmatch(queue):
+        found = f"{queue!r} is no name of a Queue" if queue else "there is no such label"
+        return (
+            f"metadata.labels[{KAI_QUEUE}]: {found}; with topology.scheduler KAI it names the "
+            "Queue whose quota the units take: kubectl label "
+            f"dsd/{deployment.name} {KAI_QUEUE}=NAME"
+        )
+    said = deployment.metadata.labels.get(KAI_PREEMPTIBILITY)
+    if said is None or said in kai.PREEMPTIBILITIES:
+        return None
+    return (
+        f"metadata.labels[{KAI_PREEMPTIBILITY}]: {said!r} is none of "
+        f"{', '.join(kai.PREEMPTIBILITIES)}; correct it, or remove it, which leaves it to the "
+        "pods' priority"
     )
 
 

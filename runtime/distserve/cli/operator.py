@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at Volcano's kinds, for topology.scheduler Volcano; needs rights (default off)",
     )
     add(
+        "--kai",
+        choices=("on", "off"),
+        default="off",
+        help="look at KAI's kinds, for topology.scheduler KAI; needs rights (default off)",
+    )
+    add(
         "--gang-scheduling",
         choices=("on", "off"),
         default="off",
@@ -145,6 +151,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
             kueue=args.kueue == "on",
             volcano=args.volcano == "on",
             gang_scheduling=args.gang_scheduling == "on",
+            kai=args.kai == "on",
         ),
         queue=QueueSettings(workers=args.workers),
         webhook=_webhook(args),

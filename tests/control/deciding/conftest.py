@@ -14,6 +14,7 @@ import pytest
 from distserve.api import labels
 from distserve.api.conditions import REASONS, Condition
 from distserve.api.status import Status
+from distserve.operator.conditions import timestamp
 from distserve.operator.decide import DecideSettings, decide
 from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.keys import key_of
@@ -361,6 +362,7 @@ class World:
             if action.uid:
                 return  # it is not there any more: a conflict
             wanted["metadata"]["uid"] = self._uid()
+            wanted["metadata"]["creationTimestamp"] = timestamp(self.now)
             self.objects[ref] = wanted
             return
         if action.create_only:
@@ -369,7 +371,8 @@ class World:
             return  # another one: a conflict
         # Without a uid it was looked for first: it is ours, and was not seen yet.
         assert self.late is not None or action.uid, "an apply that did not see the object"
-        wanted["metadata"]["uid"] = live["metadata"]["uid"]
+        for name in ("uid", "creationTimestamp"):
+            wanted["metadata"][name] = live["metadata"][name]
         if "status" in live:
             wanted["status"] = live["status"]
         self.objects[ref] = wanted

@@ -274,3 +274,77 @@ class Fabric:
 @pytest.fixture
 def fabric(crd: Cluster, namespace: str, operator: Any) -> Fabric:
     return Fabric(crd, namespace, operator)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a user sees of deployments whose units are groups of another scheduler."""
+
+    fabric: Fabric
+    history: History
+    kind: str
+    """Of the groups, as podgroups.scheduling.volcano.sh."""
+
+    def until(self, name: str, reason: str, *words: str) -> str:
+        def holds() -> bool:
+            found = self.history.placed().get(name, {"reason": "", "message": ""})
+            return found["reason"] == reason and all(one in found["message"] for one in words)
+
+        self.wait(f"{name} is {reason}", holds)
+        return str(self.history.placed()[name]["message"])
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        self.fabric.wait_until(what, holds, 3 * 60.0)
+
+    def whole(self, **pods: int) -> None:
+        self.fabric.wait_until_whole(self.history, pods)
+
+    def is_whole(self, name: str, shape: Shape) -> bool:
+        pods = self.history.units().get((name, "u0"), [])
+        return sum(bool(one["spec"].get("nodeName")) for one in pods) == shape.pods
+
+    def delete(self, name: str) -> None:
+        where = f"--namespace={self.fabric.namespace}"
+        self.fabric.cluster.kubectl("delete", f"dsd/{name}", where, "--wait=false")
+
+    def groups(self, name: str) -> list[Object]:
+        selector = f"{DEPLOYMENT}={name}"
+        found: list[Object] = self.fabric.cluster.get(
+            self.kind, namespace=self.fabric.namespace, selector=selector
+        )["items"]
+        return found
+
+    def lose(self, pods: list[Object]) -> None:
+        names = [f"pod/{one['metadata']['name']}" for one in pods]
+        where = f"--namespace={self.fabric.namespace}"
+        self.fabric.cluster.kubectl("delete", *names, where, "--wait=false")
+        gone = {one["metadata"]["uid"] for one in pods}
+        self.wait("they are gone", lambda: not gone & self.history.live.keys())
+
+    def first_bound_with(self, name: str) -> int:
+        """How many pods of it were there when its first one got a node."""
+        known: set[str] = set()
+        for one in self.history.events:
+            marks = one["metadata"].get("labels") or {}
+            if one["kind"] == "Pod" and UNIT in marks and marks[DEPLOYMENT] == name:
+                known.add(one["metadata"]["uid"])
+                if one["spec"].get("nodeName"):
+                    return len(known)
+        return 0
+
+    def most_bound(self) -> int:
+        """At a time, of all deployments."""
+        bound: set[str] = set()
+        most = 0
+        for one in self.history.events:
+            if one["kind"] == "Pod" and UNIT in (one["metadata"].get("labels") or {}):
+                uid = one["metadata"]["uid"]
+                there = one["spec"].get("nodeName") and "deletionTimestamp" not in one["metadata"]
+                (bound.add if there else bound.discard)(uid)
+                most = max(most, len(bound))
+        return most
+
+
+@pytest.fixture
+def see(fabric: Fabric) -> Callable[[History, str], Seen]:
+    return lambda history, kind: Seen(fabric, history, kind)

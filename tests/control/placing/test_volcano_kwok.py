@@ -21,7 +21,6 @@ Object = dict[str, Any]
 API = f"{volcano.GROUP}/v1beta1"
 GROUPS = f"podgroups.{volcano.GROUP}"
 QUEUES = f"queues.{volcano.GROUP}"
-UNIT, DEPLOYMENT = "distserve.io/unit", "distserve.io/deployment"
 STARTS_SECONDS = 120.0
 
 
@@ -55,80 +54,10 @@ def halted(process: Any) -> Iterator[None]:
         os.kill(process.pid, signal.SIGCONT)
 
 
-class Seen:
-    """What a user sees of a deployment."""
-
-    def __init__(self, fabric: Any, history: Any) -> None:
-        self.fabric, self.history = fabric, history
-
-    def until(self, name: str, reason: str, *words: str) -> str:
-        def holds() -> bool:
-            found = self.history.placed().get(name, {"reason": "", "message": ""})
-            return found["reason"] == reason and all(one in found["message"] for one in words)
-
-        self.fabric.wait_until(f"{name} is {reason}", holds, 3 * 60.0)
-        return str(self.history.placed()[name]["message"])
-
-    def whole(self, **pods: int) -> None:
-        self.fabric.wait_until_whole(self.history, pods)
-
-    def delete(self, name: str) -> None:
-        where = f"--namespace={self.fabric.namespace}"
-        self.fabric.cluster.kubectl("delete", f"dsd/{name}", where, "--wait=false")
-
-    def groups(self, name: str) -> list[Object]:
-        selector = f"{DEPLOYMENT}={name}"
-        found: list[Object] = self.fabric.cluster.get(
-            GROUPS, namespace=self.fabric.namespace, selector=selector
-        )["items"]
-        return found
-
-    def phase(self, name: str) -> str:
-        (found,) = self.groups(name)
-        return str(found.get("status", {}).get("phase", ""))
-
-    def wait(self, what: str, holds: Callable[[], bool]) -> None:
-        self.fabric.wait_until(what, holds, 3 * 60.0)
-
-    def lose(self, pods: list[Object]) -> None:
-        names = [f"pod/{one['metadata']['name']}" for one in pods]
-        where = f"--namespace={self.fabric.namespace}"
-        self.fabric.cluster.kubectl("delete", *names, where, "--wait=false")
-        gone = {one["metadata"]["uid"] for one in pods}
-        self.wait("they are gone", lambda: not gone & self.history.live.keys())
-
-    def is_whole(self, name: str, shape: Any) -> bool:
-        pods = self.history.units().get((name, "u0"), [])
-        return sum(bool(one["spec"].get("nodeName")) for one in pods) == int(shape.pods)
-
-    def first_bound_with(self, name: str) -> int:
-        """How many pods of it were there when its first one got a node."""
-        known: set[str] = set()
-        for one in self.history.events:
-            marks = one["metadata"].get("labels") or {}
-            if one["kind"] == "Pod" and UNIT in marks and marks[DEPLOYMENT] == name:
-                known.add(one["metadata"]["uid"])
-                if one["spec"].get("nodeName"):
-                    return len(known)
-        return 0
-
-    def most_bound(self) -> int:
-        """At a time, of all deployments."""
-        bound: set[str] = set()
-        most = 0
-        for one in self.history.events:
-            if one["kind"] == "Pod" and UNIT in (one["metadata"].get("labels") or {}):
-                uid = one["metadata"]["uid"]
-                there = one["spec"].get("nodeName") and "deletionTimestamp" not in one["metadata"]
-                (bound.add if there else bound.discard)(uid)
-                most = max(most, len(bound))
-        return most
-
-
-def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quota_for_one_unit(fabric: Any, see: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shape, small = fabric.whole_domain, fabric.Shape(1, 1, 2)
     with fabric.watched() as history, fabric.domains(3, 2, "volcano-") as cliques:
-        seen = Seen(fabric, history)
+        seen = see(history, GROUPS)
         said = {}
 
         fabric.apply(queued(fabric.deployment("first", shape)))
@@ -141,7 +70,7 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         assert seen.first_bound_with("first") == shape.pods, "nobody before the last one is there"
         (group,) = seen.groups("first")
         assert group["spec"]["minResources"]["nvidia.com/gpu"] == str(shape.gpus)
-        seen.wait("Volcano counts it", lambda: seen.phase("first") == "Running")
+        seen.wait("Volcano counts it", lambda: phase(seen.groups("first")) == "Running")
         for pod in history.units()["first", "u0"]:
             assert pod["spec"]["schedulerName"] == "volcano"
 
@@ -219,11 +148,11 @@ def test_a_quota_for_one_unit(fabric: Any, capsys: pytest.CaptureFixture[str]) -
         print()
 
 
-def test_all_of_a_unit_are_bound_or_none(fabric: Any, scheduler: Any) -> None:
+def test_all_of_a_unit_are_bound_or_none(fabric: Any, see: Any, scheduler: Any) -> None:
     """Room goes after the unit was placed and before Volcano looks."""
     shape = fabric.whole_domain
     with fabric.watched() as history, fabric.domains(2, 2, "gang-") as cliques:
-        seen = Seen(fabric, history)
+        seen = see(history, GROUPS)
         ours = [min(node for node, one in cliques.items() if one == f"gang-{n}") for n in (0, 1)]
         fabric.apply(*(fabric.foreign_pod(f"busy-{n}", ours[n], 1) for n in (0, 1)))
         opt = queued(fabric.deployment("opt", shape), "default")
@@ -254,11 +183,11 @@ def test_all_of_a_unit_are_bound_or_none(fabric: Any, scheduler: Any) -> None:
         fabric.cluster.kubectl("delete", "pod/busy-1", here)
 
 
-def test_an_extra_unit_has_quota_of_its_own(fabric: Any) -> None:
+def test_an_extra_unit_has_quota_of_its_own(fabric: Any, see: Any) -> None:
     shape = fabric.Shape(1, 1, 2)
     limit = {"nvidia.com/gpu": str(2 * shape.gpus)}
     with fabric.watched() as history, fabric.domains(2, 2, "surge-") as cliques:
-        seen = Seen(fabric, history)
+        seen = see(history, GROUPS)
         queue = {"apiVersion": API, "kind": "Queue", "metadata": {"name": "team-b"}}
         fabric.cluster.apply(queue | {"spec": {"weight": 1, "capability": limit}})
         fabric.apply(queued(fabric.deployment("opt", shape), "team-b"))
@@ -285,6 +214,11 @@ def test_an_extra_unit_has_quota_of_its_own(fabric: Any) -> None:
         assert history.check(cliques) >= 3 * shape.pods
         seen.delete("opt")
         seen.wait("nothing is left", lambda: not seen.groups("opt"))
+
+
+def phase(groups: list[Object]) -> str:
+    (found,) = groups
+    return str(found.get("status", {}).get("phase", ""))
 
 
 def _is_there(fabric: Any, name: str) -> bool:
