@@ -147,6 +147,17 @@ def test_preferred_says_that_it_would_be_wider(plan: Plan) -> None:
     assert "after topology.relaxAfter" in move["message"]
 
 
+def test_quota_of_a_queue_is_not_looked_at(plan: Plan) -> None:
+    topology = {"preset": "NVIDIA", "packWithin": "nvlink"}
+    queued = deployment(topology=topology | {"scheduler": "Kueue"})
+    queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    code, found, _ = plan(queued, nodes=gpu_nodes(1), pods=[])
+    assert code == 0 and found["fits"]
+    assert found["notes"] == ["quota is not looked at: Kueue lets units in by its own"]
+    alone = deployment(topology=topology | {"scheduler": "GangScheduling"})
+    assert "notes" not in plan(alone, nodes=gpu_nodes(1), pods=[])[1]
+
+
 def test_the_table_has_a_line_a_move(
     plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

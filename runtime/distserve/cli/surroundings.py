@@ -90,9 +90,23 @@ def look_around(args: argparse.Namespace, deployment: DistServeDeployment) -> Ar
     for flag, needs in (("pods", "nodes"), ("devices", "nodes"), ("kubeconfig", "cluster")):
         if getattr(args, flag) and not getattr(args, needs):
             raise UsageError(f"--{flag} goes with --{needs}")
+    around = None
     if args.cluster:
-        return _in_cluster(args, deployment)
-    return _in_files(args, deployment) if args.nodes else None
+        around = _in_cluster(args, deployment)
+    elif args.nodes:
+        around = _in_files(args, deployment)
+    if around is not None:
+        around.notes.extend(_unseen(deployment))
+    return around
+
+
+def _unseen(deployment: DistServeDeployment) -> list[str]:
+    from distserve.api.topology import Scheduler
+
+    queue = deployment.spec.topology.scheduler
+    if queue in (None, Scheduler.GANG_SCHEDULING):
+        return []
+    return [f"quota is not looked at: {queue.value} lets units in by its own"]
 
 
 def _in_files(args: argparse.Namespace, deployment: DistServeDeployment) -> Around:
