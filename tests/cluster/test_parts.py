@@ -164,6 +164,22 @@ def test_every_program_has_a_pinned_module() -> None:
     for program in binaries.PROGRAMS.values():
         assert (program.source / "go.sum").stat().st_size > 0
     assert binaries.kubernetes_version().startswith("1.34.")
+    assert binaries.kubernetes_version(binaries.NEXT).startswith("1.36.")
+
+
+def test_servers_of_the_next_release_take_the_places_of_the_pinned_ones(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    for name in binaries.PROGRAMS:
+        built = binaries.PROGRAMS[name].built
+        built.parent.mkdir(parents=True, exist_ok=True)
+        built.write_text("")
+    pinned = binaries.ensure(binaries.CONTROL_PLANE, Progress())
+    later = binaries.ensure_next(binaries.CONTROL_PLANE, Progress())
+    assert pinned.keys() == later.keys()
+    other = {name for name in pinned if pinned[name] != later[name]}
+    assert other == set(binaries.SERVERS)
 
 
 def test_a_machine_without_anything_is_told_what_to_install(

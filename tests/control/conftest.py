@@ -29,14 +29,24 @@ SECONDS = 30.0
 
 
 @pytest.fixture(scope="session")
-def crd(control_plane: Cluster) -> Cluster:
+def install_crd() -> Callable[[Cluster], Cluster]:
+    """Makes a cluster serve our resource."""
+
+    def install(cluster: Cluster) -> Cluster:
+        cluster.apply(CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml")
+        # `kubectl wait` fails where the CRD has no conditions yet.
+        cluster.wait_for(
+            "our kind to be served", lambda: "dsd" in cluster.kubectl("api-resources").split()
+        )
+        return cluster
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def crd(control_plane: Cluster, install_crd: Callable[[Cluster], Cluster]) -> Cluster:
     """The control plane that serves our resource."""
-    control_plane.apply(CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml")
-    # `kubectl wait` fails where the CRD has no conditions yet.
-    control_plane.wait_for(
-        "our kind to be served", lambda: "dsd" in control_plane.kubectl("api-resources").split()
-    )
-    return control_plane
+    return install_crd(control_plane)
 
 
 @pytest.fixture

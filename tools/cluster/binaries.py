@@ -55,21 +55,19 @@ class Program:
 
 
 _KUBERNETES = "k8s.io/kubernetes/cmd"
+PINNED, NEXT = "kubernetes", "kubernetes-next"
+"""Modules of Kubernetes' programs; the second is of a later version."""
+SERVERS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _COREOS = "github.com/prometheus-operator/prometheus-operator"
 PROGRAMS: Mapping[str, Program] = {
     program.name: program
     for program in (
         *(
-            Program(name, "kubernetes", f"{_KUBERNETES}/{name}")
-            for name in (
-                "kube-apiserver",
-                "kube-controller-manager",
-                "kube-scheduler",
-                "kubectl",
-                "kubelet",
-                "kube-proxy",
-            )
+            Program(name, PINNED, f"{_KUBERNETES}/{name}")
+            for name in (*SERVERS, "kubectl", "kubelet", "kube-proxy")
         ),
+        # For `make soak`: what a cluster of `Release.NEXT` has, for gang scheduling.
+        *(Program(f"{name}-next", NEXT, f"{_KUBERNETES}/{name}") for name in SERVERS),
         Program("etcd", "tools", "go.etcd.io/etcd/server/v3"),
         Program("kwok", "tools", "sigs.k8s.io/kwok/cmd/kwok"),
         Program("helm", "tools", "helm.sh/helm/v4/cmd/helm"),
@@ -88,18 +86,18 @@ PROGRAMS: Mapping[str, Program] = {
     )
 }
 CLIENTS = ("kubectl", "helm", "kwok")
-CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", *CLIENTS)
+CONTROL_PLANE = ("etcd", *SERVERS, *CLIENTS)
 REAL_NODES = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "pause")
 
 
-def kubernetes_version() -> str:
-    """The version that the pinned module names, without its v."""
+def kubernetes_version(module: str = PINNED) -> str:
+    """The version that the module names, without its v."""
     found = re.search(
         r"^(?:require )?\s*k8s\.io/kubernetes v(\S+)",
-        (GO_MODULES / "kubernetes" / "go.mod").read_text(),
+        (GO_MODULES / module / "go.mod").read_text(),
         re.MULTILINE,
     )
-    assert found is not None, "gomod/kubernetes/go.mod requires k8s.io/kubernetes"
+    assert found is not None, f"gomod/{module}/go.mod requires k8s.io/kubernetes"
     return found[1]
 
 
@@ -123,6 +121,13 @@ def ensure(names: Iterable[str], progress: Progress) -> dict[str, Path]:
         _build(names, progress)
     found = {name: find(name) for name in names}
     return {name: path for name, path in found.items() if path is not None}
+
+
+def ensure_next(names: Iterable[str], progress: Progress) -> dict[str, Path]:
+    """The same, with the servers of Kubernetes' later version under their own names."""
+    later = {name: f"{name}-next" if name in SERVERS else name for name in names}
+    found = ensure(later.values(), progress)
+    return {name: found[program] for name, program in later.items()}
 
 
 def client(name: str, progress: Progress) -> Path:
@@ -184,9 +189,10 @@ def _build(names: tuple[str, ...], progress: Progress) -> None:
 def _build_one(program: Program, work: Path, count: Callable[[int], None]) -> None:
     program.built.parent.mkdir(parents=True, exist_ok=True)
     flags = "-s -w"
-    if program.module == "kubernetes":
+    if program.module in (PINNED, NEXT):
         # Without it the API server takes itself for v0.0.0 and refuses its own API versions.
-        version, variable = kubernetes_version(), "k8s.io/component-base/version"
+        version = kubernetes_version(program.module)
+        variable = "k8s.io/component-base/version"
         major, minor, _ = version.split(".", 2)
         flags += f" -X {variable}.gitVersion=v{version}"
         flags += f" -X {variable}.gitMajor={major} -X {variable}.gitMinor={minor}"

@@ -16,7 +16,7 @@ from tools.cluster.images import COREDNS, write_node_images
 from tools.cluster.network import make_bridge
 from tools.cluster.node import Node
 from tools.cluster.pki import make_control_plane_pki, make_node_pki
-from tools.cluster.profiles import Profile, Provider
+from tools.cluster.profiles import Profile, Provider, Release
 from tools.cluster.progress import Progress
 
 ADDONS = Path(__file__).parent / "manifests" / "addons.yaml"
@@ -33,10 +33,14 @@ class LocalCluster(Cluster):
             node.load_image(archive)
 
 
-def prepare(profile: Profile, progress: Progress) -> dict[str, Path]:
+def prepare(
+    profile: Profile, progress: Progress, release: Release = Release.PINNED
+) -> dict[str, Path]:
     """Checks the machine and builds what is missing; raises Unavailable with the cure."""
     host.check(real_nodes=profile is Profile.REAL)
     names = binaries.REAL_NODES if profile is Profile.REAL else binaries.CONTROL_PLANE
+    if release is Release.NEXT:
+        return binaries.ensure_next(names, progress)
     return binaries.ensure(names, progress)
 
 
@@ -48,11 +52,12 @@ def start(
     keep: bool = False,
     nodes: int = 2,
     extra: ExtraFlags | None = None,
+    release: Release = Release.PINNED,
 ) -> LocalCluster:
     """A cluster that answers; its nodes are Ready and its DNS serves. What fails leaves nothing."""
     if not 1 <= nodes <= MAX_NODES:
         raise ClusterError(f"{nodes} nodes: a cluster of real nodes has 1 to {MAX_NODES}")
-    programs = prepare(profile, progress)
+    programs = prepare(profile, progress, release)
     home = claim(name, Provider.LOCAL, profile, keep=keep)
     cluster = LocalCluster(home, progress, node_paths="" if profile is Profile.REAL else None)
     try:

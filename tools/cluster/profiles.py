@@ -10,6 +10,13 @@ class Profile(enum.StrEnum):
     REAL = "real"
 
 
+class Release(enum.StrEnum):
+    """Of Kubernetes: the one that all tests have, or a later one for what that lacks."""
+
+    PINNED = "pinned"
+    NEXT = "next"
+
+
 class Provider(enum.StrEnum):
     """`given` by DISTSERVE_KUBECONFIG, made by `kind` in Docker, or `local` processes of ours."""
 

@@ -11,7 +11,7 @@ import secrets
 from tools.cluster import given, host, kind, local
 from tools.cluster.cluster import Cluster
 from tools.cluster.control_plane import ExtraFlags
-from tools.cluster.profiles import Profile, Provider
+from tools.cluster.profiles import Profile, Provider, Release
 from tools.cluster.progress import Progress
 from tools.cluster.teardown import remove_stale
 
@@ -43,10 +43,12 @@ def start(
     keep: bool = False,
     nodes: int = 2,
     extra: ExtraFlags | None = None,
+    release: Release = Release.PINNED,
 ) -> Cluster:
     """A cluster of this profile that answers; those left behind by dead owners are removed first.
 
-    `extra` flags of the control plane need the project's own cluster. Raises Unavailable with what
+    `extra` flags of the control plane, and a later `release` of it, need the project's own cluster;
+    nodes of one that has real ones stay as they are. Raises Unavailable with what
     to install where the machine can do none, DidNotCome where it should have come up.
     """
     progress = progress or Progress()
@@ -54,9 +56,12 @@ def start(
         progress.note(f"cluster {stale}: removed, its owner is gone")
     name = name or f"test-{secrets.token_hex(4)}"
     kubeconfig = given.named()
-    provider = Provider.LOCAL if extra is not None else choose()
+    own = extra is not None or release is not Release.PINNED
+    provider = Provider.LOCAL if own else choose()
     if provider is Provider.GIVEN and kubeconfig is not None:
         return given.connect(profile, progress, kubeconfig, name=name)
     if provider is Provider.KIND:
         return kind.start(profile, progress, name=name, keep=keep, nodes=nodes)
-    return local.start(profile, progress, name=name, keep=keep, nodes=nodes, extra=extra)
+    return local.start(
+        profile, progress, name=name, keep=keep, nodes=nodes, extra=extra, release=release
+    )

@@ -1,0 +1,227 @@
+"""Units as PodGroups of the real kube-scheduler of a later Kubernetes: bound whole or not at all,
+though a part of their room is taken after they were placed; healed, and gone without a trace."""
+
+import contextlib
+import json
+import os
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tools.cluster import gang_scheduling
+from tools.cluster.cluster import Cluster
+from tools.cluster.profiles import Profile, Release
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]  # The first one builds Kubernetes.
+
+Object = dict[str, Any]
+GROUPS = f"podgroups.{gang_scheduling.GROUP}"
+UNIT, DEPLOYMENT = "distserve.io/unit", "distserve.io/deployment"
+GANG = "GangScheduling"
+SECONDS = 3 * 60.0
+
+
+@pytest.fixture
+def crd(start_cluster: Callable[..., Cluster], install_crd: Callable[..., Cluster]) -> Cluster:
+    """One of its own, which serves PodGroups."""
+    flags = gang_scheduling.FLAGS
+    return install_crd(start_cluster(Profile.CONTROL_PLANE, release=Release.NEXT, extra=flags))
+
+
+@pytest.fixture
+def operator(crd: Cluster, start_distserve: Callable[..., Any]) -> Any:
+    found = start_distserve("--engine-check=off", "--gang-scheduling=on")
+    found.wait_until_ready()
+    found.wait_until("leads", lambda: found.leads)
+    return found
+
+
+@contextlib.contextmanager
+def halted(cluster: Cluster, name: str) -> Iterator[None]:
+    """A process of the control plane."""
+    pid = cluster.processes[name].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+class Seen:
+    """What a user sees of a deployment."""
+
+    def __init__(self, fabric: Any, history: Any) -> None:
+        self.fabric, self.history = fabric, history
+
+    def make(self, name: str, shape: Any, units: int = 1, scheduler: str | None = GANG) -> None:
+        found = self.fabric.deployment(name, shape, gangTimeout="10s")
+        found["spec"] |= {"units": units, "rollout": {"whenFull": "ReplaceOne"}}
+        if scheduler:
+            found["spec"]["topology"]["scheduler"] = scheduler
+        self.fabric.apply(found)
+
+    def kubectl(self, *command: str) -> str:
+        return str(self.fabric.cluster.kubectl(*command, f"--namespace={self.fabric.namespace}"))
+
+    def patch(self, name: str, **spec: Any) -> None:
+        self.kubectl(
+            "patch", f"dsd/{name}", "--type=merge", f"--patch={json.dumps({'spec': spec})}"
+        )
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        self.fabric.wait_until(what, holds, SECONDS)
+
+    def until(self, name: str, reason: str, *words: str) -> str:
+        def holds() -> bool:
+            found = self.history.placed()[name]
+            return found["reason"] == reason and all(one in found["message"] for one in words)
+
+        self.wait(f"{name} is {reason}", holds)
+        return str(self.history.placed()[name]["message"])
+
+    def groups(self, name: str) -> list[Object]:
+        found: list[Object] = self.fabric.cluster.get(
+            GROUPS, namespace=self.fabric.namespace, selector=f"{DEPLOYMENT}={name}"
+        )["items"]
+        return found
+
+    def pods(self, name: str) -> list[Object]:
+        units = self.history.units()
+        return [pod for (owner, _), pods in units.items() if owner == name for pod in pods]
+
+    def whole(self, name: str, pods: int) -> None:
+        """With one group for each unit, of which all its pods are members."""
+
+        def holds() -> bool:
+            found = self.pods(name)
+            made = {one["metadata"]["name"] for one in self.groups(name)}
+            named = {pod["spec"].get("schedulingGroup", {}).get("podGroupName") for pod in found}
+            ready = sum(map(self.fabric.is_ready, found))
+            return len(found) == ready == pods and named == made
+
+        self.wait(f"{pods} pods of {name} are Ready", holds)
+
+    def lose(self, name: str, count: int) -> None:
+        lost = self.pods(name)[:count]
+        self.kubectl("delete", *(f"pod/{p['metadata']['name']}" for p in lost), "--wait=false")
+        gone = {one["metadata"]["uid"] for one in lost}
+        self.wait("they are gone", lambda: not gone & self.history.live.keys())
+
+    def delete(self, name: str) -> None:
+        self.kubectl("delete", f"dsd/{name}", "--wait=false")
+        self.wait("nothing is left", lambda: not self.groups(name) and not self.pods(name))
+
+    def makings(self, name: str) -> list[int]:
+        """Each time that a unit was made: how many of its instances had a pod that was bound."""
+        made: dict[str, list[str]] = defaultdict(list)
+        bound: dict[str, set[str]] = defaultdict(set)
+        units: dict[str, str] = {}
+        for one in self.history.events:
+            marks = one["metadata"].get("labels") or {}
+            if UNIT not in marks or marks[DEPLOYMENT] != name:
+                continue
+            known, uid = one["metadata"]["name"], one["metadata"]["uid"]
+            if one["kind"] == "StatefulSet":
+                units[known] = marks[UNIT]
+                if uid not in made[known]:
+                    made[known].append(uid)
+            elif one["kind"] == "Pod" and one["spec"].get("nodeName"):
+                bound[one["metadata"]["ownerReferences"][0]["uid"]].add(uid)
+        found: dict[tuple[str, int], int] = defaultdict(int)
+        for known, uids in made.items():
+            for number, uid in enumerate(uids):
+                found[units[known], number] += bool(bound[uid])
+        return list(found.values())
+
+
+def test_all_of_a_unit_are_bound_or_none(fabric: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Room goes after the units were placed and before they have pods. Without the field a part of
+    a unit is bound, until gangTimeout."""
+    shape = fabric.whole_domain
+    with fabric.watched() as history, fabric.domains(2, 2, "gang-") as cliques:
+        seen = Seen(fabric, history)
+        taken = min(cliques)
+        for name, scheduler in (("alone", None), ("gang", GANG)):
+            with halted(fabric.cluster, "kube-controller-manager"):
+                seen.make(name, shape, 2, scheduler)
+                seen.wait("both units are placed", lambda name=name: placed(history, name) == 2)
+                fabric.apply(fabric.foreign_pod("quicker", taken, 1))
+            said = seen.until(name, "Unschedulable", "gangTimeout")
+            seen.until(name, "NoRoom")
+            seen.wait(
+                "one unit is taken back whole",
+                lambda name=name: len(seen.pods(name)) == shape.pods,
+            )
+            assert all(map(fabric.is_ready, seen.pods(name))), "the other one is whole"
+            first = sorted(seen.makings(name))
+            expected = shape.pods - 1 if scheduler is None else 0
+            assert first == [expected, shape.pods], "three of its pods had nodes"
+            seen.kubectl("delete", "pod/quicker", "--grace-period=0", "--force")
+            if scheduler is None:
+                seen.wait("it is placed", lambda: len(seen.pods("alone")) == 2 * shape.pods)
+            else:
+                seen.whole(name, 2 * shape.pods)
+                assert sorted(seen.makings(name)) == [0, shape.pods, shape.pods]
+            seen.until(name, "Placed")
+            seen.delete(name)
+        assert history.check(cliques, "gang") == 2 * shape.pods
+    with capsys.disabled():
+        print(f"\n  {said}")
+
+
+def test_a_unit_heals_and_changes_whole(fabric: Any) -> None:
+    shape, n = fabric.Shape(1, 2, 4), 3
+    with fabric.watched() as history, fabric.domains(1, 2, "heal-") as cliques:
+        seen = Seen(fabric, history)
+        seen.make("opt", shape, scheduler=None)
+        seen.wait("it is there", lambda: sum(map(fabric.is_ready, seen.pods("opt"))) == n)
+        assert not seen.groups("opt")
+
+        # The field is set while it runs.
+        seen.patch("opt", topology={"scheduler": GANG})
+        seen.whole("opt", n)
+        (group,) = seen.groups("opt")
+        assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": n}}
+        for lost in (1, 1, n - 1, n):
+            seen.lose("opt", lost)
+            seen.whole("opt", n)
+        (same,) = seen.groups("opt")
+        assert same["metadata"]["uid"] == group["metadata"]["uid"]
+
+        # Somebody deletes the group: Kubernetes keeps it for the pods that are there.
+        seen.kubectl("delete", f"{GROUPS}/{group['metadata']['name']}", "--wait=false")
+        seen.lose("opt", 1)
+        seen.whole("opt", n)
+        (same,) = seen.groups("opt")
+        assert same["metadata"]["uid"] == group["metadata"]["uid"]
+        assert "deletionTimestamp" in same["metadata"]
+
+        # Another number of instances is another group, and fewer heal as well.
+        for instances in (1, 3, 1):
+            seen.patch("opt", decode={"instancesPerUnit": instances})
+            seen.whole("opt", 1 + instances)
+            seen.lose("opt", 1)
+            seen.whole("opt", 1 + instances)
+        (now,) = seen.groups("opt")
+        assert now["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
+
+        seen.patch("opt", topology={"scheduler": None})
+        seen.wait("no group is left", lambda: not seen.groups("opt"))
+        seen.wait("it is there", lambda: sum(map(fabric.is_ready, seen.pods("opt"))) == 2)
+        assert all("schedulingGroup" not in pod["spec"] for pod in seen.pods("opt"))
+        seen.patch("opt", topology={"scheduler": GANG})
+        seen.whole("opt", 2)
+        assert history.check(cliques)
+        seen.delete("opt")
+
+
+def placed(history: Any, name: str) -> int:
+    """Units that have StatefulSets."""
+    marks = [
+        one["metadata"]["labels"]
+        for one in list(history.live.values())
+        if one["kind"] == "StatefulSet"
+    ]
+    return len({one[UNIT] for one in marks if one.get(DEPLOYMENT) == name})
