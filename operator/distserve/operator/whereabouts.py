@@ -32,6 +32,7 @@ from distserve.operator.requests import unit_request
 from distserve.operator.standings import Standing
 from distserve.operator.wanted import Wanted
 from distserve.placement.requests import UnitRequest
+from distserve.resources import gangs
 from distserve.resources.revisions import Revision
 
 NONE = Attempts()
@@ -151,7 +152,8 @@ def _ends(pod: Pod) -> bool:
 
 
 def _unschedulable(unit: LiveUnit) -> NoPlace:
-    pod = next(pod for pod in unit.pods if pod.unschedulable)
+    waiting = (pod for pod in unit.pods if pod.unschedulable)
+    pod = min(waiting, key=lambda pod: pod.unschedulable.startswith(gangs.WAITS_FOR_OTHERS))
     return NoPlace(
         PlacedReason.UNSCHEDULABLE,
         f"{unit.name}: the scheduler finds no node for pod {pod.name}: {pod.unschedulable}; "

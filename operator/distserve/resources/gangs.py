@@ -24,6 +24,9 @@ SERVED: Final = f"{API_VERSION}/{KIND}"
 FIELD: Final = "schedulingGroup"
 """Of a pod's spec. Empty in a revision's templates; `member` writes the unit's group there."""
 
+WAITS_FOR_OTHERS: Final = "pod group is unschedulable"
+"""So begin kube-scheduler's words about a member that would find a node, but for the others."""
+
 
 def is_of(revision: Revision) -> bool:
     """Whether its pods are members of their unit's PodGroup."""

@@ -3,7 +3,7 @@ nobody is bound before all members are there and find nodes; those that are boun
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -145,6 +145,11 @@ def test_what_finds_no_nodes_is_taken_back_whole_and_comes_again(gangs: Make) ->
     found = gangs(room=1)
     world = found.settle()
     assert placed(world) == ("False", "Unschedulable")
+    first = min(name for name, pod in world.pods.items() if pod.unit)
+    waits = "pod group is unschedulable, waiting for minCount pods from a gang to be scheduled"
+    world.pods[first] = replace(world.pods[first], unschedulable=waits)
+    world.reconcile()
+    assert "0/1 nodes are available" in world.condition("Placed")["message"], "not who would do"
     world.room = 0
     world.now += 60.0
     found.settle()
