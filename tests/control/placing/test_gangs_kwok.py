@@ -148,7 +148,7 @@ def test_all_of_a_unit_are_bound_or_none(fabric: Any, capsys: pytest.CaptureFixt
                 seen.make(name, shape, 2, scheduler)
                 seen.wait("both units are placed", lambda name=name: placed(history, name) == 2)
                 fabric.apply(fabric.foreign_pod("quicker", taken, 1))
-            said = seen.until(name, "Unschedulable", "gangTimeout")
+            said = seen.until(name, "Unschedulable", "Insufficient nvidia.com/gpu", "gangTimeout")
             seen.until(name, "NoRoom")
             seen.wait(
                 "one unit is taken back whole",
