@@ -29,6 +29,8 @@ from distserve.resources.provisioning import KIND
 
 FIRST_PAUSE_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
+LONGEST_QUOTA_PAUSE_SECONDS: Final = 300.0
+"""To ask a queue takes one unit's pods and no machine; somebody waits for what got free."""
 MOST_AVOIDED: Final = 16
 """Domains; the last ones are kept."""
 MOST_SAID: Final = 1024
@@ -52,7 +54,7 @@ class Attempts:
     @property
     def failed_at(self) -> float:
         """When the last one ended."""
-        return self.retry - _pause_seconds(self.count)
+        return self.retry - _pause_seconds(self.count, self.lacked)
 
 
 def attempts_of(observed: Observed) -> dict[str, Attempts]:
@@ -129,12 +131,13 @@ def failed(
     stuck = domains_of(unit, place, observed.nodes) if grows else set()
     avoid = tuple(dict.fromkeys([*known.avoid, *sorted(stuck)]))[-MOST_AVOIDED:]
     count = known.count + 1
-    return Attempts(count, observed.now + _pause_seconds(count), avoid, lacked)
+    return Attempts(count, observed.now + _pause_seconds(count, lacked), avoid, lacked)
 
 
-def _pause_seconds(count: int) -> float:
+def _pause_seconds(count: int, lacked: str) -> float:
     """After so many attempts."""
-    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (count - 1))
+    longest = LONGEST_QUOTA_PAUSE_SECONDS if lacked else LONGEST_PAUSE_SECONDS
+    return min(longest, FIRST_PAUSE_SECONDS * 2.0 ** (count - 1))
 
 
 def comes(deployment: DistServeDeployment, unit: LiveUnit, observed: Observed) -> NoPlace:

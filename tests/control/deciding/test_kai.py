@@ -154,7 +154,7 @@ def test_without_quota_it_is_taken_back_and_tried_again_ever_more_seldom(queue: 
     assert f"wait whole for quota of Queue team-a of KAI: {WORDS[:-1]}; after" in message(world)
     assert world.named("StatefulSet"), "KAI says nothing of what has no pods"
     began = world.now
-    for count, pause in ((1, 60.0), (2, 120.0), (3, 240.0)):
+    for count, pause in ((1, 60.0), (2, 120.0), (3, 240.0), (4, 300.0), (5, 300.0)):
         world.now += 31.0
         kai.settle()
         assert not world.named("StatefulSet"), "it holds no room for ever"
@@ -167,7 +167,7 @@ def test_without_quota_it_is_taken_back_and_tried_again_ever_more_seldom(queue: 
         world.now += 30.0
         kai.settle()
         assert world.named("StatefulSet") and attempts(world) == {"u0": count}
-    assert world.now < began + 700.0
+    assert world.now < began + 1300.0
     kai.pods = 2
     kai.settle()
     assert placed(world) == ("True", "Placed") and world.ready_units() == 1
@@ -224,6 +224,27 @@ def test_what_lacks_room_is_placed_anew_without_a_pause(queue: Make) -> None:
     world.unschedulable = kai.unschedulable
     kai.settle()
     assert placed(world) == ("True", "Placed")
+
+
+def test_with_nodes_to_come_only_room_is_waited_for_so_long(queue: Make) -> None:
+    topology = {"scheduler": "KAI", "whenNoFit": "Provision", "provisionTimeout": "10m"}
+    kai = queue(topology=topology)
+    world = kai.world
+    world.room = 0
+    world.unschedulable = lambda pod: bool(pod.instance)
+    kai.settle()
+    assert placed(world) == ("False", "Provisioning")
+    world.now += 300.0
+    kai.settle()
+    assert placed(world) == ("False", "Provisioning") and world.named("StatefulSet")
+    kai.pods, world.unschedulable = 0, kai.unschedulable
+    kai.settle()
+    assert placed(world) == ("False", "QueuedByKAI") and not world.named("StatefulSet")
+    assert attempts(world) == {"u0": 1}, "no node would help"
+    kai.pods = 2
+    world.now += 61.0
+    kai.settle()
+    assert placed(world) == ("True", "Placed") and not attempts(world)
 
 
 def test_a_pod_that_is_made_again_stays_a_member(queue: Make) -> None:

@@ -1,6 +1,7 @@
 """Quota shared through the real KAI: units bound whole, told what they lack, taken back, healed."""
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -162,6 +163,50 @@ def test_all_of_a_unit_are_bound_or_none(fabric: Any, see: Any, scheduler: Any) 
         fabric.cluster.kubectl("delete", "pod/busy-1", here)
         seen.wait("nothing is left", lambda: not seen.groups("opt") and not history.units())
         fabric.cluster.kubectl("delete", QUEUES, "team-a", "top")
+
+
+def test_it_is_resized_and_rolled_out_as_one_group(fabric: Any, see: Any) -> None:
+    shape, smaller = fabric.whole_domain, 3
+    with fabric.watched() as history, fabric.domains(1, 2, "sized-") as cliques:
+        seen = see(history, GROUPS)
+        fabric.cluster.apply([queue("top"), queue("team-a", "top", quota=shape.gpus)])
+        fabric.apply(queued(fabric.deployment("opt", shape), "team-a"))
+        seen.whole(opt=shape.pods)
+        (before,) = seen.groups("opt")
+
+        def edit(**spec: Any) -> None:
+            which = ("dsd/opt", f"--namespace={fabric.namespace}", "--type=merge")
+            patch = json.dumps({"spec": spec})
+            fabric.cluster.kubectl("patch", *which, f"--patch={patch}")
+
+        edit(decode={"instancesPerUnit": 1})
+        seen.whole(opt=smaller)
+        seen.wait("its group is smaller", lambda: sizes(seen.groups("opt")) == [smaller])
+        seen.lose(history.units()["opt", "u0"][:1])
+        seen.whole(opt=smaller)  # Of four pods that there are not KAI would wait for the fourth.
+
+        new = {"podTemplate": {"metadata": {"annotations": {"new": "1"}}}}
+        edit(decode=new, rollout={"whenFull": "ReplaceOne"})
+
+        def rolled() -> bool:
+            pods = history.units().get(("opt", "u0"), [])
+            notes = [pod["metadata"].get("annotations", {}) for pod in pods]
+            return len(pods) == smaller and any(one.get("new") for one in notes)
+
+        seen.wait("the new revision is there", rolled)
+        seen.whole(opt=smaller)
+        seen.until("opt", "Placed")
+        (after,) = seen.groups("opt")
+        assert after["metadata"]["uid"] == before["metadata"]["uid"], "it asks for the same"
+        assert after["spec"] == before["spec"] | {"minMember": smaller}
+        assert history.check(cliques) >= shape.pods + smaller
+        seen.delete("opt")
+        seen.wait("nothing is left", lambda: not seen.groups("opt") and not history.units())
+        fabric.cluster.kubectl("delete", QUEUES, "team-a", "top")
+
+
+def sizes(groups: list[Object]) -> list[int]:
+    return [one["spec"]["minMember"] for one in groups]
 
 
 def _is_there(fabric: Any, name: str) -> bool:
