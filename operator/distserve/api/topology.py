@@ -290,6 +290,11 @@ class Topology(Model):
     )
 
     @property
+    def has_quota(self) -> bool:
+        """A unit needs more than room."""
+        return self.scheduler not in (None, Scheduler.GANG_SCHEDULING)
+
+    @property
     def repack_idle_seconds(self) -> float:
         return parse_duration(self.repack_idle_after or DEFAULT_REPACK_IDLE_AFTER)
 

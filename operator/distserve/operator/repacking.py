@@ -148,7 +148,7 @@ class _Look:
         return replace(found, moving=name, lasts=True, why=why)
 
     def when_idle(self, placed: list[str]) -> Repacking:
-        if self._extra_first and self.wanted.deployment.spec.topology.scheduler is not None:
+        if self._extra_first and self.wanted.deployment.spec.topology.has_quota:
             # It would have to ask its queue for quota, and might wait or take that of others.
             return replace(self.plain, questions=(BetterQuestion(None),))
         asked = self._idle_question(placed)

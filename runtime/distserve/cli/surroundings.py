@@ -101,12 +101,10 @@ def look_around(args: argparse.Namespace, deployment: DistServeDeployment) -> Ar
 
 
 def _unseen(deployment: DistServeDeployment) -> list[str]:
-    from distserve.api.topology import Scheduler
-
-    queue = deployment.spec.topology.scheduler
-    if queue in (None, Scheduler.GANG_SCHEDULING):
+    topology = deployment.spec.topology
+    if topology.scheduler is None or not topology.has_quota:
         return []
-    return [f"quota is not looked at: {queue.value} lets units in by its own"]
+    return [f"quota is not looked at: {topology.scheduler.value} lets units in by its own"]
 
 
 def _in_files(args: argparse.Namespace, deployment: DistServeDeployment) -> Around:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distserve.operator.model import Features, Pod
+from distserve.operator.model import Features, Placement, Pod
 
 Make = Callable[..., Any]
 Object = dict[str, Any]
@@ -237,6 +237,22 @@ def test_what_runs_when_the_field_comes_goes_there_by_a_rollout(gangs: Make) -> 
     world.edit(rollout={})
     found.settle()
     assert not found.groups and names(world) == {""} and world.ready_units() == 1
+
+
+def test_an_idle_unit_moves_as_there_is_no_quota_to_wait_for(gangs: Make) -> None:
+    topology = {**GANG["topology"], "repack": "WhenIdle", "repackIdleAfter": "5m"}
+    found = gangs(topology=topology)
+    world = found.settle()
+    place = Placement("rack", "", "z1", {"tiny-u0-prefill-0": ("node-a",)})
+
+    def there() -> bool:
+        sets = world.named("StatefulSet").values()
+        return any('"z1"' in one["metadata"]["annotations"]["distserve.io/place"] for one in sets)
+
+    world.better = lambda unit: None if there() else place
+    world.idle = {"u0": 900.0}
+    found.settle()
+    assert there() and world.ready_units() == 1 and len(found.groups) == 1
 
 
 @pytest.mark.parametrize("scheduler", ["Kueue", "Volcano"])
