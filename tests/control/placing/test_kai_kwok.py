@@ -205,6 +205,32 @@ def test_it_is_resized_and_rolled_out_as_one_group(fabric: Any, see: Any) -> Non
         fabric.cluster.kubectl("delete", QUEUES, "team-a", "top")
 
 
+def test_what_kai_takes_back_goes_whole_and_comes_again(fabric: Any, see: Any) -> None:
+    """A unit over its quota, and a pod of another queue that has one: KAI's reclaim."""
+    shape = fabric.whole_domain
+    with fabric.watched() as history, fabric.domains(1, 2, "over-"):
+        seen = see(history, GROUPS)
+        ours, theirs = queue("team-a", "top", quota=0), queue("team-b", "top", quota=8)
+        fabric.cluster.apply([queue("top"), ours, theirs])
+        fabric.apply(queued(fabric.deployment("opt", shape), "team-a", "preemptible"))
+        seen.whole(opt=shape.pods)
+        other = fabric.foreign_pod("other", "", 8)
+        other["metadata"]["labels"] = {"kai.scheduler/queue": "team-b"}
+        other["spec"]["schedulerName"] = "kai-scheduler"
+        del other["spec"]["nodeName"]
+        fabric.apply(other)
+        seen.wait("the other pod is bound", lambda: _is_bound(fabric, "other"))
+        seen.until("opt", "NoRoom")
+        seen.wait("none of its pods is left", lambda: not history.units())
+        here = f"--namespace={fabric.namespace}"
+        fabric.cluster.kubectl("delete", "pod/other", here)
+        seen.whole(opt=shape.pods)
+        seen.until("opt", "Placed")
+        seen.delete("opt")
+        seen.wait("nothing is left", lambda: not seen.groups("opt") and not history.units())
+        fabric.cluster.kubectl("delete", QUEUES, "team-a", "team-b", "top")
+
+
 def sizes(groups: list[Object]) -> list[int]:
     return [one["spec"]["minMember"] for one in groups]
 
@@ -212,3 +238,8 @@ def sizes(groups: list[Object]) -> list[int]:
 def _is_there(fabric: Any, name: str) -> bool:
     found = fabric.cluster.get("pods", namespace=fabric.namespace)["items"]
     return any(one["metadata"]["name"] == name for one in found)
+
+
+def _is_bound(fabric: Any, name: str) -> bool:
+    found = fabric.cluster.get(f"pod/{name}", namespace=fabric.namespace)
+    return bool(found["spec"].get("nodeName"))
