@@ -126,6 +126,12 @@ def _waits(
         return _queued(f"unit {unit}: {why}")
     if current is None:
         return _queued(f"unit {unit}: its PodGroup in Queue {queue} of KAI is being made")
+    if current.ends_early:
+        return _queued(
+            f"unit {unit}: PodGroups of the KAI that is installed have no stalenessGracePeriod, so "
+            "it would end a unit that serves with what is left of it; install KAI 0.17 or newer, "
+            f"with its CRDs, and delete podgroup {current.name}"
+        )
     if first := _before(observed, unit):
         return _queued(f"unit {unit}: waits behind unit {first}, which lacks quota")
     # A group that was made since then asks for something else: it has not been tried.

@@ -45,6 +45,11 @@ class Group:
         return int(self.live["spec"].get("minMember") or 0)
 
     @property
+    def ends_early(self) -> bool:
+        """Its CRD is one of before 0.17: KAI would end what is left of a unit that lost pods."""
+        return "stalenessGracePeriod" not in self.live["spec"]
+
+    @property
     def lacks(self) -> str:
         """What KAI says of its quota, while that is what it lacks."""
         conditions = (self.live.get("status") or {}).get("schedulingConditions") or ()

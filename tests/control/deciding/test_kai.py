@@ -344,6 +344,17 @@ def test_a_queue_that_never_lets_it_in_is_told_and_no_pod_is_made(
     assert placed(world) == ("True", "Placed")
 
 
+def test_a_kai_that_would_end_what_serves_is_told(queue: Make) -> None:
+    """The API server drops what the CRD of an older one does not have."""
+    kai = queue()
+    world = kai.world
+    world.reconcile()
+    del kai.group["spec"]["stalenessGracePeriod"]
+    kai.settle()
+    assert placed(world) == ("False", "QueuedByKAI") and "KAI 0.17 or newer" in message(world)
+    assert not world.named("StatefulSet")
+
+
 def test_priority_and_preemptibility_are_its_pods_and_its_label(queue: Make) -> None:
     kai = queue()
     world = kai.world
