@@ -44,7 +44,7 @@ class Standing:
     make: Object | None = None
     """What is to stand for it, and is not there."""
     change: Apply | None = None
-    """Of what stands for it: only how many its pods are (`kai`)."""
+    """Of what stands for it: only how many its pods are."""
 
     def told(self, why: NoPlace) -> NoPlace:
         """Why it waits for room, with what that costs the others of its queue."""

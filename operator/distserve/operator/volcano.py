@@ -92,6 +92,7 @@ def standing(
         goes=goes,
         admission=membership(deployment, name),
         make=None if current else make,
+        change=_shrunk(current, make) if current and stays else None,
     )
 
 
@@ -160,6 +161,16 @@ def _since(observed: Observed, current: Group | None) -> float:
     if current is None or not current.holds:
         return 0.0
     return current.let_in_since if current.let_in else observed.now
+
+
+def _shrunk(group: Group, wanted: Object) -> Apply | None:
+    """A unit gets fewer instances as it is: with the former number a lost pod would never come
+    back. Of more nothing is said, since those that are there would be bound by what is not."""
+    if wanted["spec"]["minMember"] >= group.live["spec"].get("minMember", 0):
+        return None
+    found = _marked(group, group.let_in_since if group.let_in else None)
+    counts = {name: wanted["spec"][name] for name in ("minMember", "minResources")}
+    return Apply({**found, "spec": {**found["spec"], **counts}}, group.uid)
 
 
 def _marked(group: Group, since: float | None) -> Object:

@@ -239,6 +239,22 @@ def test_a_pod_that_is_made_again_stays_a_member(queue: Make) -> None:
     assert volcano.group["metadata"]["uid"] == before and phase(volcano.group) == "Running"
 
 
+def test_a_smaller_unit_heals_too(queue: Make) -> None:
+    volcano = queue(pods=5, decode={"instancesPerUnit": 3})
+    world = volcano.settle()
+    before, let_in = volcano.group["metadata"]["uid"], volcano.group["metadata"]["annotations"]
+    world.edit(decode={"instancesPerUnit": 1})
+    volcano.settle()
+    assert volcano.group["metadata"]["uid"] == before and size(volcano.group) == 2
+    assert volcano.group["metadata"]["annotations"] == let_in
+    del world.pods[next(name for name, pod in world.pods.items() if pod.unit)]
+    volcano.settle()
+    assert world.ready_units() == 1 and phase(volcano.group) == "Running"
+    world.edit(decode={"instancesPerUnit": 2})
+    volcano.settle()
+    assert world.ready_units() == 1 and size(volcano.group) == 2
+
+
 def test_a_unit_that_lost_all_its_pods_queues_whole(queue: Make) -> None:
     volcano = queue()
     world = volcano.settle()

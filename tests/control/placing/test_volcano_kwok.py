@@ -216,6 +216,26 @@ def test_an_extra_unit_has_quota_of_its_own(fabric: Any, see: Any) -> None:
         seen.wait("nothing is left", lambda: not seen.groups("opt"))
 
 
+def test_a_smaller_unit_heals_too(fabric: Any, see: Any) -> None:
+    with fabric.watched() as history, fabric.domains(1, 2, "small-") as cliques:
+        seen = see(history, GROUPS)
+        fabric.apply(queued(fabric.deployment("opt", fabric.Shape(1, 3, 2)), "default"))
+        seen.whole(opt=4)
+        (before,) = seen.groups("opt")
+        patch = json.dumps({"spec": {"decode": {"instancesPerUnit": 1}}})
+        which = ("dsd/opt", f"--namespace={fabric.namespace}", "--type=merge")
+        fabric.cluster.kubectl("patch", *which, f"--patch={patch}")
+        seen.wait("two are left", lambda: len(history.units()["opt", "u0"]) == 2)
+        seen.lose(history.units()["opt", "u0"][:1])
+        seen.whole(opt=2)
+        (group,) = seen.groups("opt")
+        assert group["metadata"]["uid"] == before["metadata"]["uid"]
+        assert group["spec"]["minMember"] == 2
+        assert history.check(cliques) == 5
+        seen.delete("opt")
+        seen.wait("nothing is left", lambda: not seen.groups("opt"))
+
+
 def phase(groups: list[Object]) -> str:
     (found,) = groups
     return str(found.get("status", {}).get("phase", ""))
