@@ -7,6 +7,7 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -49,172 +50,161 @@ def halted(cluster: Cluster, name: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-class Seen:
-    """What a user sees of a deployment."""
+@dataclass
+class Gangs:
+    """Deployments whose units are gangs, and what is seen of them."""
 
-    def __init__(self, fabric: Any, history: Any) -> None:
-        self.fabric, self.history = fabric, history
+    seen: Any
 
     def make(self, name: str, shape: Any, units: int = 1, scheduler: str | None = GANG) -> None:
-        found = self.fabric.deployment(name, shape, gangTimeout="10s")
+        fabric = self.seen.fabric
+        found = fabric.deployment(name, shape, gangTimeout="10s")
         found["spec"] |= {"units": units, "rollout": {"whenFull": "ReplaceOne"}}
         if scheduler:
             found["spec"]["topology"]["scheduler"] = scheduler
-        self.fabric.apply(found)
+        fabric.apply(found)
 
-    def kubectl(self, *command: str) -> str:
-        return str(self.fabric.cluster.kubectl(*command, f"--namespace={self.fabric.namespace}"))
+    def kubectl(self, *command: str) -> None:
+        fabric = self.seen.fabric
+        fabric.cluster.kubectl(*command, f"--namespace={fabric.namespace}")
 
     def patch(self, name: str, **spec: Any) -> None:
-        self.kubectl(
-            "patch", f"dsd/{name}", "--type=merge", f"--patch={json.dumps({'spec': spec})}"
-        )
-
-    def wait(self, what: str, holds: Callable[[], bool]) -> None:
-        self.fabric.wait_until(what, holds, SECONDS)
-
-    def until(self, name: str, reason: str, *words: str) -> str:
-        def holds() -> bool:
-            found = self.history.placed()[name]
-            return found["reason"] == reason and all(one in found["message"] for one in words)
-
-        self.wait(f"{name} is {reason}", holds)
-        return str(self.history.placed()[name]["message"])
-
-    def groups(self, name: str) -> list[Object]:
-        found: list[Object] = self.fabric.cluster.get(
-            GROUPS, namespace=self.fabric.namespace, selector=f"{DEPLOYMENT}={name}"
-        )["items"]
-        return found
+        said = json.dumps({"spec": spec})
+        self.kubectl("patch", f"dsd/{name}", "--type=merge", f"--patch={said}")
 
     def pods(self, name: str) -> list[Object]:
-        units = self.history.units()
+        units = self.seen.history.units()
         return [pod for (owner, _), pods in units.items() if owner == name for pod in pods]
+
+    def ready(self, name: str) -> int:
+        return sum(map(self.seen.fabric.is_ready, self.pods(name)))
 
     def whole(self, name: str, pods: int) -> None:
         """With one group for each unit, of which all its pods are members."""
 
         def holds() -> bool:
             found = self.pods(name)
-            made = {one["metadata"]["name"] for one in self.groups(name)}
+            made = {one["metadata"]["name"] for one in self.seen.groups(name)}
             named = {pod["spec"].get("schedulingGroup", {}).get("podGroupName") for pod in found}
-            ready = sum(map(self.fabric.is_ready, found))
-            return len(found) == ready == pods and named == made
+            return len(found) == self.ready(name) == pods and named == made
 
-        self.wait(f"{pods} pods of {name} are Ready", holds)
+        self.seen.wait(f"{pods} pods of {name} are Ready", holds)
 
     def lose(self, name: str, count: int) -> None:
-        lost = self.pods(name)[:count]
-        self.kubectl("delete", *(f"pod/{p['metadata']['name']}" for p in lost), "--wait=false")
-        gone = {one["metadata"]["uid"] for one in lost}
-        self.wait("they are gone", lambda: not gone & self.history.live.keys())
+        self.seen.lose(self.pods(name)[:count])
 
     def delete(self, name: str) -> None:
-        self.kubectl("delete", f"dsd/{name}", "--wait=false")
-        self.wait("nothing is left", lambda: not self.groups(name) and not self.pods(name))
-
-    def makings(self, name: str) -> list[int]:
-        """Each time that a unit was made: how many of its instances had a pod that was bound."""
-        made: dict[str, list[str]] = defaultdict(list)
-        bound: dict[str, set[str]] = defaultdict(set)
-        units: dict[str, str] = {}
-        for one in self.history.events:
-            marks = one["metadata"].get("labels") or {}
-            if UNIT not in marks or marks[DEPLOYMENT] != name:
-                continue
-            known, uid = one["metadata"]["name"], one["metadata"]["uid"]
-            if one["kind"] == "StatefulSet":
-                units[known] = marks[UNIT]
-                if uid not in made[known]:
-                    made[known].append(uid)
-            elif one["kind"] == "Pod" and one["spec"].get("nodeName"):
-                bound[one["metadata"]["ownerReferences"][0]["uid"]].add(uid)
-        found: dict[tuple[str, int], int] = defaultdict(int)
-        for known, uids in made.items():
-            for number, uid in enumerate(uids):
-                found[units[known], number] += bool(bound[uid])
-        return list(found.values())
+        self.seen.delete(name)
+        seen = self.seen
+        seen.wait("nothing is left", lambda: not seen.groups(name) and not self.pods(name))
 
 
-def test_all_of_a_unit_are_bound_or_none(fabric: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def makings(history: Any, name: str) -> list[int]:
+    """Each time that a unit was made: how many of its instances had a pod that was bound."""
+    made: dict[str, list[str]] = defaultdict(list)
+    bound: dict[str, set[str]] = defaultdict(set)
+    units: dict[str, str] = {}
+    for one in history.events:
+        marks = one["metadata"].get("labels") or {}
+        if UNIT not in marks or marks[DEPLOYMENT] != name:
+            continue
+        known, uid = one["metadata"]["name"], one["metadata"]["uid"]
+        if one["kind"] == "StatefulSet":
+            units[known] = marks[UNIT]
+            if uid not in made[known]:
+                made[known].append(uid)
+        elif one["kind"] == "Pod" and one["spec"].get("nodeName"):
+            bound[one["metadata"]["ownerReferences"][0]["uid"]].add(uid)
+    found: dict[tuple[str, int], int] = defaultdict(int)
+    for known, uids in made.items():
+        for number, uid in enumerate(uids):
+            found[units[known], number] += bool(bound[uid])
+    return list(found.values())
+
+
+def test_all_of_a_unit_are_bound_or_none(
+    fabric: Any, see: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Room goes after the units were placed and before they have pods. Without the field a part of
     a unit is bound, until gangTimeout."""
     shape = fabric.whole_domain
     with fabric.watched() as history, fabric.domains(2, 2, "gang-") as cliques:
-        seen = Seen(fabric, history)
+        seen = see(history, GROUPS)
+        gangs = Gangs(seen)
         taken = min(cliques)
         for name, scheduler in (("alone", None), ("gang", GANG)):
             with halted(fabric.cluster, "kube-controller-manager"):
-                seen.make(name, shape, 2, scheduler)
+                gangs.make(name, shape, 2, scheduler)
                 seen.wait("both units are placed", lambda name=name: placed(history, name) == 2)
                 fabric.apply(fabric.foreign_pod("quicker", taken, 1))
             said = seen.until(name, "Unschedulable", "Insufficient nvidia.com/gpu", "gangTimeout")
             seen.until(name, "NoRoom")
             seen.wait(
                 "one unit is taken back whole",
-                lambda name=name: len(seen.pods(name)) == shape.pods,
+                lambda name=name: len(gangs.pods(name)) == shape.pods,
             )
-            assert all(map(fabric.is_ready, seen.pods(name))), "the other one is whole"
-            first = sorted(seen.makings(name))
+            assert all(map(fabric.is_ready, gangs.pods(name))), "the other one is whole"
+            first = sorted(makings(history, name))
             expected = shape.pods - 1 if scheduler is None else 0
             assert first == [expected, shape.pods], "three of its pods had nodes"
-            seen.kubectl("delete", "pod/quicker", "--grace-period=0", "--force")
+            gangs.kubectl("delete", "pod/quicker", "--grace-period=0", "--force")
             if scheduler is None:
-                seen.wait("it is placed", lambda: len(seen.pods("alone")) == 2 * shape.pods)
+                seen.wait("it is placed", lambda: len(gangs.pods("alone")) == 2 * shape.pods)
             else:
-                seen.whole(name, 2 * shape.pods)
-                assert sorted(seen.makings(name)) == [0, shape.pods, shape.pods]
+                gangs.whole(name, 2 * shape.pods)
+                assert sorted(makings(history, name)) == [0, shape.pods, shape.pods]
             seen.until(name, "Placed")
-            seen.delete(name)
+            gangs.delete(name)
         assert history.check(cliques, "gang") == 2 * shape.pods
     with capsys.disabled():
         print(f"\n  {said}")
 
 
-def test_a_unit_heals_and_changes_whole(fabric: Any) -> None:
+def test_a_unit_heals_and_changes_whole(fabric: Any, see: Any) -> None:
     shape, n = fabric.Shape(1, 2, 4), 3
     with fabric.watched() as history, fabric.domains(1, 2, "heal-") as cliques:
-        seen = Seen(fabric, history)
-        seen.make("opt", shape, scheduler=None)
-        seen.wait("it is there", lambda: sum(map(fabric.is_ready, seen.pods("opt"))) == n)
+        seen = see(history, GROUPS)
+        gangs = Gangs(seen)
+        gangs.make("opt", shape, scheduler=None)
+        seen.wait("it is there", lambda: gangs.ready("opt") == n)
         assert not seen.groups("opt")
 
         # The field is set while it runs.
-        seen.patch("opt", topology={"scheduler": GANG})
-        seen.whole("opt", n)
+        gangs.patch("opt", topology={"scheduler": GANG})
+        gangs.whole("opt", n)
         (group,) = seen.groups("opt")
         assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": n}}
         for lost in (1, 1, n - 1, n):
-            seen.lose("opt", lost)
-            seen.whole("opt", n)
+            gangs.lose("opt", lost)
+            gangs.whole("opt", n)
         (same,) = seen.groups("opt")
         assert same["metadata"]["uid"] == group["metadata"]["uid"]
 
         # Somebody deletes the group: Kubernetes keeps it for the pods that are there.
-        seen.kubectl("delete", f"{GROUPS}/{group['metadata']['name']}", "--wait=false")
-        seen.lose("opt", 1)
-        seen.whole("opt", n)
+        gangs.kubectl("delete", f"{GROUPS}/{group['metadata']['name']}", "--wait=false")
+        gangs.lose("opt", 1)
+        gangs.whole("opt", n)
         (same,) = seen.groups("opt")
         assert same["metadata"]["uid"] == group["metadata"]["uid"]
         assert "deletionTimestamp" in same["metadata"]
 
         # Another number of instances is another group, and fewer heal as well.
         for instances in (1, 3, 1):
-            seen.patch("opt", decode={"instancesPerUnit": instances})
-            seen.whole("opt", 1 + instances)
-            seen.lose("opt", 1)
-            seen.whole("opt", 1 + instances)
+            gangs.patch("opt", decode={"instancesPerUnit": instances})
+            gangs.whole("opt", 1 + instances)
+            gangs.lose("opt", 1)
+            gangs.whole("opt", 1 + instances)
         (now,) = seen.groups("opt")
         assert now["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
 
-        seen.patch("opt", topology={"scheduler": None})
+        gangs.patch("opt", topology={"scheduler": None})
         seen.wait("no group is left", lambda: not seen.groups("opt"))
-        seen.wait("it is there", lambda: sum(map(fabric.is_ready, seen.pods("opt"))) == 2)
-        assert all("schedulingGroup" not in pod["spec"] for pod in seen.pods("opt"))
-        seen.patch("opt", topology={"scheduler": GANG})
-        seen.whole("opt", 2)
+        seen.wait("it is there", lambda: gangs.ready("opt") == 2)
+        assert all("schedulingGroup" not in pod["spec"] for pod in gangs.pods("opt"))
+        gangs.patch("opt", topology={"scheduler": GANG})
+        gangs.whole("opt", 2)
         assert history.check(cliques)
-        seen.delete("opt")
+        gangs.delete("opt")
 
 
 def placed(history: Any, name: str) -> int:
