@@ -56,9 +56,11 @@ class Gangs:
 
     seen: Any
 
-    def make(self, name: str, shape: Any, units: int = 1, scheduler: str | None = GANG) -> None:
+    def make(
+        self, name: str, shape: Any, units: int = 1, scheduler: str | None = GANG, **topology: str
+    ) -> None:
         fabric = self.seen.fabric
-        found = fabric.deployment(name, shape, gangTimeout="10s")
+        found = fabric.deployment(name, shape, gangTimeout="10s", **topology)
         found["spec"] |= {"units": units, "rollout": {"whenFull": "ReplaceOne"}}
         if scheduler:
             found["spec"]["topology"]["scheduler"] = scheduler
@@ -205,6 +207,25 @@ def test_a_unit_heals_and_changes_whole(fabric: Any, see: Any) -> None:
         gangs.whole("opt", 2)
         assert history.check(cliques)
         gangs.delete("opt")
+
+
+def test_nodes_that_come_are_taken_whole(fabric: Any, see: Any) -> None:
+    """A domain too small for all of them gets none; the one that comes later gets all."""
+    shape = fabric.whole_domain
+    with fabric.watched() as history:
+        seen = see(history, GROUPS)
+        gangs = Gangs(seen)
+        gangs.make("opt", shape, whenNoFit="Provision")
+        seen.until("opt", "Provisioning")
+        assert len(seen.groups("opt")) == 1
+        with fabric.domains(1, 1, "few-"):
+            seen.until("opt", "Provisioning", "0/1 nodes are available")
+            with fabric.domains(1, 2, "come-") as cliques:
+                gangs.whole("opt", shape.pods)
+                seen.until("opt", "Placed")
+                assert {pod["spec"]["nodeName"] for pod in gangs.pods("opt")} == set(cliques)
+                assert makings(history, "opt") == [shape.pods]
+                gangs.delete("opt")
 
 
 def placed(history: Any, name: str) -> int:
