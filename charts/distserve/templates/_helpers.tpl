@@ -150,7 +150,8 @@ capabilities: {drop: [ALL]}
   verbs: [patch]
 {{- end }}
 {{- if .Values.volcano.enabled }}
-- # With topology.scheduler Volcano. Patched is since when a queue has let one in.
+- # With topology.scheduler Volcano. Patched is since when a queue has let one in, and how many
+  # a unit's pods are.
   apiGroups: [scheduling.volcano.sh]
   resources: [podgroups]
   verbs: [create, delete, get, list, patch, watch]

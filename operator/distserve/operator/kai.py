@@ -31,7 +31,15 @@ from distserve.operator.standings import Standing, given_back
 from distserve.operator.wanted import Wanted
 from distserve.placement.quantities import describe, number
 from distserve.resources.asked import Asked, asked_of
-from distserve.resources.kai import API_VERSION, GROUP_NAME, KIND, membership, pod_group, queue_of
+from distserve.resources.kai import (
+    API_VERSION,
+    GROUP_NAME,
+    KIND,
+    SERVED,
+    membership,
+    pod_group,
+    queue_of,
+)
 from distserve.resources.revisions import Revision
 
 SPEC: Final = ("minMember", "queue", "priorityClassName", "preemptibility", "stalenessGracePeriod")
@@ -65,8 +73,8 @@ def standing(
     bound = live is not None and any(pod.node for pod in live.pods)
     waits = unbound = again = None
     lacks = ""
+    tried = attempts_of(observed).get(unit, NO_ATTEMPTS)
     if live is None:
-        tried = attempts_of(observed).get(unit, NO_ATTEMPTS)
         waits = _waits(observed, unit, queue, asked, current, tried)
         again = tried.retry - observed.now if tried.retry > observed.now else None
     if not bound:
@@ -77,13 +85,14 @@ def standing(
         revision=revision.name,
         current=current.uid if current else "",
         admitted=bound,
+        since=tried.retry if tried.lacked else 0.0,
         waits=waits,
         again_seconds=again,
         unbound=unbound,
         lacks=lacks,
         admission=membership(deployment, name),
-        make=None if current else make,
-        change=_resized(current, asked.pods) if current else None,
+        make=make if current is None and SERVED in observed.features.served else None,
+        change=_resized(current, asked.pods, revision, live) if current else None,
     )
 
 
@@ -96,10 +105,15 @@ def writes(
     yield from given_back(observed, Scheduler.KAI, groups(observed), standings, live)
 
 
-def _resized(group: Group, pods: int) -> Apply | None:
-    """A unit gets more instances, or fewer, as it is: with all that is ours of its group, since
-    what is left out would go."""
-    if group.pods == pods:
+def _resized(group: Group, asked: int, revision: Revision, live: LiveUnit | None) -> Apply | None:
+    """A unit gets more instances, or fewer, as it is. Fewer at once; more when all of them are
+    bound, since KAI binds what lacks of the number together: a pod that is lost before would wait
+    for those that the Queue has no quota for. With all that is ours of its group, since what is
+    left out would go."""
+    pods = [] if live is None else [pod for pod in live.pods if pod.revision == revision.name]
+    bound = sum(bool(pod.node) for pod in pods)
+    size = min(group.pods, asked) if 0 < bound < asked else asked
+    if group.pods == size:
         return None
     metadata = group.live["metadata"]
     ours = ("name", "namespace", "labels", "ownerReferences")
@@ -108,7 +122,7 @@ def _resized(group: Group, pods: int) -> Apply | None:
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {name: metadata[name] for name in ours if name in metadata},
-        "spec": {**spec, "minMember": pods},
+        "spec": {**spec, "minMember": size},
     }
     return Apply(found, group.uid)
 
@@ -159,12 +173,15 @@ def _unbound(deployment: DistServeDeployment, unit: str, queue: str, lacks: str)
 
 
 def _before(observed: Observed, unit: str) -> str:
-    """A unit before this one that lacks quota: who asks for the same would hear the same."""
+    """A unit before this one that lacks quota: who asks for the same would hear the same. KAI's
+    words stand for a while in the group of a unit that is bound."""
     attempts = attempts_of(observed)
+    bound = {pod.unit for pod in observed.pods if pod.node}
     lacking = {
         other
         for other, some in groups(observed).items()
-        if attempts.get(other, NO_ATTEMPTS).lacked or any(one.lacks for one in some)
+        if attempts.get(other, NO_ATTEMPTS).lacked
+        or (other not in bound and any(one.lacks for one in some))
     }
     found = min(lacking, key=lambda other: int(other[1:]), default="")
     return found if found and int(found[1:]) < int(unit[1:]) else ""

@@ -32,15 +32,17 @@ def belongs(
 
 
 def is_same(revision: Revision, live: LiveUnit | None) -> bool:
-    """Its pods are there, of that revision."""
-    return live is not None and live.revision in ("", revision.name)
+    """Pods of that revision are there: as what they were made, the rest of the unit will be."""
+    return live is not None and any(
+        instance.revision == revision.name for instance in live.instances.values()
+    )
 
 
 def group_of(live: LiveUnit | None, revision: str, annotation: str) -> str:
-    """Name of the group whose members the unit's pods are made as; those of the revision count
-    first. Empty where they are no members of any."""
+    """Name of the group whose members the unit's pods are made as: those of the revision, else
+    those that are there. Empty where they are no members of any."""
     instances = [] if live is None else list(live.instances.values())
-    for one in sorted(instances, key=lambda instance: instance.revision != revision):
+    for one in [one for one in instances if one.revision == revision] or instances:
         template = one.statefulset["spec"]["template"]
         if name := (template["metadata"].get("annotations") or {}).get(annotation):
             return str(name)

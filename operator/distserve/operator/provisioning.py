@@ -85,7 +85,9 @@ def attempts_status(attempts: Mapping[str, Attempts]) -> list[Object]:
 
 
 def may_provision(deployment: DistServeDeployment, attempts: Attempts, now: float) -> bool:
-    return deployment.spec.topology.when_no_fit == WhenNoFit.PROVISION and attempts.retry <= now
+    """A pause for what its queue lacked is no pause for nodes."""
+    paused = attempts.retry > now and not attempts.lacked
+    return deployment.spec.topology.when_no_fit == WhenNoFit.PROVISION and not paused
 
 
 def open_place(deployment: DistServeDeployment, attempts: Attempts) -> Placement:
@@ -125,7 +127,8 @@ def failed(
     unit: LiveUnit, place: Placement, observed: Observed, known: Attempts, lacked: str = ""
 ) -> Attempts:
     """One more; asked again while its pods go, it is still the same one."""
-    if known.retry > observed.now:
+    made = max((pod.created for pod in unit.pods), default=0.0)
+    if known.retry > observed.now and made <= known.failed_at:
         return known
     grows = place.open and place.label and not lacked
     stuck = domains_of(unit, place, observed.nodes) if grows else set()

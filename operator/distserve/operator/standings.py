@@ -48,7 +48,7 @@ class Standing:
 
     def told(self, why: NoPlace) -> NoPlace:
         """Why it waits for room, with what that costs the others of its queue."""
-        if not self.admitted:
+        if not self.admitted or not self.costs:
             return why
         return replace(why, message=f"{why.message}; {self.costs}")
 

@@ -30,8 +30,10 @@ from distserve.placement.quantities import describe, number
 from distserve.resources.asked import Asked, asked_of
 from distserve.resources.revisions import Revision
 from distserve.resources.volcano import (
+    ASKED,
     GROUP_NAME,
     LET_IN,
+    SERVED,
     membership,
     pod_group,
     queue_of,
@@ -68,7 +70,9 @@ def standing(
         name = ""  # Its pods go, and the next ones ask for something else.
     make = pod_group(deployment, unit, asked, queue, least_urgent(observed, revision), name)
     name = make["metadata"]["name"]
-    current = known.get(name)
+    current = there = known.get(name)
+    if current is not None and not stays and current.asked != asked.digest:
+        current = None  # It was made smaller since: it goes with its last pod, and is made anew.
     let_in = current is not None and (
         current.phase == IN_QUEUE
         or (stays and live is not None and (current.holds or any(pod.node for pod in live.pods)))
@@ -91,7 +95,7 @@ def standing(
         waits=waits,
         goes=goes,
         admission=membership(deployment, name),
-        make=None if current else make,
+        make=make if there is None and SERVED in observed.features.served else None,
         change=_shrunk(current, make) if current and stays else None,
     )
 
@@ -170,7 +174,9 @@ def _shrunk(group: Group, wanted: Object) -> Apply | None:
         return None
     found = _marked(group, group.let_in_since if group.let_in else None)
     counts = {name: wanted["spec"][name] for name in ("minMember", "minResources")}
-    return Apply({**found, "spec": {**found["spec"], **counts}}, group.uid)
+    marks = {**found["metadata"]["labels"], ASKED: wanted["metadata"]["labels"][ASKED]}
+    metadata = {**found["metadata"], "labels": marks}
+    return Apply({**found, "metadata": metadata, "spec": {**found["spec"], **counts}}, group.uid)
 
 
 def _marked(group: Group, since: float | None) -> Object:

@@ -11,8 +11,8 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.operator.difference import stamped
 from distserve.operator.health import PLACE, write_place
 from distserve.operator.keys import keyed
-from distserve.operator.model import Object, Observed, Placement
-from distserve.resources import affinity, naming, provisioning
+from distserve.operator.model import Object, Observed, Placement, Ref
+from distserve.resources import affinity, gangs, naming, provisioning
 from distserve.resources.queued import Admission, with_admission
 from distserve.resources.render import shared_objects, unit_objects
 from distserve.resources.revisions import KIND as REVISION_KIND
@@ -82,6 +82,8 @@ class Wanted:
             place.level, place.label, place.value, place.nodes, together, place.avoid
         )
         objects = unit_objects(self.deployment, unit, revision, where)
+        if gangs.SERVED not in self.settings.served:  # Any more: then nobody asks for it either.
+            objects = [one for one in objects if one["apiVersion"] != gangs.API_VERSION]
         objects = [with_admission(found, admission) for found in objects]
         if place.open and provisioning.SERVED in self.settings.served:
             objects = provisioning.requested(self.deployment, unit, revision.name, objects)
@@ -91,11 +93,11 @@ class Wanted:
     def sample(self) -> tuple[Object, ...]:
         """What the API server is asked about before a revision is made: an instance of each role,
         and of the rest what it could refuse for what the spec or the operator's rights say."""
-        roles: dict[str, Object] = {}
+        asked = {Ref.of(found): found for found in self.shared}
         for found in unit_objects(self.deployment, "u0", self.target):
-            roles.setdefault(found["metadata"]["labels"].get(labels.ROLE, ""), found)
-        asked = (*self.shared, *roles.values())
-        return tuple(found for found in asked if found["kind"] not in _NAMES_ALONE)
+            role = found["metadata"]["labels"].get(labels.ROLE)
+            asked.setdefault(role or Ref.of(found), found)
+        return tuple(found for found in asked.values() if found["kind"] not in _NAMES_ALONE)
 
     def _keyed(self, found: Object) -> Object:
         return keyed(found, self.deployment, self.key_generation)

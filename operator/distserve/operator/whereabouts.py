@@ -123,7 +123,7 @@ class Look:
         tried = self.attempts.get(name, NONE)
         if provisioned(deployment, answer, tried, now):
             return Whereabouts(open_place(deployment, tried), queue.told(answer), request=request)
-        if tried.retry > now:
+        if tried.retry > now and not tried.lacked:
             why = pauses(deployment, name, tried, answer.message)
             return Whereabouts(waits=why, request=request, again_seconds=tried.retry - now)
         return Whereabouts(waits=queue.told(answer), request=request)

@@ -156,7 +156,7 @@ def _check_protected(rendered: Object, merged: Object, field: str) -> None:
         raise MergeError(
             f"{field}.spec.schedulerName: topology.scheduler says who binds the pods; remove it"
         )
-    if "schedulingGroup" in rendered["spec"] and merged["spec"]["schedulingGroup"]:
+    if merged["spec"].get("schedulingGroup") != rendered["spec"].get("schedulingGroup"):
         raise MergeError(
             f"{field}.spec.schedulingGroup: topology.scheduler says whose members the pods are; "
             "remove it"

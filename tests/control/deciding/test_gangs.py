@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from distserve.operator.model import Features, Placement, Pod
+from distserve.operator.decide import decide
+from distserve.operator.model import (
+    Answers,
+    Apply,
+    DryRunQuestion,
+    Features,
+    Placement,
+    Pod,
+)
 
 Make = Callable[..., Any]
 Object = dict[str, Any]
@@ -255,6 +263,30 @@ def test_an_idle_unit_moves_as_there_is_no_quota_to_wait_for(gangs: Make) -> Non
     assert there() and world.ready_units() == 1 and len(found.groups) == 1
 
 
+def test_the_api_server_is_asked_first_whether_it_takes_the_group(gangs: Make) -> None:
+    """Rights that are missing are told before anything of the revision is made."""
+    world = gangs().world
+    first = decide(world.observe(), Answers(), world.settings)
+    (asked,) = [one for one in first.questions if isinstance(one, DryRunQuestion)]
+    assert "PodGroup" in {one["kind"] for one in asked.objects}
+
+
+def test_where_the_api_is_gone_the_field_can_be_taken_away(gangs: Make) -> None:
+    """An alpha API goes with an upgrade of the cluster: groups of units that run are not asked for
+    any more, or nothing would be written."""
+    found = gangs(units=2)
+    world = found.settle()
+    world.features = Features(served=frozenset())
+    world.objects = {ref: one for ref, one in world.objects.items() if ref.kind != "PodGroup"}
+    before = len(world.writes)
+    world.edit(topology={})
+    world.settle()
+    written = [one.object for one in world.writes[before:] if isinstance(one, Apply)]
+    assert written and all(one["apiVersion"] != API for one in written)
+    assert world.ready_units() == 2
+    assert world.condition("Progressing")["reason"] == "UpToDate"
+
+
 @pytest.mark.parametrize("scheduler", ["Kueue", "Volcano"])
 def test_it_leaves_other_schedulers_groups_alone(gangs: Make, scheduler: str) -> None:
     found = gangs()
@@ -288,6 +320,12 @@ def test_it_leaves_other_schedulers_groups_alone(gangs: Make, scheduler: str) ->
         ),
         (
             {"decode": {"podTemplate": {"spec": {"schedulingGroup": {"podGroupName": "mine"}}}}},
+            SERVED,
+            "InvalidPodTemplate",
+            "podTemplate.spec.schedulingGroup: topology.scheduler says whose members",
+        ),
+        (
+            {"topology": {}, "decode": {"podTemplate": {"spec": {"schedulingGroup": {}}}}},
             SERVED,
             "InvalidPodTemplate",
             "podTemplate.spec.schedulingGroup: topology.scheduler says whose members",

@@ -285,6 +285,69 @@ def test_a_group_counts_the_pods_that_its_unit_has_now(queue: Make) -> None:
         assert world.ready_units() == 1
 
 
+def test_a_larger_unit_counts_more_pods_when_all_are_bound(queue: Make) -> None:
+    """KAI binds together what lacks of a group: a lost pod would wait for those without quota."""
+    kai = queue(pods=2)
+    world = kai.settle()
+    kai.world.unschedulable = lambda pod: "decode-1" in pod.name
+    world.edit(decode={"instancesPerUnit": 2})
+    kai.settle()
+    assert size(kai.group) == 2 and len(kai.bound(kai.group)) == 2
+    kai.world.unschedulable = lambda pod: False
+    kai.settle()
+    assert size(kai.group) == 3 == len(kai.bound(kai.group))
+
+
+def test_what_kai_said_of_a_unit_that_is_bound_holds_nobody_back(queue: Make) -> None:
+    """Its words stay in the group until a binding is over."""
+    kai = queue(pods=2)
+    world = kai.settle()
+    said = {"reason": "Unschedulable", "reasons": [{"reason": "OverLimit", "message": WORDS}]}
+    kai.group["status"] = {"schedulingConditions": [said]}
+    kai.look = lambda: None
+    world.unschedulable = lambda pod: False
+    world.edit(units=2)
+    kai.settle()
+    assert world.ready_units() == 2
+
+
+def test_another_queue_in_a_pause_is_tried_once(queue: Make) -> None:
+    """Its refusal begins a pause of its own; the former one's end is not looked at."""
+    kai = queue(pods=0)
+    world = kai.settle()
+    for pause in (60, 120, 240, 300):
+        world.now += 31
+        kai.settle()
+        world.now += pause
+        kai.settle()
+    world.now += 31
+    kai.settle()
+    assert attempts(world) == {"u0": 5} and not world.named("StatefulSet")
+    world.document["metadata"]["labels"][QUEUE] = "team"
+    kai.settle()
+    assert world.named("StatefulSet"), "at once"
+    world.now += 31
+    kai.settle()
+    assert attempts(world) == {"u0": 6}
+    world.now += 31
+    kai.settle()
+    assert not world.named("StatefulSet") and "Queue team of KAI" in message(world)
+
+
+@pytest.mark.parametrize("fit", ["Wait", "Provision"])
+def test_a_pause_for_quota_is_no_pause_for_nodes(queue: Make, fit: str) -> None:
+    kai = queue(pods=0, topology={"scheduler": "KAI", "whenNoFit": fit})
+    world = kai.settle()
+    world.now += 31
+    kai.settle()
+    assert attempts(world) == {"u0": 1} and not world.named("StatefulSet")
+    world.room = 0
+    world.document["metadata"]["labels"][QUEUE] = "team"
+    kai.settle()
+    assert bool(world.named("StatefulSet")) == (fit == "Provision")
+    assert placed(world)[1] == ("NoRoom" if fit == "Wait" else "QueuedByKAI")
+
+
 def test_an_extra_unit_of_a_rollout_needs_quota_too(queue: Make) -> None:
     kai = queue()
     world = kai.settle()

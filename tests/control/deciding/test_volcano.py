@@ -255,6 +255,28 @@ def test_a_smaller_unit_heals_too(queue: Make) -> None:
     assert world.ready_units() == 1 and size(volcano.group) == 2
 
 
+@pytest.mark.parametrize(("instances", "same"), [(1, True), (3, False)])
+def test_a_group_that_was_made_smaller_says_what_it_asks_for(
+    queue: Make, instances: int, same: bool
+) -> None:
+    """The next revision keeps its quota where it asks for no more than is left of it."""
+    volcano = queue(pods=4, decode={"instancesPerUnit": 3})
+    world = volcano.settle()
+    before = volcano.group["metadata"]["uid"]
+    for count in (1, instances):
+        world.edit(decode={"instancesPerUnit": count})
+        volcano.settle()
+    world.edit(
+        rollout={"maxSurgeUnits": 0, "maxUnavailableUnits": 1},
+        decode={"instancesPerUnit": instances}
+        | {"podTemplate": {"metadata": {"annotations": {"new": "1"}}}},
+    )
+    volcano.settle()
+    assert (volcano.group["metadata"]["uid"] == before) is same
+    assert size(volcano.group) == 1 + instances and not volcano.partial
+    assert world.condition("Progressing")["reason"] == "UpToDate" and world.ready_units() == 1
+
+
 def test_a_unit_that_lost_all_its_pods_queues_whole(queue: Make) -> None:
     volcano = queue()
     world = volcano.settle()
