@@ -134,6 +134,29 @@ def test_the_watch_event_of_an_own_write_is_news() -> None:
     assert store.put(MAPS, child(version=5)) == {KEY}
 
 
+def test_what_was_deleted_does_not_come_back_by_what_was_before_its_end() -> None:
+    """A StatefulSet's status is written until it is gone, and the watch tells it late: a unit that
+    is to go would seem to be there in part."""
+    store = Store()
+    store.put(DEPLOYMENTS, deployment())
+    store.put(MAPS, child(version=5))
+    store.going(MAPS, ("ns", "map"), "c1", {"kind": "Status"}, "2026-01-02T03:04:05Z")
+    store.put(MAPS, child(version=6, value="late"))
+
+    def there() -> Object:
+        found = store.observe(KEY, 0.0)
+        assert found is not None
+        return dict(found.children)
+
+    (late,) = there().values()
+    assert late["data"]["key"] == "late" and "deletionTimestamp" in late["metadata"]
+    store.drop(MAPS, ("ns", "map"), "c1")
+    assert there() == {} and not store._ended
+    store.put(MAPS, child(version=8, uid="c2"))
+    (anew,) = there().values()
+    assert "deletionTimestamp" not in anew["metadata"]
+
+
 def test_a_child_that_is_given_away_touches_its_former_owner() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment())

@@ -32,6 +32,7 @@ SERVED = frozenset(
         # Of no use here: a unit's is made by the operator.
         "kueue.x-k8s.io/v1beta2/Workload",
         "scheduling.volcano.sh/v1beta1/PodGroup",
+        "scheduling.run.ai/v2alpha2/PodGroup",
     }
 )
 ENFORCE = "pod-security.kubernetes.io/enforce"

@@ -74,6 +74,8 @@ class Store:
         self.inventory = Inventory()
         """Nodes and what all pods take of them."""
         self._seen: dict[Kind, dict[Name, Seen]] = {kind: {} for kind in WATCHED}
+        self._ended: dict[str, str] = {}
+        """By uid, since when it is gone, of what a watch has not shown the end yet."""
         self._deployments: dict[Key, bytes] = {}
         self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
         self._children: dict[Key, dict[Ref, Child]] = {}
@@ -147,6 +149,8 @@ class Store:
         have been in it.
         """
         metadata = document["metadata"]
+        if since := self._ended.get(metadata["uid"]):  # Told late: it was so before its end.
+            document = {**document, "metadata": {"deletionTimestamp": since, **metadata}}
         name = (metadata.get("namespace", ""), metadata["name"])
         found, known = Seen(metadata["uid"], version(document)), self._seen[kind].get(name)
         if known is not None and known.version > found.version:
@@ -178,18 +182,19 @@ class Store:
         if known is None or known.uid != uid:
             return
         document = answer
-        if answer.get("kind") == "Status":  # It went at once, and nothing of it is told.
+        if answer.get("kind") == "Status":  # Nothing of it is told.
             ref = Ref(kind.api_version, kind.kind, name[1])
             key = self._child_keys.get((name[0], ref))
             if key is None:
                 return
             document = unpack(self._children[key][ref].text)
-        self.put(
-            kind, {**document, "metadata": {"deletionTimestamp": since, **document["metadata"]}}
-        )
+        if "deletionTimestamp" not in document["metadata"]:  # It went at once.
+            self._ended[uid] = since
+        self.put(kind, document)
 
     def drop(self, kind: Kind, name: Name, uid: str) -> set[Key]:
         """It is gone. Does nothing when another of its name is there already."""
+        self._ended.pop(uid, None)
         known = self._seen[kind].get(name)
         if known is None or known.uid != uid:
             return set()
