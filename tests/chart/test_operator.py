@@ -11,6 +11,7 @@ import yaml
 from tools.chart.rendering import template
 from tools.cluster import fake_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.conditions import conditions
 
 from distserve.cli import operator as command
 
@@ -75,8 +76,7 @@ def test_a_deployment_is_made_with_the_charts_rights(
         cluster.wait_for(f"{wanted}\n{operator.tail}", complete, SECONDS)
 
         def told() -> bool:
-            found = cluster.get("dsd", "tiny", namespace).get("status", {})
-            return any(one["type"] == "Ready" for one in found.get("conditions", []))
+            return "Ready" in conditions(cluster.get("dsd", "tiny", namespace))
 
         cluster.wait_for("a status", told, SECONDS)
         lease = cluster.get("lease", release.operator, release.namespace)

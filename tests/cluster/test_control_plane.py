@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tools.cluster import fake_nodes, given, providers
 from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.conditions import conditions, is_true
 from tools.cluster.errors import CommandFailed, Unavailable
 from tools.cluster.profiles import Profile
 
@@ -31,10 +32,6 @@ def gpu_pod(name: str, gpus: int, **selector: str) -> dict[str, Any]:
     }
 
 
-def condition(thing: Any, kind: str) -> Any:
-    return next((one for one in thing["status"].get("conditions", []) if one["type"] == kind), {})
-
-
 def test_pods_are_scheduled_by_gpus_and_labels(control_plane: Cluster) -> None:
     names = control_plane.nodes(
         4, gpus=8, labels=lambda number: {CLIQUE: f"c{number // 2}"}, prefix="sched"
@@ -53,7 +50,9 @@ def test_pods_are_scheduled_by_gpus_and_labels(control_plane: Cluster) -> None:
 
             def refused() -> bool:
                 pod = control_plane.get("pod", "too-big", namespace)
-                return bool(condition(pod, "PodScheduled").get("reason") == "Unschedulable")
+                return bool(
+                    conditions(pod).get("PodScheduled", {}).get("reason") == "Unschedulable"
+                )
 
             control_plane.wait_for("the scheduler's word on the pod that fits nowhere", refused)
     finally:
@@ -91,7 +90,7 @@ def crd(control_plane: Cluster) -> str:
     name = str(yaml.safe_load(CRD.read_text())["metadata"]["name"])
 
     def established() -> bool:
-        found = condition(control_plane.get("crd", name), "Established")
+        found = conditions(control_plane.get("crd", name)).get("Established", {})
         return bool(found.get("status") == "True")
 
     control_plane.wait_for(f"the CRD {name}", established)
@@ -100,8 +99,8 @@ def crd(control_plane: Cluster) -> str:
 
 def test_the_crd_is_accepted_as_it_is(control_plane: Cluster, crd: str) -> None:
     served = control_plane.get("crd", crd)
-    assert condition(served, "NonStructuralSchema") == {}
-    assert condition(served, "NamesAccepted")["status"] == "True"
+    assert "NonStructuralSchema" not in conditions(served)
+    assert is_true(served, "NamesAccepted")
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)

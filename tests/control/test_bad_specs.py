@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from tools.cluster.cluster import Cluster
+from tools.cluster.conditions import conditions
 from tools.cluster.errors import CommandFailed
 
 Start = Callable[..., Any]
@@ -67,9 +68,8 @@ def test_what_is_stored_ends_in_a_condition(
         )  # fmt: skip
 
     def accepted(name: str) -> Any:
-        status = crd.get("dsd", name, namespace).get("status") or {}
-        found = [c for c in status.get("conditions") or () if c["type"] == "Accepted"]
-        return found[0] if found else {"status": "Unknown", "message": ""}
+        found = conditions(crd.get("dsd", name, namespace))
+        return found.get("Accepted", {"status": "Unknown", "message": ""})
 
     for name, row in names.items():
         with subtests.test(row["name"]):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import Cluster
+from tools.cluster.conditions import conditions, is_true
 
 KINDS = (
     "serviceaccounts,configmaps,secrets,services,statefulsets,deployments,controllerrevisions,"
@@ -43,12 +44,11 @@ def test_five_kills_amid_creation_edits_and_rollouts(
     def settled(name: str, units: int) -> bool:
         live = crd.get("dsd", name, namespace)
         status = live.get("status") or {}
-        found = {one["type"]: one["status"] for one in status.get("conditions") or ()}
         return (
             status.get("observedGeneration") == live["metadata"]["generation"]
             and status.get("replicas") == units
-            and found.get("Ready") == "True"
-            and found.get("Progressing") == "False"
+            and is_true(live, "Ready")
+            and conditions(live).get("Progressing", {}).get("status") == "False"
         )
 
     def keys() -> dict[str, str]:
@@ -85,7 +85,8 @@ def test_five_kills_amid_creation_edits_and_rollouts(
         lambda: settled("a", 2) and settled("b", 1) and settled("calm", 2),
         seconds=120.0,
     )
-    operator.wait_until("c is gone", lambda: objects("c") == set())
+    # Kubernetes' garbage collector looks for new kinds every 30 s only.
+    operator.wait_until("c is gone", lambda: objects("c") == set(), seconds=120.0)
     assert objects("a") == objects("calm")
     assert objects("b") == {one for one in objects("calm") if "-u1" not in one}
     # Whatever was cut off: not one revision more than the spec had.

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from tools.cluster.audit import Audit
 from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.conditions import is_true
 from tools.cluster.control_plane import ExtraFlags
 from tools.cluster.fake_nodes import TOLERATION
 from tools.cluster.profiles import Profile
@@ -197,12 +198,7 @@ def check_units(cluster: Cluster, namespace: str, scale: Scale) -> None:
         for one in cluster.get("nodes")["items"]
     }
     found = cluster.get("dsd", namespace=namespace)["items"]
-    ready = [
-        one["metadata"]["name"]
-        for one in found
-        for condition in one["status"]["conditions"]
-        if condition["type"] == "Ready" and condition["status"] == "True"
-    ]
+    ready = [one["metadata"]["name"] for one in found if is_true(one, "Ready")]
     assert sorted(ready) == [f"many-{number:04}" for number in range(scale.deployments)]
     selector = "distserve.io/unit"
     pods = cluster.get("pods", namespace=namespace, selector=selector)["items"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import Cluster
+from tools.cluster.conditions import conditions
 
 NEWER = str(Path(__file__).with_name("newer_operator.py"))
 VARIABLE = "FROM_A_LATER_VERSION"
@@ -33,9 +34,9 @@ def test_an_upgrade_restarts_no_pod_until_it_is_asked_for(
 
     def ready(name: str) -> bool:
         """The latest spec's pods serve, and no others are there."""
-        status = crd.get("dsd", name, namespace).get("status") or {}
-        found = {one["type"]: one["status"] for one in status.get("conditions") or ()}
-        return found.get("Ready") == "True" and found.get("Progressing") == "False"
+        found = conditions(crd.get("dsd", name, namespace))
+        said = {kind: one["status"] for kind, one in found.items()}
+        return said.get("Ready") == "True" and said.get("Progressing") == "False"
 
     def changed(name: str) -> bool:
         return all(VARIABLE in str(template) for template in templates(name).values())

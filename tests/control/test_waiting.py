@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import Cluster
+from tools.cluster.conditions import conditions
 from tools.cluster.fake_nodes import TOLERATION
 
 SECONDS = 90.0
@@ -54,8 +55,7 @@ class World:
         found: dict[str, Any] = {}
 
         def holds() -> bool:
-            live = self.cluster.get("dsd", self.name, self.namespace).get("status") or {}
-            found.update({one["type"]: one for one in live.get("conditions") or ()})
+            found.update(conditions(self.cluster.get("dsd", self.name, self.namespace)))
             one = found.get(condition) or {}
             return bool(one.get("status") == status and one["reason"] == reason)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import Cluster
+from tools.cluster.conditions import conditions
 
 Start = Callable[..., Any]
 KINDS = (
@@ -22,20 +23,15 @@ def nodes(control_plane: Cluster) -> Iterator[list[str]]:
     control_plane.remove_nodes(names)
 
 
-def conditions(cluster: Cluster, namespace: str) -> dict[str, Any]:
-    status = cluster.get("dsd", "opt", namespace).get("status") or {}
-    return {one["type"]: one for one in status.get("conditions") or ()}
-
-
 def wait_for_condition(
     cluster: Cluster, namespace: str, operator: Any, name: str, status: str, reason: str = ""
 ) -> Any:
     def holds() -> bool:
-        found = conditions(cluster, namespace).get(name) or {}
+        found = conditions(cluster.get("dsd", "opt", namespace)).get(name) or {}
         return bool(found.get("status") == status and reason in found["reason"])
 
     operator.wait_until(f"{name}={status} {reason}", holds, seconds=60.0)
-    return conditions(cluster, namespace)[name]
+    return conditions(cluster.get("dsd", "opt", namespace))[name]
 
 
 def generations(cluster: Cluster, namespace: str) -> dict[str, tuple[str, int]]:
@@ -97,7 +93,7 @@ def test_somebody_elses_service_of_our_name_is_named(
     crd.apply(deployment(), namespace)
 
     def told() -> bool:
-        found = conditions(crd, namespace).values()
+        found = conditions(crd.get("dsd", "opt", namespace)).values()
         return any("opt-gateway" in one["message"] and "Service" in one["message"] for one in found)
 
     operator.wait_until("a condition names it", told)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tools.cluster.conditions import is_true
+
 STAGES = Path(__file__).parent / "manifests" / "kwok-stages.yaml"
 MARK = "kwok.x-k8s.io/node"
 TAINT = {"key": MARK, "value": "fake", "effect": "NoSchedule"}
@@ -38,9 +40,7 @@ def selector(names: Iterable[str]) -> str:
 
 def is_ready(node: Mapping[str, Any]) -> bool:
     """Pods may come: a new node is tainted as not ready for a moment after it is Ready."""
-    conditions = node["status"].get("conditions", [])
-    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-    return ready and all(one == TAINT for one in node["spec"].get("taints") or ())
+    return is_true(node, "Ready") and all(one == TAINT for one in node["spec"].get("taints") or ())
 
 
 def kwok_flags(kubeconfig: Path, pods: str, node_address: str) -> list[str]:

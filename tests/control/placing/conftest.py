@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import Cluster
+from tools.cluster.conditions import is_true
 from tools.cluster.fake_nodes import TOLERATION
 
 from distserve.operator.cluster import Cluster as Api
@@ -202,8 +203,7 @@ def foreign_pod(name: str, node: str, gpus: int) -> Object:
 
 
 def is_ready(pod: Object) -> bool:
-    found = pod.get("status", {}).get("conditions") or []
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in found)
+    return is_true(pod, "Ready")
 
 
 @pytest.fixture

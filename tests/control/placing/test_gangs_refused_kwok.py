@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import conditions
 
 
 @pytest.fixture
@@ -19,13 +20,11 @@ def test_what_the_cluster_lacks_is_said(fabric: Any) -> None:
 
     def refused() -> bool:
         live = fabric.cluster.get("dsd", "opt", fabric.namespace)
-        conditions = (live.get("status") or {}).get("conditions") or []
-        said = [one for one in conditions if one["type"] == "Accepted"]
-        return bool(said) and all(
-            one["status"] == "False"
-            and one["reason"] == "NotSupportedByCluster"
-            and "does not serve scheduling.k8s.io/v1alpha2/PodGroup" in one["message"]
-            for one in said
+        said = conditions(live).get("Accepted", {})
+        return (
+            said.get("status") == "False"
+            and said["reason"] == "NotSupportedByCluster"
+            and "does not serve scheduling.k8s.io/v1alpha2/PodGroup" in said["message"]
         )
 
     with fabric.watched() as history:

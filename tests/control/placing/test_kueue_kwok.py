@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tools.cluster import kueue
+from tools.cluster.conditions import conditions, is_true
 from tools.cluster.fixtures import or_skip
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -108,7 +109,7 @@ class Seen:
     def held(self, name: str) -> set[str]:
         """Conditions of its one Workload that are True."""
         (found,) = self.workloads(name)
-        return {one["type"] for one in found["status"]["conditions"] if one["status"] == "True"}
+        return {kind for kind in conditions(found) if is_true(found, kind)}
 
     def activate(self, name: str, active: bool) -> None:
         (found,) = self.workloads(name)

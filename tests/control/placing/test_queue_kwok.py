@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import conditions, is_true
 
 Object = dict[str, Any]
 GROUP = "kueue.x-k8s.io"
@@ -153,11 +154,10 @@ def test_it_is_placed_when_it_is_admitted_and_goes_whole_when_it_is_evicted(fabr
         fabric.wait_until("Placed", told("Placed"))
 
         def ready() -> bool:
-            found = workloads(fabric)[0]["status"]["conditions"]
-            return any(c["type"] == "PodsReady" and c["status"] == "True" for c in found)
+            return is_true(workloads(fabric)[0], "PodsReady")
 
         fabric.wait_until("Kueue is told that it is ready", ready)
-        assert {c["type"] for c in workloads(fabric)[0]["status"]["conditions"]} >= {"Admitted"}
+        assert "Admitted" in conditions(workloads(fabric)[0])
 
         first = asked["metadata"]["uid"]
         words = {"QuotaReserved": "True:", "Admitted": "True:", "Evicted": "True:for a better one"}

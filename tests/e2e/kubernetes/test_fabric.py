@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import conditions
 
 from distserve.cli.main import main as distserve
 
@@ -44,8 +45,7 @@ def engines(deployment: Any) -> list[Any]:
 
 
 def said(pod: Any, condition: str) -> str:
-    found = (c["status"] for c in pod["status"]["conditions"] if c["type"] == condition)
-    return next(found, "None")
+    return str(conditions(pod).get(condition, {}).get("status"))
 
 
 def serving(deployment: Any) -> set[bool]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import is_true
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(1500)]
 
@@ -25,14 +26,8 @@ def wait_until_whole(deployment: Any, *secrets: str) -> None:
     """Three ready pods, with one of these keys each."""
 
     def whole() -> bool:
-        ready = [
-            pod
-            for pod in deployment.pods()
-            for condition in pod["status"].get("conditions", ())
-            if (condition["type"], condition["status"]) == ("Ready", "True")
-        ]
-        names = keys(deployment)
-        return len(ready) == len(deployment.pods()) == 3 and names <= set(secrets)
+        ready = [is_true(pod, "Ready") for pod in deployment.pods()]
+        return ready == [True] * 3 and keys(deployment) <= set(secrets)
 
     deployment.cluster.wait_for(f"pods with {secrets} to be ready", whole, HEALED_SECONDS)
     deployment.wait_for("Ready")

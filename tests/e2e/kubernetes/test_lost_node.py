@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import conditions, is_true
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(2400)]
 
@@ -24,10 +25,8 @@ def seconds(timestamp: str) -> float:
 
 
 def ready_at(pod: Any) -> float | None:
-    conditions = pod["status"].get("conditions") or []
-    found = [c for c in conditions if c["type"] == "Ready" and c["status"] == "True"]
-    gone = "deletionTimestamp" in pod["metadata"]
-    return seconds(found[0]["lastTransitionTime"]) if found and not gone else None
+    there = is_true(pod, "Ready") and "deletionTimestamp" not in pod["metadata"]
+    return seconds(conditions(pod)["Ready"]["lastTransitionTime"]) if there else None
 
 
 def keep_names(cluster: Any, survivor: str) -> None:

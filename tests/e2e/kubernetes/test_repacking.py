@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import conditions, is_true
 
 from distserve.api.quantities import parse_quantity
 
@@ -134,6 +135,5 @@ def leaves(deployment: Any) -> bool:
 
 
 def ready_at(pod: Any) -> float:
-    (found,) = (c for c in pod["status"]["conditions"] if c["type"] == "Ready")
-    assert found["status"] == "True"
-    return datetime.fromisoformat(found["lastTransitionTime"]).timestamp()
+    assert is_true(pod, "Ready")
+    return datetime.fromisoformat(conditions(pod)["Ready"]["lastTransitionTime"]).timestamp()

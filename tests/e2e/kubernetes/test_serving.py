@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tools.cluster.conditions import is_true
 
 from distserve.cli.main import main as distserve
 
@@ -85,15 +86,10 @@ def test_gateways_measure_ttft_and_tpot(serving: Any) -> None:
 
 
 def test_more_gateways_share_what_may_wait_and_restart_none(serving: Any) -> None:
-    def ready(pod: Any) -> bool:
-        return any(
-            c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"]
-        )
-
     def bounds(gateways: int) -> list[float]:
         """Of each, once there are so many and all are ready."""
         pods = serving.gateways()
-        if len(pods) != gateways or not all(map(ready, pods)):
+        if len(pods) != gateways or not all(is_true(pod, "Ready") for pod in pods):
             return []
         return [serving.place.metrics(p, 8000)["distserve_requests_waiting_bound"] for p in pods]
 

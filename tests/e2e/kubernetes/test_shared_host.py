@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from tools.cluster.cluster import CHECKOUT
+from tools.cluster.conditions import is_true
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -72,12 +73,7 @@ def test_a_pod_that_is_made_again_takes_its_socket_over(sharing: Any) -> None:
     def made_again() -> bool:
         pods = sharing.pods(role="prefill")
         return bool(pods) and all(
-            pod["metadata"]["uid"] != old["uid"]
-            and any(
-                one["type"] == "Ready" and one["status"] == "True"
-                for one in pod["status"].get("conditions", [])
-            )
-            for pod in pods
+            pod["metadata"]["uid"] != old["uid"] and is_true(pod, "Ready") for pod in pods
         )
 
     sharing.cluster.wait_for("another prefill pod", made_again, 120)

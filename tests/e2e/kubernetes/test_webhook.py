@@ -16,6 +16,7 @@ from tests.e2e.kubernetes.hook import (
     tiny,
     wrong,
 )
+from tools.cluster.conditions import conditions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -131,10 +132,7 @@ def test_nobody_else_is_held_up_while_no_operator_runs(hook: Hook) -> None:
     hook.wait_for_words()
 
     def reported() -> bool:
-        status = cluster.get("dsd", "stored", hook.namespace).get("status", {})
-        return any(
-            one["type"] == "Accepted" and one["status"] == "False" and SAID in one["message"]
-            for one in status.get("conditions", [])
-        )
+        said = conditions(cluster.get("dsd", "stored", hook.namespace)).get("Accepted", {})
+        return said.get("status") == "False" and SAID in said["message"]
 
     cluster.wait_for("the condition Accepted to say the same", reported)
