@@ -1,20 +1,21 @@
 """How true the planner is: the same arrivals simulated with a measured profile, and run for real.
 
-    .venv/bin/python -m benchmarks.planner_truth [--models tiny small] [--repeats 3] [--short]
+    .venv/bin/python -m benchmarks.planner_truth [--models tiny small] [--repeats 6] [--short]
 
 For each model: `distserve profile` measures the engine's steps, then for each strategy (1P1D, and
-one instance that does both) `distserve up` starts the deployment, `distserve profile serving`
-measures what it adds to the steps, and `distserve profile fit` makes the profile. The deployment's
-capacity is what it serves while more requests come than it can serve. Then the bench client offers
-Poisson arrivals at shares of it, and the planner's simulator is given the very same requests and
-instants.
+one instance that does both) `distserve up` starts the deployment. Its capacity is what it serves
+while more requests come than it can serve. Then the bench client offers Poisson arrivals at shares
+of it, and the planner's simulator is given the very same requests and instants.
 
-A machine may become another one than it was measured as: before and after each run a prompt alone
-and a few streams, always the same work, tell its pace, and what is simulated is the profile at that
-pace, and beside it the profile as it is. A run during which the pace changed is told, not judged,
-and made again up to AGAIN times.
+What the deployment adds to the steps is measured as `distserve profile serving` does, but amid the
+runs: before, between and after them, since a machine may become another one within a minute. No run
+is fitted to. What is simulated is drawn several times, each with the machine slow at other moments.
+Beside it stands what is simulated with the machine as slow in each second as the run's own steps
+tell: what is off there is the simulator's. And how far two real runs of the same arrivals are
+apart: who does not know the machine's next minute can hardly be closer.
 
-One table is printed, and everything is written to --output as JSON. The aims hold for the mean
+One table is printed, and everything is written to --output as JSON; what was measured stays in
+--scratch, and --again judges it anew. The aims hold for the mean
 over rates up to 90 % of the measured capacity; beyond it figures are only reported.
 """
 
@@ -23,14 +24,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count
+import time
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.planner_truth import offering, simulating, telling
 from benchmarks.planner_truth.deployment import (
@@ -49,17 +50,24 @@ from benchmarks.planner_truth.deployment import (
     pin,
     running,
 )
-from benchmarks.planner_truth.figures import Compared, Pace, Seen, Setup
+from benchmarks.planner_truth.figures import Compared, Seen, Setup
+from benchmarks.planner_truth.measured import Measured, Run, keep, kept
 
+from distserve.planner.fitting import Fit, fit_database, write_profile
+from distserve.planner.load_fit import fit_loads
+from distserve.planner.load_pace import pace_of
 from distserve.planner.models import find_model
+from distserve.planner.pace import Pace
 from distserve.planner.profiles import load_profile
 from distserve.planner.result import Slo
 from distserve.planner.strategies import Fleet
 
-GRID, SHORT_GRID = "1,2,4,8,16,32:16,64,256,512", "1,4,16:16,64,256"
+GRID, SHORT_GRID = "1,2,3,4,5,6,7,8,12,16,24,32:16,64,256,512", "1,3,4,7,16:16,64,256"
+ROUNDS = {"tiny": 8, "small": 4}
+"""Over the grid: what is slow in one is not in others."""
 SHARES = (0.3, 0.6, 0.9)
-AGAIN = 2
-"""Runs at a rate that are made once more, since the machine changed meanwhile."""
+LOADS = (1, 8), (2, 16), (4, 32)
+"""Clients of the loads around a run, in turn."""
 
 
 @dataclass
@@ -73,86 +81,92 @@ def compare(options: argparse.Namespace, scratch: Path, found: Found) -> None:
     """Every model with every strategy; one that fails is told and leaves the others alone."""
     for model in options.models:
         folder = model_folder(model, scratch)
-        measured = scratch / f"{model}.sqlite"
-        profile_engine(model, folder, measured, options.short)
+        steps = scratch / f"{model}.sqlite"
+        if not options.again:
+            profile_engine(model, folder, steps, options.short)
+        (engine,) = fit_database(steps).values()
         for strategy in options.strategies:
-            database = scratch / f"{model}-{strategy}.sqlite"
-            shutil.copy(measured, database)  # what a deployment adds depends on its layout
+            measured, began = Measured(), time.perf_counter()
             try:
-                with running(manifest(model, folder, strategy), scratch) as url:
-                    fitted = fit_profile(model, database, url)
-                    compare_setup(options, model, strategy, folder, url, fitted, found)
+                if options.again:
+                    measured = kept(scratch, model, strategy)
+                else:
+                    with running(manifest(model, folder, strategy), scratch) as url:
+                        measure(options, model, url, measured)
             except (Failed, subprocess.CalledProcessError) as error:
                 found.failed = True
                 print(f"{model} {strategy}: {error}", file=sys.stderr, flush=True)
+            finally:  # interrupted or failed, it judges the runs before
+                print(f"  (runs: {time.perf_counter() - began:.0f} s)", flush=True)
+                if measured.runs:
+                    if not options.again:
+                        keep(measured, scratch, model, strategy)
+                    judge(model, strategy, folder, scratch, engine, measured, found)
+                    telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
 
 
-def compare_setup(
-    options: argparse.Namespace, model: str, strategy: str, folder: Path, url: str, fitted: Path,
+def measure(options: argparse.Namespace, model: str, url: str, measured: Measured) -> None:
+    measured.overloads = offering.overloads_of(url, model, options.seconds)
+    capacities = [offering.capacity_of(url, model, some) for some in measured.overloads]
+    measured.capacity = fmean(capacities)
+    measured.loads.append(offering.load_of(url, model, LOADS[0], 0))
+    for repeat, (index, share) in product(range(options.repeats), enumerate(options.shares)):
+        rate = share * measured.capacity
+        requests = max(40, min(400, round(rate * options.seconds)))
+        # Two repeats have the same arrivals: how far they are apart is no simulator's fault.
+        seed = 1 + repeat // 2 * len(options.shares) + index
+        plan = offering.plan_of(requests, rate, seed)
+        if repeat % 2:
+            plan = offering.with_other_prompts(plan)
+        busy = Busy()
+        observed = offering.offered(url, model, plan)
+        run = Run(share, rate, seed, plan, observed, busy.others())
+        nth = len(measured.loads)
+        # Not in step with the shares: each has all kinds of loads beside it.
+        clients = LOADS[(nth + nth // len(LOADS)) % len(LOADS)]
+        measured.loads.append(offering.load_of(url, model, clients, nth))
+        measured.runs.append(run)
+
+
+def judge(
+    model: str, strategy: str, folder: Path, scratch: Path, engine: Fit, measured: Measured,
     found: Found,
 ) -> None:  # fmt: skip
+    added = fit_loads([load for some in measured.loads for load in some], engine.times)
+    fitted = scratch / f"{model}-{strategy}.json"
+    write_profile(fitted, {(model, 1): replace(engine, serving=added)})
     profile, shape = load_profile(str(fitted)), find_model(str(folder))
     fleet = simulating.fleet_of(strategy, profile, shape)
     slo = simulating.slo_of(profile, shape)
-    pace_seeds = count(10_000)
-    expected = simulating.probed(strategy, fleet)
-    overload = offering.overload_of(url, model, options.seconds)
-    capacity = offering.capacity_of(url, model, overload)
-    simulated = simulating.simulated_capacity(strategy, fleet, overload)
-    written = json.loads(fitted.read_text())
-    setup = Setup(model, strategy, capacity, simulated, slo.ttft_ms, slo.tpot_ms, written)
+    setup = Setup(
+        model, strategy, measured.capacity,
+        fmean(simulating.simulated_capacity(strategy, fleet, some) for some in measured.overloads),
+        slo.ttft_ms, slo.tpot_ms, json.loads(fitted.read_text()),
+    )  # fmt: skip
     found.setups.append(setup)
     print(telling.setup_line(setup), flush=True)
-    seeds = count(1)
-    for share in options.shares:
-        again, left = AGAIN, options.repeats
-        while left:
-            row = compare_run(
-                setup, fleet, slo, share, next(seeds), options.seconds, url,
-                lambda: offering.pace_of(url, model, expected, pace_seeds),
-            )  # fmt: skip
-            print(f"  {telling.run_line(row)}", flush=True)
-            found.rows.append(row)
-            telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
-            if row.steady or not again:
-                left -= 1
-            else:
-                again -= 1
+    for run in measured.runs:
+        pace = pace_of([offering.load_like(run.observed)], engine.times, added)
+        found.rows.append(compared(setup, fleet, slo, run, pace))
+        print(f"  {telling.run_line(found.rows[-1])}", flush=True)
 
 
-def compare_run(
-    setup: Setup, fleet: Fleet, slo: Slo, share: float, seed: int, seconds: float, url: str,
-    pace: Callable[[], Pace],
-) -> Compared:  # fmt: skip
-    rate = share * setup.capacity
-    requests = max(40, min(400, round(rate * seconds)))
-    plan = offering.plan_of(requests, rate, seed)
-    before = pace()
-    busy = Busy()
-    observed = offering.offered(url, setup.model, plan)
-    others = busy.others()
-    after = pace()
-    real = offering.requests_of(observed)
-    as_profiled = simulating.simulate(setup.strategy, fleet, plan)
-    fleet = simulating.at_pace(fleet, before.middle(after))
-    simulated = simulating.simulate(setup.strategy, fleet, plan)
+def compared(setup: Setup, fleet: Fleet, slo: Slo, run: Run, pace: Pace) -> Compared:
+    real = offering.requests_of(run.observed)
+    draws = [
+        simulating.simulate(setup.strategy, drawn, run.plan) for drawn in simulating.draws_of(fleet)
+    ]
+    paced = simulating.simulate(setup.strategy, simulating.at_pace(fleet, pace), run.plan)
     return Compared(
-        setup.model, setup.strategy, share, rate, seed, requests,
-        Seen.of(real, slo), Seen.of(simulated, slo), Seen.of(as_profiled, slo),
-        observed.lag.send_p99_ms, others, before, after, real, simulated,
+        setup.model, setup.strategy, run.share, run.rate, run.seed, len(run.plan),
+        Seen.of(real, slo), Seen.mean([Seen.of(drawn, slo) for drawn in draws]),
+        Seen.of(paced, slo), pace, run.observed.lag.send_p99_ms, run.others_cpu, real, draws[0],
     )  # fmt: skip
-
-
-def fit_profile(model: str, database: Path, url: str) -> Path:
-    call("profile", "serving", "--db", database, "--url", url, "--model", model)
-    fitted = database.with_suffix(".json")
-    call("profile", "fit", "--db", database, "--output", fitted)
-    return fitted
 
 
 def profile_engine(model: str, folder: Path, database: Path, short: bool) -> None:
     call(
-        "profile", "--repeats", 2, "--db", database, "--model",
+        "profile", "--repeats", ROUNDS[model], "--db", database, "--model",
         "builtin:tiny" if model == "tiny" else folder,
         "--served-name", model, "--grid", SHORT_GRID if short else GRID,
         "--kv-cache", f"{KV_CACHE_MIB}Mi", "--max-num-seqs", MAX_NUM_SEQS,
@@ -168,12 +182,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=6, help="of each rate, in pairs")
     parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals in a run")
     parser.add_argument("--output", type=Path, default=Path("planner_truth.json"))
     parser.add_argument("--scratch", type=Path, help="keep databases and profiles here")
+    parser.add_argument(
+        "--again", action="store_true", help="judge what is in --scratch, measure nothing"
+    )
     parser.add_argument("--short", action="store_true", help="a coarse grid, to see that it runs")
     options = parser.parse_args()
+    if options.again and not options.scratch:
+        parser.error("--again needs the --scratch of the run that measured")
     os.environ["OMP_NUM_THREADS"] = "1"
     pin(os.getpid(), OTHERS_CORE)
     found = Found()

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distserve.planner.pace import Pace
 from distserve.planner.result import Slo, quantile
 
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Of the SLO, both of its times: how much of an attainment's error is where the SLO was put."""
-STEADY = 0.1
-"""By which a machine's pace may change during a run."""
 STAGES = ("queueing", "prefill", "hand-over", "decode")
 
 
@@ -24,24 +23,6 @@ class Request:
     tpot_ms: float
     stages_ms: Mapping[str, float]
     """By STAGES, from the request's way into its queue to its last token."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long a few streams that start together take on this machine now, relative to what is
-    simulated for them with its profile: 1.5 is a machine that has become slower by half."""
-
-    prefill: float
-    """Of their time to the first token."""
-    decode: float
-    """Of their times from token to token."""
-
-    def change(self, other: Pace) -> float:
-        """The larger of both, as a share."""
-        return max(abs(other.prefill / self.prefill - 1), abs(other.decode / self.decode - 1))
-
-    def middle(self, other: Pace) -> Pace:
-        return Pace((self.prefill + other.prefill) / 2, (self.decode + other.decode) / 2)
 
 
 @dataclass(frozen=True)
@@ -67,6 +48,19 @@ class Seen:
             {s: _mean([r.stages_ms.get(s, math.nan) for r in requests]) for s in STAGES},
         )  # fmt: skip
 
+    @classmethod
+    def mean(cls, draws: Sequence[Seen]) -> Seen:
+        """Of several simulated runs, figure by figure, as of several real ones."""
+
+        def of(name: str) -> float:
+            return _mean([getattr(seen, name) for seen in draws])
+
+        return cls(
+            {scale: _mean([seen.attainment[scale] for seen in draws]) for scale in SCALES},
+            of("ttft_p50_ms"), of("ttft_p90_ms"), of("tpot_p50_ms"), of("tpot_p90_ms"),
+            {stage: _mean([seen.stages_ms[stage] for seen in draws]) for stage in STAGES},
+        )  # fmt: skip
+
 
 def _attainment(requests: Sequence[Request], slo: Slo) -> float:
     met = sum(r.ttft_ms <= slo.ttft_ms and r.tpot_ms <= slo.tpot_ms for r in requests)
@@ -90,22 +84,16 @@ class Compared:
     requests: int
     real: Seen
     simulated: Seen
-    """With the profile at the pace that the machine had around the run."""
-    as_profiled: Seen
-    """With the profile as it is: what the machine became since is an error, too."""
+    """With the profile."""
+    paced: Seen
+    """With the profile at the pace, second by second, that the run's own steps tell."""
+    pace: Pace
     client_lag_p99_ms: float
     others_cpu: float
     """Cores that processes of others took meanwhile."""
-    before: Pace
-    after: Pace
     real_requests: Sequence[Request]
     simulated_requests: Sequence[Request]
-    """Both in order of arrival."""
-
-    @property
-    def steady(self) -> bool:
-        """The machine stayed the same one."""
-        return self.before.change(self.after) <= STEADY
+    """Both in order of arrival; simulated in the first draw."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +119,9 @@ class Errors:
     """Mean of the absolute errors over SCALES, of each repeat."""
     ttft_p90: Sequence[float]
     tpot_p90: Sequence[float]
+    of_means: Mapping[str, float]
+    """By the names above but for the scales: of the figures' means over the repeats. A mean of
+    percents would make the most of those whose real figure came out small."""
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Seen, Seen]]) -> Errors:
@@ -143,9 +134,20 @@ class Errors:
         def points(simulated: Seen, real: Seen, scale: float) -> float:
             return simulated.attainment[scale] - real.attainment[scale]
 
+        def percent_of_means(name: str) -> float:
+            simulated, real = (_mean([getattr(seen, name) for seen in side]) for side in sides)
+            return 100 * (simulated / real - 1)
+
+        sides = list(zip(*pairs, strict=True))
+        attainment = [points(*pair, 1.0) for pair in pairs]
         return cls(
-            [points(*pair, 1.0) for pair in pairs],
+            attainment,
             [_mean([abs(points(*pair, scale)) for scale in SCALES]) for pair in pairs],
             percent("ttft_p90_ms"),
             percent("tpot_p90_ms"),
+            {
+                "attainment": _mean(attainment),
+                "ttft_p90": percent_of_means("ttft_p90_ms"),
+                "tpot_p90": percent_of_means("tpot_p90_ms"),
+            },
         )

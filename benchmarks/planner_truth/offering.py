@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from statistics import median
 
 import aiohttp
 import uvloop
 from benchmarks.planner_truth.deployment import Failed
-from benchmarks.planner_truth.figures import STAGES, Pace, Request
+from benchmarks.planner_truth.figures import STAGES, Request
 
 from distserve.bench.client import Client, Target
 from distserve.bench.openloop import Observed, offer
@@ -19,15 +19,19 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.question import Pair
 from distserve.bench.synthetic import synthetic
+from distserve.planner.loads import LoadRecord, decoded
+from distserve.profile import loads
+from distserve.profile.asking import asking
+from distserve.profile.database import Loaded
+from distserve.profile.errors import ProfileError
 from distserve.workload import ArrivalProcess
 
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 4000
-PROMPT_ALONE = "fixed,prompt=512,output=8"
-FEW_STREAMS, STREAMS = "fixed,prompt=32,output=64", 4
-"""Always the same work, by which the machine's pace is told."""
-PROBE_ROUNDS = 3
+_OVERLOADS = 3
+"""A machine's fast minute is not its capacity."""
+_LOAD_SECONDS = 10.0
 _BURST = 48
 _OVERLOAD, _LONGER, _LEAST = 1.5, 1.5, 288
 """Times what a burst passes at, for times the seconds of a run, and so many requests at least: an
@@ -44,6 +48,11 @@ def plan_of(requests: int, rate: float, seed: int, lengths: str = LENGTHS) -> li
     return Recipe(synthetic(lengths, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
 
 
+def with_other_prompts(plan: Sequence[Planned]) -> list[Planned]:
+    """The same lengths at the same instants. No block of tokens is another's, each begins later."""
+    return [replace(one, prompt=[*one.prompt[1:], *one.prompt[:1]]) for one in plan]
+
+
 def steady_rate(ends: Sequence[float]) -> float:
     """Ends in a unit of their time, without a burst's beginning and end."""
     ordered = sorted(ends)
@@ -58,28 +67,37 @@ def rate_meanwhile(ends: Sequence[float], lasting: float) -> float:
     return sum(begun < end <= lasting for end in ends) / (lasting - begun)
 
 
-def probes(seed: int) -> tuple[list[Planned], list[Planned]]:
-    """A prompt alone, and a few streams that start together."""
-    at_once = float("inf")
-    return plan_of(1, at_once, seed, PROMPT_ALONE), plan_of(STREAMS, at_once, seed, FEW_STREAMS)
+def load_of(url: str, model: str, clients: Sequence[int], seed: int) -> list[LoadRecord]:
+    """As `distserve profile serving` measures them, one round."""
+    rows: list[Loaded] = []
+
+    async def measured() -> None:
+        async with asking(Target(url, model)) as asker:
+            if not await loads.measure(asker, rows.append, clients, 1, _LOAD_SECONDS, seed):
+                raise Failed("the gateway does not tell its requests' stages")
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(measured())
+    except ProfileError as error:
+        raise Failed(str(error)) from error
+    return [LoadRecord(1, row.clients, decoded(row.requests)) for row in rows]
 
 
-def pace_of(url: str, model: str, expected: Pace, seeds: Iterator[int]) -> Pace:
-    """`expected`: what is simulated for the probes, in ms."""
-    ttft, tpot = [], []
-    for _ in range(PROBE_ROUNDS):
-        alone, together = probes(next(seeds))
-        ttft += [r.ttft_ms for r in requests_of(offered(url, model, alone))]
-        tpot += [r.tpot_ms for r in requests_of(offered(url, model, together))]
-    return Pace(median(ttft) / expected.prefill, median(tpot) / expected.decode)
+def load_like(observed: Observed) -> LoadRecord:
+    """A run, as loads are told."""
+    begun = min(outcome.sent for outcome in observed.outcomes)
+    told = [loads.told(outcome, begun) for outcome in observed.outcomes if outcome.token_times]
+    return LoadRecord(1, 0, [request for request in told if request is not None])
 
 
-def overload_of(url: str, model: str, seconds: float) -> list[Planned]:
-    """More than the deployment serves. A burst says how much that is, roughly: its requests come
-    before they are served, which costs nothing meanwhile."""
+def overloads_of(url: str, model: str, seconds: float) -> list[list[Planned]]:
+    """More than the deployment serves, several times. A burst says how much that is, roughly: its
+    requests come before they are served, which costs nothing meanwhile."""
     burst = plan_of(_BURST, float("inf"), 901)
     rate = _OVERLOAD * steady_rate([o.ended for o in offered(url, model, burst).outcomes])
-    return plan_of(max(_LEAST, round(_LONGER * seconds * rate)), rate, 902)
+    requests = max(_LEAST, round(_LONGER * seconds * rate))
+    return [plan_of(requests, rate, 902 + nth) for nth in range(_OVERLOADS)]
 
 
 def capacity_of(url: str, model: str, overload: Sequence[Planned]) -> float:

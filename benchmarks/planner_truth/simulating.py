@@ -6,38 +6,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from statistics import median
+from statistics import fmean
 
 from benchmarks.planner_truth.deployment import (
     KV_CACHE_MIB,
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
 )
-from benchmarks.planner_truth.figures import STAGES, Pace, Request
+from benchmarks.planner_truth.figures import STAGES, Request
 from benchmarks.planner_truth.offering import (
     MEAN_OUTPUT_TOKENS,
     MEAN_PROMPT_TOKENS,
-    probes,
     rate_meanwhile,
 )
 
 from distserve.bench.outcome import Planned
 from distserve.planner.links import load_link
 from distserve.planner.models import ModelShape
+from distserve.planner.pace import Pace
 from distserve.planner.profiles import HardwareProfile
 from distserve.planner.result import RunResult, Slo
-from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Lifecycle, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
-from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import Trace
 
 SLO_TTFT, SLO_TPOT = 6.0, 3.0
 """Targets: times what a mean request gets that is alone, by the profile."""
-OF_PREFILL = ("request_ms", "busy_request_ms", "prompt_ms")
-OF_DECODE = ("handover_ms", "busy_handover_ms", "padding_ms", "joining_ms")
-"""Of what a deployment adds: times that pass where the phase is computed. What is added to each
-decode step is in the steps' times."""
+DRAWS = 20
+"""Of when the machine is slow."""
 
 
 def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Fleet:
@@ -57,35 +53,20 @@ def fleet_of(strategy: str, profile: HardwareProfile, model: ModelShape) -> Flee
 
 
 def at_pace(fleet: Fleet, pace: Pace) -> Fleet:
-    """The same on a machine that has become faster or slower."""
-    decode = None if fleet.decode is None else _spec_at(fleet.decode, pace)
-    return replace(fleet, prefill=_spec_at(fleet.prefill, pace), decode=decode)
+    """The same on a machine that is as fast from second to second."""
+
+    def spec_at(spec: InstanceSpec) -> InstanceSpec:
+        return replace(spec, serving=replace(spec.serving, pace=pace))
+
+    decode = None if fleet.decode is None else spec_at(fleet.decode)
+    return replace(fleet, prefill=spec_at(fleet.prefill), decode=decode)
 
 
-def _spec_at(spec: InstanceSpec, pace: Pace) -> InstanceSpec:
-    def longer(times: Coefficients, by: float) -> Coefficients:
-        return Coefficients(*(by * value for value in times))
-
-    was = spec.times
-    times = TimeModel(
-        longer(was.prefill, pace.prefill),
-        longer(was.decode_small, pace.decode),
-        longer(was.decode_large, pace.decode),
-        was.large_batch,
-    )
-    return replace(spec, times=times, serving=_serving_at(spec.serving, pace))
-
-
-def _serving_at(serving: Serving, pace: Pace) -> Serving:
-    of_prefill = {name: pace.prefill * getattr(serving, name) for name in OF_PREFILL}
-    of_decode = {name: pace.decode * getattr(serving, name) for name in OF_DECODE}
-    return replace(serving, **of_prefill, **of_decode)
-
-
-def probed(strategy: str, fleet: Fleet) -> Pace:
-    """What the probes of the machine's pace take, in ms."""
-    alone, together = (simulate(strategy, fleet, plan) for plan in probes(seed=0))
-    return Pace(median(r.ttft_ms for r in alone), median(r.tpot_ms for r in together))
+def draws_of(fleet: Fleet) -> list[Fleet]:
+    """The same fleet, whose machine is slow at other times in each."""
+    pace = fleet.prefill.serving.pace
+    length = len(pace.prefill)
+    return [at_pace(fleet, pace.later(nth * length // DRAWS)) for nth in range(DRAWS)]
 
 
 def simulate(strategy: str, fleet: Fleet, plan: Sequence[Planned]) -> list[Request]:
@@ -98,11 +79,15 @@ def simulate(strategy: str, fleet: Fleet, plan: Sequence[Planned]) -> list[Reque
 
 
 def simulated_capacity(strategy: str, fleet: Fleet, overload: Sequence[Planned]) -> float:
-    """Requests a second, of the overload that the real one was measured with."""
-    _, result = _run(strategy, fleet, overload)
-    begun = 1000 * overload[0].at_seconds
-    ends = [(end - begun) / 1000 for end in result.finish_ms]
-    return rate_meanwhile(ends, overload[-1].at_seconds)
+    """Requests a second, of the overload that the real one was measured with; mean of the draws."""
+
+    def of(drawn: Fleet) -> float:
+        _, result = _run(strategy, drawn, overload)
+        begun = 1000 * overload[0].at_seconds
+        ends = [(end - begun) / 1000 for end in result.finish_ms]
+        return rate_meanwhile(ends, overload[-1].at_seconds)
+
+    return fmean(map(of, draws_of(fleet)))
 
 
 def _run(strategy: str, fleet: Fleet, plan: Sequence[Planned]) -> tuple[Lifecycle, RunResult]:

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.planner_truth.figures import SCALES, STAGES, Compared, Errors, Pace, Setup
+from benchmarks.planner_truth.figures import (
+    SCALES,
+    STAGES,
+    Compared,
+    Errors,
+    Seen,
+    Setup,
+)
 
 KNEE = 0.9
 """Beyond this share of the capacity figures are reported and not judged."""
@@ -23,10 +30,13 @@ def setup_line(setup: Setup) -> str:
 
 
 def run_line(row: Compared) -> str:
-    real, simulated, as_profiled = row.real, row.simulated, row.as_profiled
+    real, simulated, paced = row.real, row.simulated, row.paced
 
     def pair(name: str) -> str:
         return f"{getattr(real, name):.1f}/{getattr(simulated, name):.1f}"
+
+    def mean(series: Sequence[float]) -> float:
+        return statistics.fmean(series) if series else 1.0
 
     stages = ", ".join(
         f"{stage} {real.stages_ms[stage]:.0f}/{simulated.stages_ms[stage]:.0f}" for stage in STAGES
@@ -38,20 +48,19 @@ def run_line(row: Compared) -> str:
         f"TPOT p50 {pair('tpot_p50_ms')}, p90 {pair('tpot_p90_ms')}; "
         f"means: {stages}; client lag p99 {row.client_lag_p99_ms:.1f} ms, "
         f"others {row.others_cpu:.2f} cores; "
-        f"pace before {_pace(row.before)}, after {_pace(row.after)}; "
-        f"as profiled: attainment {as_profiled.attainment[1.0]:.1f}, TTFT p90 "
-        f"{as_profiled.ttft_p90_ms:.1f}, TPOT p90 {as_profiled.tpot_p90_ms:.1f}"
+        f"at its own pace ({mean(row.pace.prefill):.2f}/{mean(row.pace.decode):.2f}): attainment "
+        f"{paced.attainment[1.0]:.1f}, TTFT p90 {paced.ttft_p90_ms:.1f}, TPOT p90 "
+        f"{paced.tpot_p90_ms:.1f}"
     )
 
 
 def summary(rows: Sequence[Compared]) -> Iterator[str]:
-    """Errors of simulated against real. Of a rate: the mean over its repeats, and of the absolute
-    ones; least to most. Of runs during which the machine kept its pace, and all of them where there
-    was none."""
+    """Errors of simulated against real. Of a rate: that of the means over its repeats; least to
+    most of single runs, and the mean of their absolute ones."""
     scales = ", ".join(f"{scale:g}" for scale in SCALES)
     yield f"(over scales: mean attainment error with the SLO's times {scales} times)"
     yield (
-        "| model, strategy | rate of capacity | runs at one pace | attainment, points "
+        "| model, strategy | rate of capacity | runs | attainment, points "
         "| over scales | TTFT p90 | TPOT p90 |"
     )
     yield "|---|---|---|---|---|---|---|"
@@ -59,35 +68,57 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
     for row in rows:
         groups.setdefault((row.model, row.strategy), {}).setdefault(row.share, []).append(row)
     for (model, strategy), by_share in groups.items():
-        judged: list[list[Compared]] = []
+        judged = [members for share, members in by_share.items() if share <= KNEE]
         for share, members in by_share.items():
-            steady = [row for row in members if row.steady]
-            if share <= KNEE and steady:
-                judged.append(steady)
-            mark = "" if share <= KNEE and steady else " (not judged)"
-            errors = Errors.of([(row.simulated, row.real) for row in steady or members])
+            mark = "" if share <= KNEE else " (not judged)"
+            errors = Errors.of([(row.simulated, row.real) for row in members])
             yield (
                 f"| {model}, {strategy} | {share:.0%}, {members[0].rate:.1f}/s{mark} "
-                f"| {len(steady)} of {len(members)} "
-                f"| {_spread(errors.attainment, '')} "
+                f"| {len(members)} "
+                f"| {_spread(errors, 'attainment', '')} "
                 f"| {statistics.fmean(errors.attainment_over_scales):.1f} "
-                f"| {_spread(errors.ttft_p90, ' %')} | {_spread(errors.tpot_p90, ' %')} |"
+                f"| {_spread(errors, 'ttft_p90', ' %')} | {_spread(errors, 'tpot_p90', ' %')} |"
             )
         if judged:
-            paced = [Errors.of([(r.simulated, r.real) for r in rate]) for rate in judged]
-            yield _means(model, strategy, f"mean up to {KNEE:.0%}", paced)
-            profiled = [Errors.of([(r.as_profiled, r.real) for r in rate]) for rate in judged]
-            yield _means(model, strategy, "the same, profile as it was", profiled)
+            plain = [Errors.of([(r.simulated, r.real) for r in rate]) for rate in judged]
+            yield _means(model, strategy, f"mean up to {KNEE:.0%}", plain)
+            paced = [Errors.of([(r.paced, r.real) for r in rate]) for rate in judged]
+            yield _means(model, strategy, "the same, each at its own steps' pace", paced)
+            pairs = [pair for rate in judged for pair in _pairs(rate)]
+            if pairs:
+                yield _apart(model, strategy, pairs)
+
+
+def _pairs(rate: Sequence[Compared]) -> list[tuple[Seen, Seen]]:
+    """Real runs of the same arrivals."""
+    by_seed: dict[int, list[Seen]] = {}
+    for row in rate:
+        by_seed.setdefault(row.seed, []).append(row.real)
+    return [(seen[0], seen[1]) for seen in by_seed.values() if len(seen) > 1]
+
+
+def _apart(model: str, strategy: str, pairs: Sequence[tuple[Seen, Seen]]) -> str:
+    def percent(name: str) -> float:
+        both = [(getattr(one, name), getattr(other, name)) for one, other in pairs]
+        return statistics.fmean(200 * abs(a - b) / (a + b) for a, b in both)
+
+    def points(scale: float) -> float:
+        return statistics.fmean(abs(a.attainment[scale] - b.attainment[scale]) for a, b in pairs)
+
+    return (
+        f"| {model}, {strategy} | two real runs of the same arrivals | {len(pairs)} pairs "
+        f"| {points(1.0):.1f} apart | {statistics.fmean(map(points, SCALES)):.1f} "
+        f"| {percent('ttft_p90_ms'):.1f} % | {percent('tpot_p90_ms'):.1f} % |"
+    )
 
 
 def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str:
-    """Over rates, of what a rate's repeats are off in the mean; and of single runs, which fall out
-    otherwise than others of their kind."""
+    """Over rates, of what the means over a rate's repeats are off; and of single runs, which fall
+    out otherwise than others of their kind."""
 
     def both(name: str, unit: str, aim: float) -> str:
-        repeats: list[Sequence[float]] = [getattr(errors, name) for errors in rates]
-        of_rates = statistics.fmean(abs(statistics.fmean(values)) for values in repeats)
-        of_runs = statistics.fmean(abs(value) for values in repeats for value in values)
+        of_rates = statistics.fmean(abs(errors.of_means[name]) for errors in rates)
+        of_runs = statistics.fmean(abs(value) for e in rates for value in getattr(e, name))
         return f"**{of_rates:.1f}{unit}** (aim {aim:g}{unit}), single runs {of_runs:.1f}{unit}"
 
     over_scales = [value for errors in rates for value in errors.attainment_over_scales]
@@ -100,14 +131,11 @@ def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str
     )
 
 
-def _pace(pace: Pace) -> str:
-    return f"{pace.prefill:.2f}/{pace.decode:.2f}"
-
-
-def _spread(values: Sequence[float], unit: str) -> str:
-    middle, absolute = statistics.fmean(values), statistics.fmean(map(abs, values))
+def _spread(errors: Errors, name: str, unit: str) -> str:
+    values: Sequence[float] = getattr(errors, name)
     spread = f"({min(values):+.1f} to {max(values):+.1f})"
-    return f"{middle:+.1f}{unit} {spread}, absolute {absolute:.1f}{unit}"
+    absolute = statistics.fmean(map(abs, values))
+    return f"{errors.of_means[name]:+.1f}{unit} {spread}, absolute {absolute:.1f}{unit}"
 
 
 def write(path: Path, lengths: str, setups: Sequence[Setup], rows: Sequence[Compared]) -> None:

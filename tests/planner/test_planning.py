@@ -15,9 +15,11 @@ from distserve.planner.fleets import instance_spec
 from distserve.planner.goodput import Evaluator, JointObserver
 from distserve.planner.machine import Machine
 from distserve.planner.models import find_model
+from distserve.planner.pace import Pace
 from distserve.planner.plan import PlanRequest, make_plan
 from distserve.planner.profiles import load_profile
 from distserve.planner.result import RunResult, Slo
+from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import REGISTRY, Fleet, strategy_class
 from distserve.planner.units import Unit
@@ -52,6 +54,16 @@ def fleet(tp_prefill=1, tp_decode=1, decode=True) -> Fleet:
     model, profile = find_model("13b"), load_profile()
     decoding = instance_spec(model, profile, tp_decode, 1) if decode else None
     return Fleet(instance_spec(model, profile, tp_prefill, 1), decoding)
+
+
+def test_a_machine_with_slow_seconds_holds_less(lengths):
+    """Though it is as fast as the other in the mean."""
+    uneven = Serving(pace=Pace((0.8, 0.8, 0.8, 1.6), (0.8, 0.8, 0.8, 1.6)))
+    rates = []
+    for serving in (Serving(), uneven):
+        spec = replace(fleet(decode=False).prefill, serving=serving)
+        rates.append(evaluator(lengths, strategy="Colocated").goodput(Fleet(spec)).rate)
+    assert 0 < rates[1] < 0.95 * rates[0]
 
 
 @settings(max_examples=15, deadline=None)
@@ -250,8 +262,10 @@ def test_the_hash_of_a_question_is_that_of_its_values_alone():
         profile=replace(profile, entries=of_others),
     )
     assert same.inputs_hash == asked.inputs_hash
+    serving = {(asked.model.name, 1): Serving(pace=Pace((1.0, 1.2), (1.1, 1.0)))}
     changes = [
         {"rate": 3.0},
+        {"profile": replace(profile, serving_by_model=serving)},
         {"max_ranks": 1},
         {"options": {}},
         {"arrivals": ArrivalProcess("burst", burst_size=4)},

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distserve.planner.errors import OversizedRequest
 from distserve.planner.links import Link
 from distserve.planner.models import find_model
+from distserve.planner.pace import Pace
 from distserve.planner.profiles import load_profile
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
@@ -57,11 +58,14 @@ SERVINGS = st.builds(
     Serving,
     prompt_ms=st.sampled_from([0.0, 2.5]),
     busy_request_ms=st.sampled_from([0.0, 4.0]),
-    busy_handover_ms=st.sampled_from([0.0, 6.0]),
+    handover_ms=st.sampled_from([0.0, 6.0]),
+    decode_longer=st.sampled_from([-0.1, 0.0]),
     padding_ms=st.sampled_from([0.0, 0.01]),
     joining_ms=st.sampled_from([0.0, 3.5]),
+    coming_ms=st.sampled_from([0.0, 2.0]),
     decode_slowed=st.sampled_from([0.0, 0.25, 1.0]),
     prefill_slowed=st.sampled_from([0.0, 0.4]),
+    pace=st.sampled_from([Pace(), Pace((1.0, 1.3, 0.7), (0.8, 1.0, 1.5))]),
 )
 FLEETS = st.fixed_dictionaries(
     {
@@ -89,9 +93,11 @@ def test_laws_of_every_run(name, fleet, trace):
     for instance in strategy.instances:
         assert instance.reserved_blocks == instance.decoding == instance.prefilling == 0
         assert not instance.waiting and not instance.ready.size
-    _, _, stepped = simulate(name, built, trace, step_by_step=True)
+    one_by_one, _, stepped = simulate(name, built, trace, step_by_step=True)
     assert result.first_token_ms == pytest.approx(stepped.first_token_ms, rel=1e-9)
     assert result.finish_ms == pytest.approx(stepped.finish_ms, rel=1e-9)
+    migrated_ms = pytest.approx(life.migrated_ms, rel=1e-9, nan_ok=True)
+    assert one_by_one.life.migrated_ms == migrated_ms
     _, _, again = simulate(name, built, trace)
     assert (again.first_token_ms, again.finish_ms) == (result.first_token_ms, result.finish_ms)
 
@@ -161,14 +167,59 @@ def test_contexts_of_one_batch_cost_what_the_longest_does(step_by_step):
     assert result.tpot_ms == pytest.approx([10 + 20 * 0.1] * 2)
 
 
+@pytest.mark.parametrize("step_by_step", [False, True])
+def test_a_slow_second_lengthens_what_begins_in_it(step_by_step):
+    """Prefill until 80 ms, then 92 steps of 10 ms: the next begins with the slow second, at 1,000
+    ms; 50 of 20 ms pass in it, and prefills take 1.5 times as long."""
+    spec = InstanceSpec(TIMES, serving=Serving(pace=Pace((1.0, 1.5), (1.0, 2.0))))
+    trace = Trace([10, 10], [1 + 92 + 50 + 7, 1], [0.0, 1010.0])
+    fleet = Fleet(spec, spec)
+    _, _, result = simulate("Disaggregated", fleet, trace, step_by_step=step_by_step)
+    assert result.ttft_ms == pytest.approx([80, 120])
+    assert result.finish_ms[0] == pytest.approx(2000 + 7 * 10)
+
+
+def test_a_neighbour_does_not_change_the_second_in_which_a_step_began():
+    """A prefill from 970 to 1,050 ms; at 1,010 ms, in a slow second, its neighbour begins to decode
+    and takes nothing from it."""
+    pace = Pace((1.0, 3.0), (1.0, 1.0))
+    spec = InstanceSpec(TIMES, serving=Serving(pace=pace, decode_slowed=0.25, handover_ms=40))
+    trace = Trace([10, 10], [9, 1], [890.0, 970.0])
+    fleet = Fleet(spec, spec, shared_machines=True)
+    simulation, _, result = simulate("Disaggregated", fleet, trace)
+    assert simulation.life.decode_ms[0] == pytest.approx(1010)
+    assert result.ttft_ms == pytest.approx([80, 80])
+
+
+def test_instances_are_slow_at_other_times():
+    spec = InstanceSpec(TIMES, serving=Serving(pace=Pace((1.0, 2.0, 3.0), (1.0,) * 3)))
+    trace = Trace([10, 10], [1, 1], [0.0, 0.0])
+    _, _, result = simulate("Colocated", Fleet(spec, None, 2, 0), trace)
+    assert result.ttft_ms == pytest.approx([80, 160])
+
+
 def test_ways_are_longer_while_others_decode():
-    serving = Serving(request_ms=1, busy_request_ms=7, handover_ms=2, busy_handover_ms=9)
+    serving = Serving(request_ms=1, busy_request_ms=7, handover_ms=2)
     spec = InstanceSpec(TIMES, serving=serving)
     fleet = Fleet(spec, spec)
     trace = Trace([10, 10], [31, 2], [0.0, 100.0])
     simulation, _, result = simulate("Disaggregated", fleet, trace)
     assert result.ttft_ms == pytest.approx([80 + 1, 80 + 1 + 7])
-    assert simulation.life.migrated_ms == pytest.approx([81 + 2, 188 + 2 + 9])
+    # At 188 the first one's step is under way until 193: then the engine hears of the second.
+    assert simulation.life.migrated_ms == pytest.approx([81 + 2, 193 + 2])
+
+
+def test_one_that_comes_costs_one_of_those_who_decode():
+    """Two streams on an instance each; a third request, of one token, comes while both decode."""
+    spec = InstanceSpec(TIMES, serving=Serving(coming_ms=7))
+    fleet = Fleet(spec, spec, prefill_instances=3, decode_instances=2)
+    ends = [
+        simulate("Disaggregated", fleet, Trace([10] * n, [31, 31, 1][:n], [0.0, 0.0, 200.0][:n]))
+        for n in (2, 3)
+    ]
+    (_, _, without), (_, _, beside) = ends
+    later = [b - a for a, b in zip(without.finish_ms, beside.finish_ms[:2], strict=True)]
+    assert sorted(later) == pytest.approx([0, 7])
 
 
 def test_a_burst_waits_in_prefill_memory_when_decode_is_full():

@@ -89,6 +89,11 @@ def test_from_the_engine_to_the_planner(tmp_path: Path, capsys: pytest.CaptureFi
     output, _ = said(capsys, 0, *words, "--grid", "1,2,8:8,16,24,4000")
     assert output.startswith("6 of 6 batches of tiny")
     assert "4 of them by an earlier call; 6 are more than the engine holds" in output
+    output, _ = said(capsys, 0, *words, "--grid", "1,2:8,16", "--repeats", "3")
+    assert output.startswith("4 of 4 batches of tiny") and "4 of them by an earlier" in output
+    with closing(sqlite3.connect(path)) as database:
+        rounds = dict(database.execute("SELECT repeats, COUNT(*) FROM records GROUP BY repeats"))
+    assert rounds == {3: 4, 1: 2}
     assert all(time_ms > 0 for row in rows(path) for time_ms in row[9:11])
 
     plot = tmp_path / "fit.png"

@@ -12,7 +12,7 @@ from distserve.planner.errors import InvalidProfile
 from distserve.planner.fitting import LARGE_BATCH, fit, fit_database, write_profile
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
-from distserve.planner.records import BesideRecord, Origin, Record, ServingRecord
+from distserve.planner.records import Origin, Record, ServingRecord
 from distserve.planner.serving import Serving
 from distserve.planner.serving_fit import fit_serving
 from distserve.profile.database import Measured, Subject, open_database
@@ -102,84 +102,24 @@ def served(
     )
 
 
-def beside(prompt_tokens: int, migrated: bool, serving: Serving) -> BesideRecord:
-    """As the simulator has it: streams of 9 ms a step."""
-    times = serving.applied(TIMES)
-    step_ms, second_ms = 9.0, times.decode_ms(1, prompt_tokens)
-    alone_ms = serving.prompt_ms + times.prefill_ms(prompt_tokens, prompt_tokens**2)
-    beside_ms = alone_ms * (1 + serving.prefill_slowed)
-    lost_ms = beside_ms - beside_ms / (1 + serving.decode_slowed) if migrated else alone_ms
-    waits_ms = 0.0 if migrated else step_ms / 2
-    handover_ms = serving.handover_ms + serving.joining_ms
-    return BesideRecord(
-        tp=1,
-        streams=8,
-        input_tokens=prompt_tokens,
-        context_tokens=64,
-        step_ms=step_ms,
-        lost_ms=lost_ms + serving.joining_ms,
-        ttft_alone_ms=serving.request_ms + alone_ms,
-        ttft_ms=serving.request_ms + serving.busy_request_ms + waits_ms + beside_ms,
-        prefill_alone_ms=alone_ms,
-        prefill_ms=beside_ms,
-        handover_alone_ms=second_ms + handover_ms,
-        handover_ms=1.5 * step_ms + handover_ms + serving.busy_handover_ms,
-        migrated=migrated,
+@pytest.mark.parametrize("migrated", [True, False])
+def test_what_an_idle_deployment_adds_is_what_its_clients_see_beyond_the_steps(
+    migrated: bool,
+) -> None:
+    true = Serving(
+        request_ms=7.0, handover_ms=5.0 * migrated, step_ms=0.4, stream_ms=0.1, padding_ms=0.002
     )
-
-
-COLOCATED = Serving(
-    request_ms=7.0,
-    busy_request_ms=2.0,
-    prompt_ms=3.0,
-    prefill_longer=0.1,
-    step_ms=0.4,
-    stream_ms=0.1,
-    padding_ms=0.002,
-    joining_ms=1.5,
-)
-APART = replace(
-    COLOCATED, handover_ms=5.0, busy_handover_ms=4.0, decode_slowed=0.2, prefill_slowed=0.3
-)
-
-
-@pytest.mark.parametrize("true", [COLOCATED, APART])
-def test_what_a_deployment_adds_is_what_its_clients_see_beyond_the_steps(true: Serving) -> None:
-    migrated = true is APART
     rows = [served(n, migrated, true) for n in (1, 2, 4, 8, 16)]
     rows.append(served(8, migrated, true, longest_tokens=320))
-    busy = [beside(n, migrated, true) for n in (32, 256)]
-    found = fit_serving(rows, busy, TIMES)
-    assert found.as_entry() == pytest.approx(true.as_entry())
-    assert fit_serving([], [], TIMES) == Serving()
+    assert fit_serving(rows, TIMES).as_entry() == pytest.approx(true.as_entry())
+    assert fit_serving([], TIMES) == Serving()
 
 
 def test_nothing_that_is_added_is_below_zero() -> None:
-    rows = [replace(served(n, True, APART), step_ms=1, ttft_ms=1, handover_ms=0) for n in (1, 8)]
-    busy = [
-        replace(
-            beside(n, True, APART),
-            lost_ms=-1,
-            ttft_ms=1,
-            ttft_alone_ms=1,
-            prefill_alone_ms=1,
-            prefill_ms=0.5,
-            handover_ms=0,
-        )
-        for n in (32, 256)
+    rows = [
+        replace(served(n, True, Serving()), step_ms=1, ttft_ms=1, handover_ms=0) for n in (1, 8)
     ]
-    assert fit_serving(rows, busy, TIMES) == Serving()
-
-
-def test_a_server_that_tells_no_stages_is_measured_by_its_first_tokens() -> None:
-    silent = replace(APART, prompt_ms=0.0, prefill_longer=0.0, busy_request_ms=0.0, request_ms=0.0)
-    rows = [served(n, True, silent) for n in (1, 2, 4)]
-    busy = [
-        replace(beside(n, True, silent), prefill_ms=None, prefill_alone_ms=None) for n in (32, 256)
-    ]
-    found = fit_serving(rows, busy, TIMES)
-    assert found.prefill_slowed == pytest.approx(silent.prefill_slowed)
-    assert found.decode_slowed == pytest.approx(silent.decode_slowed)
+    assert fit_serving(rows, TIMES) == Serving()
 
 
 def filled(path: Path, *subjects: Subject) -> Path:

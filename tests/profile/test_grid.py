@@ -53,17 +53,17 @@ class Terminal(io.StringIO):
 
 def test_time_left_is_what_is_left_of_the_work() -> None:
     now = [0.0]
-    points = [Point(1, 100), Point(1, 100 + 1), Point(2, 100)]
+    visits = [(Point(1, 100), 0), (Point(1, 100 + 1), 0), (Point(1, 100), 1), (Point(1, 101), 1)]
     terminal = Terminal()
-    progress = Progress(points, 2, terminal, clock=lambda: now[0])
-    progress.begin(points[0])
+    progress = Progress(visits, 2, terminal, clock=lambda: now[0])
+    progress.begin(visits[0])
     assert progress.seconds_left() is None
-    progress.ended(points[0])
+    progress.ended(visits[0])
     now[0] = 10.0
-    progress.begin(points[1])
+    progress.begin(visits[1])
     left = progress.seconds_left()
     assert left is not None and 20 < left < 40  # one like it, and one of twice the tokens
-    assert "3/5, now 1 x 101 tokens" in terminal.getvalue()
+    assert "3/6, now round 1: 1 x 101 tokens" in terminal.getvalue()
     silent = io.StringIO()
-    Progress(points, 0, silent).begin(points[0])
+    Progress(visits, 0, silent).begin(visits[0])
     assert silent.getvalue() == ""

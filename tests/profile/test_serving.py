@@ -12,12 +12,13 @@ from aiohttp import web
 from distserve.bench.client import Target
 from distserve.bench.outcome import Outcome
 from distserve.cli.main import main
+from distserve.planner.loads import LoadRecord, decoded
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
-from distserve.profile import beside, serving
+from distserve.profile import loads, serving
 from distserve.profile.asking import asking
-from distserve.profile.database import Measured, Served, Subject, open_database
+from distserve.profile.database import Loaded, Measured, Served, Subject, open_database
 from distserve.profile.errors import ProfileError
 from distserve.profile.serving import (
     OUTPUT_TOKENS,
@@ -52,6 +53,9 @@ class Stub:
     url = ""
     moved = 0
     moves = False
+    tells = False
+    """Its requests' stages."""
+    decoders = 1
     status = 200
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -65,11 +69,20 @@ class Stub:
             event = {"choices": [{"text": "x", "token_ids": [1]}]}
             await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             await asyncio.sleep(0.002)
+        if self.tells:
+            stages = {"issued_ms": 0, "context_begin_ms": 0.5, "context_end_ms": 2.0}
+            if self.moves:
+                stages |= {"migration_begin_ms": 2.5, "migration_end_ms": 3.0}
+            event = {"choices": [], "lifecycle": [stages]}
+            await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
     async def stats(self, _: web.Request) -> web.Response:
-        return web.json_response({"transports": {"TCP": self.moved}})
+        roles = ["prefill", *["decode"] * self.decoders]
+        return web.json_response(
+            {"transports": {"TCP": self.moved}, "instances": [{"role": role} for role in roles]}
+        )
 
 
 @pytest.fixture
@@ -100,6 +113,58 @@ async def test_a_deployment_is_measured_from_outside(stub: Stub, moves: bool) ->
     assert [r.context_len - 8 for r in rows] == halves and all(r.ttft > 0 for r in rows)
 
 
+@pytest.mark.parametrize("moves", [True, False])
+async def test_clients_of_a_load_send_one_request_after_another(stub: Stub, moves: bool) -> None:
+    stub.tells, stub.moves = True, moves
+    rows: list[Loaded] = []
+    async with asking(Target(stub.url, "m")) as asker:
+        assert await loads.measure(asker, rows.append, clients=(1, 3), rounds=1, seconds=0.2)
+    assert [row.clients for row in rows] == [1, 3]
+    for row in rows:
+        load = LoadRecord(1, row.clients, decoded(row.requests))
+        assert len(load.requests) >= row.clients and load.migrated == moves
+        for request in load.requests:
+            assert 0 <= request.sent_ms < request.prefill_ms < request.prefilled_ms
+            assert request.prefilled_ms - request.prefill_ms == pytest.approx(1.5, abs=0.01)
+            assert list(request.token_ms) == sorted(request.token_ms)
+        at_once = max(
+            sum(r.sent_ms <= one.sent_ms < r.last_ms for r in load.requests)
+            for one in load.requests
+        )
+        assert at_once == row.clients
+
+
+async def test_a_server_that_tells_too_few_stages_is_refused(stub: Stub) -> None:
+    stub.tells = True
+
+    def fall_silent(_: Loaded) -> None:
+        stub.tells = False
+
+    async with asking(Target(stub.url, "m")) as asker:
+        with pytest.raises(ProfileError, match="told the stages of 0 in time"):
+            await loads.measure(asker, fall_silent, clients=(1, 2), seconds=0.05)
+
+
+async def test_where_a_role_has_several_instances_no_load_is_measured(stub: Stub) -> None:
+    stub.tells, stub.decoders = True, 2
+    async with asking(Target(stub.url, "m")) as asker:
+        with pytest.raises(
+            ProfileError, match=r"several decode instances: .* one instance of each"
+        ):
+            await loads.measure(asker, lambda _: None, clients=(1,), seconds=0.1)
+
+
+async def test_a_load_ends_with_the_first_refusal(stub: Stub) -> None:
+    stub.tells = True
+
+    def refuse(_: Loaded) -> None:
+        stub.status = 503
+
+    async with asking(Target(stub.url, "m")) as asker:
+        with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
+            await loads.measure(asker, refuse, clients=(1, 4), seconds=0.05)
+
+
 async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
     stub.status = 503
     async with asking(Target(stub.url, "m")) as asker:
@@ -108,7 +173,10 @@ async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
 
 
 async def test_the_command_adds_to_the_model_s_records(
-    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stub: Stub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "p.sqlite"
     with open_database(path, Subject("m", "float32", "cpu", "1")) as database:
@@ -123,16 +191,29 @@ async def test_the_command_adds_to_the_model_s_records(
 
     ask = ("serving", "--db", path, "--url", stub.url, "--model")
     output, _ = await said(0, *ask, "m")
-    assert len(output.splitlines()) == len(PROMPTS) + len(beside.LENGTHS)
+    silent, *lines = output.splitlines()
+    assert "does not tell its requests' stages" in silent and len(lines) == len(PROMPTS)
     output, _ = await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
     assert "a deployment adds" in output
     entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]
     assert entry["request_ms"] > 0 and entry["handover_ms"] == 0  # the stub moved nothing
+    stub.tells = stub.moves = True
+    monkeypatch.setattr(loads, "CLIENTS", (1, 2))
+    monkeypatch.setattr(loads, "ROUNDS", 2)
+    monkeypatch.setattr(loads, "SECONDS", 0.2)
+    output, _ = await said(0, *ask, "m")
+    assert [line[:12] for line in output.splitlines()] == [" 1 clients: ", " 2 clients: "] * 2
+    await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
+    entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]
+    assert 0.5 < entry["prompt_ms"] < 1.6, "1.5 ms, as it told; some of it beside others"
+    stub.tells = stub.moves = False
     _, error = await said(2, *ask, "other")
     assert error.endswith("no records of model other; the database has: m float32 cpu 1\n")
     stub.status = 503
     _, error = await said(2, *ask, "m")
     assert error.endswith("HTTP 503: not today\n")
+    output, _ = await said(0, "fit", "--db", path)
+    assert "a deployment adds" in output, "what was measured before is still there"
 
 
 def times_of(strategy: str, fleet: Fleet) -> tuple[list[float], list[float]]:

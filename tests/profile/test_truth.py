@@ -1,12 +1,16 @@
 """The truth run's own arithmetic, on figures made by hand, and its simulated side."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
-from benchmarks.planner_truth import offering, simulating, telling
-from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Pace, Request, Seen
+from benchmarks.planner_truth import deployment, measured, offering, simulating, telling
+from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Request, Seen
 
+from distserve.bench.openloop import Lag, Observed
 from distserve.bench.outcome import Outcome
+from distserve.planner.loads import LoadRecord, LoadRequest
+from distserve.planner.pace import Pace
 from distserve.planner.result import Slo
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec
@@ -21,14 +25,12 @@ def requests(*times: tuple[float, float]) -> list[Request]:
 
 
 def compared(
-    real: list[Request], simulated: list[Request], share: float = 0.3, after: float = 1.0,
-    as_profiled: list[Request] | None = None,
+    real: list[Request], simulated: list[Request], share: float = 0.3,
+    paced: list[Request] | None = None,
 ) -> Compared:  # fmt: skip
-    """`after`: the machine's pace in decoding at the end, which was 1."""
     slo = Slo(100, 10)
-    seen = [Seen.of(side, slo) for side in (real, simulated, as_profiled or simulated)]
-    paces = Pace(1.0, 1.0), Pace(1.0, after)
-    return Compared("m", "s", share, 2.0, 1, len(real), *seen, 0.0, 0.0, *paces, real, simulated)
+    seen = [Seen.of(side, slo) for side in (real, simulated, paced or simulated)]
+    return Compared("m", "s", share, 2.0, 1, len(real), *seen, Pace(), 0.0, 0.0, real, simulated)
 
 
 def test_errors_are_of_the_same_requests() -> None:
@@ -46,52 +48,58 @@ def test_errors_are_of_the_same_requests() -> None:
 def test_rates_beyond_the_knee_are_not_judged() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, exact, 0.9), compared(exact, wrong, 1.0)]
-    *_, beyond, mean, profiled = telling.summary(rows)
+    *_, beyond, mean, paced = telling.summary(rows)
     assert "100%, 2.0/s (not judged)" in beyond and "-100.0" in beyond
-    for line in (mean, profiled):
+    for line in (mean, paced):
         assert line.count("| **0.0**") == 1 and line.count("| **0.0 %**") == 2
 
 
-def test_what_the_machine_became_since_its_profile_is_told_apart() -> None:
+def test_what_the_machine_became_meanwhile_is_told_apart() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
-    *_, mean, profiled = telling.summary([compared(exact, exact, as_profiled=wrong)])
+    *_, mean, paced = telling.summary([compared(exact, exact, paced=wrong)])
     assert "mean up to 90%" in mean and "**0.0 %** (aim 10 %), single runs 0.0 %" in mean
-    assert "profile as it was" in profiled and "**900.0 %** (aim 10 %)" in profiled
+    assert "at its own steps' pace" in paced and "**900.0 %** (aim 10 %)" in paced
 
 
 def test_a_rate_is_off_by_what_its_repeats_are_off_in_the_mean() -> None:
     """Of its repeats one falls out too well, another too badly; rates do not cancel each other."""
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, wrong), compared(wrong, exact), compared(exact, wrong, 0.6)]
-    *_, first, second, mean, _ = telling.summary(rows)
-    assert "| 2 of 2 | +0.0 (-100.0 to +100.0), absolute 100.0 |" in first
+    *_, first, second, mean, _, apart = telling.summary(rows)
+    assert "| 2 | +0.0 (-100.0 to +100.0), absolute 100.0 |" in first
     assert "| -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
     assert "| 3 | **50.0** (aim 2), single runs 100.0" in mean
-
-
-def test_runs_during_which_the_pace_changed_are_not_judged() -> None:
-    exact, wrong = requests((50, 5)), requests((500, 50))
-    rows = [compared(exact, exact), compared(exact, wrong, after=1.2), compared(exact, wrong, 0.6)]
-    *_, first, second, mean, _ = telling.summary(rows)
-    assert "| 1 of 2 | +0.0 (+0.0 to +0.0), absolute 0.0 |" in first
-    assert "| 1 of 1 | -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
-    assert "| 2 | **50.0** (aim 2), single runs 50.0" in mean
-    never = list(telling.summary([compared(exact, wrong, after=0.5)]))
-    assert "30%, 2.0/s (not judged) | 0 of 1 | -100.0" in never[-1], "and there is no mean of it"
+    assert "| 1 pairs | 100.0 apart |" in apart and apart.count("| 163.6 % |") == 1
 
 
 @pytest.mark.parametrize("strategy", ["Colocated", "Disaggregated"])
-def test_at_another_pace_the_probes_take_as_much_longer(strategy: str) -> None:
+def test_at_another_pace_a_request_alone_takes_as_much_longer(strategy: str) -> None:
     serving = Serving(
-        request_ms=5, busy_request_ms=1, prompt_ms=2, prefill_longer=0.1, handover_ms=7,
-        step_ms=0.5, stream_ms=0.2, busy_handover_ms=1, joining_ms=3, decode_slowed=0.2,
-    )  # fmt: skip
+        prompt_ms=2, prefill_longer=0.1, step_ms=0.5, stream_ms=0.2, joining_ms=3, decode_slowed=0.2
+    )
     spec = InstanceSpec(serving.applied(TIMES), serving=serving)
     fleet = Fleet(spec) if strategy == "Colocated" else Fleet(spec, spec, shared_machines=True)
-    now = simulating.probed(strategy, fleet)
-    then = simulating.probed(strategy, simulating.at_pace(fleet, Pace(1.5, 0.8)))
-    assert then.prefill == pytest.approx(1.5 * now.prefill)
-    assert then.decode == pytest.approx(0.8 * now.decode, rel=0.1)
+    slow = simulating.at_pace(fleet, Pace((1.5,), (0.8,)))
+    alone = offering.plan_of(1, float("inf"), 1)
+    (now,), (then,) = (simulating.simulate(strategy, f, alone) for f in (fleet, slow))
+    assert then.ttft_ms == pytest.approx(1.5 * now.ttft_ms, rel=1e-4)
+    assert then.tpot_ms == pytest.approx(0.8 * now.tpot_ms, rel=1e-4)
+
+
+def test_each_draw_is_slow_at_other_times() -> None:
+    fleet = Fleet(InstanceSpec(TIMES, serving=Serving(pace=Pace((1, 2, 3, 4, 5), (1,) * 5))))
+    draws = simulating.draws_of(fleet)
+    assert [drawn.prefill.serving.pace.prefill[0] for drawn in draws] == [
+        1 + nth // 4 for nth in range(20)
+    ]
+
+
+def test_a_rate_s_error_is_that_of_its_means() -> None:
+    """One repeat has half of what is simulated, the other twice as much: 80 against 100."""
+    rows = [compared(requests((real, 5)), requests((80, 5))) for real in (40, 160)]
+    *_, rate, mean, _, _ = telling.summary(rows)
+    assert "-20.0 % (-50.0 to +100.0), absolute 75.0 %" in rate
+    assert "**20.0 %** (aim 10 %), single runs 75.0 %" in mean
 
 
 def test_a_burst_s_rate_is_that_of_its_middle() -> None:
@@ -107,7 +115,11 @@ def test_a_capacity_is_counted_while_requests_come() -> None:
 
 
 def test_no_two_runs_have_a_prompt_in_common() -> None:
-    plans = [offering.plan_of(20, 5.0, 1), offering.plan_of(20, 9.0, 2), *offering.probes(10_000)]
+    plans = [
+        offering.plan_of(20, 5.0, 1),
+        offering.plan_of(20, 9.0, 2),
+        offering.plan_of(20, 9.0, 3),
+    ]
     prompts = [str(planned.prompt) for plan in plans for planned in plan]
     assert len(set(prompts)) == len(prompts)
 
@@ -132,3 +144,29 @@ def test_the_gateway_s_stages_are_the_simulator_s() -> None:
         expected = dict(zip(STAGES, (b - a for a, b in pairwise(instants)), strict=True))
         assert offering.stages(outcome) == pytest.approx(expected)
         assert simulated.stages_ms == pytest.approx(expected, abs=0.01)
+
+
+def test_what_was_measured_can_be_judged_again(tmp_path: Path) -> None:
+    plan = offering.plan_of(2, 1.0, 3)
+    told = {"context_begin": 0.1, "context_end": 0.2, "decoding_end": 0.5}
+    outcome = Outcome(0, 8, 2, 0.0, 0.0, 1.0, (0.5, 1.0), 2, lifecycle=told)
+    observed = Observed([outcome], Lag(0.1, 0.2, 0.3, 0.4), 0.0)
+    load = LoadRecord(1, 8, [LoadRequest(8, 0.0, 1.0, 2.0, None, (2.5, 3.0))])
+    found = measured.Measured(
+        [plan], 2.5, [[load]], [measured.Run(0.3, 1.0, 1, plan, observed, 0.0)]
+    )
+    measured.keep(found, tmp_path, "tiny", "Colocated")
+    again = measured.kept(tmp_path, "tiny", "Colocated")
+    assert (again.capacity, again.runs[0].share, again.loads) == (2.5, 0.3, [[load]])
+    assert offering.load_like(again.runs[0].observed) == offering.load_like(observed)
+    assert simulating.simulate("Colocated", Fleet(InstanceSpec(TIMES)), again.runs[0].plan)
+    with pytest.raises(deployment.Failed, match="measure without --again"):
+        measured.kept(tmp_path, "small", "Colocated")
+
+
+def test_a_pair_s_prompts_differ_and_nothing_else_does() -> None:
+    plan = offering.plan_of(5, 9.0, 3)
+    other = offering.with_other_prompts(plan)
+    for one, two in zip(plan, other, strict=True):
+        assert (one.at_seconds, one.prompt_tokens) == (two.at_seconds, len(two.prompt))
+        assert one.prompt[:16] != two.prompt[:16]

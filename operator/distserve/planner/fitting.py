@@ -11,17 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from distserve.planner import least_squares
 from distserve.planner.errors import InvalidProfile
+from distserve.planner.load_fit import fit_loads
+from distserve.planner.loads import read_loads
 from distserve.planner.records import (
     Origin,
     Record,
     of_one_origin,
-    read_beside,
     read_records,
     read_serving,
 )
@@ -202,28 +203,10 @@ def _product(coefficients: Coefficients, row: Row) -> float:
 def _least_squares(
     records: Iterable[Record], row: Callable[[Record], Row], measured: Callable[[Record], float]
 ) -> Coefficients:
-    """Of all choices of coefficients that are 0, the best whose others are positive."""
-    import numpy
-
     records = list(records)
-    times_ms = numpy.asarray([measured(record) for record in records])
-    weighted = numpy.asarray([row(record) for record in records], dtype=float) / times_ms[:, None]
-    scale = numpy.abs(weighted).max(axis=0)  # columns differ by orders of magnitude
-    weighted = weighted / scale
-    best, least = numpy.zeros(3), float(len(records))
-    for size in (3, 2, 1):
-        for columns in combinations(range(3), size):
-            part, *_ = numpy.linalg.lstsq(
-                weighted[:, columns], numpy.ones(len(records)), rcond=None
-            )
-            if (part < 0).any():
-                continue
-            found = numpy.zeros(3)
-            found[list(columns)] = part
-            error = float(((weighted @ found - 1) ** 2).sum())
-            if error < least - 1e-12:
-                best, least = found, error
-    return Coefficients(*map(float, best / scale))
+    return Coefficients(
+        *least_squares.relative([row(r) for r in records], [measured(r) for r in records])
+    )
 
 
 def fit_database(
@@ -237,7 +220,7 @@ def fit_database(
     Databases of other profilers do not name the model: there `model` is the name, elsewhere the
     one that is wanted. `wanted` chooses between devices and the like, by fields of `Origin`.
     """
-    records, serving, beside = read_records(path), read_serving(path), read_beside(path)
+    records, serving, loads = read_records(path), read_serving(path), read_loads(path)
     if not records:
         raise InvalidProfile(f"{path} holds no usable records; run `distserve profile` first")
     named = any(record.origin.model for record in records)
@@ -250,11 +233,10 @@ def fit_database(
         mine = [record for record in records if record.origin == origin]
         for tp in sorted({record.tp for record in mine}):
             fitted = fit([record for record in mine if record.tp == tp], large_batch)
-            added = fit_serving(
-                [row for row in serving if row.tp == tp and row.origin == origin],
-                [row for row in beside if row.tp == tp and row.origin == origin],
-                fitted.times,
-            )
+            busy = [row for row in loads if row.tp == tp and row.origin == origin]
+            idle = [row for row in serving if row.tp == tp and row.origin == origin]
+            times = fitted.times
+            added = fit_loads(busy, times) if busy else fit_serving(idle, times)
             name = origin.model or model or ""
             fits[name, tp] = replace(fitted, serving=added, origin=origin)
     return fits

@@ -3,8 +3,8 @@
 DistServe's profiler writes a table `records` with tp_world_size, batch_size, input_len,
 avg_prefill_time_usage, avg_decoding_time_usage (ms) and tag, one row for a batch of equal prompts;
 LoongServe's adds sp_world_size. `distserve profile` writes the same columns and says besides what
-was measured on what; its tables `serving` and `beside` have what a whole deployment adds to the
-engine's steps, idle and busy.
+was measured on what; its tables `serving` and `loads` have what clients of a whole deployment saw,
+idle and busy (`distserve.planner.loads` reads the latter).
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ _COLUMNS = {
         "tp_world_size", "streams", "input_len", "context_len", "ttft", "handover", "step",
         "migrated",
     ),
-    "beside": (
-        "tp_world_size", "streams", "input_len", "context_len", "step", "lost", "ttft_alone",
-        "ttft", "prefill_alone", "prefill", "handover_alone", "handover", "migrated",
-    ),
+    "loads": ("tp_world_size", "clients", "requests"),
 }  # fmt: skip
 
 
@@ -94,32 +91,6 @@ class ServingRecord:
         return self.streams * (longest - self.input_tokens)
 
 
-@dataclass(frozen=True)
-class BesideRecord:
-    """What requests and `streams` that decode meanwhile cost each other."""
-
-    tp: int
-    streams: int
-    input_tokens: int
-    """Of each request."""
-    context_tokens: float
-    """Of each stream."""
-    step_ms: float
-    """Of the streams alone."""
-    lost_ms: float
-    """By which the streams' tokens came later for each request."""
-    ttft_alone_ms: float
-    ttft_ms: float
-    prefill_alone_ms: float | None
-    """The stage, where the server told of it."""
-    prefill_ms: float | None
-    handover_alone_ms: float
-    """From the first token to the second, without streams."""
-    handover_ms: float
-    migrated: bool
-    origin: Origin = Origin()
-
-
 def read_records(path: Path | str) -> list[Record]:
     """All usable rows; raises InvalidProfile when the file is no profile database."""
     return [
@@ -131,9 +102,9 @@ def read_records(path: Path | str) -> list[Record]:
             _time(row["avg_decoding_time_usage"]),
             str(row["tag"] or ""),
             row.get("decode_context_len"),
-            _origin(row),
+            origin_of(row),
         )
-        for row in _rows(Path(path), "records")
+        for row in rows_of(Path(path), "records")
         if row.get("sp_world_size", 1) == 1 and row.get("pp_world_size", 1) == 1
         if _time(row["avg_prefill_time_usage"]) or _time(row["avg_decoding_time_usage"])
     ]
@@ -152,36 +123,13 @@ def read_serving(path: Path | str) -> list[ServingRecord]:
             float(row["step"]),
             bool(row["migrated"]),
             row.get("longest_len"),
-            _origin(row),
+            origin_of(row),
         )
-        for row in _rows(Path(path), "serving", optional=True)
+        for row in rows_of(Path(path), "serving", optional=True)
     ]
 
 
-def read_beside(path: Path | str) -> list[BesideRecord]:
-    """Empty where no deployment was measured."""
-    return [
-        BesideRecord(
-            int(row["tp_world_size"]),
-            int(row["streams"]),
-            int(row["input_len"]),
-            float(row["context_len"]),
-            float(row["step"]),
-            float(row["lost"]),
-            float(row["ttft_alone"]),
-            float(row["ttft"]),
-            _time(row["prefill_alone"]),
-            _time(row["prefill"]),
-            float(row["handover_alone"]),
-            float(row["handover"]),
-            bool(row["migrated"]),
-            _origin(row),
-        )
-        for row in _rows(Path(path), "beside", optional=True)
-    ]
-
-
-def _rows(path: Path, table: str, optional: bool = False) -> list[dict[str, Any]]:
+def rows_of(path: Path, table: str, optional: bool = False) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InvalidProfile(f"cannot read the profile database {path}: no such file")
     try:
@@ -192,7 +140,7 @@ def _rows(path: Path, table: str, optional: bool = False) -> list[dict[str, Any]
             ).fetchone()
             if optional and not known:
                 return []
-            rows = [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
+            rows = [dict(row) for row in database.execute(f"SELECT * FROM {table} ORDER BY rowid")]
     except sqlite3.Error as error:
         raise InvalidProfile(f"{path} is not a profile database: {error}") from error
     if rows and (missing := set(_COLUMNS[table]) - rows[0].keys()):
@@ -206,7 +154,7 @@ def _time(value: Any) -> float | None:
     return float(value) if value and value > 0 else None
 
 
-def _origin(row: Mapping[str, Any]) -> Origin:
+def origin_of(row: Mapping[str, Any]) -> Origin:
     return Origin(*(str(row.get(name) or "") for name in ("model", *ORIGIN)))
 
 

@@ -1,17 +1,19 @@
-"""What a deployment adds to the steps of its engines: constants that were measured on one.
+"""What a deployment adds to the steps of its engines, as it was measured on one.
 
 A profile's step times are the engine's own, alone on its machine. A client's times also hold the
 gateway, HTTP and the hand-over between instances, and what instances that share a machine take from
-each other. `distserve profile serving` measures a deployment from outside, `serving_fit` takes the
-steps' own times off what it saw.
+each other. `distserve profile serving` measures a deployment from outside, `load_fit` explains what
+it saw; `serving_fit` of a server that does not tell its requests' stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
+from math import isfinite
 from typing import Any
 
+from distserve.planner.pace import Pace
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 
@@ -26,9 +28,13 @@ class Serving:
     prompt_ms: float = 0.0
     """That a prefill step takes longer for each prompt in it."""
     prefill_longer: float = 0.0
-    """Share by which it takes longer than in the engine alone, whatever is in it."""
+    """Share by which it takes longer than in the engine alone, whatever is in it; or below 0."""
     handover_ms: float = 0.0
-    """Between a prefill's end and the moment when its KV can be decoded from elsewhere."""
+    """Besides the transfer, between a prefill's end and the moment when its KV can be decoded from
+    elsewhere, where nobody decodes: else the engine there hears of it when its step has ended."""
+    decode_longer: float = 0.0
+    """Share by which a decode step takes longer than in the engine alone; below 0 where the machine
+    was slower when the engine was measured."""
     step_ms: float = 0.0
     """That each decode step takes longer than the engine alone needs for it."""
     stream_ms: float = 0.0
@@ -36,14 +42,17 @@ class Serving:
     padding_ms: float = 0.0
     """That it takes longer for each token that a context is shorter than the longest of the batch:
     of engines that compute them at one length."""
-    busy_handover_ms: float = 0.0
-    """That a hand-over takes longer while the instance that it leads to decodes."""
+    coming_ms: float = 0.0
+    """That a request which comes to the deployment costs those who decode in it, whatever its
+    length: they share a core with what receives it."""
     joining_ms: float = 0.0
-    """That a request which joins those that decode costs them, whatever its length."""
+    """That it costs them besides when it joins them."""
     decode_slowed: float = 0.0
     """Share by which a decode step takes longer while a neighbour prefills."""
     prefill_slowed: float = 0.0
     """Share by which a prefill takes longer while a neighbour decodes."""
+    pace: Pace = field(default_factory=Pace)
+    """How much longer steps took than all this says, second by second."""
 
     def __bool__(self) -> bool:
         return self != Serving()
@@ -52,28 +61,41 @@ class Serving:
         """Of a request, to its queue and back; `busy`: while others decode."""
         return self.request_ms + (self.busy_request_ms if busy else 0.0)
 
-    def between_ms(self, busy: bool) -> float:
-        """Of a hand-over besides its transfer; `busy`: while the target decodes."""
-        return self.handover_ms + (self.busy_handover_ms if busy else 0.0)
-
-    def as_entry(self) -> dict[str, float]:
-        return asdict(self)
+    def as_entry(self) -> dict[str, Any]:
+        terms: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        pace = terms.pop("pace")
+        return {**terms, "pace": pace.as_entry()} if pace else terms
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> Serving:
         """Raises TypeError and ValueError for what is none."""
-        return cls(**{name: float(value) for name, value in entry.items()})
+        terms = {name: float(value) for name, value in entry.items() if name != "pace"}
+        unknown = terms.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"serving has {', '.join(sorted(unknown))}, of another release: measure again with "
+                "`distserve profile serving`, and fit"
+            )
+        for name, value in terms.items():
+            possible = value > -1 if name.endswith("_longer") else value >= 0
+            if not (possible and isfinite(value)):
+                raise ValueError(f"serving's {name} is {value:g}, which cannot be")
+        return cls(**terms, pace=Pace.from_entry(entry["pace"]) if "pace" in entry else Pace())
 
     def applied(self, times: TimeModel) -> TimeModel:
         """Step times as they pass in a deployment, beside nobody."""
-        if not (self.step_ms or self.stream_ms or self.prefill_longer):
+        if not (self.step_ms or self.stream_ms or self.prefill_longer or self.decode_longer):
             return times
 
+        def longer(by: float, formula: Coefficients) -> Coefficients:
+            return Coefficients(*((1 + by) * value for value in formula))
+
         def served(decode: Coefficients) -> Coefficients:
-            return Coefficients(decode.a + self.step_ms, decode.b, decode.c + self.stream_ms)
+            a, b, c = longer(self.decode_longer, decode)
+            return Coefficients(a + self.step_ms, b, c + self.stream_ms)
 
         return TimeModel(
-            Coefficients(*((1 + self.prefill_longer) * value for value in times.prefill)),
+            longer(self.prefill_longer, times.prefill),
             served(times.decode_small),
             served(times.decode_large),
             times.large_batch,

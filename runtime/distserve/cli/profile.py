@@ -63,7 +63,7 @@ def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--output-tokens", type=_positive, default=16, help="of a batch; the first is prefill's")
     add("--warm-ups", type=_from_zero, default=1, help="of each batch, not counted")
-    add("--repeats", type=_positive, default=3, help="of each batch; medians are kept")
+    add("--repeats", type=_positive, default=3, help="rounds over the grid; medians are kept")
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -142,11 +142,12 @@ def _say(found: Profiled, database: Path) -> int:
     subject = found.subject
     kept = f", {found.kept} of them by an earlier call" if found.kept else ""
     left = f"; {found.left_out} are more than the engine holds" if found.left_out else ""
+    rounds = f"; rounds to finish: {found.rounds_left}" if found.rounds_left else ""
     print(
         f"{found.kept + found.measured} of {found.wanted} batches of {subject.model} "
-        f"({subject.dtype}, {subject.device}) are in {database}{kept}{left}"
+        f"({subject.dtype}, {subject.device}) are in {database}{kept}{left}{rounds}"
     )
-    if found.complete:
+    if not found.rounds_left:
         return 0
     print("interrupted; the same command goes on from there", file=sys.stderr)
     return INTERRUPTED
@@ -224,13 +225,18 @@ def _serving_arguments(parser: argparse.ArgumentParser) -> None:
 def _serving(args: argparse.Namespace) -> int:
     import asyncio
 
+    import uvloop
+
     from distserve.planner.errors import PlannerError
     from distserve.profile.database import open_database
     from distserve.profile.errors import ProfileError
 
     try:
-        with open_database(args.db, _subject_of(args)) as database:
-            asyncio.run(_measure_serving(args, database))
+        with (
+            open_database(args.db, _subject_of(args)) as database,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(_measure_serving(args, database))
     except (PlannerError, ProfileError) as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
@@ -240,28 +246,38 @@ def _serving(args: argparse.Namespace) -> int:
 
 async def _measure_serving(args: argparse.Namespace, database: Database) -> None:
     from distserve.bench.client import Target
-    from distserve.profile import beside, serving
+    from distserve.planner.loads import decoded
+    from distserve.profile import loads, serving
     from distserve.profile.asking import asking
-    from distserve.profile.database import Beside, Served
+    from distserve.profile.database import Loaded, Served
+
+    measured = 0
+
+    def keep(row: Loaded | Served) -> None:
+        nonlocal measured
+        if not measured:  # the former measurement stays until there is another one
+            database.forget_deployment()
+        measured += 1
+        database.add(row)
+
+    def loaded(row: Loaded) -> None:
+        keep(row)
+        requests = decoded(row.requests)
+        seconds = max(request.last_ms for request in requests) / 1000
+        print(f"{row.clients:2} clients: {len(requests)} requests in {seconds:.0f} s", flush=True)
 
     def served(row: Served) -> None:
-        database.add(row)
+        keep(row)
         print(
             f"{row.streams:2} x {row.input_len} tokens: TTFT {row.ttft:.1f} ms, second token "
-            f"{row.handover:.1f} ms, then {row.step:.2f} ms a step"
-        )
-
-    def beside_streams(row: Beside) -> None:
-        database.add(row)
-        print(
-            f"{row.input_len} tokens beside {row.streams} streams of {row.step:.2f} ms a step: "
-            f"TTFT {row.ttft:.1f} ms for {row.ttft_alone:.1f}, second token {row.handover:.1f} ms "
-            f"for {row.handover_alone:.1f}; the streams lose {row.lost:.1f} ms"
+            f"{row.handover:.1f} ms, then {row.step:.2f} ms a step",
+            flush=True,
         )
 
     async with asking(Target(args.url, args.model)) as asker:
-        await serving.measure(asker, served)
-        await beside.measure(asker, beside_streams)
+        if not await loads.measure(asker, loaded):
+            print("the server does not tell its requests' stages: it is measured idle")
+            await serving.measure(asker, served)
 
 
 def _subject_of(args: argparse.Namespace) -> Any:

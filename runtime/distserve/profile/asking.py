@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 
@@ -19,12 +21,13 @@ _TIMEOUT_SECONDS = 120.0
 
 
 class Asker:
-    """One client's requests, each prompt another one: a prefix in the cache would cost nothing."""
+    """Requests to one server, each prompt another one, also when all is measured again: a prefix in
+    the cache would cost nothing."""
 
     def __init__(self, http: aiohttp.ClientSession, client: Client) -> None:
         self._http = http
         self._client = client
-        self._draw = random.Random(0)
+        self._draw = random.Random()
 
     async def ask(self, prompt_tokens: Sequence[int], output_tokens: int) -> list[Outcome]:
         """A request for each prompt's length at once, to their ends. Raises ProfileError where one
@@ -49,13 +52,19 @@ class Asker:
 
     async def moved_bytes(self) -> float:
         """KV that this gateway's engines migrated so far; 0 where the server does not say."""
+        return float(sum((await self._stats()).get("transports", {}).values()))
+
+    async def instances(self) -> Counter[str]:
+        """Of each role; empty where the server does not say."""
+        return Counter(one["role"] for one in (await self._stats()).get("instances", ()))
+
+    async def _stats(self) -> dict[str, Any]:
         base = self._client.target.url.rstrip("/").removesuffix("/v1")
         try:
             async with self._http.get(f"{base}/stats") as answer:
-                document = await answer.json() if answer.status == 200 else {}
+                return await answer.json() if answer.status == 200 else {}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return 0.0
-        return float(sum(document.get("transports", {}).values()))
+            return {}
 
 
 @asynccontextmanager

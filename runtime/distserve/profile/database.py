@@ -1,7 +1,8 @@
 """The profile database: rows are committed as they are measured, so that nothing is measured twice.
 
-The table `records` has the columns of DistServe's profiler, which its fitter and ours read, and
-says besides what was measured on what. Times are milliseconds; `avg` columns hold medians.
+A batch's times in each round over the grid are in `samples`, what they come to in `records`, which
+has the columns of DistServe's profiler, read by its fitter and ours, and says besides what was
+measured on what. Times are milliseconds; `avg` columns hold medians.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from statistics import median, pstdev
 from typing import Any
 
 from distserve.profile.errors import ProfileError
-from distserve.profile.grid import Point
+from distserve.profile.grid import Point, Visit
 
 _BUSY_SECONDS = 30.0
 """For another profiler's commit."""
@@ -33,8 +35,24 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """One row of `samples`: a batch in one round."""
+
+    batch_size: int
+    input_len: int
+    output_len: int
+    round: int
+    prefill: float | None
+    """None where the engine does not do it in one step."""
+    decode: float
+    """Median of its steps."""
+    context_len: float
+    """Of each request, in the mean of these."""
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One row of `records`; None where the engine does not do it in one step."""
+    """One row of `records`: medians over the rounds, and their spread."""
 
     batch_size: int
     input_len: int
@@ -45,6 +63,24 @@ class Measured:
     decoding_time_stddev: float | None
     decode_context_len: float | None
     repeats: int
+
+    @classmethod
+    def of(cls, samples: Sequence[Sampled]) -> Measured:
+        """All of one batch."""
+        first = samples[0]
+        prefills = [sample.prefill for sample in samples if sample.prefill is not None]
+        decodes = [sample.decode for sample in samples]
+        return cls(
+            first.batch_size,
+            first.input_len,
+            first.output_len,
+            median(prefills) if prefills else None,
+            median(decodes),
+            pstdev(prefills) if prefills else None,
+            pstdev(decodes),
+            first.context_len,
+            len(samples),
+        )
 
 
 @dataclass(frozen=True)
@@ -64,37 +100,29 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """One row of `beside`: requests that came while streams decoded."""
+class Loaded:
+    """One row of `loads`: what so many clients saw of a deployment."""
 
-    streams: int
-    input_len: int
-    """Of the requests."""
-    context_len: float
-    """Of the streams."""
-    step: float
-    """Of the streams alone."""
-    lost: float
-    """By which the streams' tokens came later for each request."""
-    ttft_alone: float
-    ttft: float
-    prefill_alone: float | None
-    """The stage, where the server tells of it."""
-    prefill: float | None
-    handover_alone: float
-    """From the first token to the second, without streams."""
-    handover: float
-    migrated: bool
+    clients: int
+    round: int
+    requests: str
+    """As `distserve.planner.loads` has them, in JSON."""
 
 
-Row = Measured | Served | Beside
+Row = Sampled | Measured | Served | Loaded
 
 _KEYS = {
+    "samples": "batch_size, input_len, round",
     "records": "batch_size, input_len",
     "serving": "streams, input_len, migrated",
-    "beside": "streams, input_len, migrated",
+    "loads": "clients, round",
 }
-_ROWS: dict[str, Any] = {"records": Measured, "serving": Served, "beside": Beside}
+_ROWS: dict[str, Any] = {
+    "samples": Sampled,
+    "records": Measured,
+    "serving": Served,
+    "loads": Loaded,
+}
 _TYPES = {"str": "TEXT", "int": "INTEGER", "bool": "INTEGER"}
 
 
@@ -105,14 +133,40 @@ class Database:
         self._connection = connection
         self._subject = subject
 
-    def measured(self) -> set[Point]:
+    def sampled(self, output_len: int) -> set[Visit]:
+        """With outputs of this length; others' contexts are others."""
         rows = self._connection.execute(
-            f"SELECT batch_size, input_len FROM records WHERE {_WHERE}", astuple(self._subject)
+            f"SELECT batch_size, input_len, round FROM samples WHERE {_WHERE} AND output_len = ?",
+            (*astuple(self._subject), output_len),
         )
-        return {Point(*row) for row in rows}
+        return {(Point(*point), nth) for *point, nth in rows}
+
+    def forget_deployment(self) -> None:
+        """What another layout added is of no use beside what this one does."""
+        with self._connection:
+            for table in ("serving", "loads"):
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE {_WHERE}", astuple(self._subject)
+                )
 
     def add(self, row: Row) -> None:
-        """Write and commit; a row of the same key is replaced."""
+        """Write and commit; a row of the same key is replaced, a batch's record brought along."""
+        with self._connection:
+            self._write(row)
+            if isinstance(row, Sampled):
+                self._write(Measured.of(self._samples_like(row)))
+
+    def _samples_like(self, row: Sampled) -> list[Sampled]:
+        """All rounds of its batch."""
+        names = ", ".join(field.name for field in fields(Sampled))
+        rows = self._connection.execute(
+            f"SELECT {names} FROM samples WHERE {_WHERE} "
+            "AND batch_size = ? AND input_len = ? AND output_len = ?",
+            (*astuple(self._subject), row.batch_size, row.input_len, row.output_len),
+        )
+        return [Sampled(*found) for found in rows]
+
+    def _write(self, row: Row) -> None:
         names = [field.name for field in (*fields(self._subject), *fields(row))]
         values = [*astuple(self._subject), *astuple(row)]
         table = next(table for table, of in _ROWS.items() if isinstance(row, of))
@@ -120,10 +174,9 @@ class Database:
             names.append("tag")
             values.append(f"{self._subject.model},{self._subject.device}")
         places = ", ".join("?" * len(names))
-        with self._connection:
-            self._connection.execute(
-                f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({places})", values
-            )
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({places})", values
+        )
 
 
 _SUBJECT = tuple(field.name for field in fields(Subject))
@@ -144,24 +197,24 @@ def open_database(path: Path, subject: Subject) -> Iterator[Database]:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    tables = {table: [*_columns(Subject), *_columns(row)] for table, row in _ROWS.items()}
+    tables["records"].append("tag TEXT")
+    for table, columns in tables.items():
+        there = {found[1] for found in connection.execute(f"PRAGMA table_info({table})")}
+        if there and not {column.split()[0] for column in columns} <= there:
+            raise ProfileError(
+                f"{path} is another profiler's database, or another release's; give --db a file "
+                "of its own (`distserve profile fit` reads both)"
+            )
     with connection:
-        for table, row in _ROWS.items():
-            columns = [*_columns(Subject), *_columns(row)]
-            if table == "records":
-                columns.append("tag TEXT")
+        for table, columns in tables.items():
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {table} (id INTEGER PRIMARY KEY, "
                 f"{', '.join(columns)}, UNIQUE ({', '.join(_SUBJECT)}, {_KEYS[table]}))"
             )
-            there = {found[1] for found in connection.execute(f"PRAGMA table_info({table})")}
-            if not {column.split()[0] for column in columns} <= there:
-                raise ProfileError(
-                    f"{path} is another profiler's database; give --db a file of its own "
-                    "(`distserve profile fit` reads both)"
-                )
 
 
-def _columns(row: Any) -> Sequence[str]:
+def _columns(row: Any) -> list[str]:
     return [
         f"{field.name} {_TYPES.get(str(field.type), 'REAL')}"
         + ("" if "None" in str(field.type) else " NOT NULL")

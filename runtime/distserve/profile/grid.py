@@ -32,6 +32,10 @@ class Point:
         return self.batch_size * self.input_tokens
 
 
+Visit = tuple[Point, int]
+"""A point in a round over the grid, counted from 0."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What one instance takes."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from distserve.profile.grid import Point
+from distserve.profile.grid import Point, Visit
 
 _WIDTH = 24
 
@@ -16,35 +16,36 @@ class Progress:
 
     def __init__(
         self,
-        points: list[Point],
+        visits: list[Visit],
         kept: int,
         stream: TextIO,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._left = {point: _work(point) for point in points}
+        self._left = {visit: _work(visit[0]) for visit in visits}
         self._total = sum(self._left.values())
-        self._count = len(points) + kept
+        self._count = len(visits) + kept
         self._stream = stream
         self._live = stream.isatty()
         self._clock = clock
         self._begun = clock()
 
-    def begin(self, point: Point) -> None:
+    def begin(self, visit: Visit) -> None:
         if not self._live:
             return
+        point, nth = visit
         done = self._total - sum(self._left.values())
         filled = round(_WIDTH * done / self._total)
         bar = "#" * filled + "." * (_WIDTH - filled)
         left = self.seconds_left()
         time_left = "" if left is None else f", {_minutes(left)} left"
         print(
-            f"\r\033[K[{bar}] {self._count - len(self._left)}/{self._count}, now "
+            f"\r\033[K[{bar}] {self._count - len(self._left)}/{self._count}, now round {nth + 1}: "
             f"{point.batch_size} x {point.input_tokens} tokens{time_left}",
             end="", file=self._stream, flush=True,
         )  # fmt: skip
 
-    def ended(self, point: Point) -> None:
-        del self._left[point]
+    def ended(self, visit: Visit) -> None:
+        del self._left[visit]
 
     def close(self) -> None:
         if self._live:

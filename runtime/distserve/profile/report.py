@@ -6,12 +6,13 @@ Called by `distserve profile fit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from distserve.planner.fitting import Errors, Fit, Quality
 from distserve.planner.records import Record
+from distserve.planner.result import quantile
 from distserve.planner.serving import Serving
 from distserve.profile.errors import ProfileError
 
@@ -54,20 +55,27 @@ def table(fits: Fits) -> Iterator[str]:
 def _serving(added: Serving) -> Iterator[str]:
     yield (
         f"  a deployment adds {added.request_ms:.2f} ms a request, {added.prompt_ms:.2f} ms a "
-        f"prompt and {added.prefill_longer:.1%} to its prefill, {added.handover_ms:.2f} ms a "
+        f"prompt and {added.prefill_longer:+.1%} to its prefill, {added.handover_ms:.2f} ms a "
         "hand-over, "
-        f"{added.step_ms:.3f} ms + {added.stream_ms:.3f} ms x n a decode step, and "
-        f"{1000 * added.padding_ms:.3f} ms to it for 1000 tokens of padding"
+        f"{added.decode_longer:+.1%} and {added.step_ms:.3f} ms + {added.stream_ms:.3f} ms x n a "
+        f"decode step, and {1000 * added.padding_ms:.3f} ms to it for 1000 tokens of padding"
     )
     yield (
-        f"  beside others that decode {added.busy_request_ms:.2f} ms more a request and "
-        f"{added.busy_handover_ms:.2f} ms a hand-over, and {added.joining_ms:.2f} ms to all of "
-        "them for each that joins"
+        f"  beside others that decode {added.busy_request_ms:.2f} ms more a request; to "
+        f"all of them {added.coming_ms:.2f} ms for each that comes, {added.joining_ms:.2f} ms for "
+        "each that joins"
     )
     yield (
         f"  while the other computes, decode takes {added.decode_slowed:.1%} and prefill "
         f"{added.prefill_slowed:.1%} longer"
     )
+    for phase in fields(added.pace):
+        if series := sorted(getattr(added.pace, phase.name)):
+            low, high = (quantile(series, at) for at in (10, 90))
+            yield (
+                f"  {phase.name} steps took {low:.2f} times as long or less in a tenth of "
+                f"{len(series)} seconds, and {high:.2f} times or more in another"
+            )
 
 
 def _formula(coefficients: tuple[float, float, float], first: str, second: str) -> str:

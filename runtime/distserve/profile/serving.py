@@ -1,4 +1,5 @@
-"""Measures what a deployment adds to its engines' steps: clients of an otherwise idle one.
+"""Measures what a deployment adds to its engines' steps, where its server tells no stages of
+requests (else `loads` does): clients of an otherwise idle one.
 
 A few requests at a time, with nothing beside them: what their first token takes beyond the prefill,
 the second beyond a decode step, and each step with how many streams. The planner takes the steps'

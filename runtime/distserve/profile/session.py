@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distserve.profile.database import Subject, open_database
-from distserve.profile.grid import Point, within
+from distserve.profile.grid import Point, Visit, within
 from distserve.profile.progress import Progress
 from distserve.profile.subject import Asked, loaded
 
@@ -19,34 +19,46 @@ class Profiled:
 
     subject: Subject
     kept: int
-    """Points that an earlier call had measured."""
+    """Points that an earlier call had measured, in any round."""
     measured: int
+    """Further points."""
     left_out: int
     """Points of the grid that the engine does not hold."""
     wanted: int
-
-    @property
-    def complete(self) -> bool:
-        return self.kept + self.measured == self.wanted
+    rounds_left: int
+    """Not whole yet."""
 
 
 def profile(asked: Asked, points: Sequence[Point], database_path: Path) -> Profiled:
-    """Ctrl-C ends it after what is committed. Raises ProfileError, EngineError."""
+    """Round after round over the grid, so that a slow minute of the machine is one sample of many
+    points and not all samples of a few.
+
+    Ctrl-C ends it after what is committed. Raises ProfileError, EngineError.
+    """
     with loaded(asked) as engine:
         feasible = within(points, engine.bounds, asked.output_tokens)
         with open_database(database_path, engine.subject) as database:
-            there = database.measured()
-            missing = [point for point in feasible if point not in there]
-            kept, done = len(feasible) - len(missing), 0
-            progress = Progress(missing, kept, sys.stderr)
+            there = database.sampled(asked.output_tokens)
+            kept = {point for point, _ in there} & set(feasible)
+            every = [(point, nth) for nth in range(asked.repeats) for point in feasible]
+            missing = [visit for visit in every if visit not in there]
+            done: list[Visit] = []
+            progress = Progress(missing, len(every) - len(missing), sys.stderr)
             try:
-                for point in missing:
-                    progress.begin(point)
-                    database.add(engine.measure(point))
-                    progress.ended(point)
-                    done += 1
+                for visit in missing:
+                    progress.begin(visit)
+                    database.add(engine.measure(*visit))
+                    progress.ended(visit)
+                    done.append(visit)
             except KeyboardInterrupt:
                 pass
             finally:
                 progress.close()
-            return Profiled(engine.subject, kept, done, len(points) - len(feasible), len(feasible))
+            return Profiled(
+                engine.subject,
+                kept=len(kept),
+                measured=len({point for point, _ in done} - kept),
+                left_out=len(points) - len(feasible),
+                wanted=len(feasible),
+                rounds_left=len({nth for _, nth in missing[len(done) :]}),
+            )

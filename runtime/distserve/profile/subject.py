@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, pstdev
+from statistics import median
 
 import torch
 
@@ -24,7 +24,7 @@ from distserve.engine.commands import StartLeg
 from distserve.engine.engine import Engine
 from distserve.engine.outbox import Output
 from distserve.engine.settings import Settings
-from distserve.profile.database import Measured, Subject
+from distserve.profile.database import Sampled, Subject
 from distserve.profile.errors import ProfileError
 from distserve.profile.grid import Bounds, Point
 from distserve.wire.dialect import Leg, LegError, Phases, SamplingParams
@@ -61,6 +61,7 @@ class Measurement:
         self._parts = instance.parts
         self._vocabulary = instance.info.vocab_size
         self._legs = 0
+        self._warm: set[Point] = set()
         self._errors: list[LegError] = []
         info = instance.info
         self.bounds = Bounds(
@@ -71,27 +72,21 @@ class Measurement:
             info.model, dtype, device_name(asked.cpus_per_rank), engine_version()
         )
 
-    def measure(self, point: Point) -> Measured:
-        """Raises ProfileError where the engine fails the batch."""
-        for _ in range(self._asked.warm_ups):
-            self._batch(point)
-        prefills: list[float] = []
-        decodes: list[float] = []
-        for _ in range(self._asked.repeats):
-            prefill_ms, decode_ms = self._batch(point)
-            prefills.append(prefill_ms)
-            decodes += decode_ms
-        whole = self.bounds.prefills_at_once(point)
-        return Measured(
+    def measure(self, point: Point, nth: int = 0) -> Sampled:
+        """In this round. Raises ProfileError where the engine fails the batch."""
+        if point not in self._warm:
+            for _ in range(self._asked.warm_ups):
+                self._batch(point)
+            self._warm.add(point)
+        prefill_ms, decodes_ms = self._batch(point)
+        return Sampled(
             batch_size=point.batch_size,
             input_len=point.input_tokens,
             output_len=self._asked.output_tokens,
-            avg_prefill_time_usage=median(prefills) if whole else None,
-            avg_decoding_time_usage=median(decodes),
-            prefill_time_stddev=pstdev(prefills) if whole else None,
-            decoding_time_stddev=pstdev(decodes),
-            decode_context_len=point.input_tokens + self._asked.output_tokens / 2,
-            repeats=self._asked.repeats,
+            round=nth,
+            prefill=prefill_ms if self.bounds.prefills_at_once(point) else None,
+            decode=median(decodes_ms),
+            context_len=point.input_tokens + self._asked.output_tokens / 2,
         )
 
     def _batch(self, point: Point) -> tuple[float, list[float]]:

@@ -28,14 +28,16 @@ class Instance:
     def __init__(
         self,
         simulation: Simulation,
-        name: str,
+        role: str,
+        number: int,
         spec: InstanceSpec,
         choose: Callable[[Instance], Step | None],
         prefilled: Callable[[int, Instance], None],
         released: Callable[[Instance], None] | None = None,
     ) -> None:
         self.simulation = simulation
-        self.name = name
+        self.name = f"{role}-{number}"
+        self.number = number
         self.spec = spec
         self.waiting: deque[int] = deque()
         self.ready = DecodeBatch(simulation.due, simulation.base)
@@ -61,6 +63,7 @@ class Instance:
         self._alone: Step | None = None  # a decode step that may be cut short
         self._under_way: Step | None = None  # any other, where the pipeline has one stage
         self._joined = 0
+        self._came = 0
         self._told_busy = False
         self._ending = False
         self._reserved: dict[int, int] = {}
@@ -123,6 +126,24 @@ class Instance:
         self.decoding += 1
         self._joined += 1
         self.wake()
+
+    def disturb(self) -> None:
+        """A request came to the deployment: who decodes here is the later for it."""
+        if self.decoding and self.spec.serving.coming_ms:
+            self._came += 1
+            self.wake()
+
+    @property
+    def hears_ms(self) -> float:
+        """When the engine attends to what others tell it: between two steps. Where nothing was
+        measured of a deployment, at once."""
+        if not self.spec.serving or self._ending:
+            return self.simulation.now
+        if self._alone is not None:
+            return self._alone.start_ms + self._rounds_ms(
+                self._alone, self._rounds_begun(self._alone)
+            )
+        return max(self.simulation.now, self._stage_free_ms[-1])
 
     @property
     def seats(self) -> int:
@@ -193,13 +214,15 @@ class Instance:
 
     def _start(self, step: Step) -> None:
         now, pp = self.simulation.now, self.spec.pp
-        joining_ms = self._joining_ms(step)
-        step.pace = self._pace
-        stage_ms = step.pace * (self._measure(step) + joining_ms)
+        requests_ms = self._requests_ms(step)
+        machine = self.spec.serving.pace
+        step.machine_pace = machine.at(now, bool(step.chunks), self.number)
+        step.pace = self._pace(step)
+        stage_ms = step.pace * (self._measure(step) + requests_ms)
         step.start_ms = now
         step.first_ms = stage_ms
         free = self._stage_free_ms
-        alone = not step.chunks and not joining_ms and not self.simulation.step_by_step
+        alone = not step.chunks and not requests_ms and not self.simulation.step_by_step
         if free[-1] <= now and alone:
             self._advance_alone(step)
             return
@@ -211,12 +234,14 @@ class Instance:
         if pp > 1:
             self.simulation.at(free[0], self._begin)
 
-    def _joining_ms(self, step: Step) -> float:
-        """Of one stage, for those whose first decode step this is."""
-        if step.decode is None or not self._joined:
+    def _requests_ms(self, step: Step) -> float:
+        """Of one stage: for those that came since the last decode step, and for those whose first
+        one this is."""
+        if step.decode is None or not (self._joined or self._came):
             return 0.0
-        joined, self._joined = self._joined, 0
-        return self.spec.serving.joining_ms * joined / self.spec.pp
+        joined, came, self._joined, self._came = self._joined, self._came, 0, 0
+        serving = self.spec.serving
+        return (serving.joining_ms * joined + serving.coming_ms * came) / self.spec.pp
 
     def _measure(self, step: Step) -> float:
         """Time of one stage; marks the requests' first steps."""
@@ -248,6 +273,10 @@ class Instance:
         size = step.decode_requests
         step.growth_ms = step.pace * size * self.spec.times.decode(size).b / self.spec.pp
         step.rounds = step.decode.rounds_to_next_finish
+        pace = self.spec.serving.pace
+        if pace and step.first_ms > 0:  # those that begin before it changes
+            left_ms = pace.left_ms(step.start_ms) / self.spec.pp
+            step.rounds = min(step.rounds, steps_until(left_ms, step.first_ms, step.growth_ms))
         self._alone = step
         end = step.start_ms + self._rounds_ms(step, step.rounds)
         self._stage_free_ms = [end] * self.spec.pp
@@ -257,12 +286,15 @@ class Instance:
         """Time that a batch alone in the pipeline takes for its first `rounds` rounds."""
         return self.spec.pp * series_ms(rounds, step.first_ms, step.growth_ms)
 
+    def _rounds_begun(self, step: Step) -> int:
+        passed_ms = (self.simulation.now - step.start_ms) / self.spec.pp
+        return min(steps_until(passed_ms, step.first_ms, step.growth_ms), step.rounds)
+
     def _cut_short(self, step: Step) -> None:
         """Let the round that is under way be the last, and others follow it into the pipeline."""
         simulation, pp = self.simulation, self.spec.pp
-        passed_ms = (simulation.now - step.start_ms) / pp
-        rounds = min(steps_until(passed_ms, step.first_ms, step.growth_ms), step.rounds)
-        stage_ms = step.first_ms + (rounds - 1) * step.growth_ms
+        rounds = self._rounds_begun(step)
+        stage_ms = step.stage_ms(rounds)
         end = max(step.start_ms + self._rounds_ms(step, rounds), simulation.now)
         step.rounds = rounds
         self._alone = None
@@ -322,12 +354,11 @@ class Instance:
     def _computes(self) -> bool:
         return self._alone is not None or self._stage_free_ms[-1] > self.simulation.now
 
-    @property
-    def _pace(self) -> float:
+    def _pace(self, step: Step) -> float:
         if not self.neighbours:
-            return 1.0
+            return step.machine_pace
         computing = sum(neighbour._told_busy for neighbour in self.neighbours)
-        return 1.0 + self.slowed * computing / len(self.neighbours)
+        return step.machine_pace * (1.0 + self.slowed * computing / len(self.neighbours))
 
     def _tell_neighbours(self) -> None:
         """Those who compute beside this one are slower from now on, or no more."""
@@ -340,11 +371,13 @@ class Instance:
     def _change_pace(self) -> None:
         """What is left of a step under way takes as long as it does beside who computes now. Where
         batches follow each other through a pipeline, it is the next that does."""
-        pace = self._pace
-        if self._alone is not None and self._alone.pace != pace:
+        if self._alone is not None and self._alone.pace != self._pace(self._alone):
             self._cut_short(self._alone)
         step = self._under_way
-        if step is None or step.pace == pace:
+        if step is None:
+            return
+        pace = self._pace(step)
+        if step.pace == pace:
             return
         left_ms = step.end_ms - self.simulation.now
         step.late_ms += left_ms * (pace / step.pace - 1)

@@ -55,10 +55,16 @@ class Step:
     rounds: int = 1
     context_tokens: int = 0
     decode_requests: int = 0
+    machine_pace: float = 1.0
+    """Times as long as it takes on a machine at its mean pace."""
     pace: float = 1.0
-    """Times as long as it takes alone; the neighbours may change it under way."""
+    """The same beside the neighbours, who may change it under way."""
     late_ms: float = 0.0
     """By changes of pace under way."""
     end_ms: float = 0.0
     ends_told: int = 0
     """Events that were made of its end; the last one holds."""
+
+    def stage_ms(self, at_round: int) -> float:
+        """Of one stage, in a round counted from 1."""
+        return self.first_ms + (at_round - 1) * self.growth_ms

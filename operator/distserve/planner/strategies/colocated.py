@@ -17,13 +17,14 @@ class Colocated(SimulatedStrategy):
     def build(self) -> list[Instance]:
         fleet = self.fleet
         return [
-            Instance(self.simulation, f"hybrid-{i}", fleet.prefill, self.choose, self.prefilled)
+            Instance(self.simulation, "hybrid", i, fleet.prefill, self.choose, self.prefilled)
             for i in range(fleet.prefill_instances)
         ]
 
     def arrive(self, request: int) -> None:
         chosen = min(self.instances, key=lambda instance: (instance.load, instance.decoding))
         chosen.submit(request, busy=chosen.decoding > 0)
+        chosen.disturb()
 
     def choose(self, instance: Instance) -> Step | None:
         spec = instance.spec

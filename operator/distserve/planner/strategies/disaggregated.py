@@ -22,14 +22,12 @@ class Disaggregated(SimulatedStrategy):
         fleet, simulation = self.fleet, self.simulation
         assert fleet.decode is not None, "a disaggregated fleet has decode instances"
         self.prefill = [
-            Instance(
-                simulation, f"prefill-{i}", fleet.prefill, self._choose_prefill, self.prefilled
-            )
+            Instance(simulation, "prefill", i, fleet.prefill, self._choose_prefill, self.prefilled)
             for i in range(fleet.prefill_instances)
         ]
         self.decode = [
             Instance(
-                simulation, f"decode-{i}", fleet.decode, _choose_decode, self.prefilled, self._pull
+                simulation, "decode", i, fleet.decode, _choose_decode, self.prefilled, self._pull
             )
             for i in range(fleet.decode_instances)
         ]
@@ -49,6 +47,8 @@ class Disaggregated(SimulatedStrategy):
     def arrive(self, request: int) -> None:
         busy = any(instance.decoding for instance in self.decode)
         min(self.prefill, key=lambda instance: instance.load).submit(request, busy)
+        # One of them alone, as in the deployment that was measured, which has one.
+        self._least_reserved().disturb()
 
     def _choose_prefill(self, instance: Instance) -> Step | None:
         spec = instance.spec
@@ -61,12 +61,15 @@ class Disaggregated(SimulatedStrategy):
         return Step(chunks) if chunks else None
 
     def prefilled(self, request: int, instance: Instance) -> None:
-        target = min(
-            self.decode, key=lambda other: other.reserved_blocks + self._pending_blocks[other]
-        )
+        target = self._least_reserved()
         self._pending[target].append((request, instance))
         self._pending_blocks[target] += blocks_for(self.whole_context(request))
         self._pull(target)
+
+    def _least_reserved(self) -> Instance:
+        return min(
+            self.decode, key=lambda other: other.reserved_blocks + self._pending_blocks[other]
+        )
 
     def _pull(self, instance: Instance) -> None:
         """Start the migrations that fit; one at a time on each instance's connection."""
@@ -80,11 +83,14 @@ class Disaggregated(SimulatedStrategy):
             self._pending_blocks[instance] -= blocks_for(tokens)
             instance.reserve(request, tokens)
             instance.expected += 1
-            start = max(simulation.now, source.link_free_ms, instance.link_free_ms)
+            heard = instance.hears_ms
+            start = max(heard, source.link_free_ms, instance.link_free_ms)
             end = start + self.fleet.migration_ms(self.trace.prompt_tokens[request])
             source.link_free_ms = instance.link_free_ms = end
             simulation.life.migration_ms[request] = start
-            ready = end + instance.spec.serving.between_ms(busy=instance.decoding > 0)
+            ready = end + instance.spec.serving.handover_ms
+            if ready == heard:  # no time passes: it is in the very next step
+                ready = simulation.now
             simulation.at(ready, self._migrated, request, source, instance)
 
     def _migrated(self, request: int, source: Instance, instance: Instance) -> None:

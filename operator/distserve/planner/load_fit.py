@@ -1,0 +1,214 @@
+"""What a deployment adds to its engines' steps, of what its clients saw under load.
+
+Times are explained by all that passed meanwhile: a few steps of a stream by the engine's own steps,
+their tokens, who joined and what was prefilled; a prefill by its prompts and by who decoded beside
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+
+from distserve.planner import least_squares
+from distserve.planner.load_pace import spread_pace
+from distserve.planner.loads import LoadRecord, LoadRequest, Prefill, Window
+from distserve.planner.serving import Serving
+from distserve.strategies.time_model import TimeModel
+
+_ROUNDS = 4
+"""What is slowed is all of a step, which the round before tells."""
+_BELIEF = 200
+"""One row of this many says that the engine's own times hold: where step, tokens and all that is
+added grow alike, it is they that are believed."""
+
+
+def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
+    """Of one deployment with one instance of each role."""
+    migrated = any(load.migrated for load in loads)
+    mixed = not migrated and _mixed(loads, times)
+    prefills = _Prefills() if mixed else _prefills(loads, times, migrated)
+    decodes = _decodes(loads, times, migrated, mixed)
+    request_ms, busy_request_ms = _ways(loads, migrated)
+    added = Serving(
+        request_ms=request_ms,
+        busy_request_ms=busy_request_ms,
+        prompt_ms=prefills.prompt_ms,
+        prefill_longer=decodes.prefill_longer if mixed else prefills.longer,
+        decode_longer=decodes.longer,
+        step_ms=decodes.step_ms,
+        stream_ms=decodes.stream_ms,
+        padding_ms=decodes.padding_ms,
+        coming_ms=decodes.coming_ms,
+        joining_ms=decodes.joining_ms,
+        decode_slowed=decodes.slowed,
+        prefill_slowed=prefills.slowed,
+    )
+    if migrated:
+        served = added.applied(times)
+        added = replace(added, handover_ms=_handover_ms(loads, served, added.joining_ms))
+    # Of steps that do both at once it is not known which of both was slow.
+    return added if mixed else replace(added, pace=spread_pace(loads, times, added))
+
+
+def _mixed(loads: Sequence[LoadRecord], times: TimeModel) -> bool:
+    """Prefills are pieces of steps that decode as well: a request's first token comes with tokens
+    of the streams, and not a step before them."""
+    gaps_ms = [
+        load.nearest_ms(request.token_ms[0])
+        for load in loads
+        for request in load.requests
+        if load.step_ms(request.prefill_ms, request.prefilled_ms)
+    ]
+    return bool(gaps_ms) and median(gaps_ms) < times.decode_ms(1, 1) / 2
+
+
+def _beside(
+    rows: Sequence[tuple[float, ...]], shares: Sequence[float], measured: Sequence[float]
+) -> tuple[Sequence[float], float]:
+    """Coefficients of each column, and by which share all of them grow while others compute, which
+    they do for `shares` of the time. The first column's is 1 as far as the times leave it open."""
+    belief = (1.0, *[0.0] * len(rows[0]))
+    beliefs = 1 + len(rows) // _BELIEF
+    alone_ms = [row[0] for row in rows]
+    for _ in range(_ROUNDS):
+        all_rows = [(*r, share * ms) for r, share, ms in zip(rows, shares, alone_ms, strict=True)]
+        *own, slowed = least_squares.scattered(
+            [*all_rows, *[belief] * beliefs], [*measured, *[1.0] * beliefs]
+        )
+        alone_ms = [sum(c * x for c, x in zip(own, row, strict=True)) for row in rows]
+    return own, slowed
+
+
+# ---- prefills
+
+
+@dataclass(frozen=True)
+class _Prefills:
+    longer: float = 0.0
+    prompt_ms: float = 0.0
+    slowed: float = 0.0
+
+
+def _prefills(loads: Sequence[LoadRecord], times: TimeModel, beside: bool) -> _Prefills:
+    """`beside`: others decode meanwhile, on their own instance."""
+    seen = [
+        (load, prefill)
+        for load in loads
+        for prefill in load.prefills
+        if prefill.ended_ms > prefill.begun_ms
+    ]
+    if not seen:
+        return _Prefills()
+    (share, prompt_ms), slowed = _beside(
+        [(times.prefill_ms(p.tokens, p.squared_tokens), len(p.requests)) for _, p in seen],
+        [load.decoding.share(p.begun_ms, p.ended_ms) if beside else 0.0 for load, p in seen],
+        [p.ended_ms - p.begun_ms for _, p in seen],
+    )
+    return _Prefills(share - 1, prompt_ms, slowed)
+
+
+# ---- decode steps
+
+
+@dataclass(frozen=True)
+class _Decodes:
+    longer: float = 0.0
+    step_ms: float = 0.0
+    stream_ms: float = 0.0
+    padding_ms: float = 0.0
+    coming_ms: float = 0.0
+    joining_ms: float = 0.0
+    slowed: float = 0.0
+    prefill_longer: float = 0.0
+
+
+def _decodes(loads: Sequence[LoadRecord], times: TimeModel, beside: bool, mixed: bool) -> _Decodes:
+    """`beside`: prefills are another instance's; else they pass between the steps, or (`mixed`)
+    within them."""
+    windows = [window for load in loads for window in load.windows(times)]
+    if not beside and not mixed:
+        windows = [w for w in windows if w.tells]
+    if not windows:
+        return _Decodes()
+    measured = [w.ms if beside or mixed else w.between_ms for w in windows]
+    rows = [
+        (
+            w.steps_ms,
+            w.steps,
+            w.tokens,
+            w.padding_tokens,
+            _pieces_ms(w, times) * mixed,
+            w.came,
+            w.prefilled,
+            w.joined,
+            w.ended,
+        )
+        for w in windows
+    ]
+    shares = [w.prefilling_ms / w.ms if beside else 0.0 for w in windows]
+    own, slowed = _beside(rows, shares, measured)
+    share, step_ms, stream_ms, padding_ms, prefill_share, *moments = own
+    came_ms, prefilled_ms, joined_ms, ended_ms = moments
+    # When one comes another has ended, more often than not; and it joins after its prefill.
+    coming_ms, joining_ms = came_ms + ended_ms, prefilled_ms + joined_ms
+    return _Decodes(
+        share - 1, step_ms, stream_ms, padding_ms, coming_ms, joining_ms, slowed,
+        prefill_share - 1 if prefill_share else 0.0,
+    )  # fmt: skip
+
+
+def _pieces_ms(window: Window, times: TimeModel) -> float:
+    """Of prefills that ended in it, what they add to steps that pass anyway."""
+    pieces = window.prefills
+    tokens, squared = sum(p.tokens for p in pieces), sum(p.squared_tokens for p in pieces)
+    return times.prefill_ms(tokens, squared) - times.prefill.a
+
+
+# ---- ways
+
+
+def _ways(loads: Sequence[LoadRecord], migrated: bool) -> tuple[float, float]:
+    """Means of requests that did not wait for another's prefill: while nobody decoded, and how much
+    longer while somebody did."""
+    idle: list[float] = []
+    busy: list[float] = []
+    for load in loads:
+        for request in load.requests:
+            if _queued(request, load.prefills):
+                continue
+            sent, begun = request.sent_ms, request.prefill_ms
+            way_ms = begun - sent + request.token_ms[0] - request.prefilled_ms
+            if not load.decoding.within(sent, begun):
+                idle.append(way_ms)
+            elif migrated:
+                busy.append(way_ms)
+            else:  # it waited for the step under way, for half of it in the mean
+                busy.append(way_ms - load.step_ms(sent, begun) / 2)
+    idle_ms = fmean(idle or busy or [0.0])
+    return max(0.0, idle_ms), max(0.0, fmean(busy) - idle_ms) if busy else 0.0
+
+
+def _queued(request: LoadRequest, prefills: Sequence[Prefill]) -> bool:
+    return any(
+        prefill.begun_ms < request.prefill_ms
+        and prefill.ended_ms > request.sent_ms
+        and request not in prefill.requests
+        for prefill in prefills
+    )
+
+
+def _handover_ms(loads: Sequence[LoadRecord], served: TimeModel, joining_ms: float) -> float:
+    """Of one to an instance where nobody decodes: the gap between the first token and the second
+    without the step that follows. `served`: times in the deployment."""
+    seen = [
+        request.token_ms[1]
+        - request.token_ms[0]
+        - joining_ms
+        - served.decode_ms(1, request.input_tokens + 1)
+        for load in loads
+        for request in load.requests
+        if len(request.token_ms) > 1 and not load.step_ms(*request.token_ms[:2])
+    ]
+    return max(0.0, median(seen)) if seen else 0.0

@@ -1,0 +1,123 @@
+"""Measures a deployment under load: clients that each send one request after another.
+
+With one client nothing meets; with more of them prefills, hand-overs and decode steps pass beside
+each other, in all proportions. What is kept is each request's instants: the planner explains them
+(`distserve.planner.load_fit`). A plan is tested with other requests, which come when they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from distserve.bench.outcome import Outcome
+from distserve.planner.loads import LoadRequest, encoded
+from distserve.profile.asking import Asker
+from distserve.profile.database import Loaded
+from distserve.profile.errors import ProfileError
+
+CLIENTS = (1, 2, 4, 8, 16, 32)
+ROUNDS, SECONDS = 3, 4.0
+"""Over all of these, so that none has a machine's slow minute alone; and of each load. What was
+sent by then is answered to its end."""
+PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 96)
+"""Lengths are drawn between these, each order of magnitude as often as another."""
+PAUSE_SECONDS = 0.1
+"""At most, before a client's next request: else all would come when a step has just begun."""
+UNTOLD = 0.05
+"""Share of requests whose stages may be missing: who is not known to have been there spoils the
+others' times."""
+
+
+@dataclass
+class _Load:
+    """What its clients have been answered so far."""
+
+    clients: int
+    begun: float
+    draw: random.Random
+    """Of lengths; the same requests each time."""
+    answered: int = 0
+    told: list[LoadRequest] = field(default_factory=list)
+
+
+async def measure(
+    asker: Asker,
+    add: Callable[[Loaded], None],
+    clients: Sequence[int] | None = None,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> bool:
+    """Whether the server tells its requests' stages: else nothing can be measured so. `seed`: of
+    their lengths. Raises ProfileError where it does not answer as it should, or has several
+    instances of a role."""
+    if told((await asker.ask([PROMPT_TOKENS[0]], 2))[0], 0.0) is None:
+        return False
+    several = [role for role, count in (await asker.instances()).items() if count > 1]
+    if several:
+        raise ProfileError(
+            f"several {several[0]} instances: clients are not told which of them has a request; "
+            "measure a deployment with one unit and one instance of each role"
+        )
+    for nth in range(rounds or ROUNDS):
+        for count in clients or CLIENTS:
+            draw = random.Random(f"{seed} {nth} {count}")
+            load = _Load(count, perf_counter(), draw)
+            await _pass(asker, load, seconds or SECONDS)
+            told_by_then = sorted(load.told, key=lambda request: request.sent_ms)
+            add(Loaded(count, nth, encoded(told_by_then)))
+    return True
+
+
+async def _pass(asker: Asker, load: _Load, seconds: float) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(load.clients):
+                group.create_task(_client(asker, load, seconds))
+    except ExceptionGroup as errors:  # the others were cancelled
+        raise errors.exceptions[0] from errors
+    if len(load.told) < (1 - UNTOLD) * load.answered:
+        raise ProfileError(
+            f"of {load.answered} requests the server told the stages of {len(load.told)} in "
+            f"time; is it too busy with {load.clients} clients?"
+        )
+
+
+async def _client(asker: Asker, load: _Load, seconds: float) -> None:
+    while perf_counter() - load.begun < seconds:
+        prompt, output = (_between(load.draw, *span) for span in (PROMPT_TOKENS, OUTPUT_TOKENS))
+        (outcome,) = await asker.ask([prompt], output)
+        load.answered += 1
+        request = told(outcome, load.begun)
+        if request is not None:
+            load.told.append(request)
+        await asyncio.sleep(load.draw.uniform(0, PAUSE_SECONDS))
+
+
+def _between(draw: random.Random, least: int, most: int) -> int:
+    return round(math.exp(draw.uniform(math.log(least), math.log(most))))
+
+
+def told(outcome: Outcome, begun: float) -> LoadRequest | None:
+    """None where the server tells no stages. `begun`: of the load, on the client's clock."""
+    at = outcome.lifecycle or {}
+    if not {"context_begin", "context_end"} <= at.keys():
+        return None
+
+    def ms(instant: float) -> float:
+        return round(1000 * (instant - begun), 3)
+
+    ready = at.get("migration_end")
+    return LoadRequest(
+        input_tokens=outcome.prompt_tokens,
+        sent_ms=ms(outcome.sent),
+        prefill_ms=ms(outcome.sent + at["context_begin"]),
+        prefilled_ms=ms(outcome.sent + at["context_end"]),
+        ready_ms=None if ready is None else ms(outcome.sent + ready),
+        token_ms=tuple(map(ms, outcome.token_times)),
+    )
