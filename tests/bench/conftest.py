@@ -22,7 +22,8 @@ class Stub:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     after: int | None = None
-    """Requests from this one on are refused with 429; None for never."""
+    """Requests from this one on are answered as `then` names a model; None for never."""
+    then: str = "busy"
     lifecycle: Any = None
     """Told with each answer."""
 
@@ -32,7 +33,11 @@ class Stub:
         self.headers.append(dict(request.headers))
         model, tokens = body["model"], body["max_tokens"]
         if self.after is not None and len(self.bodies) > self.after:
+            model = self.then
+        if model == "busy":
             return refusal(429, "too many prompts wait")
+        if model == "hangs":
+            await asyncio.Event().wait()  # until its client has gone
         if model == "refuses":
             return refusal(500, "the engine\nis gone")
         if model == "moved":
@@ -45,13 +50,16 @@ class Stub:
             return refusal(400, "stream_options: unknown field")
         if model == "strict" and "ignore_eos" in body:
             return refusal(400, "ignore_eos: unknown field")
-        usage = {"prompt_tokens": len(body.get("prompt", "")), "completion_tokens": tokens}
+        if model == "breaks":
+            return await broken_off(request, 503)
+        prompt = prompt_tokens(body) + (model == "adds")
         if not body["stream"]:
-            whole = {"choices": [{"text": "x" * tokens}], "usage": usage}
-            return web.json_response(whole | {"lifecycle": self.lifecycle})
+            if model == "truncates":
+                return await broken_off(request, 200)
+            return web.json_response(whole(model, tokens, prompt) | {"lifecycle": self.lifecycle})
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await answer.prepare(request)
-        for event in events(model, tokens, body, self.lifecycle):
+        for event in events(model, tokens, prompt, body, self.lifecycle):
             await answer.write(event)
             await asyncio.sleep(0)
         if model == "truncates":
@@ -60,7 +68,40 @@ class Stub:
         return answer
 
 
-def events(model: str, tokens: int, body: dict[str, Any], lifecycle: Any) -> list[bytes]:
+def prompt_tokens(body: dict[str, Any]) -> int:
+    """Ids as they are; of a text, its words."""
+    prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+    return len(prompt.split() if isinstance(prompt, str) else prompt)
+
+
+async def broken_off(request: web.Request, status: int) -> web.StreamResponse:
+    """More is promised than comes."""
+    headers = {"content-type": "application/json", "content-length": "1000"}
+    answer = web.StreamResponse(status=status, headers=headers)
+    await answer.prepare(request)
+    await answer.write(b'{"choices": [')
+    assert request.transport
+    request.transport.abort()
+    return answer
+
+
+def whole(model: str, tokens: int, prompt: int) -> dict[str, Any]:
+    if model == "fails":
+        return {"error": {"message": "an engine died", "code": "engine_failed"}}
+    if model == "null":
+        return {"choices": None}
+    came = tokens // 2 if model == "short" else tokens
+    choice = {"text": "x" * came, "finish_reason": None if model == "unfinished" else "length"}
+    usage = {"prompt_tokens": prompt, "completion_tokens": came}
+    return {
+        "choices": [] if model == "silent" else [choice],
+        **({} if model == "uncounted" else {"usage": usage}),
+    }
+
+
+def events(
+    model: str, tokens: int, prompt: int, body: dict[str, Any], lifecycle: Any
+) -> list[bytes]:
     running = (body.get("stream_options") or {}).get("continuous_usage_stats", False)
     chat = "messages" in body
 
@@ -79,14 +120,20 @@ def events(model: str, tokens: int, body: dict[str, Any], lifecycle: Any) -> lis
         last = count == tokens or (model == "short" and count == end)
         event: dict[str, Any] = {"choices": [choice("x", "length" if last else None)]}
         if running:
-            event["usage"] = {"prompt_tokens": 1, "completion_tokens": count}
+            event["usage"] = {"prompt_tokens": prompt, "completion_tokens": count}
         found.append(event)
     if model == "fails":
         found.append({"error": {"message": "an engine died", "code": "engine_failed"}})
     if model not in ("truncates", "fails") and (body.get("stream_options") or {}):
-        last_usage = {"prompt_tokens": 1, "completion_tokens": end}
+        last_usage = {"prompt_tokens": prompt, "completion_tokens": end}
         found.append({"choices": [], "usage": last_usage, "lifecycle": lifecycle})
+    if model == "null":
+        found.append({"choices": None})
+    if model == "silent":
+        found = []
     lines = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in found]
+    if model == "garbles":
+        lines.append(b'data: {"choices": [{"text": "\xff"}]}\n\n')
     return lines if model == "truncates" else [*lines, b"data: [DONE]\n\n"]
 
 
@@ -104,7 +151,9 @@ def stub() -> Iterator[Stub]:
         app = web.Application()
         app.router.add_post("/v1/completions", stub.complete)
         app.router.add_post("/v1/chat/completions", stub.complete)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, handler_cancellation=True
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         stub.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -5,25 +5,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 LIMIT_SECONDS = 90
 
 
-def test_ctrl_c(stub: Any, tmp_path: Path) -> None:
+def interrupted(stub: Any, folder: Path, pairs: str, asked: int) -> tuple[int, str, str]:
+    """`distserve bench run` ended by Ctrl-C once the stub was asked so often; (code, out, err)."""
     process = subprocess.Popen(
         [
             sys.executable, "-m", "distserve.cli.main", "bench", "run", "--url", stub.url,
-            "--model", "m", "--dataset", "synthetic:fixed,prompt=3,output=2", "--prefix", "sys",
-            "--num-prompts-req-rates", "[(3,100),(5000,2),(3,50)]", "--max-lag", "60s",
-            "--output-dir", str(tmp_path), "--warm-up", "0",
+            "--model", "m", "--dataset", "synthetic:fixed,prompt=6,output=4", "--prefix", "sys",
+            "--num-prompts-req-rates", pairs, "--max-lag", "60s", "--output-dir", str(folder),
+            "--warm-up", "0",
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         until = time.monotonic() + LIMIT_SECONDS
-        while len(stub.bodies) < 6:  # one to find out, three of the first rate, two of the second
+        while len(stub.bodies) < asked:
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -31,11 +33,33 @@ def test_ctrl_c(stub: Any, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait(LIMIT_SECONDS)
-    assert process.returncode == 1
-    assert "sys-5000-2.exp: interrupted after" in err and "Traceback" not in err
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+def test_ctrl_c(stub: Any, tmp_path: Path) -> None:
+    # One request to find out, three of the first rate, two of the second.
+    code, out, err = interrupted(stub, tmp_path, "[(3,100),(5000,2),(3,50)]", 6)
+    assert code == 1
+    assert "sys-5000-2.exp: interrupted after" in err
     assert len(out.splitlines()) == 2
     assert json.loads((tmp_path / "sys-3-100.run.json").read_text())["complete"]
     assert not json.loads((tmp_path / "sys-5000-2.run.json").read_text())["complete"]
     assert (tmp_path / "sys-5000-2.csv").exists()
     assert not (tmp_path / "sys-5000-2.exp").exists()
     assert not (tmp_path / "sys-3-50.exp").exists()
+
+
+def test_an_invalid_run_is_not_made_good_by_a_part_of_another(
+    stub: Any, bench: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    assert bench("--max-lag", "0ms")[0] == 1
+    assert (tmp_path / "sys-5-100.exp").exists()
+    stub.after, stub.then = len(stub.bodies) + 3, "hangs"
+    code, _, err = interrupted(stub, tmp_path, "[(5,100)]", stub.after + 1)
+    assert code == 1 and "interrupted after 2 of 5 requests" in err
+    assert not (tmp_path / "sys-5-100.exp").exists()
+    assert not json.loads((tmp_path / "sys-5-100.run.json").read_text())["complete"]
+    stub.after = None
+    assert bench()[::2] == (0, "")
+    assert json.loads((tmp_path / "sys-5-100.run.json").read_text())["complete"]

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,12 @@ def test_an_invalid_run_is_marked_and_done_again(bench: Run, stub: Any, tmp_path
         ("moved", "HTTP 307; give the address"),
         ("page", "no event stream but text/html; correct --url"),
         ("truncates", "truncated stream"),
-        ("fails", "an engine died"),
-        ("short", "fewer tokens than asked"),
+        ("fails", "error event: an engine died"),
+        ("short", "fewer tokens than asked; if the server passes over ignore_eos"),
+        ("null", "another shape than OpenAI's: Expected `array`, got `null`"),
+        ("garbles", "no JSON; correct --url"),
+        ("silent", "no tokens"),
+        ("breaks", "HTTP 503"),
     ],
 )
 def test_a_server_that_never_answers_well_stops_it(bench: Run, model: str, said: str) -> None:
@@ -87,18 +91,53 @@ def test_a_server_that_never_answers_well_stops_it(bench: Run, model: str, said:
     assert said in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("refuses", "HTTP 500: the engine is gone"),
+        ("breaks", "HTTP 503"),
+        ("moved", "HTTP 307; give the address"),
+        ("page", "no JSON; correct --url"),
+        ("truncates", "truncated answer"),
+        ("fails", "error answer: an engine died"),
+        ("short", "fewer tokens than asked"),
+        ("null", "another shape than OpenAI's"),
+        ("silent", "without a finish reason"),
+        ("unfinished", "without a finish reason"),
+        ("uncounted", "without usage; leave out --no-stream"),
+    ],
+)
+def test_nor_is_a_bad_whole_answer_taken_for_a_good_one(bench: Run, model: str, said: str) -> None:
+    code, _, err = bench("--model", model, "--no-stream")
+    assert code == 2
+    assert said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--no-stream",)], ids=["stream", "whole"])
+@pytest.mark.parametrize(
+    ("then", "stream", "whole"),
+    [
+        ("busy", "HTTP 429: too many prompts wait", "HTTP 429: too many prompts wait"),
+        ("refuses", "HTTP 500: the engine is gone", "HTTP 500: the engine is gone"),
+        ("breaks", "HTTP 503", "HTTP 503"),
+        ("truncates", "truncated stream", "truncated answer"),
+        ("fails", "error event: an engine died", "error answer: an engine died"),
+        ("short", "fewer tokens than asked", "fewer tokens than asked"),
+    ],
+)
 def test_requests_that_fail_are_counted_and_meet_nothing(
-    bench: Run, stub: Any, tmp_path: Path
+    bench: Run, stub: Any, tmp_path: Path, words: Sequence[str], then: str, stream: str, whole: str
 ) -> None:
-    stub.after = 4  # one to warm up, three of five
-    code, out, err = bench("--slo-ttft", "60s", "--slo-tpot", "60s")
+    stub.after, stub.then = 4, then  # one to warm up, three of five
+    code, out, err = bench("--slo-ttft", "60s", "--slo-tpot", "60s", *words)
     assert code == 0
-    assert "2 of 5 requests failed: HTTP 429: too many prompts wait" in err
-    assert "60.0%" in out
+    reason = whole if words else stream
+    assert err == f"sys-5-100.exp: 2 of 5 requests failed: {reason}\n"
+    assert ("60.0%" in out) == (not words)
     run = read_run(tmp_path / "sys-5-100.exp")
     assert (run.requests, len(run.samples)) == (5, 3)
     with (tmp_path / "sys-5-100.csv").open() as file:
-        assert sum("429" in row["failure"] for row in csv.DictReader(file)) == 2
+        assert [row["failure"] for row in csv.DictReader(file)].count(reason) == 2
 
 
 def test_a_server_that_dies_leaves_the_results_so_far(
@@ -110,6 +149,12 @@ def test_a_server_that_dies_leaves_the_results_so_far(
     assert "the remaining rates are left out" in err
     assert len(read_run(tmp_path / "sys-5-100.exp").samples) == 5
     assert not (tmp_path / "sys-3-100.exp").exists()
+    stub.after = None
+    code, _, err = bench("--num-prompts-req-rates", "[(5,100),(4,100),(3,100)]")
+    assert code == 0 and [line.split("/")[-1] for line in err.splitlines()] == [
+        "sys-5-100.exp is there, made with the same parameters: kept"
+    ]
+    assert len(read_run(tmp_path / "sys-4-100.exp").samples) == 4
 
 
 def test_other_servers(bench: Run, tmp_path: Path) -> None:
@@ -151,6 +196,32 @@ def test_a_text_s_chat(bench: Run, stub: Any, tmp_path: Path) -> None:
     assert asked == {"hi you", "ho"}
     code, _, err = bench("--endpoint", "chat", "--prefix", "ids")
     assert code == 2 and "--prompt-format text" in err
+
+
+@pytest.mark.parametrize("words", [(), ("--no-stream",)], ids=["stream", "whole"])
+def test_a_server_that_counts_prompts_otherwise(
+    bench: Run, tmp_path: Path, words: Sequence[str]
+) -> None:
+    """A text's length is what the server made of it; token ids are what was sent."""
+    import marshal
+
+    path = tmp_path / "two.ds"
+    path.write_bytes(marshal.dumps({"reqs": [("hi you", 5, 4), ("ho", 1, 3)]}))
+    two = ["--dataset", str(path), "--num-prompts-req-rates", "[(2,100)]", *words]
+    for kind, off, prompt_lens in (("texts", -3, {1, 2}), ("ids", None, {5, 1})):
+        more = ["--prompt-format", "tokens"] if kind == "ids" else []
+        code, _, err = bench(*two, *more, "--prefix", kind)
+        assert code == 0
+        rows = json.loads((tmp_path / f"{kind}-2-100.exp").read_text())
+        assert {row["prompt_len"] for row in rows} == prompt_lens
+        about = json.loads((tmp_path / f"{kind}-2-100.run.json").read_text())
+        assert about["prompts_off"] == (off and {"requests": 1, "mean_tokens": off})
+        assert ("1 of 2 prompts otherwise than planned (-3.0 tokens" in err) == bool(off)
+    assert bench(*words, "--model", "adds")[2].startswith(
+        "sys-5-100.exp: the server counts 5 of 5 prompts otherwise than planned (+1.0 tokens"
+    )
+    rows = json.loads((tmp_path / "sys-5-100.exp").read_text())
+    assert {row["prompt_len"] for row in rows} == {6}
 
 
 @pytest.mark.parametrize(

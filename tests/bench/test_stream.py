@@ -57,6 +57,11 @@ def test_a_chat_begins_with_a_role_that_is_no_token() -> None:
     assert stream.token_times == [1]
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_a_model_s_thoughts_are_tokens(name: str) -> None:
+    assert fed(event(choices=[{"delta": {name: "hm"}}])).token_times == [0]
+
+
 def test_text_that_looks_like_a_usage_is_text() -> None:
     assert fed(text('"usage":{"completion_tokens":7}')).token_times == [0]
 

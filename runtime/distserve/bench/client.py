@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import aiohttp
 import msgspec
 
+from distserve.bench.answer import WholeAnswer, one_line
 from distserve.bench.errors import BenchError
-from distserve.bench.lifecycle import HEADER, of_answer
+from distserve.bench.lifecycle import HEADER
 from distserve.bench.outcome import Outcome, Planned
-from distserve.bench.stream import TokenStream, decode_event
+from distserve.bench.stream import TokenStream
 from distserve.workload import Objectives
 
 EVENT_STREAM = "text/event-stream"
-_ERROR_TEXT = 200  # characters of a server's explanation that are kept
 
 
 @dataclass(frozen=True)
@@ -93,34 +93,33 @@ class Client:
             planned=planned, sent=self._clock(), ended=0.0, own=request.own,
         )  # fmt: skip
         headers = self._headers | slo_headers(request.own)
-        stream = TokenStream()
+        heard = TokenStream() if self.target.stream else WholeAnswer()
         try:
             async with self._http.post(
                 self.target.address, data=body, headers=headers, allow_redirects=False
             ) as answer:
                 if answer.status != 200:
-                    outcome.failure = explain(answer.status, await answer.text(errors="replace"))
-                elif self.target.stream:
-                    clock, feed = self._clock, stream.feed
+                    outcome.failure = explain(answer.status, await _what_came(answer))
+                elif isinstance(heard, WholeAnswer):
+                    heard.take(await answer.read())
+                else:
+                    clock, feed = self._clock, heard.feed
                     async for data in answer.content.iter_any():
                         feed(data, clock())
-                    if not stream.anything and answer.content_type != EVENT_STREAM:
+                    if not heard.anything and answer.content_type != EVENT_STREAM:
                         outcome.failure = f"no event stream but {answer.content_type}"
-                else:
-                    whole = decode_event(await answer.read())
-                    outcome.tokens = whole.usage.completion_tokens if whole.usage else 0
-                    outcome.lifecycle = of_answer(whole.lifecycle)
         except TimeoutError:
             outcome.failure = f"timed out after {self.target.timeout_seconds:g} s"
         except aiohttp.ClientPayloadError:
             pass  # the connection broke inside the answer: how far it came is said below
         except (aiohttp.ClientError, OSError) as error:
             outcome.failure = _connection_words(error)
-        except msgspec.DecodeError:
+        except msgspec.ValidationError as error:
+            outcome.failure = f"an answer of another shape than OpenAI's: {one_line(str(error))}"
+        except (msgspec.DecodeError, UnicodeDecodeError):
             outcome.failure = "an answer that is no JSON"
         outcome.ended = self._clock()
-        if self.target.stream:
-            _conclude(outcome, stream, self.target.ignore_eos)
+        _conclude(outcome, request, heard, self.target.ignore_eos)
         return outcome
 
 
@@ -137,23 +136,31 @@ def explain(status: int, text: str) -> str:
         message = answer["error"]["message"] if "error" in answer else answer["message"]
     except (msgspec.DecodeError, KeyError, TypeError):
         message = text
-    line = " ".join(str(message).split())[:_ERROR_TEXT]
+    line = one_line(str(message))
     return f"HTTP {status}: {line}" if line else f"HTTP {status}"
 
 
-def _conclude(outcome: Outcome, stream: TokenStream, exact_length: bool) -> None:
-    outcome.token_times = stream.token_times
-    outcome.tokens = len(stream.token_times)
-    outcome.lifecycle = stream.lifecycle
-    if outcome.failure is not None:
-        return
-    if stream.error is not None:
-        outcome.failure = f"error event: {' '.join(stream.error.split())[:_ERROR_TEXT]}"
-    elif not (stream.done or stream.finished):
-        outcome.failure = "truncated stream"
-    elif not stream.token_times:
-        outcome.failure = "no tokens"
-    elif exact_length and outcome.tokens < outcome.output_tokens:
+async def _what_came(answer: aiohttp.ClientResponse) -> str:
+    """A refusal is one by its status, also where its words break off."""
+    try:
+        return await answer.text(errors="replace")
+    except (aiohttp.ClientError, OSError):
+        return ""
+
+
+def _conclude(
+    outcome: Outcome, request: Planned, heard: TokenStream | WholeAnswer, exact_length: bool
+) -> None:
+    outcome.token_times = heard.token_times
+    outcome.tokens = heard.tokens
+    outcome.lifecycle = heard.lifecycle
+    if heard.prompt_tokens:
+        outcome.prompt_tokens_off = heard.prompt_tokens - request.prompt_tokens
+        if isinstance(request.prompt, str):
+            outcome.prompt_tokens = heard.prompt_tokens
+    if outcome.failure is None:
+        outcome.failure = heard.failure
+    if outcome.failure is None and exact_length and outcome.tokens < outcome.output_tokens:
         outcome.failure = "fewer tokens than asked"
 
 

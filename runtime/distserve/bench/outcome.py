@@ -27,6 +27,7 @@ class Outcome:
 
     index: int
     prompt_tokens: int
+    """As planned; of a text as the server counted it, where it told."""
     output_tokens: int
     """As asked; `tokens` is what came."""
     planned: float
@@ -37,6 +38,8 @@ class Outcome:
     own: Objectives = NO_OBJECTIVES
     lifecycle: Mapping[str, float] | None = None
     """Instants in seconds since the server had the request, where it told."""
+    prompt_tokens_off: int = 0
+    """The server's count of the prompt less the planned one; 0 where it did not tell."""
     failure: str | None = None
     """Why it counts as failed, short enough to be counted; None for a complete answer."""
 

@@ -2,8 +2,8 @@
 
 `.exp` has the completed requests in the schema of DistServe's or LoongServe's scripts, so that
 their plots and ours read each other's files. `.csv` has every request, failures with their
-reason. `.run.json` says how the run was made and whether its client kept up; it is written last
-and makes a run complete.
+reason. `.run.json` says how the run was made and whether its client kept up. `.exp` is written
+last: where it is, it belongs to the verdict beside it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RunFiles:
         self.about = folder / f"{prefix}-{label}.run.json"
 
     def kept(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What an earlier, complete and valid run of the same parameters says about itself.
+        """What an earlier run of the same parameters says about itself, where it is `trusted`.
 
         Raises BenchError where the files are another question's answer.
         """
@@ -54,7 +54,7 @@ class RunFiles:
             return None
         try:
             about = json.loads(self.about.read_text())
-            earlier = about["parameters"]
+            earlier, good = about["parameters"], trusted(about)
         except (ValueError, KeyError, TypeError) as error:
             raise BenchError(f"{self.about} is damaged; delete it to run anew") from error
         if earlier != json.loads(json.dumps(parameters)):
@@ -68,7 +68,7 @@ class RunFiles:
                 "--output-dir, or delete it"
             )
         found: dict[str, Any] = about
-        return found if about["complete"] and about["valid"] and self.exp.exists() else None
+        return found if good and self.exp.exists() else None
 
     def write(
         self,
@@ -92,15 +92,22 @@ class RunFiles:
             "failures": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
             "started": observed.started + epoch,
             "stage_seconds": mean_stage_seconds(outcomes),
+            "prompts_off": prompts_off(outcomes),
         }
+        self.exp.unlink(missing_ok=True)  # no records beside another run's verdict, at no instant
+        _replace(self.about, json.dumps(about, indent=1) + "\n")
         _replace(self.csv, _csv_text(outcomes, epoch))
         if not observed.interrupted:
             text = (
                 json.dumps(rows) if exp_format == "distserve" else loongserve_text(outcomes, epoch)
             )
             _replace(self.exp, text)
-        _replace(self.about, json.dumps(about, indent=1) + "\n")
         return about
+
+
+def trusted(about: Mapping[str, Any]) -> bool:
+    """Whether a run answers its question; else it is made anew when it is asked for again."""
+    return bool(about["complete"] and about["valid"] and about["completed"])
 
 
 def distserve_row(outcome: Outcome, epoch: float) -> dict[str, Any]:
@@ -123,6 +130,12 @@ def mean_stage_seconds(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
     """Of the completed requests whose stages are known; LoongServe's file has no room for them."""
     told = [found for o in outcomes if o.complete and (found := _stages(o))]
     return {stage: fmean(one[stage] for one in told) for stage in STAGES} if told else None
+
+
+def prompts_off(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+    """Requests whose prompts the server counted otherwise than planned, and by how many tokens."""
+    off = [o.prompt_tokens_off for o in outcomes if o.prompt_tokens_off]
+    return {"requests": len(off), "mean_tokens": fmean(off)} if off else None
 
 
 def _stages(outcome: Outcome) -> dict[str, float] | None:

@@ -24,7 +24,7 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.progress import Progress
 from distserve.bench.question import Pair
-from distserve.bench.results import RunFiles
+from distserve.bench.results import RunFiles, trusted
 
 WARM_UP_AT_ONCE = 8
 _HINTS = {
@@ -33,6 +33,9 @@ _HINTS = {
     "HTTP 401": "; give a key with --api-key-env",
     "HTTP 3": "; give the address that it leads to as --url",
     "no event stream": "; correct --url, or give --no-stream to a server that cannot stream",
+    "no JSON": "; correct --url",
+    "without usage": "; leave out --no-stream: of a stream the tokens can be counted",
+    "fewer tokens than asked": "; if the server passes over ignore_eos, give --no-ignore-eos",
 }
 """What to do about the failure of the very first request, by what stands in it."""
 
@@ -63,7 +66,7 @@ class Ran:
 
     @property
     def good(self) -> bool:
-        return bool(self.about["complete"] and self.about["valid"] and self.about["completed"])
+        return trusted(self.about)
 
 
 async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
@@ -154,6 +157,12 @@ def remarks(ran: Ran) -> Iterator[str]:
             f"INVALID: this client fell behind (p99 send lag {lag['send_p99_ms']:.1f} ms, event "
             f"loop {lag['loop_p99_ms']:.1f} ms, limit {about['max_lag_ms']:g} ms); use a quieter "
             "machine or a lower rate, or allow more with --max-lag"
+        )
+    if off := about["prompts_off"]:
+        yield (
+            f"the server counts {off['requests']} of {about['requests']} prompts otherwise than "
+            f"planned ({off['mean_tokens']:+.1f} tokens in the mean); kept is its count of texts, "
+            "the plan's of token ids"
         )
     if not about["completed"]:
         yield "no request was completed; the remaining rates are left out"

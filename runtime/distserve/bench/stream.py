@@ -7,46 +7,8 @@ tokens into one event, or send events without any.
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
+from distserve.bench.answer import Event, decode_event
 from distserve.bench.lifecycle import of_answer
-
-
-class Usage(msgspec.Struct):
-    completion_tokens: int = 0
-    prompt_tokens: int = 0
-
-
-class Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-
-
-class Choice(msgspec.Struct):
-    text: str | None = None
-    delta: Delta | None = None
-    token_ids: list[int] | None = None
-    finish_reason: str | None = None
-
-    @property
-    def has_text(self) -> bool:
-        delta = self.delta
-        return bool(self.text or (delta and (delta.content or delta.reasoning_content)))
-
-
-class Event(msgspec.Struct):
-    """A chunk of a stream, or a whole answer; fields that are not named here are skipped."""
-
-    choices: list[Choice] = []
-    usage: Usage | None = None
-    error: dict[str, object] | str | None = None
-    lifecycle: Any = None
-    """This gateway's, in the last chunk; another server may mean anything by it."""
-
-
-decode_event = msgspec.json.Decoder(Event).decode
 
 
 class TokenStream:
@@ -74,8 +36,21 @@ class TokenStream:
         """Whether there was any event."""
         return bool(self.token_times or self.finished or self.done or self.error)
 
+    @property
+    def tokens(self) -> int:
+        return len(self.token_times)
+
+    @property
+    def failure(self) -> str | None:
+        """Why this is no complete answer; its length is the caller's to judge."""
+        if self.error is not None:
+            return f"error event: {self.error}"
+        if not (self.done or self.finished):
+            return "truncated stream"
+        return None if self.token_times else "no tokens"
+
     def feed(self, data: bytes, now: float) -> None:
-        """Take what was read at `now`; raises `msgspec.DecodeError` on an event that is no JSON."""
+        """Take what was read at `now`; raises as `answer.decode_event` on what is no event."""
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         self._rest = lines.pop()
         for line in lines:
@@ -89,8 +64,7 @@ class TokenStream:
 
     def _take(self, event: Event, now: float) -> None:
         if event.error is not None:
-            error = event.error
-            self.error = error if isinstance(error, str) else str(error.get("message", error))
+            self.error = event.error_line
             return
         if event.lifecycle is not None:
             self.lifecycle = of_answer(event.lifecycle)

@@ -1,0 +1,42 @@
+"""A run's files belong together, whenever writing them ends."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distserve.bench import results
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_records_never_lie_beside_another_run_s_verdict(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    assert bench("--max-lag", "0ms")[0] == 1
+    first = (tmp_path / "sys-5-100.exp").read_bytes()
+    replace, done = os.replace, list[str]()
+
+    def until_full(old: Path, new: Path) -> None:
+        if len(done) == written:
+            raise OSError("No space left on device")
+        done.append(str(new))
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, "replace", until_full)
+        if written < 3:
+            with pytest.raises(OSError, match="No space"):
+                bench()
+        else:
+            bench()
+    exp = tmp_path / "sys-5-100.exp"
+    assert exp.exists() == (written == 3)
+    if exp.exists():
+        assert exp.read_bytes() != first
+        assert json.loads((tmp_path / "sys-5-100.run.json").read_text())["valid"]
+    code, _, err = bench()
+    assert code == 0 and ("kept" in err) == (written == 3)
