@@ -83,6 +83,8 @@ PROGRAMS: Mapping[str, Program] = {
         # Prometheus knows no Kubernetes.
         Program("prometheus-operator", "prometheus-operator", f"{_COREOS}/cmd/operator"),
         Program("prometheus", "prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
+        # Not a cluster's: for tests/observability, Grafana's own types as a check of dashboards.
+        Program("dashboard-check", "grafana", "."),
     )
 }
 CLIENTS = ("kubectl", "helm", "kwok")
