@@ -5,8 +5,9 @@
 The server is a process of its own on this machine. It notes on the clock that both share when
 each request came and when it wrote each token; the client's figures are compared with those.
 Requests leave one in each slot, anywhere in it; each lives `--seconds-each` and gets a token each
-streams / tokens-per-second seconds. A busy machine shows: its load is printed beside the figures;
-`chrt -f 5` before the command keeps other processes out of them (root).
+streams / tokens-per-second seconds. Each aim is printed as met or missed; exit code 1 where one is
+missed. A busy machine shows: its load is printed beside the figures; `chrt -f 5` before the command
+keeps other processes out of them (root).
 """
 
 import argparse
@@ -19,7 +20,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import cast
 
 import aiohttp
@@ -31,7 +34,11 @@ from distserve.bench.openloop import Observed, offer
 from distserve.bench.outcome import Planned
 from distserve.bench.quantiles import quantile
 
-AIM = "aim: each p99 below 2 ms"
+AIM_MS = 2.0
+"""For the p99 of each difference from the truth."""
+AIM_STREAMS = 0.95
+"""Of the streams that were asked for: what was offered is what is judged."""
+EXIT_MISSED = 1
 FIRST_TOKEN_SECONDS = 0.05
 CHUNK = b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,'
 CHUNK += b'"model":"stub","choices":[{"index":0,"text":" word","logprobs":null,"finish_reason":'
@@ -147,7 +154,7 @@ def spread(values: list[float]) -> str:
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--tokens-per-second", type=float, default=3000.0)
@@ -155,10 +162,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals")
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.seconds <= args.seconds_each:
+        parser.error("--seconds must be longer than --seconds-each: else all streams never run")
     if args.serve is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(args.serve))
-        return
+        return 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server inherits it
     gap = args.streams / args.tokens_per_second
@@ -180,37 +189,81 @@ def main() -> None:
             server.kill()
         server.wait(10)
     truths = {int(n): Truth(came, written) for n, (came, written) in json.loads(answer).items()}
-    report(observed, truths, cpu / wall)
+    figures = compared(observed, truths)
+    report(figures, cpu / wall)
+    misses = missed(figures, args.streams)
+    print("\n".join(f"MISSED: {miss}" for miss in misses) or "every aim is met")
+    return EXIT_MISSED if misses else 0
 
 
-def report(observed: Observed, truths: dict[int, Truth], cores: float) -> None:
+@dataclass(frozen=True)
+class Figures:
+    """What the client saw, and in milliseconds how far that is from the truth."""
+
+    asked: int
+    failures: dict[str, int]
+    most_streams: int
+    tokens_per_second: float
+    off: dict[str, list[float]]
+    """By what was compared; of complete requests."""
+    send_lag_p99_ms: float
+    loop_lag_p99_ms: float
+
+
+def compared(observed: Observed, truths: dict[int, Truth]) -> Figures:
     good = [o for o in observed.outcomes if o.complete]
     steps = sorted(
         [(o.sent, 1) for o in good] + [(o.ended, -1) for o in good], key=lambda step: step[0]
     )
-    running, most = 0, 0
-    for _, step in steps:
-        running += step
-        most = max(most, running)
-    full = (min(o.ended for o in good), max(o.sent for o in good))  # neither rising nor falling
-    tokens = sum(full[0] <= at < full[1] for o in good for at in o.token_times)
+    ended = min((o.ended for o in good), default=0.0)  # between these two the number of
+    sent = max((o.sent for o in good), default=0.0)  # streams neither rises nor falls
+    tokens = sum(ended <= at < sent for o in good for at in o.token_times)
     ttft = [abs(o.ttft - truths[o.index].ttft) * 1000 for o in good if o.ttft is not None]
     tpot = [abs(o.tpot - truths[o.index].tpot) * 1000 for o in good if o.tpot is not None]
-    offered = [abs(truths[o.index].came - o.planned) * 1000 for o in good]
+    arrival = [abs(truths[o.index].came - o.planned) * 1000 for o in good]
+    return Figures(
+        len(observed.outcomes),
+        dict(Counter(o.failure for o in observed.outcomes if o.failure is not None)),
+        max(accumulate((step for _, step in steps), initial=0)),
+        tokens / (sent - ended) if sent > ended else 0.0,
+        {
+            "measured TTFT from the truth": ttft,
+            "measured TPOT from the truth": tpot,
+            "arrival at the server from plan": arrival,
+        },
+        observed.lag.send_p99_ms,
+        observed.lag.loop_p99_ms,
+    )
+
+
+def missed(figures: Figures, streams: int) -> list[str]:
+    """The aims that were not reached, each with what was seen; empty where all are met."""
+    misses = [
+        f"{count} of {figures.asked} requests failed: {reason}"
+        for reason, count in figures.failures.items()
+    ]
+    if figures.most_streams < AIM_STREAMS * streams:
+        misses.append(f"at most {figures.most_streams} of {streams} streams at once")
+    for name, values in figures.off.items():
+        if not (p99 := quantile(values, 99)) < AIM_MS:
+            misses.append(f"{name}: p99 {p99:.3f} ms, aim below {AIM_MS:g} ms")
+    return misses
+
+
+def report(figures: Figures, cores: float) -> None:
+    complete = figures.asked - sum(figures.failures.values())
     print(
-        f"{len(good)} of {len(observed.outcomes)} requests complete, at most {most} streams at "
-        f"once, {tokens / (full[1] - full[0]):.0f} tokens/s; client {cores:.2f} cores; load of "
+        f"{complete} of {figures.asked} requests complete, at most {figures.most_streams} streams "
+        f"at once, {figures.tokens_per_second:.0f} tokens/s; client {cores:.2f} cores; load of "
         f"the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
-    print(f"measured TTFT from the truth, ms    {spread(ttft)}")
-    print(f"measured TPOT from the truth, ms    {spread(tpot)}")
-    print(f"arrival at the server from plan, ms {spread(offered)}")
+    for name, values in figures.off.items():
+        print(f"{name + ', ms':<36}{spread(values) if values else 'nothing complete'}")
     print(
-        f"the client's own account: send lag p99 {observed.lag.send_p99_ms:.3f} ms, "
-        f"event loop p99 {observed.lag.loop_p99_ms:.3f} ms"
+        f"the client's own account: send lag p99 {figures.send_lag_p99_ms:.3f} ms, "
+        f"event loop p99 {figures.loop_lag_p99_ms:.3f} ms"
     )
-    print(AIM)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
