@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from distserve.workload.requests import RequestSet, Trace, WorkloadError
 
-ARRIVALS = ("poisson", "gamma", "fixed", "burst", "recorded")
+ARRIVALS = ("poisson", "gamma", "fixed", "burst", "window", "recorded")
 _ALIASES = {"custom": "recorded", "trace": "recorded", "uniform": "fixed"}
 
 
@@ -24,7 +24,9 @@ class ArrivalProcess:
     `poisson` and `gamma` draw gaps from a gamma distribution of mean 1/rate and coefficient of
     variation `cv` (1 is exponential, hence Poisson) by NumPy's legacy generator, which is what
     simdistserve draws from. `fixed` spaces requests evenly; `burst` lets `burst_size` requests
-    arrive at one instant, the bursts spaced evenly; `recorded` takes the set's own times.
+    arrive at one instant, the bursts spaced evenly; `window` lets the last of n requests arrive
+    exactly n/rate seconds after the first, at the instants of LoongServe's client and its seed;
+    `recorded` takes the set's own times.
     """
 
     kind: str = "poisson"
@@ -39,7 +41,7 @@ class ArrivalProcess:
             raise WorkloadError(
                 f"unknown arrival process {self.kind!r}; choose one of {', '.join(ARRIVALS)}"
             )
-        if not self.cv > 0:
+        if not 0 < self.cv < math.inf:
             raise WorkloadError(f"cv must be above 0, got {self.cv}; use `fixed` for no variation")
         if self.burst_size < 1:
             raise WorkloadError(f"burst size must be at least 1, got {self.burst_size}")
@@ -66,11 +68,22 @@ class ArrivalProcess:
         if self.kind == "burst":
             gap_ms = self.burst_size / rate * 1000
             return [index // self.burst_size * gap_ms for index in range(count)]
+        if self.kind == "window":
+            return self._window_ms(count, rate)
         # The order of operations is NumPy's (scale times a standard gamma, then milliseconds):
         # the sums come out as the same floats as the reference's.
         scale = self.cv * self.cv / rate
         gaps = (scale * gap * 1000 for gap in self._standard_gamma(count - 1))
         return list(accumulate(gaps, initial=0.0))
+
+    def _window_ms(self, count: int, rate: float) -> Sequence[float]:
+        if count == 1:
+            return [0.0]
+        # One draw more than there are gaps: LoongServe's stamps start after a gap of their own,
+        # which it takes off again.
+        stamps = list(accumulate(self._standard_gamma(count)[1:], initial=0.0))
+        span_ms = count / rate * 1000
+        return [stamp / stamps[-1] * span_ms for stamp in stamps]
 
     def _standard_gamma(self, count: int) -> list[float]:
         if count not in self._unit_gaps:

@@ -1,0 +1,34 @@
+"""Arrivals within a window: LoongServe's instants, beside the other processes' in tests/planner."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from distserve.workload import ArrivalProcess
+
+
+def loongserve_s(count: int, rate: float, seed: int) -> list[float]:
+    """By NumPy alone: stamps of a unit rate, the first taken as 0, the last as count/rate."""
+    stamps = np.cumsum(np.random.RandomState(seed).exponential(1.0, size=40_000))[:count]
+    since_first = stamps - stamps[0]
+    return list(since_first * (count / rate) / since_first[-1] * 1000)
+
+
+@pytest.mark.parametrize(("count", "rate", "seed"), [(2, 1.0, 0), (50, 0.3, 0), (1000, 19.0, 7)])
+def test_a_window_has_loongserve_s_instants(count: int, rate: float, seed: int) -> None:
+    times = ArrivalProcess("window", seed=seed).times_ms(count, rate)
+    assert times == pytest.approx(loongserve_s(count, rate, seed), rel=1e-12)
+    assert (times[0], times[-1]) == (0.0, count / rate * 1000)
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+
+
+def test_a_window_of_one_and_of_no_time() -> None:
+    assert ArrivalProcess("window").times_ms(1, 4.0) == [0.0]
+    assert ArrivalProcess("window").times_ms(3, float("inf")) == [0.0] * 3
+
+
+@pytest.mark.parametrize("cv", [0.0, -1.0, float("nan"), float("inf")])
+def test_gaps_vary_by_a_finite_number(cv: float) -> None:
+    with pytest.raises(ValueError, match="cv must be above 0"):
+        ArrivalProcess("gamma", cv)
