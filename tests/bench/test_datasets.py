@@ -126,7 +126,12 @@ def test_mixes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     zipf = mix("zipf", "--count", "500", "--alpha", "1.4")
     assert set(zipf.prompt_tokens) <= {15, 20, 100, 200, 1000}
     assert zipf.prompt_tokens.count(15) > zipf.prompt_tokens.count(1000)
+    flat = mix("zipf", "--count", "500", "--alpha", "1.4", "--beta", "100000")
+    assert flat.prompt_tokens.count(15) < zipf.prompt_tokens.count(15)
     capsys.readouterr()
+    for flag in ("--alpha", "--beta"):
+        assert main(["bench", "prepare", "mixed", *sources, "--ds", str(out), flag, "1"]) == 2
+        assert f"{flag} belongs to zipf" in capsys.readouterr().err
     assert main(["bench", "prepare", "adaserve", *sources, "--ds", str(out)]) == 2
     assert "3 sets are mixed" in capsys.readouterr().err
     sources.append(sources[1])
@@ -165,14 +170,69 @@ def test_a_tokenizer_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no tokenizer.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "mean"), [("sharegpt", 755.5), ("humaneval", 171.3)])
-def test_synthetic_sets_say_so_and_have_the_stated_means(name: str, mean: float) -> None:
+STATED = {  # mean prompts, and the longest together
+    "sharegpt": (755.5, 2048),
+    "humaneval": (171.3, 2048),
+    "longbench": (1738.3, 2048),
+    "l-eval": (1.5 * 9550.5, 500_000),
+    "lv-eval": (1.5 * 102_380, 500_000),
+    "alpaca": (18, 2048),
+    "cnn": (776, 4096),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_synthetic_sets_say_so_and_have_the_stated_means(name: str) -> None:
     made = load(f"synthetic:{name}", 4000, 0)
     assert made.name == f"synthetic:{name}"
+    mean, longest = STATED[name]
     # What exceeds the limit is drawn anew, so the mean comes out a little below.
-    assert 0.75 * mean < statistics.fmean(made.prompt_tokens) <= 1.02 * mean
-    assert max(sum(pair) for pair in lengths(made)) <= 2048
-    assert set(NAMED) == {"sharegpt", "humaneval", "longbench"}
+    assert 0.75 * mean < statistics.fmean(made.prompt_tokens) <= 1.03 * mean
+    assert max(sum(pair) for pair in lengths(made)) <= longest
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("sharegpt", 900), ("zipf,alpha=1.2", 900), ("mixed", 20_000), ("adaserve", 900)],
+)
+def test_a_shorter_synthetic_set_is_the_beginning_of_a_longer_one(name: str, limit: int) -> None:
+    for tokens in (None, limit):
+        short, long = (lengths(load(f"synthetic:{name}", count, 3, tokens)) for count in (20, 300))
+        assert short == long[:20] and len(long) == 300
+    assert max(map(sum, long)) <= limit
+    assert max(map(sum, lengths(load(f"synthetic:{name}", 300, 3)))) > limit
+
+
+def test_a_file_s_long_requests_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt_len,output_len\n5,4\n50,4\n6,4\n")
+    assert lengths(load(str(path), 99, 0, 10)) == [(5, 4), (6, 4)]
+
+
+def test_mixtures_have_a_share_of_each() -> None:
+    def share(name: str, above: int) -> float:
+        return statistics.fmean(p > above for p in load(f"synthetic:{name}", 3000, 0).prompt_tokens)
+
+    for above in (1000, 10_000, 100_000):
+        parts = [share(name, above) for name in ("sharegpt", "l-eval", "lv-eval")]
+        assert share("mixed", above) == pytest.approx(statistics.fmean(parts), abs=0.03)
+
+    made = load("synthetic:adaserve,slo-tpot-ms=36/50/150", 3000, 0)
+    assert set(made.output_tokens) == {256}
+    of_class: dict[float | None, list[int]] = {36.0: [], 50.0: [], 150.0: []}
+    for own, tokens in zip(made.objectives or [], made.prompt_tokens, strict=True):
+        of_class[own.tpot_ms].append(tokens)
+    for (share, mean), prompts in zip(
+        [(0.6, 132), (0.2, 18), (0.2, 776)], of_class.values(), strict=True
+    ):
+        assert len(prompts) / 3000 == pytest.approx(share, abs=0.03)
+        assert statistics.fmean(prompts) == pytest.approx(mean, rel=0.1)
+    assert load("synthetic:adaserve", 3, 0).objectives is None
+    coding = load("synthetic:adaserve,shares=1/0/0", 3000, 0)
+    assert statistics.fmean(coding.prompt_tokens) == pytest.approx(132, rel=0.1)
+    for wrong in ("shares=1/2", "shares=0/0/0", "shares=1/-1/1", "slo-tpot-ms=50"):
+        with pytest.raises(BenchError, match="of coding, chat and summarisation"):
+            load(f"synthetic:adaserve,{wrong}", 3, 0)
 
 
 def test_synthetic_lengths_are_the_seed_s() -> None:

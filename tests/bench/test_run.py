@@ -194,8 +194,6 @@ def test_a_text_s_chat(bench: Run, stub: Any, tmp_path: Path) -> None:
     assert (bench(*words, "--endpoint", "chat"))[0] == 0
     asked = {body["messages"][0]["content"] for body in stub.bodies[1:]}
     assert asked == {"hi you", "ho"}
-    code, _, err = bench("--endpoint", "chat", "--prefix", "ids")
-    assert code == 2 and "--prompt-format text" in err
 
 
 @pytest.mark.parametrize("words", [(), ("--no-stream",)], ids=["stream", "whole"])
@@ -243,7 +241,6 @@ def test_a_server_that_counts_prompts_otherwise(
         (["--request-distribution", "never"], "unknown arrival process"),
         (["--slo-ttft", "250"], "no duration"),
         (["--token-ids", "7"], "LOW:HIGH"),
-        (["--prompt-format", "text"], "no texts"),
         (["--prefix", "a/b"], "no part of a file name"),
         (["--warm-up", "-1"], "at least 0"),
         (["--output-dir", "/proc/results"], "can be written"),

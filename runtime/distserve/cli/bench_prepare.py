@@ -10,19 +10,26 @@ from distserve.cli.usage import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from distserve.bench.datasets.builders import BUILDERS
-    from distserve.bench.datasets.prepare import MIXES
+    from distserve.bench.datasets.mixes import MIXED_OF_EACH
+    from distserve.bench.datasets.prepare import MIXES, ZIPF_COUNT
 
     add = parser.add_argument
-    add("name", choices=[*BUILDERS, *MIXES], metavar="NAME", help=", ".join([*BUILDERS, *MIXES]))
+    names = ", ".join([*BUILDERS, *MIXES])
+    add("name", choices=[*BUILDERS, *MIXES], metavar="NAME", help=names)
     add("sources", type=Path, nargs="+", metavar="RAW", help="raw file or folder; .ds for mixes")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json of the measured model")
     add("--ds", type=Path, required=True, metavar="FILE", help="the file to write")
-    add("--seed", type=int, default=0)
-    add("--count", type=int, metavar="N", help="requests (mixed: of each set)")
-    add("--alpha", type=float, default=1.0, help="of zipf: 1.0, 1.2 and 1.4 in LoongServe")
+    add("--seed", type=int, default=0, help="of what is drawn; default 0")
+    add(
+        "--count", type=int, metavar="N",
+        help=f"requests; default all, of zipf and adaserve {ZIPF_COUNT}, of mixed {MIXED_OF_EACH} "
+        "of each set",
+    )  # fmt: skip
+    add("--alpha", type=float, help="of zipf: 1.0 (default), 1.2 and 1.4 in LoongServe")
+    add("--beta", type=float, help="of zipf: weights are 1/(length + beta)^alpha; default 0")
     add(
         "--class-slo-tpot", metavar="TIMES",
-        help="of adaserve: each set's own objective, as 36ms,50ms,150ms",
+        help="of adaserve: each set's own objective, as 36ms,50ms,150ms; default none",
     )  # fmt: skip
 
 
@@ -33,12 +40,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.count is not None and args.count < 1:
         raise UsageError("--count must be at least 1")
-    if args.class_slo_tpot is not None and args.name != "adaserve":
-        raise UsageError("--class-slo-tpot belongs to adaserve; leave it out")
+    for name, owner in (("alpha", "zipf"), ("beta", "zipf"), ("class_slo_tpot", "adaserve")):
+        if getattr(args, name) is not None and args.name != owner:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to {owner}; leave it out")
+    weights = {n: value for n in ("alpha", "beta") if (value := getattr(args, n)) is not None}
     made = prepare(
         Order(
-            args.name, args.sources, args.tokenizer, args.seed, args.count, args.alpha,
-            _class_objectives(args.class_slo_tpot),
+            args.name, args.sources, args.tokenizer, args.seed, args.count,
+            class_slo_tpots_ms=_class_objectives(args.class_slo_tpot), **weights,
         )
     )  # fmt: skip
     write_ds(args.ds, args.name, made)

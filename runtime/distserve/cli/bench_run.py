@@ -13,7 +13,9 @@ from distserve.cli.bench_words import check_url, seconds_of
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
+    from distserve.bench.plan import Recipe
     from distserve.bench.session import Ran, Session
+    from distserve.workload import ArrivalProcess
 
 EXIT_UNTRUSTED = 1
 """A run was invalid, interrupted or without a single completed request."""
@@ -33,27 +35,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--request-distribution", default="poisson", metavar="NAME",
-        help="poisson, gamma, fixed (uniform), burst or recorded (trace); default poisson",
+        help="poisson (default), gamma, fixed (uniform), burst, window (Poisson within exactly "
+        "count/rate seconds) or recorded (trace)",
     )  # fmt: skip
-    add("--cv", type=float, default=1.0, help="coefficient of variation of gamma gaps")
-    add("--seed", type=int, default=0, help="of requests, prompts and arrivals")
+    add("--cv", type=float, help="of gamma: coefficient of variation of the gaps; default 1")
+    add("--burst-size", type=int, metavar="N", help="of burst: requests at one instant; default 10")
+    add("--seed", type=int, default=0, help="of requests, prompts and arrivals; default 0")
     add("--slo-ttft", metavar="TIME", help="objective, as 250ms; also sent with each request")
     add("--slo-tpot", metavar="TIME", help="objective, as 100ms; also sent with each request")
-    add("--output-dir", type=Path, default=Path("results"), help="default: results")
-    add("--prefix", default="distserve", help="names the system in file names and figures")
-    add("--gpus", type=int, default=1, help="accelerators behind the URL, for rates per GPU")
-    add("--endpoint", choices=["completions", "chat"], default="completions")
-    add("--prompt-format", choices=["auto", "text", "tokens"], default="auto")
+    add("--output-dir", type=Path, default=Path("results"), help="default results")
     add(
-        "--token-ids", default="10:1000", metavar="LOW:HIGH", help="made-up prompts draw from these"
-    )
-    add("--max-model-len", type=int, help="leave out requests that are longer together")
+        "--prefix", default="distserve",
+        help="names the system in file names and figures; default distserve",
+    )  # fmt: skip
+    add("--gpus", type=int, default=1, help="accelerators behind the URL; default 1")
+    add(
+        "--endpoint", choices=["completions", "chat"], default="completions",
+        help="what is asked under /v1; default completions",
+    )  # fmt: skip
+    add(
+        "--prompt-format", choices=["auto", "text", "tokens"], default="auto",
+        help="text: the set's own or made-up words; tokens: made-up ids; auto (default): text for "
+        "chat and where the set has some, else tokens",
+    )  # fmt: skip
+    add(
+        "--token-ids", default="10:1000", metavar="LOW:HIGH",
+        help="made-up ids are drawn from LOW to HIGH - 1; default 10:1000",
+    )  # fmt: skip
+    add(
+        "--max-model-len", type=int, metavar="TOKENS",
+        help="no requests whose prompt and output are longer together; default: all",
+    )  # fmt: skip
     add("--no-stream", action="store_true", help="whole answers: latency only, no TTFT")
     add("--no-ignore-eos", action="store_true", help="answers may end early")
-    add("--warm-up", type=int, default=5, metavar="N", help="requests before, not counted")
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="of one request")
-    add("--max-lag", default="10ms", metavar="TIME", help="beyond it a run is invalid (p99)")
-    add("--exp-format", choices=["distserve", "loongserve"], default="distserve")
+    add(
+        "--warm-up", type=int, default=5, metavar="N",
+        help="requests before, not counted; default 5",
+    )  # fmt: skip
+    add(
+        "--timeout", type=float, default=600.0, metavar="SECONDS",
+        help="of one request, after which it has failed; default 600",
+    )  # fmt: skip
+    add(
+        "--max-lag", default="10ms", metavar="TIME",
+        help="a run whose client is later than this at p99 is invalid; default 10ms",
+    )  # fmt: skip
+    add(
+        "--exp-format", choices=["distserve", "loongserve"], default="distserve",
+        help="whose schema the .exp files have; default distserve",
+    )  # fmt: skip
     add("--api-key-env", metavar="NAME", help="environment variable that holds an API key")
 
 
@@ -76,11 +106,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _session(args: argparse.Namespace) -> Session:
     from distserve.bench.client import Target
-    from distserve.bench.datasets import load
-    from distserve.bench.plan import Recipe
-    from distserve.bench.question import parse_pairs, parse_token_ids
+    from distserve.bench.question import parse_pairs
     from distserve.bench.session import Session
-    from distserve.workload import ArrivalProcess
 
     check_url(args.url)
     if not args.prefix or "/" in args.prefix:
@@ -89,10 +116,7 @@ def _session(args: argparse.Namespace) -> Session:
         if getattr(args, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
     pairs = parse_pairs(args.num_prompts_req_rates)
-    longest = max(pair.requests for pair in pairs)
-    requests = load(args.dataset, longest, args.seed)
-    if args.max_model_len is not None:
-        requests = requests.within(args.max_model_len)
+    recipe = _recipe(args, longest=max(pair.requests for pair in pairs))
     slo = {name: seconds_of(args, name) for name in ("slo_ttft", "slo_tpot")}
     headers = [
         (f"x-{name.replace('_', '-')}-ms", f"{seconds * 1000:g}")
@@ -107,18 +131,43 @@ def _session(args: argparse.Namespace) -> Session:
         url=args.url, model=args.model, endpoint=args.endpoint, stream=not args.no_stream,
         ignore_eos=not args.no_ignore_eos, headers=tuple(headers), timeout_seconds=args.timeout,
     )  # fmt: skip
-    recipe = Recipe(
-        requests, ArrivalProcess(args.request_distribution, args.cv, args.seed), args.seed,
-        args.prompt_format, parse_token_ids(args.token_ids),
-    )  # fmt: skip
     return Session(
         target, recipe, pairs, args.output_dir, args.prefix, _parameters(args, slo),
         args.exp_format, args.warm_up, (seconds_of(args, "max_lag") or 0.0) * 1000,
     )  # fmt: skip
 
 
+def _recipe(args: argparse.Namespace, longest: int) -> Recipe:
+    from distserve.bench.datasets import is_synthetic, load
+    from distserve.bench.plan import Recipe
+    from distserve.bench.question import parse_token_ids
+
+    prompt_format = args.prompt_format
+    if args.endpoint == "chat":
+        if prompt_format == "tokens":
+            raise UsageError("chat takes no token ids; leave out --prompt-format tokens")
+        prompt_format = "text"
+    return Recipe(
+        load(args.dataset, longest, args.seed, args.max_model_len), _arrivals(args), args.seed,
+        prompt_format, parse_token_ids(args.token_ids), drawn=is_synthetic(args.dataset),
+    )  # fmt: skip
+
+
+def _arrivals(args: argparse.Namespace) -> ArrivalProcess:
+    from distserve.workload import ArrivalProcess
+
+    kind = ArrivalProcess(args.request_distribution).kind
+    own = {"cv": "gamma", "burst_size": "burst"}
+    given = {name: value for name in own if (value := getattr(args, name)) is not None}
+    for name in given:
+        if own[name] != kind:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} has no effect on {kind} arrivals; leave it out")
+    return ArrivalProcess(kind, seed=args.seed, **given)
+
+
 _DETERMINING = (  # not the URL: a server that came back on another port is the same system
-    "model", "dataset", "request_distribution", "cv", "seed", "gpus", "endpoint",
+    "model", "dataset", "request_distribution", "cv", "burst_size", "seed", "gpus", "endpoint",
     "prompt_format", "token_ids", "max_model_len", "no_stream", "no_ignore_eos", "exp_format",
 )  # fmt: skip
 

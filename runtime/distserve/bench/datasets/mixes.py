@@ -8,13 +8,11 @@ from collections.abc import Sequence
 
 from distserve.bench.datasets.builders import Request
 from distserve.bench.errors import BenchError
-from distserve.bench.synthetic import zipf_lengths
+from distserve.bench.synthetic import ADASERVE_SHARES, zipf_lengths
 from distserve.workload import NO_OBJECTIVES, Objectives
 
 _SHORTEST_PROMPT, _SHORTEST_OUTPUT = 16, 4
 MIXED_OF_EACH = 1500
-ADASERVE_SHARES = (0.6, 0.2, 0.2)
-"""Of coding, chat and summarisation."""
 ADASERVE_OUTPUT_TOKENS = 256
 
 

@@ -29,6 +29,8 @@ class Order:
     seed: int = 0
     count: int | None = None
     alpha: float = 1.0
+    beta: float = 0.0
+    """zipf: weights 1/(x + beta)^alpha."""
     class_slo_tpots_ms: Sequence[float] | None = None
     """adaserve: of each of the sets."""
 
@@ -66,7 +68,7 @@ def _mix(order: Order) -> list[Request]:
         return mixed(sets, draw, order.count or MIXED_OF_EACH)
     count = order.count or ZIPF_COUNT
     if order.name == "zipf":
-        return zipf(sets, order.alpha, count, order.seed)
+        return zipf(sets, order.alpha, count, order.seed, order.beta)
     return classes(sets, count, draw, slo_tpots_ms=order.class_slo_tpots_ms)
 
 

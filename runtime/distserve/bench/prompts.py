@@ -1,0 +1,51 @@
+"""What is sent as a prompt: a set's own text, or one that is made up in its length.
+
+Made up are token ids, which any server counts as they were asked for, or words, which every
+endpoint takes. How many tokens a server sees in words is for its tokenizer and its chat template to
+say; its usage tells. Called by `plan`.
+"""
+
+from __future__ import annotations
+
+import random
+
+from distserve.bench.errors import BenchError
+from distserve.workload import RequestSet
+
+MOST_MADE_UP_TOKENS = 100_000_000  # 36 bytes each
+_WORDS = """
+about after again all also always and another any are back based because been before being between
+both but call can case change check close code common could current data different done each end
+even first following for found from full get given group hand has have help here how into just keep
+last left level like line list long look main make many may mean message more most must name need
+never new next not now number off old once one only open order other our out over own part point
+possible present read reason result return right run same second see send set should since some
+start still stop such support sure table test text than that the their them then there they this
+time true two under until use value want was way were what when where which while will with within
+without word work would write you your
+"""
+"""Short English words, most of which a vocabulary holds whole: near one token each."""
+
+
+def prompts_of(
+    requests: RequestSet, prompt_format: str, token_ids: range, seed: int
+) -> list[str | list[int]]:
+    """One for each request. `auto` sends the set's own texts where it has them, else token ids;
+    `text` makes up words where there are none; `tokens` always makes up ids.
+
+    Each is drawn anew, so that no prefix cache answers in the engine's stead. Raises BenchError
+    where they would not fit the memory.
+    """
+    if prompt_format != "tokens" and requests.prompts is not None:
+        # Half a surrogate pair, which some chat logs have, is no UTF-8 and so no JSON.
+        return [text.encode("utf-8", "replace").decode() for text in requests.prompts]
+    if (tokens := sum(requests.prompt_tokens)) > MOST_MADE_UP_TOKENS:
+        raise BenchError(
+            f"{tokens} tokens of made-up prompts do not fit the memory; ask for fewer requests "
+            "or leave long ones out by --max-model-len"
+        )
+    draw = random.Random(f"prompts {seed}")  # apart from the draws of lengths and times
+    if prompt_format == "text":
+        words = _WORDS.split()
+        return [" ".join(draw.choices(words, k=tokens)) for tokens in requests.prompt_tokens]
+    return [draw.choices(token_ids, k=tokens) for tokens in requests.prompt_tokens]
