@@ -12,15 +12,31 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from tools.cluster.fixtures import or_skip
 from tools.cluster.waiting import tail, wait_for
 from tools.prometheus import program
 
+from distserve.engine.metrics import EngineMetrics
+from distserve.gateway.metrics import Metrics as GatewayMetrics
+from distserve.migrator.metrics import Metrics as MigratorMetrics
 from distserve.observability.panels import Dashboard, Panel, Query
+from distserve.operator.engines import Seen
+from distserve.operator.fabric_metrics import FabricCollector
+from distserve.operator.kinds import DEPLOYMENTS
+from distserve.operator.metrics import Metrics as OperatorMetrics
+from distserve.operator.model import Key
+from distserve.operator.pairs import Link, Member, Pair
+from distserve.operator.process import Operator, add_gauges
+from distserve.operator.settings import Settings
+from distserve.operator.watching import Watches
+from distserve.wire.dialect import Slo
 
 SECONDS = 60.0
 
@@ -184,3 +200,28 @@ def unused_ports() -> Callable[[int], list[int]]:
             return [int(one.getsockname()[1]) for one in sockets]
 
     return find
+
+
+@pytest.fixture
+def registries() -> list[CollectorRegistry]:
+    """What each kind of process serves; the operator has seen a deployment and measured a link."""
+    migrator = MigratorMetrics()
+    migrator.count_links(lambda transport: 0)
+    operator = OperatorMetrics()
+    parts = Operator(Settings(), Mock(), Mock(), Mock(), operator)
+    ready = {"type": "Ready", "status": "True"}
+    metadata = {"namespace": "llm", "name": "tiny", "uid": "1", "resourceVersion": "1"}
+    document = {"metadata": metadata, "spec": {}, "status": {"conditions": [ready]}}
+    parts.store.put(DEPLOYMENTS, document)
+    add_gauges(operator, parts, cast(Watches, SimpleNamespace(last_seen={DEPLOYMENTS: 0.0})))
+    measured = CollectorRegistry()
+    member = Member("d", "uid", "10.0.0.1", "node-a")
+    link = Link(Pair(member, member, "leaf", 1), "TCP", 0.1, 1.0)
+    measured.register(FabricCollector(lambda: [Seen(Key("llm", "tiny"), "u0", link)]))
+    return [
+        operator.registry,
+        measured,
+        GatewayMetrics(Slo(ttft_ms=1, tpot_ms=1), 90).registry,
+        EngineMetrics(model="m", role="decode", revision="1").registry,
+        migrator.registry,
+    ]

@@ -14,22 +14,12 @@ from grafana_foundation_sdk.models.dashboard import Panel as GrafanaPanel
 from prometheus_client import CollectorRegistry
 
 from distserve.api import labels
-from distserve.engine.metrics import EngineMetrics
-from distserve.gateway.metrics import Metrics as GatewayMetrics
-from distserve.migrator.metrics import Metrics as MigratorMetrics
 from distserve.observability.dashboards import DASHBOARDS
-from distserve.observability.dashboards.operator import OPERATOR
 from distserve.observability.pack import dashboard_files, prometheus_file
 from distserve.observability.panels import Dashboard, Form
 from distserve.observability.selecting import METRICS_PORTS, TARGET_LABELS, prometheus_name
-from distserve.operator.engines import Seen
-from distserve.operator.fabric_metrics import FabricCollector
-from distserve.operator.model import Key
-from distserve.operator.pairs import Link, Member, Pair
-from distserve.wire.dialect import Slo
 
 SAMPLE = Path(__file__).parents[2] / "manifests" / "samples" / "tiny-cpu.yaml"
-OF_DEPLOYMENT = [dashboard for dashboard in DASHBOARDS if dashboard is not OPERATOR]
 TARGET = {"namespace", "pod", *map(prometheus_name, TARGET_LABELS)}
 
 
@@ -81,25 +71,15 @@ def test_lines_can_be_told_apart(dashboard: Dashboard) -> None:
             assert all(label in query.expression for label in kept), panel.title
 
 
-def test_metrics_and_their_labels_are_those_of_the_processes() -> None:
-    migrator = MigratorMetrics()
-    migrator.count_links(lambda transport: 0)
-    member = Member("d", "uid", "10.0.0.1", "node-a")
-    link = Link(Pair(member, member, "leaf", 1), "TCP", 0.1, 1.0)
-    operator = CollectorRegistry()
-    operator.register(FabricCollector(lambda: [Seen(Key("llm", "tiny"), "u0", link)]))
-    registries = (
-        operator,
-        GatewayMetrics(Slo(ttft_ms=1, tpot_ms=1), 90).registry,
-        EngineMetrics(model="m", role="decode", revision="1").registry,
-        migrator.registry,
-    )
+def test_metrics_and_their_labels_are_those_of_the_processes(
+    registries: list[CollectorRegistry],
+) -> None:
     served: dict[str, set[str]] = {}
     for registry in registries:
         for family in registry.collect():
             for sample in family.samples:
                 served.setdefault(sample.name, set()).update(sample.labels)
-    for dashboard in OF_DEPLOYMENT:
+    for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
             for query in panel.queries:
                 found = re.findall(r"(distserve_[a-z_]+)\{([^}]*)\}", query.expression)

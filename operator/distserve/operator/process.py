@@ -70,7 +70,7 @@ async def run(
     cluster = client(configuration, settings.calls, metrics.count_call)
     operator = Operator(settings, decide, stated, cluster, metrics)
     watches = Watches(settings.watch, settings.namespaces, configuration, operator.see)
-    _gauges(metrics, operator, watches)
+    add_gauges(metrics, operator, watches)
 
     async def watched() -> None:
         watches.start()
@@ -197,7 +197,8 @@ async def first_of(*parts: Coroutine[Any, Any, Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
+def add_gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
+    """What is read when it is scraped."""
     metrics.gauge("leader", "1 in the replica that writes.", lambda: operator.lease.held)
     metrics.gauge("queue_depth", "Deployments that wait for a worker.", lambda: len(operator.queue))
     metrics.gauge("deployments", "Deployments that are seen.", lambda: len(operator.store.keys))

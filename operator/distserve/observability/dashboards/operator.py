@@ -38,7 +38,8 @@ _STATE: Final = Row(
             "A line without a name at 0: there is no deployment yet.",
             (
                 Query(
-                    f"max by (condition, status) ({_own('deployments_by_condition')}) or vector(0)",
+                    f"max by (condition, status) ({_own('deployments_by_condition')}) "
+                    "or on () vector(0)",
                     legend("condition", "status"),
                 ),
             ),

@@ -26,7 +26,7 @@ def _fabric(name: str, target: bool = False) -> Query:
     found = series(f"distserve_fabric_{name}", 'deployment="$namespace/$deployment"')
     said = "expected, " if target else ""
     return Query(
-        f"max by (unit, level, transport) ({found}) or vector(0)",
+        f"max by (unit, level, transport) ({found}) or on () vector(0)",
         said + legend("unit", "level", "transport"),
         target,
     )

@@ -1,0 +1,115 @@
+"""What the panels show of numbers that are known, asked of Prometheus' own evaluation.
+
+The series are those that the processes serve. Live, nothing fails and nothing waits: here each
+counter grows by 3 a second and each gauge is at 3; there is one leader.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from distserve.observability.dashboards import DASHBOARDS
+from distserve.observability.dashboards.operator import OPERATOR
+from distserve.observability.dashboards.topology import TOPOLOGY
+from distserve.observability.panels import Dashboard, Query
+from distserve.observability.selecting import TARGET_LABELS, prometheus_name
+
+VALUE = 3
+GROWING = f"0+{60 * VALUE}x10"
+STAYING = f"{VALUE}x10"
+POD = {"namespace": "llm", "pod": "tiny"} | {prometheus_name(one): "x" for one in TARGET_LABELS}
+DEPLOYMENT = prometheus_name(TARGET_LABELS[0])
+CHOSEN = {"$namespace": "llm", "$deployment": "tiny", "$__rate_interval": "4m"}
+
+Evaluate = Callable[..., None]
+Samples = Mapping[str, float]
+
+
+@pytest.fixture
+def evaluate(promtool: Callable[..., str], tmp_path: Path) -> Evaluate:
+    """evaluate(series, {expression: samples}): fails with what else it found."""
+
+    def run(series: Mapping[str, str], expected: Mapping[str, Samples]) -> None:
+        case = {
+            "interval": "1m",
+            "input_series": [{"series": one, "values": v} for one, v in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": expression,
+                    "eval_time": "9m",
+                    "exp_samples": [{"labels": k, "value": v} for k, v in samples.items()],
+                }
+                for expression, samples in expected.items()
+            ],
+        }
+        (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [case]}))
+        promtool("test", "rules", "test.yaml")
+
+    return run
+
+
+def series(registries: list[CollectorRegistry]) -> dict[str, str]:
+    found = {}
+    for registry in registries:
+        for family in registry.collect():
+            grows = family.type in ("counter", "histogram")
+            for sample in family.samples:
+                labels = POD | {DEPLOYMENT: "tiny"} | sample.labels
+                words = ", ".join(f'{name}="{value}"' for name, value in labels.items())
+                found[f"{sample.name}{{{words}}}"] = GROWING if grows else STAYING
+    (leader,) = (one for one in found if one.startswith("distserve_operator_leader{"))
+    return found | {leader: "1x10"}
+
+
+def asked(query: Query) -> str:
+    expression = query.expression
+    for variable, value in CHOSEN.items():
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def queries(dashboard: Dashboard, *titles: str) -> Iterator[Query]:
+    for panel in dashboard.panels:
+        if panel.title in titles:
+            yield from panel.queries
+
+
+def test_every_panel_moves(evaluate: Evaluate, registries: list[CollectorRegistry]) -> None:
+    every = [query for one in DASHBOARDS for panel in one.panels for query in panel.queries]
+    evaluate(series(registries), {f"sgn(count(({asked(q)}) != 0))": {"{}": 1} for q in every})
+
+
+LINK = '{level="leaf", transport="TCP", unit="u0"}'
+FALLING_BACK: list[tuple[Dashboard, str, Samples]] = [
+    (TOPOLOGY, "Measured at each unit's slowest link", {LINK: VALUE}),
+    (TOPOLOGY, "Latency of that link", {LINK: VALUE}),
+    (OPERATOR, "Deployments by condition", {'{condition="Ready", status="True"}': VALUE}),
+    (OPERATOR, "Waiting for a worker", {"{}": VALUE}),
+]
+
+
+@pytest.mark.parametrize(("dashboard", "title", "samples"), FALLING_BACK)
+def test_the_line_at_zero_is_there_only_while_there_is_no_other(
+    evaluate: Evaluate,
+    registries: list[CollectorRegistry],
+    dashboard: Dashboard,
+    title: str,
+    samples: Samples,
+) -> None:
+    found = [asked(query) for query in queries(dashboard, title)]
+    assert found
+    evaluate(series(registries), {query: samples for query in found})
+    evaluate({}, {query: {"{}": 0} for query in found})
+
+
+def test_every_query_that_falls_back_is_among_them() -> None:
+    every = {
+        panel.title
+        for dashboard in DASHBOARDS
+        for panel in dashboard.panels
+        if any("vector(0)" in query.expression for query in panel.queries)
+    }
+    assert every == {title for _, title, _ in FALLING_BACK}
