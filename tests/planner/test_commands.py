@@ -208,17 +208,23 @@ def test_float_rates_and_targets(readme_file):
         (["run", "--requests", "README", "--burst-size", "2"], "no effect"),
         (["search", "--requests", "README", "--network", "h100-dgx"], "add --no-compat"),
         (["run", "--requests", "EMPTY"], "holds no requests"),
+        (
+            ["run", "--requests", "README", "--hardware-profile", "DATABASE"],
+            "distserve profile fit",
+        ),
         (["run", "--requests", "LONG", "--N", "1"], "exceeds the 66144 tokens"),
         (["run", "--requests", "LONG", "--N", "1", "--no-compat"], "exceeds the 66144 tokens"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, message, readme_file, tmp_path):
     (tmp_path / "empty.csv").write_text("prompt_len,output_len\n")
+    (tmp_path / "p.sqlite").write_bytes(b"SQLite format 3\0\xf8")
     (tmp_path / "long.csv").write_text("prompt_len,output_len\n70000,9\n")
     files = {
         "README": str(readme_file),
         "EMPTY": str(tmp_path / "empty.csv"),
         "LONG": str(tmp_path / "long.csv"),
+        "DATABASE": str(tmp_path / "p.sqlite"),
     }
     done = simulate(*[files.get(argument, argument) for argument in arguments])
     assert done.returncode == 2
@@ -363,6 +369,17 @@ def test_sweep_draws_four_curves(readme_file, tmp_path):
     assert {row["backend"] for row in rows} == {"distserve", "vllm"}
 
 
+def test_a_sweep_s_figure_that_cannot_be_written_is_one_line(readme_file):
+    done = simulate(
+        *("sweep", "--requests", readme_file, "--base-N", 2, "--total-gpu", 8),
+        *("--per-gpu-rate", "[0.375]", "--tp-prefill", 2, "--pp-prefill", 1),
+        *("--figure-rate", 0.375, "--tp-decode", 2, "--figure", "/none/ablation.png"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("distserve simulate sweep: /none/ablation.png:")
+    assert "Traceback" not in done.stderr
+
+
 def deployment(folder: Path, ttft="250ms", rate="2") -> Path:
     path = folder / "deployment.yaml"
     path.write_text(DEPLOYMENT.replace("TTFT", ttft).replace("RATE", rate))
@@ -380,6 +397,28 @@ def test_plan_for_a_deployment(tmp_path):
     assert plan["predicted"]["ttftMilliseconds"]["p90"] <= 250
     assert plan["unit"].keys() == {"prefill", "decode"}
     assert plan["binds"] and plan["runnerUp"]["unit"].keys() == {"prefill", "decode"}
+
+
+def test_help_has_no_default_that_is_none(tmp_path):
+    for words in (("plan",), *(("simulate", verb) for verb in ("search", "run", "sweep"))):
+        done = command("main", *words, "--help")
+        assert done.returncode == 0 and "(None)" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--figure", "/none/plan.png", "cannot write into a folder /none"),
+        ("--figure", "plan.pgn", "does not end in .png, .svg, .pdf"),
+        ("--hardware-profile", "p.sqlite", "`distserve profile fit --db p.sqlite --output p.json`"),
+    ],
+)
+def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, value, message):
+    monkeypatch.chdir(tmp_path)
+    Path("p.sqlite").write_bytes(b"SQLite format 3\0\xf8")
+    done = command("main", "plan", "-f", deployment(tmp_path), flag, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_plan_for_instances_that_do_both(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from distserve.cli.main import main
 from distserve.models.builtin import builtin_path
+from distserve.profile import session
 
 LIMIT_SECONDS = 240
 GRID = "1,2:8,16,24"
@@ -48,7 +49,7 @@ def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 @pytest.mark.timeout(3 * LIMIT_SECONDS)
 def test_what_is_measured_stays_whatever_ends_it(tmp_path: Path) -> None:
-    """SIGKILL, then Ctrl-C, then to the end; then the planner takes the fit."""
+    """SIGKILL, then Ctrl-C: the next call goes on. What is whole is fitted in the next test."""
     path = tmp_path / "p.sqlite"
     # A grid that would take minutes: the signals come while it runs.
     words = (*MEASURE, "--db", path, "--grid", "1,2:8,16,24," + ",".join(map(str, range(40, 140))))
@@ -129,7 +130,12 @@ def test_from_the_engine_to_the_planner(tmp_path: Path, capsys: pytest.CaptureFi
         (["--speed=9"], "--speed=9"),
         (["fit", "--db", "/no/such.sqlite"], "no such file"),
         (["fit"], "give --db"),
+        (["--db", "/no/such.sqlite", "fit"], "no such file"),
+        (["--grid", "quick", "fit", "--db", "x"], "--grid has no effect on fit"),
         (["serving", "--db", "/no/such.sqlite", "--url", "http://x", "--model", "m"], "no such"),
+        (["serving", "--db", "x", "--url", "http://x"], "--model is missing"),
+        (["serving", "--db", "x", "--url", "127.0.0.1:8000", "--model", "m"], "is no URL; give"),
+        (["--db", "/no/such/p.sqlite"], "no folder /no/such; make it"),
     ],
     ids=lambda value: " ".join(value)[-24:] if isinstance(value, list) else "",
 )
@@ -137,7 +143,7 @@ def test_a_mistake_is_one_line(
     words: Sequence[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["profile"]
-    if words[0] not in ("fit", "serving"):
+    if not {"fit", "serving"} & set(words):
         base += ["--model", "builtin:tiny", "--db", str(tmp_path / "p.sqlite"), "--grid", "1:4"]
     try:
         code = main([*base, *words])
@@ -147,6 +153,34 @@ def test_a_mistake_is_one_line(
     assert (code, output) == (2, "")
     assert error.count("\n") == 1 and error.startswith("distserve")
     assert message in error
+
+
+def test_what_stands_before_fit_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.sqlite"
+    said(capsys, 0, *MEASURE, *FAST, "--db", path, "--grid", "1,2:8,16")
+    output, _ = said(capsys, 0, "profile", "--db", path, "fit")
+    assert output.startswith("tiny TP 1 (bfloat16, ")
+    for flag, value in (("--model", "other"), ("--dtype", "float32")):
+        _, error = said(capsys, 2, "profile", "--db", path, flag, value, "fit")
+        assert f"no records of {flag[2:]} {value}" in error
+        output, _ = said(
+            capsys, 0, "profile", "--db", path, flag, value,
+            "fit", "--model", "tiny", "--dtype", "bfloat16",
+        )  # fmt: skip
+        assert output.startswith("tiny TP 1 (bfloat16, "), "what stands behind it counts more"
+
+
+def test_ctrl_c_before_the_first_batch_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while torch is imported, or the model loaded."""
+
+    def pressed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "loaded", pressed)
+    words = (*MEASURE, "--db", tmp_path / "p.sqlite", "--grid", GRID)
+    assert said(capsys, 130, *words) == ("", "")
 
 
 def test_files_that_are_no_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

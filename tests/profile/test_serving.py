@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,15 +58,27 @@ class Stub:
     """Its requests' stages."""
     decoders = 1
     status = 200
+    takes = math.inf
+    """Requests, until it refuses them."""
+    unknown = ""
+    """A parameter that it refuses."""
+    most = 10_000
+    """Tokens of an answer, whatever is asked."""
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
+        self.takes -= 1
+        if self.takes < 0:
+            self.status = 503
         if self.status != 200:
             return web.json_response({"error": {"message": "not today"}}, status=self.status)
         body = await request.json()
+        if self.unknown and self.unknown in json.dumps(body):
+            error = {"message": f"unknown parameter {self.unknown}"}
+            return web.json_response({"error": error}, status=400)
         self.moved += 100 * self.moves
         answer = web.StreamResponse()
         await answer.prepare(request)
-        for _ in range(body["max_tokens"]):
+        for _ in range(min(self.most, body["max_tokens"])):
             event = {"choices": [{"text": "x", "token_ids": [1]}]}
             await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             await asyncio.sleep(0.002)
@@ -111,6 +124,37 @@ async def test_a_deployment_is_measured_from_outside(stub: Stub, moves: bool) ->
     assert [r.longest_len for r in rows] == [8, 12]
     halves = [tokens / 2 for tokens in (OUTPUT_TOKENS, UNEQUAL_OUTPUT_TOKENS)]
     assert [r.context_len - 8 for r in rows] == halves and all(r.ttft > 0 for r in rows)
+
+
+@pytest.mark.parametrize("unknown", ["continuous_usage_stats", "stream_options", "ignore_eos"])
+async def test_a_server_that_knows_less_is_measured_idle(stub: Stub, unknown: str) -> None:
+    stub.unknown = unknown
+    rows: list[Served] = []
+    async with asking(Target(stub.url, "m")) as asker:
+        assert not await loads.measure(asker, lambda _: None)
+        await serving.measure(asker, rows.append, [(8,)], rounds=1)
+    assert [row.output_len for row in rows] == [OUTPUT_TOKENS]
+
+
+async def test_answers_that_end_early_are_counted_as_they_came(stub: Stub) -> None:
+    stub.most = 10
+    rows: list[Served] = []
+    async with asking(Target(stub.url, "m")) as asker:
+        await serving.measure(asker, rows.append, [(8,)], rounds=1)
+        assert [(row.output_len, row.context_len) for row in rows] == [(10, 13)]
+        stub.most = 1
+        with pytest.raises(ProfileError, match="ended with its first token"):
+            await serving.measure(asker, rows.append, [(8,)], rounds=1)
+
+
+async def test_what_is_refused_for_good_is_told_with_its_words(stub: Stub) -> None:
+    stub.unknown = "max_tokens"
+    async with asking(Target(stub.url, "m")) as asker:
+        with pytest.raises(ProfileError, match=r"HTTP 400: unknown parameter max_tokens$"):
+            await asker.ask([8], 2)
+    async with asking(Target("http://127.0.0.1:9", "m")) as asker:
+        with pytest.raises(ProfileError, match=r"cannot connect: .*; start the deployment"):
+            await asker.ask([8], 2)
 
 
 @pytest.mark.parametrize("moves", [True, False])
@@ -191,8 +235,9 @@ async def test_the_command_adds_to_the_model_s_records(
 
     ask = ("serving", "--db", path, "--url", stub.url, "--model")
     output, _ = await said(0, *ask, "m")
-    silent, *lines = output.splitlines()
+    silent, *lines, last = output.splitlines()
     assert "does not tell its requests' stages" in silent and len(lines) == len(PROMPTS)
+    assert last == f"what the deployment adds is in {path}, for `distserve profile fit`"
     output, _ = await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
     assert "a deployment adds" in output
     entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]
@@ -202,18 +247,20 @@ async def test_the_command_adds_to_the_model_s_records(
     monkeypatch.setattr(loads, "ROUNDS", 2)
     monkeypatch.setattr(loads, "SECONDS", 0.2)
     output, _ = await said(0, *ask, "m")
-    assert [line[:12] for line in output.splitlines()] == [" 1 clients: ", " 2 clients: "] * 2
+    assert [line.partition(":")[0] for line in output.splitlines()[:-1]] == [
+        f"round {nth} of 2, {count:2} clients" for nth in (1, 2) for count in (1, 2)
+    ]
     await said(0, "fit", "--db", path, "--output", tmp_path / "mine.json")
     entry = json.loads((tmp_path / "mine.json").read_text())["m"]["1"]["serving"]
     assert 0.5 < entry["prompt_ms"] < 1.6, "1.5 ms, as it told; some of it beside others"
     stub.tells = stub.moves = False
+    before = await said(0, "fit", "--db", path)
     _, error = await said(2, *ask, "other")
     assert error.endswith("no records of model other; the database has: m float32 cpu 1\n")
-    stub.status = 503
-    _, error = await said(2, *ask, "m")
-    assert error.endswith("HTTP 503: not today\n")
-    output, _ = await said(0, "fit", "--db", path)
-    assert "a deployment adds" in output, "what was measured before is still there"
+    stub.takes = 1 + 4  # one point, and then no more
+    output, error = await said(2, *ask, "m")
+    assert len(output.splitlines()) == 2 and error.endswith("HTTP 503: not today\n")
+    assert await said(0, "fit", "--db", path) == before, "what was measured before is still there"
 
 
 def times_of(strategy: str, fleet: Fleet) -> tuple[list[float], list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 from distserve.cli import plan_ahead, surroundings
 from distserve.cli.cluster_objects import aligned
 from distserve.cli.planned import texts_of
+from distserve.cli.profile import refuse_database
 from distserve.cli.usage import Infeasible, UsageError
-from distserve.planner.commands.arguments import add_hardware, add_network, integer_from
+from distserve.planner.commands.arguments import add_network, integer_from
+from distserve.planner.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
     from distserve.cli.surroundings import Around
     from distserve.planner.plan import PlanRequest
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +57,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill-tp", type=integer_from(1), help="fix prefill's tensor degree")
     parser.add_argument("--decode-tp", type=integer_from(1), help="fix decode's tensor degree")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
-    parser.add_argument("--figure", type=Path, help="draw attainment over rate")
-    add_hardware(parser)
+    parser.add_argument(
+        "--figure", type=_figure, metavar="FILE", help="draw attainment over rate: PNG, SVG or PDF"
+    )
+    parser.add_argument(
+        "--hardware-profile",
+        metavar="NAME|FILE",
+        help=f"measured step times (the spec's, else {DEFAULT_PROFILE}; CPUs have none shipped)",
+    )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="compute step times from the accelerator's data sheet where none were measured",
+    )
     add_network(parser)
-    parser.set_defaults(hardware_profile=None)
+
+
+def _figure(text: str) -> Path:
+    """Found out before the search, which may take a minute."""
+    path = Path(text)
+    if path.suffix not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"{text} does not end in {', '.join(_PICTURES)}")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: cannot write into a folder {path.parent}")
+    return path
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from distserve.resources.errors import RenderError
     from distserve.workload import WorkloadError
 
+    refuse_database(args.hardware_profile)
     try:
         return _plan(args, load_deployment(args.file, args.name))
     except (ManifestError, PlannerError, RenderError, WorkloadError) as error:

@@ -5,28 +5,36 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distserve.cli.bench_words import check_url
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from distserve.profile.database import Database
+    from distserve.profile.database import Loaded, Served
     from distserve.profile.session import Profiled
 
 INTERRUPTED = 130
+_SHARED = ("model", "db", "dtype")
+"""Flags of measuring that its verbs take as well; there the default is what stands before."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _measure_arguments(parser)
     verbs = parser.add_subparsers(dest="profiling", metavar="fit|serving")
-    _fit_arguments(verbs.add_parser("fit", help="a hardware profile for the planner, its errors"))
-    _serving_arguments(verbs.add_parser("serving", help="what a running deployment adds"))
+    for name, add, summary in (
+        ("fit", _fit_arguments, "fit a hardware profile for plans, and say how far off it is"),
+        ("serving", _serving_arguments, "measure what a running deployment adds to the steps"),
+    ):
+        add(verbs.add_parser(name, help=summary, description=summary))
 
 
 def run(args: argparse.Namespace) -> int:
     if args.db is None:
         raise UsageError("the profile database is missing; give --db profile.sqlite")
+    _refuse_without_effect(args)
     verb = {None: _measure, "fit": _fit, "serving": _serving}[args.profiling]
     try:
         return verb(args)
@@ -35,6 +43,28 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{error.name} is not installed: pip install 'distserve[{extra}]'"
         ) from error
+
+
+def refuse_database(hardware_profile: str | None) -> None:
+    """Where the profile is asked for that is made of it, by `plan` and `simulate`."""
+    path = Path(hardware_profile or "")
+    if path.is_file() and path.read_bytes()[:16] == b"SQLite format 3\0":
+        raise UsageError(
+            f"--hardware-profile {path} is a database; make the profile of it with `distserve "
+            f"profile fit --db {path} --output {path.with_suffix('.json')}`"
+        )
+
+
+def _refuse_without_effect(args: argparse.Namespace) -> None:
+    """argparse takes the flags of measuring before a verb, too."""
+    if args.profiling is None:
+        return
+    measuring = argparse.ArgumentParser()
+    _measure_arguments(measuring)
+    for name, default in vars(measuring.parse_args([])).items():
+        if name not in _SHARED and getattr(args, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} has no effect on {args.profiling}; leave it out")
 
 
 # ---- measure -------------------------------------------------------------------------------------
@@ -47,23 +77,24 @@ def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", help="builtin:NAME, or a checkpoint's folder")
     add("--served-name", help="what plans call the model (default: its id or folder's name)")
     add("--db", type=Path, metavar="FILE", help="profile database; goes on where it was left")
-    add("--tp", type=_positive, default=1, help="tensor parallel degree (default: 1)")
-    add("--pp", type=_positive, default=1, help="pipeline parallel degree (default: 1)")
+    add("--tp", type=_positive, default=1, help="tensor parallel degree; this engine has 1")
+    add("--pp", type=_positive, default=1, help="pipeline parallel degree; this engine has 1")
     add(
         "--grid", default="paper", metavar="NAME|BATCHES:LENGTHS",
-        help="paper, quick, or as 1,2,4:16,64,256 (default: paper)",
+        help="paper, quick, or as 1,2,4:16,64,256 (default: %(default)s)",
     )  # fmt: skip
-    add("--dtype", choices=DTYPES, default="auto", help="auto: the checkpoint's own")
-    add("--cpus-per-rank", type=_positive, default=1, help="threads, as the deployment's")
-    add("--kv-cache", default="256Mi", help="memory of the KV pool, as 256Mi")
-    add("--max-num-seqs", type=_positive, default=256, help="largest batch, as the deployment's")
-    add(
-        "--max-num-batched-tokens", type=_positive, default=8192,
-        help="largest prefill step, as the deployment's",
-    )  # fmt: skip
-    add("--output-tokens", type=_positive, default=16, help="of a batch; the first is prefill's")
-    add("--warm-ups", type=_from_zero, default=1, help="of each batch, not counted")
-    add("--repeats", type=_positive, default=3, help="rounds over the grid; medians are kept")
+    add("--dtype", choices=DTYPES, help="default: auto, the checkpoint's own")
+
+    def size(flag: str, default: int, words: str, parse: Any = _positive) -> None:
+        add(flag, type=parse, default=default, metavar="N", help=f"{words} (default: %(default)s)")
+
+    size("--cpus-per-rank", 1, "threads, as the deployment's")
+    add("--kv-cache", default="256Mi", help="memory of the KV pool (default: %(default)s)")
+    size("--max-num-seqs", 256, "largest batch, as the deployment's")
+    size("--max-num-batched-tokens", 8192, "largest prefill step, as the deployment's")
+    size("--output-tokens", 16, "of each prompt; the first is prefill's")
+    size("--warm-ups", 1, "of each batch, not counted", _from_zero)
+    size("--repeats", 3, "rounds over the grid; medians are kept")
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -87,8 +118,6 @@ def _measure(args: argparse.Namespace) -> int:
         found = profile(_asked(args), points, args.db)
     except (ProfileError, EngineError) as error:
         raise UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        return INTERRUPTED  # while the model was loading
     return _say(found, args.db)
 
 
@@ -104,7 +133,7 @@ def _asked(args: argparse.Namespace) -> Any:
     return Asked(
         model=folder,
         served_name=args.served_name or folder.resolve().name,
-        dtype=args.dtype,
+        dtype=args.dtype or "auto",
         cpus_per_rank=args.cpus_per_rank,
         kv_cache_bytes=kv_cache_bytes,
         max_num_seqs=args.max_num_seqs,
@@ -158,8 +187,8 @@ def _say(found: Profiled, database: Path) -> int:
 
 def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--db", type=Path, metavar="FILE", help="profile database: ours or another profiler's")
-    add("--model", help="only this one; names the model where the database does not")
+    _shared(add, "--db", "profile database: ours or another profiler's", Path, "FILE")
+    _shared(add, "--model", "only this one; names the model where the database does not")
     _origin_arguments(parser)
     add(
         "--large-batch", type=_positive, metavar="N",
@@ -171,8 +200,17 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _origin_arguments(parser: argparse.ArgumentParser) -> None:
-    for flag in ("--dtype", "--device", "--engine-version"):
-        parser.add_argument(flag, help="where the database has several")
+    words = "where the database has several"
+    _shared(parser.add_argument, "--dtype", words)
+    for flag in ("--device", "--engine-version"):
+        parser.add_argument(flag, help=words)
+
+
+def _shared(
+    add: Callable[..., Any], flag: str, words: str, parse: Any = None, metavar: str | None = None
+) -> None:
+    """The same flag before the verb counts where it is not given again: no default hides it."""
+    add(flag, type=parse, metavar=metavar, default=argparse.SUPPRESS, help=words)
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, str]:
@@ -216,9 +254,9 @@ def _accelerator(fits: Any) -> dict[str, Any]:
 
 def _serving_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--db", type=Path, metavar="FILE", help="profile database that has the model's steps")
+    _shared(add, "--db", "profile database that has the model's steps", Path, "FILE")
     add("--url", required=True, help="base URL of an idle deployment, as http://127.0.0.1:8000")
-    add("--model", required=True, help="the name that it serves, and of the database's records")
+    _shared(add, "--model", "the name that it serves, and of the database's records")
     _origin_arguments(parser)
 
 
@@ -231,43 +269,45 @@ def _serving(args: argparse.Namespace) -> int:
     from distserve.profile.database import open_database
     from distserve.profile.errors import ProfileError
 
+    check_url(args.url)
+    if args.model is None:
+        raise UsageError("--model is missing; give the name that the deployment serves")
     try:
         with (
             open_database(args.db, _subject_of(args)) as database,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            runner.run(_measure_serving(args, database))
+            rows = runner.run(_measure_serving(args))
+            database.replace_deployment(rows)
     except (PlannerError, ProfileError) as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
+        print(f"interrupted; {args.db} is as it was", file=sys.stderr)
         return INTERRUPTED
+    print(f"what the deployment adds is in {args.db}, for `distserve profile fit`")
     return 0
 
 
-async def _measure_serving(args: argparse.Namespace, database: Database) -> None:
+async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
     from distserve.bench.client import Target
     from distserve.planner.loads import decoded
     from distserve.profile import loads, serving
     from distserve.profile.asking import asking
-    from distserve.profile.database import Loaded, Served
 
-    measured = 0
-
-    def keep(row: Loaded | Served) -> None:
-        nonlocal measured
-        if not measured:  # the former measurement stays until there is another one
-            database.forget_deployment()
-        measured += 1
-        database.add(row)
+    rows: list[Loaded | Served] = []
 
     def loaded(row: Loaded) -> None:
-        keep(row)
+        rows.append(row)
         requests = decoded(row.requests)
         seconds = max(request.last_ms for request in requests) / 1000
-        print(f"{row.clients:2} clients: {len(requests)} requests in {seconds:.0f} s", flush=True)
+        print(
+            f"round {row.round + 1} of {loads.ROUNDS}, {row.clients:2} clients: {len(requests)} "
+            f"requests in {seconds:.0f} s",
+            flush=True,
+        )
 
     def served(row: Served) -> None:
-        keep(row)
+        rows.append(row)
         print(
             f"{row.streams:2} x {row.input_len} tokens: TTFT {row.ttft:.1f} ms, second token "
             f"{row.handover:.1f} ms, then {row.step:.2f} ms a step",
@@ -278,6 +318,7 @@ async def _measure_serving(args: argparse.Namespace, database: Database) -> None
         if not await loads.measure(asker, loaded):
             print("the server does not tell its requests' stages: it is measured idle")
             await serving.measure(asker, served)
+    return rows
 
 
 def _subject_of(args: argparse.Namespace) -> Any:

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from distserve.cli.profile import refuse_database
+from distserve.cli.usage import UsageError
 from distserve.planner.commands import EXIT_WRONG_INPUT
 from distserve.planner.commands import run as run_verb
 from distserve.planner.commands import search as search_verb
@@ -28,11 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
+        refuse_database(args.hardware_profile)
         code: int = _VERBS[args.simulation][0].run(args)
         return code
-    except (PlannerError, WorkloadError) as error:
-        print(f"distserve simulate {args.simulation}: {error}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+    except (PlannerError, UsageError, WorkloadError) as error:
+        wrong = str(error)
+    except OSError as error:
+        if error.filename is None:  # of a pipe, not of a file that was asked for
+            raise
+        wrong = f"{error.filename}: {error.strerror}; give another file"
+    print(f"distserve simulate {args.simulation}: {wrong}", file=sys.stderr)
+    return EXIT_WRONG_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -18,6 +19,12 @@ from distserve.profile.errors import ProfileError
 
 _TOKEN_IDS = (10, 1000)
 _TIMEOUT_SECONDS = 120.0
+_ENDED_EARLY = "fewer tokens than asked"
+_HINTS = {
+    "cannot connect": "; start the deployment and wait until it says `ready`, or correct --url",
+    "no event stream": "; correct --url",
+}
+"""What to do about a failure, by what stands in it."""
 
 
 class Asker:
@@ -30,8 +37,21 @@ class Asker:
         self._draw = random.Random()
 
     async def ask(self, prompt_tokens: Sequence[int], output_tokens: int) -> list[Outcome]:
-        """A request for each prompt's length at once, to their ends. Raises ProfileError where one
+        """A request for each prompt's length at once, to their ends; where the server refuses what
+        times can do without, it is asked for less from then on. Raises ProfileError where one
         fails."""
+        outcomes = await self._send(prompt_tokens, output_tokens)
+        while failure := next((o.failure for o in outcomes if o.failure is not None), None):
+            target = self._client.target
+            less = less_than(target, failure)
+            if less is None:
+                hint = next((hint for word, hint in _HINTS.items() if word in failure), "")
+                raise ProfileError(f"{target.address}: {failure}{hint}")
+            self._client = Client(self._http, less)
+            outcomes = await self._send(prompt_tokens, output_tokens)
+        return outcomes
+
+    async def _send(self, prompt_tokens: Sequence[int], output_tokens: int) -> list[Outcome]:
         planned = [
             Planned(
                 index, 0.0, [self._draw.randrange(*_TOKEN_IDS) for _ in range(tokens)], tokens,
@@ -42,13 +62,9 @@ class Asker:
         target = self._client.target
         bodies = [target.body(one.prompt, one.output_tokens) for one in planned]
         now = time.perf_counter()
-        outcomes = await asyncio.gather(
+        return await asyncio.gather(
             *(self._client.send(r, body, now) for r, body in zip(planned, bodies, strict=True))
         )
-        for outcome in outcomes:
-            if outcome.failure is not None:
-                raise ProfileError(f"{target.address}: {outcome.failure}")
-        return outcomes
 
     async def moved_bytes(self) -> float:
         """KV that this gateway's engines migrated so far; 0 where the server does not say."""
@@ -65,6 +81,14 @@ class Asker:
                 return await answer.json() if answer.status == 200 else {}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return {}
+
+
+def less_than(target: Target, failure: str) -> Target | None:
+    """What such a failure leaves to be asked for; None where it is about something else."""
+    if target.ignore_eos and ("ignore_eos" in failure or failure == _ENDED_EARLY):
+        return replace(target, ignore_eos=False)
+    refused = failure.startswith(("HTTP 400", "HTTP 422"))
+    return target.weaker() if refused else None
 
 
 @asynccontextmanager

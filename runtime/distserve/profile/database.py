@@ -141,13 +141,16 @@ class Database:
         )
         return {(Point(*point), nth) for *point, nth in rows}
 
-    def forget_deployment(self) -> None:
-        """What another layout added is of no use beside what this one does."""
+    def replace_deployment(self, rows: Sequence[Served | Loaded]) -> None:
+        """What another layout added is of no use beside what this one does. All at once: half a
+        measurement is worse than the former one."""
         with self._connection:
             for table in ("serving", "loads"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE {_WHERE}", astuple(self._subject)
                 )
+            for row in rows:
+                self._write(row)
 
     def add(self, row: Row) -> None:
         """Write and commit; a row of the same key is replaced, a batch's record brought along."""
@@ -186,10 +189,25 @@ _WHERE = " AND ".join(f"{name} = ?" for name in _SUBJECT)
 @contextmanager
 def open_database(path: Path, subject: Subject) -> Iterator[Database]:
     """Raises ProfileError where the file is something else, or cannot be written."""
+    with _prepared(path) as connection:
+        yield Database(connection, subject)
+
+
+def refuse_unusable(path: Path) -> None:
+    """As `open_database` does, before a model is loaded for nothing. Makes no file."""
+    if path.exists() or not path.parent.is_dir():
+        with _prepared(path):
+            pass
+
+
+@contextmanager
+def _prepared(path: Path) -> Iterator[sqlite3.Connection]:
+    if not path.parent.is_dir():
+        raise ProfileError(f"{path}: there is no folder {path.parent}; make it, or correct --db")
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
             _prepare(connection, path)
-            yield Database(connection, subject)
+            yield connection
     except sqlite3.Error as error:
         raise ProfileError(
             f"{path} cannot be used as a profile database: {error}; give another --db"

@@ -20,7 +20,7 @@ Fits = Mapping[tuple[str, int], Fit]
 
 
 def document(fits: Fits) -> dict[str, Any]:
-    """For `--output json`: errors are shares of the measured time."""
+    """For `--format json`: errors are shares of the measured time."""
     return {
         f"{model} TP {tp}": {
             "origin": asdict(fit.origin),

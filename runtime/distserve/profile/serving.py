@@ -47,15 +47,18 @@ async def measure(
     for lengths in prompts:
         output_tokens = OUTPUT_TOKENS if len(set(lengths)) == 1 else UNEQUAL_OUTPUT_TOKENS
         before = await asker.moved_bytes()
-        seen = [round_of(await asker.ask(lengths, output_tokens)) for _ in range(rounds + 1)][1:]
+        outcomes = [await asker.ask(lengths, output_tokens) for _ in range(rounds + 1)][1:]
         after = await asker.moved_bytes()
+        seen = [round_of(of_one) for of_one in outcomes]
+        # A server that knows no `ignore_eos` ends answers when it likes.
+        came = fmean(outcome.tokens for of_one in outcomes for outcome in of_one)
         add(
             Served(
                 streams=len(lengths),
                 input_len=round(fmean(lengths)),
                 longest_len=max(lengths),
-                output_len=output_tokens,
-                context_len=fmean(lengths) + output_tokens / 2,
+                output_len=round(came),
+                context_len=fmean(lengths) + came / 2,
                 ttft=median(one.ttft for one in seen),
                 handover=median(one.handover for one in seen),
                 step=median(one.step for one in seen),
@@ -66,7 +69,12 @@ async def measure(
 
 def round_of(outcomes: Sequence[Outcome]) -> Round:
     """Steps are taken while all streams decode: from the last one's second token to the first
-    one's end."""
+    one's end. Raises ProfileError where there is no such time."""
+    if min(len(outcome.token_times) for outcome in outcomes) < 2:
+        raise ProfileError(
+            "an answer ended with its first token, and after it nothing can be measured; take a "
+            "server that knows `ignore_eos`"
+        )
     begun = max(outcome.token_times[1] for outcome in outcomes)
     ended = min(outcome.token_times[-1] for outcome in outcomes)
     steps = []

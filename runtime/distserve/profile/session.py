@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distserve.profile.database import Subject, open_database
+from distserve.profile.database import Subject, open_database, refuse_unusable
 from distserve.profile.grid import Point, Visit, within
 from distserve.profile.progress import Progress
 from distserve.profile.subject import Asked, loaded
@@ -35,6 +35,7 @@ def profile(asked: Asked, points: Sequence[Point], database_path: Path) -> Profi
 
     Ctrl-C ends it after what is committed. Raises ProfileError, EngineError.
     """
+    refuse_unusable(database_path)
     with loaded(asked) as engine:
         feasible = within(points, engine.bounds, asked.output_tokens)
         with open_database(database_path, engine.subject) as database:
