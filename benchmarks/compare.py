@@ -1,6 +1,9 @@
 """The baselines one after another under the same client: the tables and figures of docs/bench.md.
 
-    .venv/bin/python benchmarks/compare.py --output-dir results --azure azure_conv_2023.csv
+    .venv/bin/python benchmarks/compare.py --azure AzureLLMInferenceTrace_conv.csv
+
+The trace is in the folder `data` of Azure/AzurePublicDataset on GitHub; without it the made-up
+lengths alone are measured.
 
 Each system is started, measured with every workload and ended before the next one, so that none
 takes the others' cores; all see the same requests at the same instants. `--systems` chooses; vLLM
