@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 
 from distserve.bench.analysis import (
+    NOT_ITS_OWN,
     Crossing,
+    Own,
     attainment,
     breakdown,
+    classes,
     crossing,
     normalised,
     normalised_crossing,
     rate_crossing,
+    rests_on,
     scale_crossing,
     throughput,
 )
 from distserve.bench.errors import BenchError
 from distserve.bench.quantiles import quantile
-from distserve.bench.reading import read_folder, read_run
-from distserve.bench.slos import NAMED_SLOS, Slo, named_slo
+from distserve.bench.reading import interrupted, read_folder, read_run
+from distserve.bench.slos import NONE, Multiple, Slo, named_slo, normalised_slo
 
 SLO = Slo(0.25, 0.1)
 Write = Callable[..., Path]
@@ -61,6 +65,13 @@ def test_both_objectives_of_one_request_count_together(write: Write) -> None:
 def test_a_tie_with_the_objective_meets_it(write: Write) -> None:
     assert shares(write([record(0.25, 0.1)] * 4)) == (1, 1, 1)
     assert shares(write([record(0.2500001, 0.1)] * 4)) == (0, 0, 1)
+
+
+def test_an_objective_that_is_not_there_is_met_at_any_scale(write: Write) -> None:
+    rows = [record(9.0, 0.05), record(9.0, 0.1), record(9.0, 0.2)]
+    assert shares(write(rows), Slo(tpot=0.1)) == (0.5, 0.75, 0.5)
+    assert shares(write(rows), Slo(tpot=0.1).scaled(0.5)) == (0.25, 0.75, 0.25)
+    assert shares(write(rows), Slo(ttft=0.1)) == (0, 0, 0.75)
 
 
 def test_requests_without_a_record_meet_nothing(write: Write) -> None:
@@ -118,6 +129,23 @@ def test_a_rate_per_gpu_from_files(write: Write, tmp_path: Path) -> None:
     assert rate_crossing(runs, SLO, 0.99).at == pytest.approx(3.15 / 3)
 
 
+@pytest.mark.parametrize(
+    ("found", "rates"),
+    [
+        (Crossing(1.5, "exact"), [3, 6]),  # between 1 and 2 per GPU
+        (Crossing(2, "exact"), [3, 6, 9]),  # at the level, and fallen after it
+        (Crossing(3, "bound"), [3, 6, 9]),
+        (Crossing(None, "none"), [3]),
+    ],
+)
+def test_the_runs_behind_a_crossing(
+    write: Write, tmp_path: Path, found: Crossing, rates: list[float]
+) -> None:
+    for rate in (9, 6, 3):
+        write(good_of_ten(10), f"ours-10-{rate}.exp")
+    assert [run.rate for run in rests_on(read_folder(tmp_path, {"ours": 3}), found)] == rates
+
+
 def test_the_tightest_scale(write: Write) -> None:
     path = write([record(0.1, 0.05)] * 9 + [record(0.15, 0.05)], "s-10-1.exp")
     run = read_run(path)
@@ -135,11 +163,65 @@ def test_rates_and_latencies_per_token(write: Write) -> None:
     assert run.seconds == 3.0  # from 0 to 1 + 1 + 2 * 0.5
     assert speed.requests == pytest.approx(2 / 3)
     assert speed.goodput == pytest.approx(1 / 3)
+    assert speed.goodput_tokens == pytest.approx(1), "three tokens of the first, in three seconds"
     assert (speed.output_tokens, speed.total_tokens) == (2, pytest.approx(26 / 3))
     per_token = normalised(run)
     assert per_token.total == pytest.approx((1.0 / 13 + 2.0 / 13) / 2)
     assert per_token.input == pytest.approx(0.075)
     assert per_token.output == pytest.approx(0.375)
+
+
+def own(tpot: float | None, found: float) -> dict[str, Any]:
+    return record(0.1, found) | ({} if tpot is None else {"slo_tpot": tpot})
+
+
+def asked(path: Path, *owns: float | None) -> None:
+    lines = ["index,slo_ttft,slo_tpot", *(f"0,,{'' if o is None else o}" for o in owns)]
+    path.with_suffix(".csv").write_text("\n".join(lines) + "\n")
+
+
+def test_classes_count_their_own_failures(write: Write) -> None:
+    path = write([own(0.05, 0.04), own(0.15, 0.04), own(0.15, 0.2), own(None, 0.2)], "s-6-1.exp")
+    asked(path, 0.05, 0.15, 0.15, 0.05, None, 0.05)  # two failed
+    found = classes(read_run(path))
+    assert {o: (r.requests, attainment(r, SLO).both) for o, r in found.items()} == {
+        Own(tpot=0.05): (3, pytest.approx(1 / 3)),
+        Own(tpot=0.15): (2, 0.5),
+        NOT_ITS_OWN: (1, 0),
+    }
+    whole = throughput(read_run(path), SLO)
+    parts = [throughput(part, SLO, read_run(path).seconds) for part in found.values()]
+    assert sum(part.goodput_tokens for part in parts) == pytest.approx(whole.goodput_tokens)
+
+
+def test_nobody_knows_whose_the_failures_were(write: Write) -> None:
+    rows = [own(0.05, 0.04), own(0.15, 0.04)]
+    assert len(classes(read_run(write(rows, "s-2-1.exp")))) == 2, "none failed"
+    path = write(rows, "s-3-1.exp")
+    assert classes(read_run(path)) == {}, "no .csv"
+    asked(path, 0.05, 0.05, 0.05)
+    assert classes(read_run(path)) == {}, "the .csv of another run"
+    path.with_suffix(".csv").write_text("mine\n1\n")
+    assert classes(read_run(path)) == {}, "somebody else's"
+    asked(path, 0.05, 0.05, 0.15)
+    assert len(classes(read_run(path))) == 2
+
+
+def test_interrupted_runs_are_left_out(write: Write, tmp_path: Path) -> None:
+    """Whatever lies beside: it is of an earlier run that somebody wanted to measure anew."""
+    for name, complete in (("a/s-1-1", True), ("a/s-1-2", False)):
+        path = write([record(0.1, 0.05)], f"{name}.exp")
+        path.with_suffix(".run.json").write_text(json.dumps({"complete": complete}))
+    (tmp_path / "t-1-3.run.json").write_text(json.dumps({"complete": False}))
+    assert [run.rate for run in read_folder(tmp_path)] == [1]
+    assert interrupted(tmp_path) == ["a/s-1-2", "t-1-3"]
+    (tmp_path / "a" / "s-1-1.exp").unlink()
+    with pytest.raises(BenchError, match="interrupted runs only"):
+        read_folder(tmp_path)
+    for damaged in ("[", "[]"):
+        (tmp_path / "t-1-3.run.json").write_text(damaged)
+        with pytest.raises(BenchError, match=r"t-1-3\.run\.json is damaged"):
+            read_folder(tmp_path)
 
 
 def test_loongserve_s_throughput(write: Write, tmp_path: Path) -> None:
@@ -217,11 +299,15 @@ def test_folders_without_results(tmp_path: Path, write: Write) -> None:
 
 
 def test_the_papers_objectives() -> None:
-    assert named_slo("sharegpt-opt-13b").slo == Slo(0.25, 0.1)
+    opt = named_slo("sharegpt-opt-13b")
+    assert (opt.ttft, opt.tpot, opt.scale_rate) == (0.25, 0.1, 1.5)
     assert named_slo("longbench-opt-66b").scales[0] == 10
-    assert len(NAMED_SLOS) == 7
+    assert named_slo("adaserve-chat").ttft == NONE
+    assert named_slo("tropical").ttft == Multiple(5)
     with pytest.raises(BenchError, match="choose one of sharegpt-opt-13b"):
         named_slo("sharegpt")
+    with pytest.raises(BenchError, match="choose one of sharegpt, l-eval"):
+        normalised_slo("x")
 
 
 def test_quantiles_are_numpy_s() -> None:

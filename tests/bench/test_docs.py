@@ -9,7 +9,7 @@ import pytest
 
 from distserve.bench.datasets.builders import BUILDERS
 from distserve.bench.datasets.prepare import MIXES
-from distserve.bench.slos import NAMED_SLOS
+from distserve.bench.slos import LOONGSERVE_SLOS, NAMED_SLOS, NormalisedSlo, words
 from distserve.bench.synthetic import synthetic
 from distserve.cli import bench
 
@@ -32,11 +32,21 @@ def test_synthetic_sets_can_be_made(words: str) -> None:
 def test_names_are_all_there() -> None:
     for name in (*BUILDERS, *MIXES, *NAMED_SLOS):
         assert f"`{name}`" in DOCS, name
-    named = {name: slo.slo for name, slo in NAMED_SLOS.items()}
-    for name, ttft, tpot in re.findall(r"^\| `(.+?)` \| ([0-9.]+) s / ([0-9.]+) s", DOCS, re.M):
-        slo = named.pop(name)
-        assert (slo.ttft, slo.tpot) == (float(ttft), float(tpot))
-    assert not named
+    rows = re.findall(
+        r"^\| `(.+?)` \| (\S+(?: s)?) / (\S+(?: s)?) \| (\S+) to (\S+) \| ([0-9.]*) ?\|", DOCS, re.M
+    )
+    assert {
+        name: (ttft, tpot, float(most), float(least), float(rate) if rate else None)
+        for name, ttft, tpot, most, least, rate in rows
+    } == {
+        name: (words(slo.ttft), words(slo.tpot), slo.scales[0], slo.scales[-1], slo.scale_rate)
+        for name, slo in NAMED_SLOS.items()
+    }
+
+
+def test_limits_per_token_are_all_there() -> None:
+    rows = re.findall(r"^\| `(.+?)` \| (\S+) / (\S+) / (\S+) ms \|", DOCS, re.M)
+    assert {name: NormalisedSlo(*map(float, limits)) for name, *limits in rows} == LOONGSERVE_SLOS
 
 
 def test_flags_in_tables_exist() -> None:

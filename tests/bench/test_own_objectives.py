@@ -79,6 +79,22 @@ def test_they_are_sent_kept_and_come_before_the_run_s(
     assert kept == {(1e-06, 60.0), (None, 30.0), (None, None)}
 
 
+def test_a_report_counts_failures_by_class(
+    bench: Callable[..., Any], stub: Any, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt_len,output_len,slo_tpot_ms\n6,4,30000\n6,4,60000\n6,4,60000\n")
+    stub.after = 3  # the warm-up's and two more
+    words = ("--dataset", str(rows), "--num-prompts-req-rates", "[(3,100)]")
+    assert bench(*words, "--request-distribution", "fixed")[0] == 0
+    assert main(["bench", "report", str(tmp_path), "--no-figures"]) == 0
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["classes"]
+    assert [(row["slo_tpot_ms"], row["requests"]) for row in found] == [(30000, 1), (60000, 2)]
+    assert sum(row["completed"] for row in found) == 2
+    for row in found:
+        assert row["attainment_both"] == row["completed"] / row["requests"]
+
+
 def test_adaserve_s_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sources = []
     for name, tokens in (("code", 10), ("chat", 20), ("news", 30)):

@@ -7,13 +7,33 @@ number of requests that were asked for, never the number that came back.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from distserve.bench.lifecycle import STAGES
 from distserve.bench.slos import Slo
+
+
+@dataclass(frozen=True)
+class Own:
+    """A request's own objectives, in seconds; a None leaves it to the report's."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+
+    def limits(self, slo: Slo) -> Slo:
+        """What such a request is held against."""
+        return Slo(
+            slo.ttft if self.ttft is None else self.ttft * slo.factor,
+            slo.tpot if self.tpot is None else self.tpot * slo.factor,
+            slo.factor,
+        )
+
+
+NOT_ITS_OWN = Own()
 
 
 @dataclass(frozen=True)
@@ -29,17 +49,17 @@ class Sample:
     tpot: float | None
     stages: dict[str, float] | None = None
     """Seconds in each of STAGES, where the server told."""
-    slo_ttft: float | None = None
-    """The request's own objectives, which come before the report's."""
-    slo_tpot: float | None = None
+    own: Own = NOT_ITS_OWN
+    """Come before the report's."""
 
     def meets_ttft(self, slo: Slo) -> bool:
-        limit = slo.ttft if self.slo_ttft is None else self.slo_ttft * slo.factor
-        return self.ttft is not None and self.ttft <= limit
+        return self.ttft is not None and self.ttft <= self.own.limits(slo).ttft
 
     def meets_tpot(self, slo: Slo) -> bool:
-        limit = slo.tpot if self.slo_tpot is None else self.slo_tpot * slo.factor
-        return self.tpot is not None and self.tpot <= limit
+        return self.tpot is not None and self.tpot <= self.own.limits(slo).tpot
+
+    def meets(self, slo: Slo) -> bool:
+        return self.meets_ttft(slo) and self.meets_tpot(slo)
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,8 @@ class Run:
     gpus: int = 1
     about: dict[str, Any] = field(default_factory=dict)
     """Its `.run.json`, where there is one."""
+    asked: Sequence[Own] = ()
+    """Own objectives of all requests, failed ones too; empty where no `.csv` tells them."""
 
     @property
     def rate_per_gpu(self) -> float:
@@ -85,10 +107,27 @@ def attainment(run: Run, slo: Slo) -> Attainment:
         return sum(map(test, run.samples)) / run.requests
 
     return Attainment(
-        both=share(lambda s: s.meets_ttft(slo) and s.meets_tpot(slo)),
+        both=share(lambda s: s.meets(slo)),
         ttft=share(lambda s: s.meets_ttft(slo)),
         tpot=share(lambda s: s.meets_tpot(slo)),
     )
+
+
+def classes(run: Run) -> dict[Own, Run]:
+    """The run divided by its requests' own objectives, each class as a run; {} where unknown.
+
+    Unknown where requests failed and nothing tells of which class they were.
+    """
+    completed = Counter(sample.own for sample in run.samples)
+    asked = Counter(run.asked) if run.asked else completed
+    if asked.total() != run.requests or not completed <= asked:
+        return {}
+    return {
+        own: replace(
+            run, requests=count, samples=[s for s in run.samples if s.own == own], asked=()
+        )
+        for own, count in asked.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -125,12 +164,19 @@ def crossing(points: Iterable[tuple[float, float]], level: float) -> Crossing:
 
 
 def rate_crossing(runs: Iterable[Run], slo: Slo, level: float, per_gpu: bool = True) -> Crossing:
-    """The highest rate up to which `level` of the requests meet both objectives."""
+    """The highest rate up to which `level` of the requests meet all objectives."""
     ordered = sorted(runs, key=lambda run: run.rate)
     return crossing(
         ((run.rate_per_gpu if per_gpu else run.rate, attainment(run, slo).both) for run in ordered),
         level,
     )
+
+
+def rests_on(runs: Iterable[Run], found: Crossing) -> list[Run]:
+    """The runs that a crossing of rates per GPU follows from: up to the first beyond it."""
+    ordered = sorted(runs, key=lambda run: run.rate)
+    at = -math.inf if found.at is None else found.at
+    return ordered[: sum(run.rate_per_gpu <= at for run in ordered) + 1]
 
 
 def scale_crossing(run: Run, slo: Slo, scales: Iterable[float], level: float) -> Crossing:
@@ -175,18 +221,25 @@ class Throughput:
     output_tokens: float
     total_tokens: float
     goodput: float
-    """Requests that met both objectives."""
+    """Requests that met all objectives, as DistServe counts it."""
+    goodput_tokens: float
+    """Output tokens of those requests, as AdaServe counts it."""
 
 
-def throughput(run: Run, slo: Slo) -> Throughput:
-    seconds = run.seconds
+def throughput(run: Run, slo: Slo, seconds: float | None = None) -> Throughput:
+    """`seconds` where it is not the run's own time: that of the whole, for a class of it."""
+    seconds = run.seconds if seconds is None else seconds
     if not seconds:
-        return Throughput(0, 0, 0, 0)
+        return Throughput(0, 0, 0, 0, 0)
     output = sum(s.output_tokens for s in run.samples)
     prompt = sum(s.prompt_tokens for s in run.samples)
-    good = sum(s.meets_ttft(slo) and s.meets_tpot(slo) for s in run.samples)
+    good = [s.output_tokens for s in run.samples if s.meets(slo)]
     return Throughput(
-        len(run.samples) / seconds, output / seconds, (output + prompt) / seconds, good / seconds
+        len(run.samples) / seconds,
+        output / seconds,
+        (output + prompt) / seconds,
+        len(good) / seconds,
+        sum(good) / seconds,
     )
 
 

@@ -7,11 +7,22 @@ same again. matplotlib is imported here and nowhere else in the room.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from distserve.bench.analysis import Run, attainment, breakdown, normalised, throughput
+from distserve.bench.analysis import (
+    NOT_ITS_OWN,
+    Own,
+    Run,
+    attainment,
+    breakdown,
+    classes,
+    normalised,
+    throughput,
+)
 from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import STAGES
 from distserve.bench.tables import LEVELS, Question
@@ -25,6 +36,9 @@ _MARKERS = "osD^vPX"
 _PARTS = (("both", "both", "-"), ("ttft", "TTFT", "--"), ("tpot", "TPOT", ":"))
 _DECADE = 10
 _CDF_RUNS = 4  # per system: lowest and highest rate and what lies evenly between
+_HOLLOW = "hollow: INVALID"
+_HEIGHT, _LINE, _LEGEND_COLUMNS = 3.8, 0.16, 2  # inches, of a figure and a line of its legend
+_DASHES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -37,16 +51,20 @@ class Picture:
     svg: str
 
 
-def _always(run: Run) -> bool:
+def _always(question: Question) -> bool:
     return True
+
+
+def _some_run(test: Callable[[Run], bool]) -> Callable[[Question], bool]:
+    return lambda question: any(map(test, question.runs))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes, and which runs have something to show there."""
+    """One pair of axes, and whether there is something to show on them."""
 
     draw: Callable[[Axes, Question], None]
-    needs: Callable[[Run], bool] = _always
+    has_something: Callable[[Question], bool] = _always
 
 
 def draw_all(question: Question) -> list[Picture]:
@@ -54,10 +72,10 @@ def draw_all(question: Question) -> list[Picture]:
     figure_class = _matplotlib()
     pictures = []
     for name, caption, panels in _FIGURES:
-        drawn = [panel for panel in panels if any(map(panel.needs, question.runs))]
+        drawn = [panel for panel in panels if panel.has_something(question)]
         if not drawn:
             continue
-        figure = figure_class(figsize=(5.2 * len(drawn), 3.8), layout="constrained")
+        figure = figure_class(figsize=(5.2 * len(drawn), _HEIGHT), layout="constrained")
         axes = figure.subplots(1, len(drawn), squeeze=False)[0]
         for axis, panel in zip(axes, drawn, strict=True):
             panel.draw(axis, question)
@@ -86,37 +104,48 @@ def _saved(name: str, caption: str, figure: Figure) -> Picture:
 
 def attainment_over_rate(axis: Axes, question: Question) -> None:
     for index, (system, runs) in enumerate(question.systems.items()):
-        rates = [run.rate_per_gpu for run in runs]
-        for part, words, dashes in _PARTS:
+        for part, words, dashes in _parts(question):
             shares = [100 * getattr(attainment(run, question.slo), part) for run in runs]
-            _line(axis, index, rates, shares, f"{system}, {words}", dashes, faint=part != "both")
+            _over_rate(axis, index, runs, shares, f"{system}, {words}", dashes, faint=dashes != "-")
     _attainment_axis(axis, "requests per second per GPU")
 
 
 def attainment_over_scale(axis: Axes, question: Question) -> None:
     scales = sorted(question.scales, reverse=True)
-    for index, (system, runs) in enumerate(question.systems.items()):
-        run = runs[0]
-        for part, words, dashes in _PARTS:
+    for index, run in enumerate(question.swept.values()):
+        for part, words, dashes in _parts(question):
             shares = [
                 100 * getattr(attainment(run, question.slo.scaled(scale)), part) for scale in scales
             ]
-            label = f"{system}, {words}, at {run.rate_per_gpu:.3g}/s/GPU"
-            _line(axis, index, scales, shares, label, dashes, faint=part != "both")
+            _line(
+                axis, index, scales, shares, f"{_at_rate(run)}, {words}", dashes,
+                faint=dashes != "-", hollow=[not run.valid] * len(scales),
+            )  # fmt: skip
     axis.invert_xaxis()
-    _attainment_axis(axis, "scale of both objectives (tighter to the right)")
+    _attainment_axis(axis, "scale of the objectives (tighter to the right)")
+
+
+def _parts(question: Question) -> Sequence[tuple[str, str, str]]:
+    """Where there is one objective only, `both` is that one."""
+    if set(question.parts) == {part for part, _, _ in _PARTS}:
+        return _PARTS
+    return [("both", question.parts[-1].upper(), "-")]
+
+
+def _at_rate(run: Run) -> str:
+    return f"{run.system}, {run.rate_per_gpu:.3g}/s/GPU{'' if run.valid else ', INVALID'}"
 
 
 def _attainment_axis(axis: Axes, x: str) -> None:
     for level in LEVELS:
         axis.axhline(100 * level, color="grey", linewidth=0.6)
     axis.set(xlabel=x, ylabel="requests within SLO, %", ylim=(-3, 103))
-    axis.legend(fontsize=7)
+    _legend(axis)
 
 
 def _cdf(words: str, value: Callable[[Any], float | None]) -> Panel:
     def draw(axis: Axes, question: Question) -> None:
-        for index, (system, runs) in enumerate(question.systems.items()):
+        for index, runs in enumerate(question.systems.values()):
             for step, run in enumerate(_some(runs)):
                 values = sorted(v * 1000 for s in run.samples if (v := value(s)) is not None)
                 if not values:
@@ -124,14 +153,14 @@ def _cdf(words: str, value: Callable[[Any], float | None]) -> Panel:
                 shares = [100 * (place + 1) / len(values) for place in range(len(values))]
                 axis.step(
                     values, shares, where="post", color=COLOURS[index % len(COLOURS)],
-                    alpha=1 - 0.2 * step, linestyle=("-", "--", "-.", ":")[step % 4],
-                    linewidth=1.3, label=f"{system}, {run.rate_per_gpu:.3g}/s/GPU",
+                    alpha=1 - 0.2 * step, linestyle=_DASHES[step % 4],
+                    linewidth=1.3, label=_at_rate(run),
                 )  # fmt: skip
         axis.set(xlabel=f"{words}, ms", ylabel="requests, %")
         _spread_axis(axis)
-        axis.legend(fontsize=7)
+        _legend(axis)
 
-    return Panel(draw, lambda run: any(value(s) is not None for s in run.samples))
+    return Panel(draw, _some_run(lambda run: any(value(s) is not None for s in run.samples)))
 
 
 def _spread_axis(axis: Axes) -> None:
@@ -158,7 +187,7 @@ def _queueing(sample: Any) -> float | None:
 def stages_of_runs(axis: Axes, question: Question) -> None:
     told = [(run, parts) for run in question.runs if (parts := breakdown(run)) is not None]
     left = [0.0] * len(told)
-    names = [f"{run.system}, {run.rate_per_gpu:.3g}/s/GPU" for run, _ in told]
+    names = [_at_rate(run) for run, _ in told]
     for index, stage in enumerate(STAGES):
         widths = [100 * parts[stage] for _, parts in told]
         axis.barh(names, widths, left=left, color=COLOURS[index], label=stage)
@@ -170,35 +199,107 @@ def stages_of_runs(axis: Axes, question: Question) -> None:
 def _per_token(part: str, words: str) -> Panel:
     def draw(axis: Axes, question: Question) -> None:
         for index, (system, runs) in enumerate(question.systems.items()):
-            rates = [run.rate_per_gpu for run in runs]
             values = [1000 * getattr(normalised(run), part) for run in runs]
-            _line(axis, index, rates, values, system)
+            _over_rate(axis, index, runs, values, system)
         axis.set(xlabel="requests per second per GPU", ylabel=f"mean {words}, ms per token")
-        axis.legend(fontsize=7)
+        _legend(axis)
 
     return Panel(draw)
 
 
-def goodput_over_rate(axis: Axes, question: Question) -> None:
-    for index, (system, runs) in enumerate(question.systems.items()):
-        rates = [run.rate_per_gpu for run in runs]
-        speeds = [throughput(run, question.slo) for run in runs]
-        done = [speed.requests / run.gpus for speed, run in zip(speeds, runs, strict=True)]
-        good = [speed.goodput / run.gpus for speed, run in zip(speeds, runs, strict=True)]
-        _line(axis, index, rates, good, f"{system}, within SLO")
-        _line(axis, index, rates, done, f"{system}, all", "--", faint=True)
-    axis.set(xlabel="requests per second per GPU", ylabel="completed per second per GPU")
-    axis.legend(fontsize=7)
+def _speed(all_of: str, good_of: str, words: str) -> Panel:
+    """`all_of` and `good_of` are fields of Throughput."""
+
+    def draw(axis: Axes, question: Question) -> None:
+        for index, (system, runs) in enumerate(question.systems.items()):
+            speeds = [throughput(run, question.slo) for run in runs]
+            for field, label, dashes in ((good_of, "within SLO", "-"), (all_of, "all", "--")):
+                values = [
+                    getattr(speed, field) / run.gpus
+                    for speed, run in zip(speeds, runs, strict=True)
+                ]
+                _over_rate(
+                    axis, index, runs, values, f"{system}, {label}", dashes, faint=dashes != "-"
+                )
+        axis.set(xlabel="requests per second per GPU", ylabel=f"{words} per second per GPU")
+        _legend(axis)
+
+    return Panel(draw)
+
+
+def _by_class(words: str, value: Callable[[Run, Question], float]) -> Panel:
+    """A line a system and class; with more classes than kinds of dashes nobody could tell them."""
+
+    def draw(axis: Axes, question: Question) -> None:
+        for index, (system, runs) in enumerate(question.systems.items()):
+            divided = [classes(run) for run in runs]
+            for own, dashes in zip(question.classes, _DASHES, strict=False):
+                parts = [parts[own] for parts in divided if own in parts]
+                values = [value(part, question) for part in parts]
+                _over_rate(axis, index, parts, values, f"{system}, {_promise(own)}", dashes)
+        axis.set(xlabel="requests per second per GPU", ylabel=words)
+        _legend(axis)
+
+    return Panel(draw, lambda question: 0 < len(question.classes) <= len(_DASHES))
+
+
+def _promise(own: Own) -> str:
+    if own == NOT_ITS_OWN:
+        return "the others"
+    told = {"TTFT": own.ttft, "TPOT": own.tpot}
+    return ", ".join(f"{name} {s * 1000:.4g} ms" for name, s in told.items() if s is not None)
+
+
+def _percent_attained(run: Run, question: Question) -> float:
+    return 100 * attainment(run, question.slo).both
+
+
+def _mean_tpot_ms(run: Run, question: Question) -> float:
+    tpot = [s.tpot * 1000 for s in run.samples if s.tpot is not None]
+    return fmean(tpot) if tpot else math.nan
+
+
+def _over_rate(
+    axis: Axes, index: int, runs: Sequence[Run], ys: Sequence[float], label: str,
+    dashes: str = "-", faint: bool = False,
+) -> None:  # fmt: skip
+    xs = [run.rate_per_gpu for run in runs]
+    _line(axis, index, xs, ys, label, dashes, faint, [not run.valid for run in runs])
 
 
 def _line(
-    axis: Axes, index: int, xs: list[float], ys: list[float], label: str,
-    dashes: str = "-", faint: bool = False,
+    axis: Axes, index: int, xs: Sequence[float], ys: Sequence[float], label: str,
+    dashes: str = "-", faint: bool = False, hollow: Sequence[bool] = (),
 ) -> None:  # fmt: skip
+    colour, marker = COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)]
+    alpha = 0.6 if faint else 1.0
     axis.plot(
-        xs, ys, dashes, color=COLOURS[index % len(COLOURS)], marker=_MARKERS[index % 7],
-        markersize=4, linewidth=1.0 if faint else 1.8, alpha=0.6 if faint else 1.0, label=label,
+        xs, ys, dashes, color=colour, marker=marker, markersize=4,
+        linewidth=1.0 if faint else 1.8, alpha=alpha, label=label,
     )  # fmt: skip
+    points = [(x, y) for x, y, empty in zip(xs, ys, hollow, strict=False) if empty]
+    if points:
+        told = _HOLLOW in axis.get_legend_handles_labels()[1]
+        axis.plot(
+            *zip(*points, strict=True), marker, color=colour, markersize=6,
+            markerfacecolor="white", zorder=3, label=None if told else _HOLLOW,
+        )  # fmt: skip
+
+
+def _legend(axis: Axes) -> None:
+    """Below the axes, where it hides nothing; the figure grows by it."""
+    found = list(zip(*axis.get_legend_handles_labels(), strict=True))
+    found.sort(key=lambda pair: pair[1] == _HOLLOW)
+    if not found:
+        return
+    handles, labels = zip(*found, strict=True)
+    axis.legend(
+        handles, labels, fontsize=7, handlelength=3.5, ncols=_LEGEND_COLUMNS,
+        loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False,
+    )  # fmt: skip
+    figure, lines = axis.get_figure(root=True), math.ceil(len(labels) / _LEGEND_COLUMNS)
+    assert figure is not None
+    figure.set_figheight(max(figure.get_figheight(), _HEIGHT + _LINE * lines))
 
 
 def _some(runs: list[Run]) -> Iterable[Run]:
@@ -223,7 +324,7 @@ _FIGURES: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
         "stages",
         "Where the time of a request goes, and how long its KV cache travels.",
         (
-            Panel(stages_of_runs, lambda run: breakdown(run) is not None),
+            Panel(stages_of_runs, _some_run(lambda run: breakdown(run) is not None)),
             _cdf("transmission", _stage("transmission")),
             _cdf("queueing", _queueing),
         ),
@@ -239,7 +340,18 @@ _FIGURES: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
     ),
     (
         "goodput",
-        "Completed requests, and those within both objectives.",
-        (Panel(goodput_over_rate),),
+        "Completed requests and tokens, and those within all objectives.",
+        (
+            _speed("requests", "goodput", "requests"),
+            _speed("output_tokens", "goodput_tokens", "output tokens"),
+        ),
+    ),
+    (
+        "classes",
+        "Requests by the objectives of their own: within them, and their mean TPOT.",
+        (
+            _by_class("requests within SLO, %", _percent_attained),
+            _by_class("mean TPOT, ms", _mean_tpot_ms),
+        ),
     ),
 )

@@ -6,8 +6,13 @@ import html
 import re
 from collections.abc import Sequence
 
+from distserve.bench.analysis import NOT_ITS_OWN, classes
 from distserve.bench.figures import Picture
+from distserve.bench.slos import NONE, Slo
 from distserve.bench.tables import Question, Row, columns
+
+NEAR = 0.1
+"""Up to this part apart two rates are taken as one: a recorded trace has no round ones."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -20,13 +25,11 @@ figure { margin: 1.5rem 0; } svg { max-width: 100%; height: auto; }
 
 
 def page(question: Question, tables: dict[str, Sequence[Row]], pictures: Sequence[Picture]) -> str:
-    slo = question.slo
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>distserve bench</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(', '.join(question.systems))}</h1>",
-        f"<p>SLO ({_text(question.slo_name)}): TTFT ≤ {slo.ttft * 1000:g} ms and "
-        f"TPOT ≤ {slo.tpot * 1000:g} ms.</p>",
+        f"<p>SLO ({_text(question.slo_source)}): {_objectives(question.slo)}.</p>",
     ]
     parts += [f"<p class='warning'>{_text(line)}</p>" for line in warnings(question)]
     for picture in pictures:
@@ -38,10 +41,35 @@ def page(question: Question, tables: dict[str, Sequence[Row]], pictures: Sequenc
     return "\n".join([*parts, "</body></html>\n"])
 
 
+def _objectives(slo: Slo) -> str:
+    limits = {"TTFT": slo.ttft, "TPOT": slo.tpot}
+    told = [f"{name} ≤ {limit * 1000:.4g} ms" for name, limit in limits.items() if limit != NONE]
+    return " and ".join(told) or "each request's own"
+
+
 def warnings(question: Question) -> list[str]:
     """What a reader must know before believing the figures."""
-    lines = []
+    lines = [
+        f"{name}: interrupted and left out; repeat its command to measure it"
+        for name in question.left_out
+    ]
+    own = sum(s.own != NOT_ITS_OWN for run in question.runs for s in run.samples)
+    if own:
+        total = sum(len(run.samples) for run in question.runs)
+        lines.append(f"{own} of {total} completed requests were judged by objectives of their own")
+    rate = question.rate_of_sweep
+    for system, run in question.swept.items():
+        if abs(run.rate_per_gpu - rate) > NEAR * rate:
+            lines.append(
+                f"{system}: the objectives are scaled at {run.rate_per_gpu:.3g}/s/GPU, the "
+                f"measured rate next to {rate:.3g}; give --scale-rate, or measure there"
+            )
     for run in question.runs:
+        if own and not classes(run):
+            lines.append(
+                f"{run.system} at {run.rate:g}/s: without its .csv nobody knows which requests "
+                "failed, so there are no figures by objectives"
+            )
         name = f"{run.system} at {run.rate:g}/s"
         if not run.valid:
             lines.append(f"{name}: INVALID, the client fell behind its plan; measure it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from distserve.bench.analysis import Run, Sample
+from distserve.bench.analysis import Own, Run, Sample
 from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import stages
 
@@ -28,7 +29,7 @@ _MALFORMED = (
 
 
 def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run]:
-    """Every `.exp` in the folder and its subfolders, by system and rate.
+    """Every `.exp` in the folder and its subfolders, by system and rate; not of `interrupted`.
 
     A system is called after the files' prefix, in a subfolder with the folder's name before it.
     `gpus` overrules what the runs say of their accelerators. Raises BenchError.
@@ -36,12 +37,17 @@ def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run
     if not folder.is_dir():
         raise BenchError(f"{folder} is no folder; give the --output-dir of `distserve bench run`")
     runs = []
+    cut_short = {folder / name for name in interrupted(folder)}
     for path in sorted(folder.rglob("*.exp")):
+        if path.with_suffix("") in cut_short:
+            continue
         run = read_run(path)
         inside = path.parent.relative_to(folder).as_posix()
         if inside != ".":
             run = replace(run, system=f"{inside}/{run.system}")
         runs.append(run)
+    if not runs and cut_short:
+        raise BenchError(f"{folder} holds interrupted runs only; repeat `distserve bench run`")
     if not runs:
         raise BenchError(f"{folder} holds no .exp files; run `distserve bench run` first")
     known = {run.system for run in runs}
@@ -53,25 +59,60 @@ def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run
     return sorted(runs, key=lambda run: (run.system, run.rate, run.requests))
 
 
+def interrupted(folder: Path) -> list[str]:
+    """PREFIX-COUNT-RATE, below the folder, of runs that were cut short. Raises BenchError.
+
+    An `.exp` beside such a `.run.json` is of an earlier run, and nothing says how good that was.
+    """
+    return [
+        path.relative_to(folder).as_posix().removesuffix(".run.json")
+        for path in sorted(folder.rglob("*.run.json"))
+        if not _about(path).get("complete", True)
+    ]
+
+
+def _about(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} is damaged: {error}; delete it, or run anew") from error
+    if not isinstance(about, dict):
+        raise BenchError(f"{path} is damaged: no object; delete it, or run anew")
+    return about
+
+
 def read_run(path: Path) -> Run:
     """One file and, beside it, what its client said about the run. Raises BenchError."""
     name = _NAME.fullmatch(path.stem)
     if name is None:
         raise BenchError(f"{path}: the name is not PREFIX-COUNT-RATE.exp; rename it")
+    about = _about(path.with_suffix(".run.json"))
     try:
         samples = list(_samples(_rows(path.read_text())))
-        about_path = path.with_suffix(".run.json")
-        about = json.loads(about_path.read_text()) if about_path.exists() else {}
         rate = math.nan if name["rate"] == "recorded" else float(name["rate"])
         run = Run(
             name["system"], int(name["requests"]), rate, samples,
-            about.get("parameters", {}).get("gpus", 1), about,
+            about.get("parameters", {}).get("gpus", 1), about, _asked(path.with_suffix(".csv")),
         )  # fmt: skip
     except (OSError, *_MALFORMED) as error:
         raise BenchError(f"{path} is no result file: {error}; delete it or run anew") from error
     if len(samples) > run.requests or run.requests < 1:
         raise BenchError(f"{path} has {len(samples)} records, its name says {run.requests}")
     return run if not math.isnan(rate) else replace(run, rate=_measured_rate(samples))
+
+
+def _asked(path: Path) -> list[Own]:
+    """Own objectives by the client's `.csv`, which has the failed requests too."""
+    if not path.exists():
+        return []
+    names = ("slo_ttft", "slo_tpot")
+    with path.open(newline="") as text:
+        rows = csv.DictReader(text)
+        if not {*names} <= {*(rows.fieldnames or ())}:  # somebody else's
+            return []
+        return [Own(*(float(row[name]) if row[name] else None for name in names)) for row in rows]
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
@@ -120,7 +161,7 @@ class DistServeRecord(msgspec.Struct):
             self.prompt_len, self.output_len, self.start_time, self.end_time, self.latency,
             ttft if times else None, tpot if times else None,
             stages({event.event_type: event.timestamp for event in self.lifecycle_events or ()}),
-            self.slo_ttft, self.slo_tpot,
+            Own(self.slo_ttft, self.slo_tpot),
         )  # fmt: skip
 
 
@@ -139,7 +180,7 @@ class LoongServeRecord(msgspec.Struct):
     def sample(self) -> Sample:
         return Sample(
             self.prompt_len, self.output_len, self.issue_time, self.complete_time, self.latency,
-            self.ttft, self.tpot, slo_ttft=self.slo_ttft, slo_tpot=self.slo_tpot,
+            self.ttft, self.tpot, own=Own(self.slo_ttft, self.slo_tpot),
         )  # fmt: skip
 
 

@@ -25,20 +25,31 @@ def table(folder: Path, prefix: str, done: Sequence[Ran]) -> str:
 
 
 def crossings_table(crossings: Sequence[dict[str, Any]]) -> str:
-    """Where each system's attainment of both objectives falls below each level."""
+    """Where each system's attainment of both objectives falls below each level.
+
+    A star marks what rests on an INVALID run.
+    """
     rows = [["system", "GPUs", "level", "rate per GPU", "SLO scale", "at rate per GPU"]]
     for row in crossings:
+        rate = Crossing(row["rate_per_gpu"], row["rate_per_gpu_is"])
+        scale = Crossing(row["slo_scale"], row["slo_scale_is"], falling=True)
         rows.append(
             [
                 row["system"],
                 str(row["gpus"]),
                 f"{100 * row['level']:g}%",
-                str(Crossing(row["rate_per_gpu"], row["rate_per_gpu_is"])),
-                str(Crossing(row["slo_scale"], row["slo_scale_is"], falling=True)),
+                _marked(rate, row["rate_per_gpu_valid"]),
+                _marked(scale, row["slo_scale_valid"]),
                 f"{row['slo_scale_at_rate_per_gpu']:.3g}",
             ]
         )
-    return _aligned(rows)
+    if all(row["rate_per_gpu_valid"] and row["slo_scale_valid"] for row in crossings):
+        return _aligned(rows)
+    return f"{_aligned(rows)}\n* rests on an INVALID run"
+
+
+def _marked(found: Crossing, valid: bool) -> str:
+    return str(found) if valid else f"{found}*"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -53,17 +64,19 @@ def _row(run: Run, ran: Ran) -> list[str]:
     ttft = [s.ttft * 1000 for s in run.samples if s.ttft is not None]
     tpot = [s.tpot * 1000 for s in run.samples if s.tpot is not None]
     asked = ran.about["parameters"]
-    shares = ["-"] * 3
-    if asked["slo_ttft"] is not None and asked["slo_tpot"] is not None and not asked["no_stream"]:
-        found = attainment(run, Slo(asked["slo_ttft"], asked["slo_tpot"]))
-        shares = [f"{100 * share:.1f}%" for share in (found.both, found.ttft, found.tpot)]
+    told = {part: asked[f"slo_{part}"] for part in ("ttft", "tpot")}
+    limits = {part: seconds for part, seconds in told.items() if seconds is not None}
+    shares = {"both": "-", "ttft": "-", "tpot": "-"}
+    if limits and not asked["no_stream"]:
+        found = attainment(run, Slo(**limits))
+        shares |= {part: f"{100 * getattr(found, part):.1f}%" for part in ("both", *limits)}
     return [
         str(run.requests),
         f"{run.rate:g}",
         str(len(run.samples)),
         *(_number(quantile(ttft, percent)) for percent in (50, 90, 99)),
         *(_number(quantile(tpot, percent)) for percent in (50, 90, 99)),
-        *shares,
+        *shares.values(),
         f"{ran.about['lag']['send_p99_ms']:.1f}",
         "yes" if ran.about["valid"] else "NO",
     ]

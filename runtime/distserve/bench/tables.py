@@ -8,21 +8,28 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from distserve.bench.analysis import (
+    NOT_ITS_OWN,
+    Own,
     Run,
+    Throughput,
     attainment,
     breakdown,
+    classes,
     normalised,
     normalised_crossing,
     rate_crossing,
+    rests_on,
     scale_crossing,
     throughput,
 )
 from distserve.bench.quantiles import quantile
-from distserve.bench.slos import NormalisedSlo, Slo
+from distserve.bench.slos import NONE, NormalisedSlo, Slo
 
 Row = dict[str, Any]
 LEVELS = (0.9, 0.99)
@@ -37,36 +44,69 @@ class Question:
     """Sorted by system and rate."""
     slo: Slo
     scales: Sequence[float]
-    slo_name: str = "given"
+    slo_source: str = "given"
+    scale_rate: float | None = None
+    """Requests per second per GPU at which the sweep over scales is wanted."""
+    left_out: Sequence[str] = ()
+    """Runs that were cut short."""
 
-    @property
+    @cached_property
     def systems(self) -> dict[str, list[Run]]:
         return {name: list(runs) for name, runs in groupby(self.runs, key=lambda run: run.system)}
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Fields of Attainment that say something: those with an objective, anybody's."""
+        owns = {sample.own for run in self.runs for sample in run.samples}
+        there = {
+            "ttft": self.slo.ttft != NONE or any(own.ttft is not None for own in owns),
+            "tpot": self.slo.tpot != NONE or any(own.tpot is not None for own in owns),
+        }
+        return ("both", *(part for part, is_there in there.items() if is_there))
+
+    @property
+    def rate_of_sweep(self) -> float:
+        """Where it is not said: the lowest rate per GPU that no system was asked more than."""
+        if self.scale_rate is not None:
+            return self.scale_rate
+        return max(runs[0].rate_per_gpu for runs in self.systems.values())
+
+    @cached_property
+    def swept(self) -> dict[str, Run]:
+        """Of each system the run whose objectives are scaled: at the rate next to that."""
+        rate = self.rate_of_sweep
+
+        def off(run: Run) -> float:  # two infinite rates are none apart
+            return 0.0 if run.rate_per_gpu == rate else abs(run.rate_per_gpu - rate)
+
+        return {system: min(runs, key=off) for system, runs in self.systems.items()}
+
+    @cached_property
+    def classes(self) -> list[Own]:
+        """All objectives that requests had of their own; empty where none had any."""
+        owns = {own for run in self.runs for own in classes(run)}
+        return sorted(owns, key=_strictness) if owns != {NOT_ITS_OWN} else []
+
+
+def _strictness(own: Own) -> tuple[float, float]:
+    return (NONE if own.tpot is None else own.tpot, NONE if own.ttft is None else own.ttft)
 
 
 def run_rows(question: Question) -> list[Row]:
     """One row a run: attainment, percentiles, rates, latencies per token, stages."""
-    return [_run_row(run, question.slo) for run in question.runs]
+    return [_run_row(run, question) for run in question.runs]
 
 
-def _run_row(run: Run, slo: Slo) -> Row:
-    share, speed, per_token = attainment(run, slo), throughput(run, slo), normalised(run)
-    ttft = [s.ttft * 1000 for s in run.samples if s.ttft is not None]
-    tpot = [s.tpot * 1000 for s in run.samples if s.tpot is not None]
+def _run_row(run: Run, question: Question) -> Row:
+    speed, per_token = throughput(run, question.slo), normalised(run)
     row: Row = {
         "system": run.system, "requests": run.requests, "rate": run.rate, "gpus": run.gpus,
         "rate_per_gpu": run.rate_per_gpu, "completed": len(run.samples), "valid": run.valid,
         "dataset": run.about.get("parameters", {}).get("dataset"),
-        "attainment_both": share.both, "attainment_ttft": share.ttft,
-        "attainment_tpot": share.tpot,
+        **_attainment(run, question, question.slo), **_percentiles(run), **_goodput(run, speed),
     }  # fmt: skip
-    for percent in _PERCENTS:
-        row[f"ttft_p{percent}_ms"] = quantile(ttft, percent)
-        row[f"tpot_p{percent}_ms"] = quantile(tpot, percent)
     row |= {
         "requests_per_second": speed.requests,
-        "goodput_per_second": speed.goodput,
-        "goodput_per_second_per_gpu": speed.goodput / run.gpus,
         "output_tokens_per_second": speed.output_tokens,
         "total_tokens_per_second": speed.total_tokens,
         "normalised_total_ms": per_token.total * 1000,
@@ -78,37 +118,89 @@ def _run_row(run: Run, slo: Slo) -> Row:
     return row
 
 
+def _attainment(run: Run, question: Question, slo: Slo) -> Row:
+    """Empty where there is no objective of the kind."""
+    share = attainment(run, slo)
+    return {
+        f"attainment_{part}": getattr(share, part) if part in question.parts else None
+        for part in ("both", "ttft", "tpot")
+    }
+
+
+def _percentiles(run: Run) -> Row:
+    ttft = [s.ttft * 1000 for s in run.samples if s.ttft is not None]
+    tpot = [s.tpot * 1000 for s in run.samples if s.tpot is not None]
+    row: Row = {}
+    for percent in _PERCENTS:
+        row[f"ttft_p{percent}_ms"] = quantile(ttft, percent)
+        row[f"tpot_p{percent}_ms"] = quantile(tpot, percent)
+    return row | {"tpot_mean_ms": fmean(tpot) if tpot else math.nan}
+
+
+def _goodput(run: Run, speed: Throughput) -> Row:
+    return {
+        "goodput_per_second": speed.goodput,
+        "goodput_per_second_per_gpu": speed.goodput / run.gpus,
+        "goodput_tokens_per_second": speed.goodput_tokens,
+        "goodput_tokens_per_second_per_gpu": speed.goodput_tokens / run.gpus,
+    }
+
+
+def class_rows(question: Question) -> list[Row]:
+    """One row a run and class of requests with the same objectives of their own, if any had."""
+    return [
+        {
+            "system": run.system, "rate": run.rate, "rate_per_gpu": run.rate_per_gpu,
+            "slo_ttft_ms": limits.ttft * 1000, "slo_tpot_ms": limits.tpot * 1000,
+            "requests": part.requests, "completed": len(part.samples), "valid": run.valid,
+            **_attainment(part, question, question.slo), **_percentiles(part),
+            **_goodput(part, throughput(part, question.slo, run.seconds)),
+        }
+        for run in question.runs
+        for parts in [classes(run)]
+        for own in question.classes
+        if (part := parts.get(own)) is not None
+        for limits in [own.limits(question.slo)]
+    ]  # fmt: skip
+
+
 def request_rows(question: Question) -> list[Row]:
     """One row a completed request of every run: for who wants to work the figures out anew."""
     return [
         {
-            "system": run.system, "rate": run.rate, "gpus": run.gpus,
+            "system": run.system, "requests": run.requests, "rate": run.rate, "gpus": run.gpus,
+            "valid": run.valid,
             "prompt_tokens": s.prompt_tokens, "output_tokens": s.output_tokens,
             "start": s.start, "end": s.end, "latency": s.latency, "ttft": s.ttft, "tpot": s.tpot,
+            "slo_ttft": limits.ttft, "slo_tpot": limits.tpot,
             "met_ttft": s.meets_ttft(question.slo), "met_tpot": s.meets_tpot(question.slo),
             **{stage.replace(" ", "_"): value for stage, value in (s.stages or {}).items()},
         }
         for run in question.runs
         for s in run.samples
+        for limits in [s.own.limits(question.slo)]
     ]  # fmt: skip
 
 
 def crossing_rows(question: Question) -> list[Row]:
     """One row a system and level: the highest rate per GPU that attains it, and the tightest SLO.
 
-    The scale is taken at the system's lowest rate, where the papers' sweeps have theirs.
+    `valid` where every run that the figure rests on is.
     """
     rows = []
     for system, runs in question.systems.items():
+        swept = question.swept[system]
         for level in LEVELS:
             rate = rate_crossing(runs, question.slo, level)
-            scale = scale_crossing(runs[0], question.slo, question.scales, level)
+            scale = scale_crossing(swept, question.slo, question.scales, level)
             rows.append(
                 {
                     "system": system, "level": level, "gpus": runs[0].gpus,
                     "rate_per_gpu": rate.at, "rate_per_gpu_is": rate.kind,
+                    "rate_per_gpu_valid": all(run.valid for run in rests_on(runs, rate)),
                     "slo_scale": scale.at, "slo_scale_is": scale.kind,
-                    "slo_scale_at_rate_per_gpu": runs[0].rate_per_gpu,
+                    "slo_scale_valid": swept.valid,
+                    "slo_scale_at_rate_per_gpu": swept.rate_per_gpu,
                 }
             )  # fmt: skip
     return rows
@@ -121,6 +213,7 @@ def normalised_rows(question: Question, slo: NormalisedSlo) -> list[Row]:
         {
             "system": system, "latency": part, "limit_ms": limit_ms,
             "rate_per_gpu": found.at, "rate_per_gpu_is": found.kind,
+            "rate_per_gpu_valid": all(run.valid for run in rests_on(runs, found)),
         }
         for system, runs in question.systems.items()
         for part, limit_ms in limits.items()
@@ -132,13 +225,11 @@ def scale_rows(question: Question) -> list[Row]:
     """Attainment of each run under scaled objectives."""
     return [
         {
-            "system": run.system, "rate_per_gpu": run.rate_per_gpu, "slo_scale": scale,
-            "attainment_both": share.both, "attainment_ttft": share.ttft,
-            "attainment_tpot": share.tpot,
+            "system": run.system, "rate_per_gpu": run.rate_per_gpu, "valid": run.valid,
+            "slo_scale": scale, **_attainment(run, question, question.slo.scaled(scale)),
         }
         for run in question.runs
         for scale in question.scales
-        for share in [attainment(run, question.slo.scaled(scale))]
     ]  # fmt: skip
 
 
@@ -159,7 +250,7 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 
 def _plain(rows: Iterable[Row]) -> list[Row]:
-    """NaN, the quantile of nothing, is no JSON: it becomes an empty cell."""
+    """NaN, the quantile of nothing, and an objective that is not there become an empty cell."""
     return [
         {
             name: None if isinstance(value, float) and not math.isfinite(value) else value

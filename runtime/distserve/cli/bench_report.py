@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distserve.cli.bench_words import seconds_of
 from distserve.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from distserve.bench.slos import Objective
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="with .exp files, subfolders included")
     add("--slo", metavar="NAME", help="a paper's objectives, as sharegpt-opt-13b (docs/bench.md)")
-    add("--slo-ttft", metavar="TIME", help="objective, as 250ms; default: that of the runs")
-    add("--slo-tpot", metavar="TIME", help="objective, as 100ms; default: that of the runs")
+    for part, example in (("ttft", "250ms"), ("tpot", "100ms")):
+        add(
+            f"--slo-{part}", metavar="TIME",
+            help=f"objective, as {example}, as 5x of what was measured almost idle, or none; "
+            "default: that of the runs",
+        )  # fmt: skip
     add("--normalised-slo", metavar="NAME", help="LoongServe's limits per token, as sharegpt")
     add("--slo-scales", metavar="LIST", help="factors of both objectives, as 1.6,1.4,1.2,1,0.8")
+    add(
+        "--scale-rate", type=float, metavar="RATE",
+        help="requests per second per GPU at which they are scaled, the nearest measured; default: "
+        "the paper's of --slo, else the lowest rate that all systems have",
+    )  # fmt: skip
     add(
         "--gpus", action="append", default=[], metavar="SYSTEM=N",
         help="accelerators of a system; default: what its runs say, else 1",
@@ -28,14 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from distserve.bench.report import Asked, question_of, write_report
+    from distserve.bench.objectives import Asked
+    from distserve.bench.report import question_of, write_report
     from distserve.bench.slos import normalised_slo
     from distserve.bench.summary import crossings_table
     from distserve.bench.tables import json_text
 
+    if args.scale_rate is not None and not args.scale_rate > 0:
+        raise UsageError(f"--scale-rate {args.scale_rate:g}: give a number above 0")
     asked = Asked(
-        args.slo, seconds_of(args, "slo_ttft"), seconds_of(args, "slo_tpot"), _scales(args)
-    )
+        args.slo, _objective(args, "slo_ttft"), _objective(args, "slo_tpot"), _scales(args),
+        args.scale_rate,
+    )  # fmt: skip
     question = question_of(args.folder, asked, _gpus(args.gpus))
     output = args.output_dir or args.folder / "report"
     limits = normalised_slo(args.normalised_slo) if args.normalised_slo else None
@@ -48,6 +66,17 @@ def run(args: argparse.Namespace) -> int:
         print(crossings_table(tables["crossings"]))
         print(f"figures and tables: {output / 'report.html'}")
     return 0
+
+
+def _objective(args: argparse.Namespace, name: str) -> Objective | None:
+    from distserve.bench.slos import NONE, Multiple
+
+    text = getattr(args, name)
+    if text == "none":
+        return NONE
+    if text is not None and (times := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)x", text)):
+        return Multiple(float(times[1]))
+    return seconds_of(args, name)
 
 
 def _scales(args: argparse.Namespace) -> tuple[float, ...] | None:
