@@ -126,6 +126,8 @@ def test_mixes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     zipf = mix("zipf", "--count", "500", "--alpha", "1.4")
     assert set(zipf.prompt_tokens) <= {15, 20, 100, 200, 1000}
     assert zipf.prompt_tokens.count(15) > zipf.prompt_tokens.count(1000)
+    assert main(["bench", "prepare", "mixed", *sources, "--ds", str(out), "--tokenizer", "x"]) == 2
+    assert "counted already; leave out --tokenizer" in capsys.readouterr().err
     flat = mix("zipf", "--count", "500", "--alpha", "1.4", "--beta", "100000")
     assert flat.prompt_tokens.count(15) < zipf.prompt_tokens.count(15)
     capsys.readouterr()
@@ -157,7 +159,8 @@ def test_raw_files_of_another_make(
     raw = tmp_path / "raw.ds"
     raw.write_text(content)
     asked = ["bench", "prepare", name, str(raw), "--ds", str(tmp_path / "o.ds")]
-    assert main([*asked, "--tokenizer", str(tokenizer)]) == 2
+    counted = [] if name == "mixed" else ["--tokenizer", str(tokenizer)]
+    assert main([*asked, *counted]) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
 

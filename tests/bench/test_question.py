@@ -50,6 +50,8 @@ def test_what_the_model_cannot_hold_is_drawn_anew(bench: Run, stub: Any, dataset
         (("--request-distribution", "gamma", "--cv", "inf"), "cv must be above 0"),
         (("--request-distribution", "burst", "--burst-size", "0"), "at least 1"),
         (("--endpoint", "chat", "--prompt-format", "tokens"), "chat takes no token ids"),
+        (("--endpoint", "chat", "--token-ids", "5:9"), "--token-ids has no effect on prompts"),
+        (("--prompt-format", "text", "--token-ids", "5:9"), "--token-ids has no effect on prompts"),
         (("--max-model-len", "9"), "fits 9 tokens"),
         (("--dataset", "synthetic:fixed,prompt=inf,output=1"), "no NAME=VALUE"),
     ],

@@ -36,13 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from statistics import fmean
 
-    from distserve.bench.datasets.prepare import Order, prepare, write_ds
+    from distserve.bench.datasets.prepare import MIXES, Order, prepare, write_ds
 
     if args.count is not None and args.count < 1:
         raise UsageError("--count must be at least 1")
     for name, owner in (("alpha", "zipf"), ("beta", "zipf"), ("class_slo_tpot", "adaserve")):
         if getattr(args, name) is not None and args.name != owner:
             raise UsageError(f"--{name.replace('_', '-')} belongs to {owner}; leave it out")
+    if args.name in MIXES and args.tokenizer is not None:
+        raise UsageError(f"{args.name} mixes what is counted already; leave out --tokenizer")
     weights = {n: value for n in ("alpha", "beta") if (value := getattr(args, n)) is not None}
     made = prepare(
         Order(

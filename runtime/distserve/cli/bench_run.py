@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distserve.bench.session import Ran, Session
     from distserve.workload import ArrivalProcess
 
+TOKEN_IDS = "10:1000"
 EXIT_UNTRUSTED = 1
 """A run was invalid, interrupted or without a single completed request."""
 
@@ -59,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "chat and where the set has some, else tokens",
     )  # fmt: skip
     add(
-        "--token-ids", default="10:1000", metavar="LOW:HIGH",
-        help="made-up ids are drawn from LOW to HIGH - 1; default 10:1000",
+        "--token-ids", metavar="LOW:HIGH",
+        help=f"made-up ids are drawn from LOW to HIGH - 1; default {TOKEN_IDS}",
     )  # fmt: skip
     add(
         "--max-model-len", type=int, metavar="TOKENS",
@@ -147,10 +148,14 @@ def _recipe(args: argparse.Namespace, longest: int) -> Recipe:
         if prompt_format == "tokens":
             raise UsageError("chat takes no token ids; leave out --prompt-format tokens")
         prompt_format = "text"
+    token_ids = parse_token_ids(args.token_ids or TOKEN_IDS)
+    requests = load(args.dataset, longest, args.seed, args.max_model_len)
+    texts = prompt_format == "text" or (prompt_format == "auto" and requests.prompts is not None)
+    if texts and args.token_ids is not None:
+        raise UsageError("--token-ids has no effect on prompts that are texts; leave it out")
     return Recipe(
-        load(args.dataset, longest, args.seed, args.max_model_len), _arrivals(args), args.seed,
-        prompt_format, parse_token_ids(args.token_ids), drawn=is_synthetic(args.dataset),
-    )  # fmt: skip
+        requests, _arrivals(args), args.seed, prompt_format, token_ids, is_synthetic(args.dataset)
+    )
 
 
 def _arrivals(args: argparse.Namespace) -> ArrivalProcess:
