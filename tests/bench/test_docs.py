@@ -11,9 +11,10 @@ from distserve.bench.datasets.builders import BUILDERS
 from distserve.bench.datasets.prepare import MIXES
 from distserve.bench.slos import LOONGSERVE_SLOS, NAMED_SLOS, NormalisedSlo, words
 from distserve.bench.synthetic import synthetic
-from distserve.cli import bench
+from distserve.cli import bench, up
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text()
+DOCS_PATH = Path(__file__).resolve().parents[2] / "docs" / "bench.md"
+DOCS = DOCS_PATH.read_text()
 COMMANDS = re.findall(r"^distserve bench (.+)$", DOCS, re.MULTILINE)
 
 
@@ -22,6 +23,13 @@ def test_commands_are_understood(command: str) -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     parser.parse_args(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", re.findall(r"^distserve up (.+)$", DOCS, re.MULTILINE))
+def test_servers_can_be_started(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    up.add_arguments(parser)
+    assert (DOCS_PATH.parents[1] / parser.parse_args(shlex.split(command)).file).exists()
 
 
 @pytest.mark.parametrize("words", re.findall(r"^\| `synthetic:(.+?)`", DOCS, re.MULTILINE))
@@ -49,9 +57,40 @@ def test_limits_per_token_are_all_there() -> None:
     assert {name: NormalisedSlo(*map(float, limits)) for name, *limits in rows} == LOONGSERVE_SLOS
 
 
-def test_flags_in_tables_exist() -> None:
+SECTIONS = {
+    "run": "Offering load",
+    "prepare": "Data sets",
+    "report": "Reports",
+    "front": "Baselines",
+}
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    known = {flag for verb in verbs.choices.values() for flag in verb._option_string_actions}
+    found: argparse.ArgumentParser = verbs.choices[verb]
+    return found
+
+
+def flags_of(verb: str) -> set[str]:
+    known = parser_of(verb)._option_string_actions
+    return {flag for flag in known if flag.startswith("--")} - {"--help"}
+
+
+def test_flags_in_tables_exist() -> None:
+    known = set().union(*map(flags_of, bench.VERBS))
     assert set(re.findall(r"`(--[a-z-]+)", DOCS)) <= known
+
+
+@pytest.mark.parametrize("verb", bench.VERBS)
+def test_every_flag_is_explained(verb: str) -> None:
+    (section,) = re.findall(rf"^## {SECTIONS[verb]}$(.+?)^## ", DOCS, re.MULTILINE | re.DOTALL)
+    explained = set(re.findall(r"(?<![\w-])--[a-z-]+", section))
+    assert not flags_of(verb) - explained
+
+
+@pytest.mark.parametrize("verb", bench.VERBS)
+def test_every_flag_has_a_help_text(verb: str) -> None:
+    for action in parser_of(verb)._actions:
+        assert action.help, action.option_strings or action.dest
