@@ -38,7 +38,7 @@ def world(uid_now: str | None) -> tuple[Reconciler, Any]:
     cluster = AsyncMock()
     cluster.delete.side_effect = Conflict("the UID in the precondition is another")
     cluster.get.return_value = live
-    made = Reconciler(store, cluster, lambda *_: DECISION, Mock(), placing, events, Mock(), Mock())
+    made = Reconciler(store, cluster, lambda *_: DECISION, Mock(), placing, events, *[Mock()] * 3)
     return made, events
 
 
@@ -70,7 +70,7 @@ async def test_units_are_asked_whether_they_are_idle_as_long_as_that_counts() ->
         seen.append(answers.idle)
         return Decision(questions=(question,))
 
-    parts = (store, AsyncMock(), decide, Mock(), placing, AsyncMock(), engines, idleness)
+    parts = (store, AsyncMock(), decide, Mock(), placing, AsyncMock(), engines, idleness, Mock())
     await Reconciler(*parts).reconcile(KEY)
     assert seen == [None, Idle("u0", 300.0)]
     idleness.ask.assert_called_with(KEY, question)
@@ -81,6 +81,20 @@ async def test_units_are_asked_whether_they_are_idle_as_long_as_that_counts() ->
 
 
 # ---- what goes, until the watches show it -------------------------------------------------------
+
+
+async def test_it_tells_which_units_wait_until_the_deployment_goes() -> None:
+    whole, waits, store, placing = {"u0": False}, Mock(), Mock(), Mock()
+    store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)
+    placing.gathers.return_value = False
+    parts = (store, AsyncMock(), lambda *_: Decision(whole=whole), Mock(), placing, AsyncMock())
+    reconciler = Reconciler(*parts, Mock(), Mock(), waits)
+    await reconciler.reconcile(KEY)
+    waits.see.assert_called_once_with(KEY, whole)
+    store.observe.return_value = None
+    await reconciler.reconcile(KEY)
+    waits.release.assert_called_once_with(KEY)
+
 
 SET = Ref("apps/v1", "StatefulSet", "opt-u0-decode-0")
 SETS = kind_of(SET.api_version, SET.kind)
@@ -129,7 +143,8 @@ class Ends:
         engines = Mock()
         engines.known.return_value = {}
         self.reconciler = Reconciler(
-            self.store, self.cluster, self.deciding, Mock(), placing, AsyncMock(), engines, idleness
+            *(self.store, self.cluster, self.deciding, Mock(), placing, AsyncMock()),
+            *(engines, idleness, Mock()),
         )
 
     async def act(self) -> None:

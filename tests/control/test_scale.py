@@ -151,7 +151,8 @@ def deployment(number: int) -> dict[str, Any]:
 
 def wait_for_ready(leader: Any, scale: Scale) -> None:
     # The operator's own count: a listing of them all each second would be the larger load.
-    sample = 'distserve_operator_deployments_by_condition{condition="Ready",status="True"}'
+    serving = '{condition="Ready",reason="Serving",status="True"}'
+    sample = f"distserve_operator_deployments_by_condition{serving}"
     begun = told = time.monotonic()
 
     def ready() -> bool:

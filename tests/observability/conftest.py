@@ -204,12 +204,14 @@ def unused_ports() -> Callable[[int], list[int]]:
 
 @pytest.fixture
 def registries() -> list[CollectorRegistry]:
-    """What each kind of process serves; the operator has seen a deployment and measured a link."""
+    """What each kind of process serves. The operator has seen a deployment, waits for its unit, and
+    measured a link."""
     migrator = MigratorMetrics()
     migrator.count_links(lambda transport: 0)
     operator = OperatorMetrics()
     parts = Operator(Settings(), Mock(), Mock(), Mock(), operator)
-    ready = {"type": "Ready", "status": "True"}
+    parts.waits.see(Key("llm", "tiny"), {"u0": False})
+    ready = {"type": "Ready", "status": "True", "reason": "Serving"}
     metadata = {"namespace": "llm", "name": "tiny", "uid": "1", "resourceVersion": "1"}
     document = {"metadata": metadata, "spec": {}, "status": {"conditions": [ready]}}
     parts.store.put(DEPLOYMENTS, document)

@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.waiting import tail, wait_for
+from tools.dashboard_pictures import main as draw
 
 from distserve.observability.dashboards.operator import OPERATOR
 
 CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
 SAMPLE = CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml"
-# Nothing waits, fails, or asks a webhook that there is not.
-QUIET = {"Waiting for a worker", "Reconciles that are tried again", "Admission reviews"}
+# Nothing waits for a worker, fails, asks a webhook that there is not, or gets whole without nodes.
+QUIET = {
+    "Waiting for a worker",
+    "Reconciles that are tried again",
+    "Admission reviews",
+    "Time until a unit was whole",
+}
 
 
 @pytest.mark.timeout(180)
@@ -65,6 +71,11 @@ def test_every_panel_shows_the_operator(
                 poll_seconds=0.5,
             )
             dashboard.wait_complete("with a deployment", OPERATOR)
+            where = [f"--prometheus={prometheus.url}", "--namespace=distserve-system"]
+            window = ["--seconds=60", "--scrape-seconds=2.5"]
+            assert draw([*where, *window, f"--output-dir={tmp_path / 'pictures'}"]) == 0
+            (picture,) = (tmp_path / "pictures").iterdir()
+            assert picture.name == f"{OPERATOR.uid}.png"
         finally:
             process.kill()
             process.wait(10)

@@ -83,10 +83,13 @@ def test_every_panel_moves(evaluate: Evaluate, registries: list[CollectorRegistr
 
 
 LINK = '{level="leaf", transport="TCP", unit="u0"}'
+READY = '{condition="Ready", reason="Serving", status="True"}'
 FALLING_BACK: list[tuple[Dashboard, str, Samples]] = [
     (TOPOLOGY, "Measured at each unit's slowest link", {LINK: VALUE}),
     (TOPOLOGY, "Latency of that link", {LINK: VALUE}),
-    (OPERATOR, "Deployments by condition", {'{condition="Ready", status="True"}': VALUE}),
+    (OPERATOR, "Deployments by condition", {READY: VALUE}),
+    (OPERATOR, "Units that are not whole", {'{deployment="llm/tiny"}': VALUE}),
+    (OPERATOR, "Longest wait by now", {'{deployment="llm/tiny"}': VALUE}),
     (OPERATOR, "Waiting for a worker", {"{}": VALUE}),
 ]
 

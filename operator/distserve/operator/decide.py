@@ -159,6 +159,7 @@ def _steer(
         status=status,
         events=(*key_events(wanted.deployment, key), *moves.events, *events),
         again_seconds=min((s for s in timers if s is not None), default=None),
+        whole={f"u{n}": n in states and states[n].ready for n in sorted(step.revisions)},
     )
 
 

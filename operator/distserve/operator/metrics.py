@@ -33,7 +33,14 @@ class Metrics:
         )
         self.errors = Counter(
             "distserve_operator_reconcile_errors",
-            "Reconciles that will be tried again.",
+            "Reconciles that will be tried again, by how they ended.",
+            ["result"],
+            registry=registry,
+        )
+        self.unit_wait_seconds = Histogram(
+            "distserve_operator_unit_wait_seconds",
+            "From when a unit was wanted, or lost an instance, until all its instances were ready.",
+            buckets=(1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200),
             registry=registry,
         )
         self.calls = Counter(
@@ -50,6 +57,8 @@ class Metrics:
         )
         for result in RESULTS:
             self.reconciles.labels(result)
+            if result != "done":
+                self.errors.labels(result)
         for verb in VERBS:
             self.calls.labels(verb, "200")
         for outcome in REVIEWS:
@@ -65,7 +74,7 @@ class Metrics:
         self.reconcile_seconds.observe(seconds)
         self.reconciles.labels(result).inc()
         if result != "done":
-            self.errors.inc()
+            self.errors.labels(result).inc()
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""

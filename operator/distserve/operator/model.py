@@ -313,3 +313,6 @@ class Decision:
     events: tuple[Event, ...] = ()
     again_seconds: float | None = None
     """Decide again after this long even if nothing changes: a timeout runs."""
+    whole: Mapping[str, bool] | None = None
+    """Of each unit that there is to be, whether all its instances are ready. None: it is not known
+    which there are to be."""

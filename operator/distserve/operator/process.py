@@ -34,6 +34,7 @@ from distserve.operator.reconciler import Decide, Reconciler
 from distserve.operator.resync import Resync
 from distserve.operator.settings import CallSettings, Settings
 from distserve.operator.store import Store
+from distserve.operator.waits import Waits
 from distserve.operator.watching import Watches
 from distserve.operator.webhook import Webhook, admit
 from distserve.operator.worker import Worker
@@ -121,6 +122,7 @@ class Operator:
         asking = Asking()
         self.engines = Engines(asking, cluster.deployment_key, self._wake)
         self.idleness = Idleness(asking, cluster.deployment_key, self._wake)
+        self.waits = Waits(metrics.unit_wait_seconds.observe)
         reconciler = Reconciler(
             self.store,
             cluster,
@@ -130,6 +132,7 @@ class Operator:
             events,
             self.engines,
             self.idleness,
+            self.waits,
         )
         self._worker = Worker(self.queue, reconciler.reconcile, metrics.reconciled)
 
@@ -215,8 +218,20 @@ def add_gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
     )
     metrics.gauges(
         "deployments_by_condition",
-        "Deployments that have this condition with this status.",
-        ("condition", "status"),
+        "Deployments that have this condition with this status, for this reason.",
+        ("condition", "status", "reason"),
         operator.store.conditions,
+    )
+    metrics.gauges(
+        "units_waiting",
+        "Units that are to be and are not whole; no series where none is.",
+        ("deployment",),
+        operator.waits.counts,
+    )
+    metrics.gauges(
+        "unit_wait_longest_seconds",
+        "For how long the first of these has waited by now.",
+        ("deployment",),
+        operator.waits.longest,
     )
     metrics.registry.register(FabricCollector(operator.engines.seen))

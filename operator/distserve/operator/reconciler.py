@@ -53,6 +53,7 @@ from distserve.operator.planning import Planning
 from distserve.operator.records import owner
 from distserve.operator.stages import stages
 from distserve.operator.store import Store
+from distserve.operator.waits import Waits
 from distserve.placement.nodes import Node, node_from
 from distserve.placement.requests import UnitId
 
@@ -79,6 +80,7 @@ class Reconciler:
         events: Events,
         engines: Engines,
         idleness: Idleness,
+        waits: Waits,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -89,6 +91,7 @@ class Reconciler:
         self._events = events
         self._engines = engines
         self._idleness = idleness
+        self._waits = waits
         self._clock = clock
         self._taken: dict[Key, frozenset[str]] = {}
         """Revisions that the API server would take: asked once."""
@@ -103,11 +106,14 @@ class Reconciler:
             self._placing.release(key)
             self._engines.release(key)
             self._idleness.release(key)
+            self._waits.release(key)
             return None
         self._placing.settle(key, _units(observed))
         decision, answers = await self._settle(key, observed)
         if self._placing.gathers(key):
             return None  # Woken in a moment; others ask sooner if nothing is written before.
+        if decision.whole is not None:
+            self._waits.see(key, decision.whole)
         try:
             foreign = await self._act_all(observed, decision)
         except Refused as error:

@@ -53,10 +53,11 @@ def owner(document: Mapping[str, Any]) -> tuple[Key, str] | None:
     return None
 
 
-def conditions_of(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(type, status) of each of a deployment's conditions."""
+def conditions_of(document: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """(type, status, reason) of each of a deployment's conditions."""
     found = (document.get("status") or {}).get("conditions") or ()
-    return tuple((sys.intern(one["type"]), sys.intern(one["status"])) for one in found)
+    intern = sys.intern
+    return tuple((intern(c["type"]), intern(c["status"]), intern(c["reason"])) for c in found)
 
 
 def pod_key(document: Mapping[str, Any]) -> Key | None:

@@ -77,7 +77,7 @@ class Store:
         self._ended: dict[str, str] = {}
         """By uid, since when it is gone, of what a watch has not shown the end yet."""
         self._deployments: dict[Key, bytes] = {}
-        self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
+        self._conditions: dict[Key, tuple[tuple[str, str, str], ...]] = {}
         self._children: dict[Key, dict[Ref, Child]] = {}
         """By the deployment's name: one that was deleted and made anew has two uids here."""
         self._child_keys: dict[tuple[str, Ref], Key] = {}
@@ -93,8 +93,8 @@ class Store:
     def keys(self) -> list[Key]:
         return list(self._deployments)
 
-    def conditions(self) -> Counter[tuple[str, str]]:
-        """How many deployments have a condition of this type with this status."""
+    def conditions(self) -> Counter[tuple[str, str, str]]:
+        """How many deployments have a condition of this type with this status and reason."""
         return Counter(one for conditions in self._conditions.values() for one in conditions)
 
     def seen(self, kind: Kind) -> Mapping[Name, Seen]:

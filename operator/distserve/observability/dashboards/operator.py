@@ -14,6 +14,10 @@ def _own(name: str) -> str:
     return series(_PREFIX + name, *_OWN)
 
 
+def _by_deployment(name: str) -> Query:
+    return Query(f"max by (deployment) ({_own(name)}) or on () vector(0)", legend("deployment"))
+
+
 _OF_LEADER: Final = f"* on (pod) ({_own('leader')} == 1)"
 
 _STATE: Final = Row(
@@ -38,9 +42,9 @@ _STATE: Final = Row(
             "A line without a name at 0: there is no deployment yet.",
             (
                 Query(
-                    f"max by (condition, status) ({_own('deployments_by_condition')}) "
+                    f"max by (condition, status, reason) ({_own('deployments_by_condition')}) "
                     "or on () vector(0)",
-                    legend("condition", "status"),
+                    legend("condition", "status", "reason"),
                 ),
             ),
             width=8,
@@ -50,6 +54,29 @@ _STATE: Final = Row(
             "The leader's queue. It never stays above 0 for long.",
             (Query(f"sum({_own('queue_depth')} {_OF_LEADER}) or vector(0)", "deployments"),),
             width=8,
+        ),
+    ),
+)
+_UNITS: Final = Row(
+    "Units",
+    (
+        Panel(
+            "Units that are not whole",
+            "They are to be, and wait for a place, for nodes, for images or for their engines. "
+            "A line without a name at 0: all are whole.",
+            (_by_deployment("units_waiting"),),
+        ),
+        Panel(
+            "Longest wait by now",
+            "Of the first of these. `distserve why` says what it waits for.",
+            (_by_deployment("unit_wait_longest_seconds"),),
+            Unit.SECONDS,
+        ),
+        percentiles(
+            "Time until a unit was whole",
+            "From when it was wanted, or lost an instance, as far as this leader saw it.",
+            f"{_PREFIX}unit_wait_seconds",
+            matchers=_OWN,
         ),
     ),
 )
@@ -71,8 +98,8 @@ _WORK: Final = Row(
         ),
         Panel(
             "Reconciles that are tried again",
-            "",
-            (Query(total(_own("reconcile_errors_total")), "errors"),),
+            "By how they ended.",
+            (Query(total(_own("reconcile_errors_total"), "result"), legend("result")),),
             Unit.PER_SECOND,
         ),
         Panel(
@@ -112,7 +139,8 @@ _SIGHT: Final = Row(
 OPERATOR: Final = Dashboard(
     "distserve-operator",
     "DistServe / Operator",
-    "Leadership, queue, reconciles, calls to the API server and the age of what is known.",
+    "Leadership, queue, waiting units, reconciles, calls to the API server and the age of what is "
+    "known.",
     (Variable("namespace", f"{_PREFIX}leader", "namespace"),),
-    (_STATE, _WORK, _SIGHT),
+    (_STATE, _UNITS, _WORK, _SIGHT),
 )
