@@ -3,6 +3,7 @@
 import io
 import itertools
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_all_at_once() -> None:
     (pair,) = parse_pairs("[(7,inf)]")
     assert {r.at_seconds for r in recipe().plan(pair)} == {0.0}
     assert pair.label == "7-inf"
+
+
+def test_a_drawn_set_gives_its_first_requests() -> None:
+    drawn = replace(recipe(), drawn=True)
+    short, long = drawn.plan(Pair(50, 4.0)), drawn.plan(Pair(400, 4.0))
+    assert short == long[:50]
+    assert [r.prompt_tokens for r in long] == list(range(5, 405))
+    assert [r.prompt_tokens for r in recipe().plan(Pair(400, 4.0))] != list(range(5, 405))
+
+
+def test_prompts_that_would_fill_the_memory_are_not_made() -> None:
+    whole = recipe("fixed", RequestSet([10_000_000] * 11, [1] * 11))
+    with pytest.raises(BenchError, match="do not fit the memory"):
+        whole.plan(Pair(11, 1.0))
 
 
 def test_texts_are_sent_as_they_are() -> None:
