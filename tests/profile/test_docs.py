@@ -1,6 +1,7 @@
 """What docs/profile.md shows is what the command takes."""
 
 import argparse
+import json
 import re
 import shlex
 from dataclasses import fields
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from distserve.cli import profile
+from distserve.cli.main import main
 from distserve.planner.serving import Serving
 from distserve.profile.grid import GRIDS
 
@@ -31,6 +33,17 @@ def test_flags_in_tables_exist() -> None:
     known |= {flag for verb in verbs.choices.values() for flag in verb._option_string_actions}
     shown = set(re.findall(r"`(--[a-z-]+)", DOCS))
     assert shown and shown <= known
+
+
+def test_the_deployment_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (manifest,) = re.findall(r"```yaml\n(.+?)```", DOCS, re.DOTALL)
+    deployment, measured = tmp_path / "deployment.yaml", tmp_path / "mine.json"
+    deployment.write_text(manifest)
+    entry = {"prefill": [8, 0.06, 0], "decoding_smallbs": [6, 0, 0.1]}
+    entry |= {"decoding_largebs": [6, 0, 0.1], "decoding_large_small_bs_threshold": 95}
+    measured.write_text(json.dumps({"tiny": {"1": entry}}))
+    assert main(["plan", "-f", str(deployment), "--hardware-profile", str(measured)]) == 0
+    assert re.search(r"^feasible +True$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_names_are_all_there() -> None:

@@ -23,6 +23,7 @@ _ENDED_EARLY = "fewer tokens than asked"
 _HINTS = {
     "cannot connect": "; start the deployment and wait until it says `ready`, or correct --url",
     "no event stream": "; correct --url",
+    "HTTP 404": "; correct --url or --model",
 }
 """What to do about a failure, by what stands in it."""
 
