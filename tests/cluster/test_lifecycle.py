@@ -57,7 +57,11 @@ def run_a_pod(cluster: Cluster) -> None:
     cluster.wait_until_ready("pod runs")
 
 
-def test_a_teardown_leaves_nothing(start_cluster: Start, traces: Callable[[], Traces]) -> None:
+def test_a_teardown_leaves_nothing(
+    control_plane: Cluster, start_cluster: Start, traces: Callable[[], Traces]
+) -> None:
+    """Beside another that has no nodes of its own."""
+    assert control_plane.home.name in {home.name for home in homes()}
     before = traces()
     cluster = start_cluster(Profile.REAL, nodes=1)
     run_a_pod(cluster)

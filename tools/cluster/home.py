@@ -117,8 +117,10 @@ def make_mount_point(path: Path) -> None:
 
 
 def remove_mount_points() -> None:
-    """Removes what `make_mount_point` made, once no cluster is left. Needs `registry_lock`."""
-    if not homes() and _mount_points().exists():
+    """Removes what `make_mount_point` made, once no cluster has nodes of its own. Needs
+    `registry_lock`."""
+    in_use = any(home.profile is Profile.REAL for home in homes())
+    if not in_use and _mount_points().exists():
         for path in _mount_points().read_text().splitlines():
             with contextlib.suppress(OSError):
                 Path(path).rmdir()
