@@ -189,6 +189,8 @@ def test_classes_count_their_own_failures(write: Write) -> None:
         Own(tpot=0.15): (2, 0.5),
         NOT_ITS_OWN: (1, 0),
     }
+    half = classes(read_run(path))[Own(tpot=0.05)]
+    assert attainment(half, SLO.scaled(0.5)).both == 0, "their own are scaled too"
     whole = throughput(read_run(path), SLO)
     parts = [throughput(part, SLO, read_run(path).seconds) for part in found.values()]
     assert sum(part.goodput_tokens for part in parts) == pytest.approx(whole.goodput_tokens)

@@ -79,6 +79,23 @@ def test_they_are_sent_kept_and_come_before_the_run_s(
     assert kept == {(1e-06, 60.0), (None, 30.0), (None, None)}
 
 
+@pytest.mark.parametrize(
+    ("flags", "shares"),
+    [
+        (("--slo-tpot", "50s"), ["100.0%", "-", "100.0%"]),
+        (("--slo-ttft", "50s"), ["100.0%", "100.0%", "-"]),
+        (("--slo-ttft", "50s", "--slo-tpot", "50s"), ["100.0%"] * 3),
+        ((), ["-"] * 3),
+    ],
+)
+def test_a_run_prints_the_objectives_it_had(
+    bench: Callable[..., Any], flags: tuple[str, ...], shares: list[str]
+) -> None:
+    code, out, _ = bench(*flags)
+    assert code == 0
+    assert out.splitlines()[1].split()[9:12] == shares
+
+
 def test_a_report_counts_failures_by_class(
     bench: Callable[..., Any], stub: Any, tmp_path: Path
 ) -> None:

@@ -282,6 +282,10 @@ def test_classes_of_requests(results: Path, capsys: pytest.CaptureFixture[str]) 
     assert [float(row["attainment_both"]) for row in found] == [0, 1, 1] * 2
     assert {float(row["tpot_mean_ms"]) for row in found} == {50.0}
     assert {row["attainment_ttft"] for row in found} == {""}
+    with (folder / "runs.csv").open() as file:
+        whole = [float(row["goodput_tokens_per_second"]) for row in csv.DictReader(file)]
+    parts = [float(row["goodput_tokens_per_second"]) for row in found]
+    assert [sum(parts[:3]), sum(parts[3:])] == pytest.approx(whole[:2])
     page = (folder / "report.html").read_text()
     assert "<h2>classes</h2>" in page and "judged by objectives of their own" in page
     assert "apart, TPOT 36 ms" in page and "apart, the others" in page
