@@ -153,6 +153,7 @@ def test_a_mistake_is_one_line(
     assert (code, output) == (2, "")
     assert error.count("\n") == 1 and error.startswith("distserve")
     assert message in error
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 def test_what_stands_before_fit_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

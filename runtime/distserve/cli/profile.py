@@ -46,13 +46,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def refuse_database(hardware_profile: str | None) -> None:
-    """Where the profile is asked for that is made of it, by `plan` and `simulate`."""
+    """Where `plan` and `simulate` are given it instead of the profile that is made of it."""
     path = Path(hardware_profile or "")
-    if path.is_file() and path.read_bytes()[:16] == b"SQLite format 3\0":
+    if not path.is_file():
+        return
+    try:
+        path.read_text("utf-8")
+    except UnicodeDecodeError as error:
         raise UsageError(
-            f"--hardware-profile {path} is a database; make the profile of it with `distserve "
-            f"profile fit --db {path} --output {path.with_suffix('.json')}`"
-        )
+            f"--hardware-profile {path} is no text; of a profile database `distserve profile fit "
+            f"--db {path} --output {path.with_suffix('.json')}` makes a profile"
+        ) from error
+    except OSError:
+        return  # told by who needs it
 
 
 def _refuse_without_effect(args: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""The profile database: rows are committed as they are measured, so that nothing is measured twice.
+"""The profile database: batches are committed as they are measured, so that none is measured twice;
+what a deployment adds, which belongs together, all at once.
 
 A batch's times in each round over the grid are in `samples`, what they come to in `records`, which
 has the columns of DistServe's profiler, read by its fitter and ours, and says besides what was
