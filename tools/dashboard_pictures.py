@@ -85,7 +85,9 @@ def _panel(axes: Any, panel: Panel, ask: Ask) -> None:
     # A line at 0 is seen too.
     axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     if found:
-        axes.legend(fontsize=6, loc="upper left")
+        names = axes.legend(fontsize=6, loc="upper left", ncols=1 + len(found) // 9)
+        # Many lines: rather names over lines than no room for lines.
+        names.set_in_layout(False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

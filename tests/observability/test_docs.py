@@ -18,6 +18,14 @@ def test_dashboards_are_named() -> None:
     assert found == [dashboard.title for dashboard in DASHBOARDS]
 
 
+def test_every_dashboard_has_a_picture() -> None:
+    named = {dashboard.uid.removeprefix("distserve-") for dashboard in DASHBOARDS}
+    assert set(re.findall(r"\(images/dashboard-(\w+)\.png\)", PAGE)) == named
+    assert {file.stem for file in (DOCS / "images").glob("dashboard-*.png")} == {
+        f"dashboard-{name}" for name in named
+    }
+
+
 def test_every_runbook_is_linked_and_every_link_leads_somewhere() -> None:
     pages = [DOCS / "observability.md", *(DOCS / "runbooks").glob("*.md")]
     linked = set()

@@ -47,13 +47,7 @@ _STATE: Final = Row(
                     legend("condition", "status", "reason"),
                 ),
             ),
-            width=8,
-        ),
-        Panel(
-            "Waiting for a worker",
-            "The leader's queue. It never stays above 0 for long.",
-            (Query(f"sum({_own('queue_depth')} {_OF_LEADER}) or vector(0)", "deployments"),),
-            width=8,
+            width=16,
         ),
     ),
 )
@@ -83,6 +77,11 @@ _UNITS: Final = Row(
 _WORK: Final = Row(
     "Work",
     (
+        Panel(
+            "Waiting for a worker",
+            "The leader's queue. It never stays above 0 for long.",
+            (Query(f"sum({_own('queue_depth')} {_OF_LEADER}) or vector(0)", "deployments"),),
+        ),
         Panel(
             "Reconciles by result",
             "conflict: somebody else owns a field. refused and unavailable: the API server's word.",
