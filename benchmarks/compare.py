@@ -1,9 +1,11 @@
 """The baselines one after another under the same client: the tables and figures of docs/bench.md.
 
-    .venv/bin/python benchmarks/compare.py --azure AzureLLMInferenceTrace_conv.csv
+    .venv/bin/python benchmarks/compare.py --azure AzureLLMInferenceTrace_conv.csv \
+        --sharegpt sharegpt_8k_filtered_stats_llama2_tokenizer.csv
 
-The trace is in the folder `data` of Azure/AzurePublicDataset on GitHub; without it the made-up
-lengths alone are measured.
+The trace is in the folder `data` of Azure/AzurePublicDataset on GitHub, ShareGPT's lengths are in
+`data/processed_traces` of microsoft/sarathi-serve; without them the made-up lengths alone are
+measured.
 
 Each system is started, measured with every workload and ended before the next one, so that none
 takes the others' cores; all see the same requests at the same instants. `--systems` chooses; vLLM
@@ -43,6 +45,9 @@ class Workload:
 def workloads(args: argparse.Namespace) -> list[Workload]:
     lengths = "synthetic:lognormal,prompt=200/420,output=32/70,limit=2000"
     found = [Workload("lognormal", ("--dataset", lengths), args.lognormal_rates)]
+    if args.sharegpt is not None:
+        words = ("--dataset", str(args.sharegpt), "--max-model-len", "2048")
+        found.append(Workload("sharegpt", words, args.sharegpt_rates))
     if args.azure is not None:
         words = ("--dataset", str(args.azure), "--max-model-len", "2048")
         recorded = (*words, "--request-distribution", "recorded")
@@ -157,7 +162,9 @@ def main() -> None:
     add("--output-dir", type=Path, default=Path("results"))
     add("--systems", nargs="+", default=["disaggregated", "colocated"])
     add("--azure", type=Path, metavar="CSV", help="AzureLLMInferenceTrace_conv.csv as published")
+    add("--sharegpt", type=Path, metavar="CSV", help="lengths of prompts and outputs")
     add("--lognormal-rates", default="[(100,5),(160,10),(300,20),(400,40)]")
+    add("--sharegpt-rates", default="[(40,1),(60,2),(100,4)]")
     add("--azure-rates", default="[(40,2),(80,4),(120,8)]")
     add("--seed", type=int, default=0)
     add("--port", type=int, default=8700, help="and the two behind it")
