@@ -75,6 +75,11 @@ class LiveUnit:
         return found.pop() if len(found) == 1 else ""
 
     @cached_property
+    def ending(self) -> bool:
+        """All that is left of it goes: its name is free when the last of it is gone."""
+        return all("deletionTimestamp" in i.statefulset["metadata"] for i in self.instances.values())
+
+    @cached_property
     def place(self) -> Placement | None:
         """Where it was put when its first StatefulSet was made."""
         for instance in self.instances.values():

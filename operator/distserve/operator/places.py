@@ -15,7 +15,7 @@ from distserve.operator.repacking import Repacking
 from distserve.operator.rollout import Step
 from distserve.operator.standings import NO_QUEUE, Standing
 from distserve.operator.wanted import Wanted
-from distserve.operator.whereabouts import NONE, Look, Whereabouts, provisioned
+from distserve.operator.whereabouts import ENDING, NONE, Look, Whereabouts, provisioned
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def find_places(
         if made is not None:
             standings[name] = standing(observed, wanted, name, made, unit)
         queue = standings.get(name, NO_QUEUE)
-        if unit is not None and unit.place is not None:
+        if unit is not None and unit.ending:
+            units[name] = Whereabouts(waits=NoPlace(PlacedReason.PLACING, ENDING))
+        elif unit is not None and unit.place is not None:
             units[name] = look.at_placed(unit, unit.place, revision, queue)
         elif made is not None:
             units[name] = look.at_unplaced(name, made, queue, new=unit is None)

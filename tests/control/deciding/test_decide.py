@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distserve.api import labels
 from distserve.operator.decide import decide
-from distserve.operator.model import Answers, Features, Ref
+from distserve.operator.model import Answers, Delete, Features, Ref
 
 Make = Callable[..., Any]
 
@@ -189,6 +189,33 @@ def test_a_gang_that_is_not_complete_is_placed_anew(new_world: Make) -> None:
     world.settle()
     assert world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["uid"] != first
     assert world.condition("Ready")["status"] == "True"
+
+
+def test_a_unit_that_is_taken_back_is_not_completed_where_it_was(new_world: Make) -> None:
+    """Its StatefulSets end one after another, and so do its pods: the last one seems well."""
+    world = new_world(topology={"gangTimeout": "10s"})
+    world.unschedulable = lambda pod: "decode" in pod.name
+    world.settle()
+    world.now += 10
+    world.unschedulable = lambda pod: False
+    (last,) = (ref for ref in world.objects if ref.name == "tiny-u0-prefill-0")
+    slow = world.objects[last]
+    decision = world.reconcile()
+    assert {one.ref.name for one in decision.actions if isinstance(one, Delete)} == {
+        "tiny-u0-decode-0", "tiny-u0-prefill-0",
+    }  # fmt: skip
+    metadata = {**slow["metadata"], "deletionTimestamp": "2026-01-02T03:04:05Z"}
+    world.objects[last] = {**slow, "metadata": metadata}
+    for name in [name for name in world.pods if "decode" in name]:
+        del world.pods[name]
+    world.reconcile()
+    assert set(world.named("StatefulSet")) == {"tiny-u0-prefill-0"}
+    placed = world.condition("Placed")
+    assert (placed["reason"], placed["status"]) == ("Placing", "Unknown")
+    assert "former pods end" in placed["message"]
+    del world.objects[last]
+    assert world.settle().condition("Ready")["status"] == "True"
+    assert set(world.named("StatefulSet")) == {"tiny-u0-prefill-0", "tiny-u0-decode-0"}
 
 
 @pytest.mark.parametrize("decodes,kept", [(1, False), (2, True)])
