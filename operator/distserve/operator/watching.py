@@ -37,6 +37,15 @@ class WatchingEnded(Exception):
     """kopf gave up: the API server refuses a listing, or answered none for about a minute."""
 
 
+def retries_warn(record: logging.LogRecord) -> bool:
+    """A filter for handlers. kopf calls a request that it tries again an error, as when a watch
+    meets an API server that has just begun to serve a kind; what it gives up ends the watching."""
+    if record.name.startswith("kopf.") and "will retry" in record.getMessage():
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return logging.getLogger().isEnabledFor(logging.WARNING)
+    return True
+
+
 class Watches:
     """All of the operator's watches. `see` is called in the loop that made this."""
 

@@ -98,16 +98,17 @@ def run(args: argparse.Namespace) -> int:
     from distserve.operator.process import run as run_operator
     from distserve.operator.restoring import stated
     from distserve.operator.resync import WatchDead
-    from distserve.operator.watching import WatchingEnded
+    from distserve.operator.watching import WatchingEnded, retries_warn
     from distserve.wire.logs import setup_logging
 
     if args.workers < 1:
         raise UsageError("--workers must be at least 1")
     settings = _settings(args)
     setup_logging("operator", args.log_level)
-    if args.log_format == "text":
-        text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        for handler in logging.getLogger().handlers:
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(retries_warn)
+        if args.log_format == "text":
+            text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
             handler.setFormatter(text)
     if args.log_level != "debug":
         # kopf tells of each watch and each object that it saw.
