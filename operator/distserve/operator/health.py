@@ -77,7 +77,9 @@ class LiveUnit:
     @cached_property
     def ending(self) -> bool:
         """All that is left of it goes: its name is free when the last of it is gone."""
-        return all("deletionTimestamp" in i.statefulset["metadata"] for i in self.instances.values())
+        return all(
+            "deletionTimestamp" in i.statefulset["metadata"] for i in self.instances.values()
+        )
 
     @cached_property
     def place(self) -> Placement | None:
