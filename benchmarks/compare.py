@@ -8,9 +8,10 @@ The trace is in the folder `data` of Azure/AzurePublicDataset on GitHub, ShareGP
 measured.
 
 Each system is started, measured with every workload and ended before the next one, so that none
-takes the others' cores; all see the same requests at the same instants. `--systems` chooses; vLLM
-needs `--vllm-python` (benchmarks/peer_vllm.py says how to get it). `--real-time` runs the client at
-real-time priority, which keeps a busy machine out of its account (root).
+takes the others' cores; all see the same requests at the same instants. `--systems` and
+`--workloads` choose; vLLM needs `--vllm-python` (benchmarks/peer_vllm.py says how to get it).
+`--real-time` runs the client at real-time priority, which keeps a busy machine out of its account
+(root).
 """
 
 import argparse
@@ -52,7 +53,7 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
         words = ("--dataset", str(args.azure), "--max-model-len", "2048")
         recorded = (*words, "--request-distribution", "recorded")
         found.append(Workload("azure", recorded, args.azure_rates))
-    return found
+    return [one for one in found if args.workloads is None or one.name in args.workloads]
 
 
 @contextlib.contextmanager
@@ -161,6 +162,7 @@ def main() -> None:
     add = parser.add_argument
     add("--output-dir", type=Path, default=Path("results"))
     add("--systems", nargs="+", default=["disaggregated", "colocated"])
+    add("--workloads", nargs="+", metavar="NAME", help="of lognormal, sharegpt, azure; default all")
     add("--azure", type=Path, metavar="CSV", help="AzureLLMInferenceTrace_conv.csv as published")
     add("--sharegpt", type=Path, metavar="CSV", help="lengths of prompts and outputs")
     add("--lognormal-rates", default="[(100,5),(160,10),(300,20),(400,40)]")
@@ -176,6 +178,8 @@ def main() -> None:
     known = systems(args)
     if unknown := [name for name in args.systems if name not in known]:
         parser.error(f"no system {', '.join(unknown)}; there are {', '.join(known)}")
+    if not workloads(args):
+        parser.error("nothing to measure: --workloads names none that has its file")
     if "vllm" in args.systems and args.vllm_python is None:
         parser.error("vllm needs --vllm-python")
     for system in args.systems:
