@@ -104,9 +104,14 @@ def parse_profile(text: str, name: str) -> HardwareProfile:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except OSError as error:
         raise InvalidProfile(f"cannot read the profile {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidProfile(
+            f"the profile {path} is no text; of a profile database `distserve profile fit "
+            f"--db {path} --output {path.with_suffix('.json')}` makes a profile"
+        ) from error
 
 
 def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) -> HardwareProfile:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from distserve.cli.usage import UsageError
+from distserve.cli.usage import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from distserve.api.strategies import StrategySpec
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     except EngineError as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
-        return 130  # while the model was loading
+        return INTERRUPTED  # while the model was loading
     finally:
         bound.close()
 

@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distserve.cli.usage import UsageError
+from distserve.cli.usage import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
     from distserve.cli.planned import Sources
     from distserve.local.session import Session
-
-INTERRUPTED = 130
 
 Work = Callable[["Session"], Awaitable[int]]
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from distserve.cli.usage import INTERRUPTED
 from distserve.cli.usage import UsageError as UsageError
 
 VERBS = {
@@ -40,10 +41,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")
-
-
-INTERRUPTED = 130
-"""By Ctrl-C, as shells say it; verbs that have something to tell or to end say so themselves."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from distserve.cli import plan_ahead, surroundings
 from distserve.cli.cluster_objects import aligned
 from distserve.cli.planned import texts_of
-from distserve.cli.profile import refuse_database
 from distserve.cli.usage import Infeasible, UsageError
-from distserve.planner.commands.arguments import add_network, integer_from
+from distserve.planner.commands.arguments import add_hardware, add_network, integer_from
 from distserve.planner.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
@@ -60,16 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure", type=_figure, metavar="FILE", help="draw attainment over rate: PNG, SVG or PDF"
     )
-    parser.add_argument(
-        "--hardware-profile",
-        metavar="NAME|FILE",
-        help=f"measured step times (the spec's, else {DEFAULT_PROFILE}; CPUs have none shipped)",
-    )
-    parser.add_argument(
-        "--estimate",
-        action="store_true",
-        help="compute step times from the accelerator's data sheet where none were measured",
-    )
+    words = f"the spec's, else {DEFAULT_PROFILE}; CPUs have none shipped"
+    add_hardware(parser, default=None, words=words)
     add_network(parser)
 
 
@@ -89,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
     from distserve.resources.errors import RenderError
     from distserve.workload import WorkloadError
 
-    refuse_database(args.hardware_profile)
     try:
         return _plan(args, load_deployment(args.file, args.name))
     except (ManifestError, PlannerError, RenderError, WorkloadError) as error:

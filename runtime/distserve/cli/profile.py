@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distserve.cli.bench_words import check_url
-from distserve.cli.usage import UsageError
+from distserve.cli.usage import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from distserve.profile.database import Loaded, Served
     from distserve.profile.session import Profiled
 
-INTERRUPTED = 130
 _SHARED = ("model", "db", "dtype")
 """Flags of measuring that its verbs take as well; there the default is what stands before."""
 
@@ -43,22 +42,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{error.name} is not installed: pip install 'distserve[{extra}]'"
         ) from error
-
-
-def refuse_database(hardware_profile: str | None) -> None:
-    """Where `plan` and `simulate` are given it instead of the profile that is made of it."""
-    path = Path(hardware_profile or "")
-    if not path.is_file():
-        return
-    try:
-        path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--hardware-profile {path} is no text; of a profile database `distserve profile fit "
-            f"--db {path} --output {path.with_suffix('.json')}` makes a profile"
-        ) from error
-    except OSError:
-        return  # told by who needs it
 
 
 def _refuse_without_effect(args: argparse.Namespace) -> None:

@@ -6,8 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distserve.cli.profile import refuse_database
-from distserve.cli.usage import UsageError
 from distserve.planner.commands import EXIT_WRONG_INPUT
 from distserve.planner.commands import run as run_verb
 from distserve.planner.commands import search as search_verb
@@ -30,10 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        refuse_database(args.hardware_profile)
         code: int = _VERBS[args.simulation][0].run(args)
         return code
-    except (PlannerError, UsageError, WorkloadError) as error:
+    except (PlannerError, WorkloadError) as error:
         wrong = str(error)
     except OSError as error:
         if error.filename is None:  # of a pipe, not of a file that was asked for

@@ -1,4 +1,8 @@
-"""The errors of a verb that end as one line. Apart from main, which may run as `__main__`."""
+"""How a verb ends: errors that are one line, exit codes. Apart from main, which may run as
+`__main__`."""
+
+INTERRUPTED = 130
+"""By Ctrl-C, as shells say it; verbs that have something to tell or to end say so themselves."""
 
 
 class UsageError(Exception):

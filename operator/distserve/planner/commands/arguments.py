@@ -84,12 +84,17 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add_hardware(parser)
 
 
-def add_hardware(parser: argparse.ArgumentParser) -> None:
+def add_hardware(
+    parser: argparse.ArgumentParser,
+    default: str | None = DEFAULT_PROFILE,
+    words: str = DEFAULT_PROFILE,
+) -> None:
+    """`words`: what holds where none is named."""
     parser.add_argument(
         "--hardware-profile",
-        default=DEFAULT_PROFILE,
+        default=default,
         metavar="NAME|FILE",
-        help="measured step times (%(default)s)",
+        help=f"measured step times ({words})",
     )
     parser.add_argument(
         "--estimate",
