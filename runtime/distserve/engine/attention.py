@@ -22,9 +22,8 @@ from distserve.engine.kernels import attend, attend_batch, merge
 from distserve.engine.pool import KvPool
 
 ATTENTION_NAME = "distserve_paged"
-_GATHER_BYTES = 8 << 20
-"""Decoding rows are batched by one gather while keys and values of a layer stay under this: above
-it the copies fall out of the CPU's cache, and a loop over the sequences is faster."""
+_PADDING_BYTES = 256 << 10
+"""Of a layer, that a batch of decoding rows may gather in vain: about what another call costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +60,10 @@ class AttentionStep:
         self._block_tokens = layout.block_tokens
         self._decodes = len(decodes)
         self.slots = torch.tensor(_slots(decodes, spans, layout.block_tokens))
-        self._reads: list[_Read] = []
-        self._batch: _Batch | None = None
-        longest = max((c.tokens for c in decodes), default=0)
-        gathered = 2 * len(decodes) * longest * layout.token_bytes
-        if len(decodes) > 1 and gathered <= _GATHER_BYTES:
-            self._batch = _Batch.of(decodes, layout.blocks, layout.block_tokens, dtype)
-        else:
-            self._reads = [_Read.of(c.blocks, c.tokens, layout.block_tokens) for c in decodes]
+        self._parts = [
+            (torch.tensor(rows), _part([decodes[row] for row in rows], pool, dtype))
+            for rows in _alike([c.tokens for c in decodes], pool)
+        ]
         self._spans: list[tuple[int, int, _Read | None, torch.Tensor | None]] = []
         row = len(decodes)
         for span in spans:
@@ -102,12 +97,9 @@ class AttentionStep:
         return out
 
     def _decode(self, q: torch.Tensor, paged: torch.Tensor, scale: float) -> torch.Tensor:
-        if self._batch is not None:
-            return self._batch.attend(q, paged, scale)
-        keys, values = paged
         out = torch.empty_like(q)
-        for row, read in enumerate(self._reads):
-            out[row : row + 1] = attend(q[row : row + 1], read(keys), read(values), scale).out
+        for rows, part in self._parts:
+            out.index_copy_(0, rows, part.attend(q.index_select(0, rows), paged, scale))
         return out
 
     def _span(
@@ -152,20 +144,27 @@ class _Read:
         taken = paged.index_select(0, self._blocks)
         return taken.view(-1, *paged.shape[2:])[: self._tokens]
 
+    def attend(self, q: torch.Tensor, paged: torch.Tensor, scale: float) -> torch.Tensor:
+        """One decoding row; as `_Batch.attend`."""
+        keys, values = paged
+        return attend(q, self(keys), self(values), scale).out
+
 
 class _Batch:
-    """Contexts gathered block by block into one padded batch, keys and values by one call."""
+    """Contexts gathered block by block into one padded batch, keys and values by one call.
 
-    def __init__(self, table: torch.Tensor, bias: torch.Tensor, batch: int) -> None:
+    They are gathered into the pool's scratch: memory that each layer took from the allocator and
+    gave back would be mapped anew, page by page.
+    """
+
+    def __init__(self, table: torch.Tensor, bias: torch.Tensor, scratch: torch.Tensor) -> None:
         self._table = table
         self._bias = bias
-        self._batch = batch
+        self._scratch = scratch
 
     @classmethod
-    def of(
-        cls, contexts: Sequence[Context], blocks: int, block_tokens: int, dtype: torch.dtype
-    ) -> "_Batch":
-        """`blocks`: how many the pool has; the values' blocks follow the keys'."""
+    def of(cls, contexts: Sequence[Context], pool: KvPool, dtype: torch.dtype) -> "_Batch":
+        block_tokens = pool.layout.block_tokens
         tokens = torch.tensor([context.tokens for context in contexts])
         width = -(-int(tokens.max()) // block_tokens)
         table: list[int] = []
@@ -174,15 +173,51 @@ class _Batch:
             table += used + used[-1:] * (width - len(used))  # padding must hold finite numbers
         hidden = torch.arange(width * block_tokens)[None] >= tokens[:, None]
         bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        both = torch.tensor(table)
-        both = torch.cat((both, both + blocks))
-        return cls(both, bias[:, None, None, :], len(contexts))
+        keys = torch.tensor(table)
+        both = torch.cat((keys, keys + pool.layout.blocks))  # the values' follow the keys'
+        block_values = pool.layout.kv_heads * pool.layout.head_dim * block_tokens
+        return cls(both, bias[:, None, None, :], pool.scratch[: len(both) * block_values])
 
     def attend(self, q: torch.Tensor, paged: torch.Tensor, scale: float) -> torch.Tensor:
-        """`paged`: a layer's [k|v, block, token, kv head, head dim]."""
-        shape = (2, self._batch, -1, *paged.shape[3:])
-        k, v = paged.flatten(0, 1).index_select(0, self._table).view(shape)
+        """`q`: a row for each context, [row, head, head dim]; `paged`: a layer's
+        [k|v, block, token, kv head, head dim]."""
+        blocks = paged.flatten(0, 1)
+        gathered = self._scratch.view(-1, *blocks.shape[1:])
+        torch.index_select(blocks, 0, self._table, out=gathered)
+        k, v = gathered.view(2, len(q), -1, *blocks.shape[2:])
         return attend_batch(q, k, v, self._bias, scale)
+
+
+def _part(contexts: Sequence[Context], pool: KvPool, dtype: torch.dtype) -> "_Batch | _Read":
+    if _gathered_bytes(contexts[0].tokens, pool) * len(contexts) <= pool.scratch.nbytes:
+        return _Batch.of(contexts, pool, dtype)
+    (context,) = contexts
+    return _Read.of(context.blocks, context.tokens, pool.layout.block_tokens)
+
+
+def _alike(tokens: Sequence[int], pool: KvPool) -> list[list[int]]:
+    """Rows whose contexts are gathered together, the longest first: as many as the scratch holds
+    and as are of nearly one length. What is longer than the scratch stays alone."""
+    groups: list[list[int]] = []
+    longest_bytes = padding_bytes = 0
+    for row in sorted(range(len(tokens)), key=lambda row: -tokens[row]):
+        row_bytes = _gathered_bytes(tokens[row], pool)
+        padding_bytes += longest_bytes - row_bytes
+        if (
+            not groups
+            or padding_bytes > _PADDING_BYTES
+            or (len(groups[-1]) + 1) * longest_bytes > pool.scratch.nbytes
+        ):
+            groups.append([])
+            longest_bytes, padding_bytes = row_bytes, 0
+        groups[-1].append(row)
+    return groups
+
+
+def _gathered_bytes(tokens: int, pool: KvPool) -> int:
+    """Of a layer, keys and values."""
+    blocks = -(-tokens // pool.layout.block_tokens)
+    return 2 * blocks * pool.layout.block_tokens * pool.layout.token_bytes
 
 
 def _slots(decodes: Sequence[Context], spans: Sequence[NewSpan], block_tokens: int) -> list[int]:

@@ -25,6 +25,8 @@ TORCH_DTYPES = {
 }
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """Its size is for good: whoever maps it can never be led beyond its end (SIGBUS)."""
+_SCRATCH_BYTES = 4 << 20
+"""More falls out of the CPU's cache before it is attended to."""
 _RESERVE_BYTES = 64 << 20
 """Stays free beside the pool: the step's activations need memory too."""
 
@@ -76,6 +78,8 @@ class KvPool:
         self.layout = layout
         self.fd = fd
         self.tensor = tensor
+        self.scratch = tensor.new_empty(_SCRATCH_BYTES // tensor.itemsize)
+        """Of whoever computes a step: where it gathers what it reads."""
         self._memory = memory
 
     @classmethod

@@ -71,7 +71,9 @@ def test_a_loop_over_decodes_gives_what_the_batch_gives(
 ) -> None:
     own = bench()
     batched = own.generate(prompts, GREEDY)
-    monkeypatch.setattr("distserve.engine.attention._GATHER_BYTES", 0)
+    monkeypatch.setattr("distserve.engine.attention._PADDING_BYTES", 0)
+    assert own.generate(prompts, GREEDY) == batched  # a batch for each length
+    own.pool.scratch = own.pool.scratch[:0]
     assert own.generate(prompts, GREEDY) == batched
     own.free.sort(reverse=True)  # adjacent blocks: contexts are read in place
     assert own.generate(prompts, GREEDY) == batched

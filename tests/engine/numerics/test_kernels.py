@@ -102,6 +102,30 @@ def test_a_draft_tree_sees_its_prefix_and_its_ancestors(pool) -> None:
     assert_close(found, expected(q, k, v, seen)[0])
 
 
+@pytest.mark.parametrize("padding_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("scratch_tokens", [0, 8, 20, 64])
+def test_rows_are_attended_to_alike_however_they_are_gathered(
+    pool, monkeypatch, scratch_tokens, padding_bytes
+) -> None:
+    """`scratch_tokens`: keys that fit; from one read for each row to one batch of all."""
+    monkeypatch.setattr("distserve.engine.attention._PADDING_BYTES", padding_bytes)
+    pool.scratch = pool.scratch[: scratch_tokens * 2 * 2 * 8]
+    contexts = [
+        Context(3, [4]), Context(9, [9, 1, 6]), Context(4, [5]), Context(17, [0, 2, 3, 12, 8]),
+        Context(10, [7, 11, 10]),
+    ]  # fmt: skip
+    table = pool.tensor[0]
+    table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(5)))
+    q, k, v = tensors(len(contexts), len(contexts))
+    step = AttentionStep(pool, contexts, [], torch.float64)
+    found = step.forward(0, q, k, v, SCALE)
+    for row, context in enumerate(contexts):
+        keys, values = (part[context.blocks].flatten(0, 1)[: context.tokens] for part in table)
+        assert torch.equal(keys[-1], k[row])
+        seen = torch.ones(1, context.tokens, dtype=torch.bool)
+        assert_close(found[row : row + 1], expected(q[row : row + 1], keys, values, seen)[0])
+
+
 def test_new_keys_lie_where_the_migrator_looks_for_them(pool) -> None:
     """Token 5 of a sequence: second block of its table, second place."""
     q, k, v = tensors(2, 2)
