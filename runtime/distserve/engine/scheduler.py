@@ -7,7 +7,7 @@ Nothing is sent or computed here.
     waiting --admit--> prefilling --first token--> running --last token--> gone
        ^                                             |
        `---------------- preempt (newest first) -----'
-    expected --pull--> pulled --fetched--> running
+    expected --pull--> pulled --KV is here--> fetched --seat is free--> running
 """
 
 from bisect import insort
@@ -91,10 +91,11 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.expected: deque[Request] = deque()
         self.pulled: list[Request] = []
+        self.fetched: deque[Sequence] = deque()
 
     @property
     def waiting_count(self) -> int:
-        return len(self.waiting) + len(self.expected) + len(self.pulled)
+        return len(self.waiting) + len(self.expected) + len(self.pulled) + len(self.fetched)
 
     @property
     def running_count(self) -> int:
@@ -111,6 +112,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step; no entries when nothing can run. Blocks for all of it are held."""
         step = Step()
+        self._seat()
         self._pull(step)
         self._compose(self, step)
         return step
@@ -173,7 +175,7 @@ class Scheduler:
         sequence.request.phase = Phase.DECODE
 
     def start_fetched(self, request: Request) -> None:
-        """The KV of the context is there: `request.sequences` decode."""
+        """The KV of the context is there: `request.sequences` decode as seats become free."""
         self.pulled.remove(request)
         owner = fetch_owner(request.transfer or "")
         request.forked, request.phase = True, Phase.DECODE
@@ -181,13 +183,13 @@ class Scheduler:
             sequence.computed = request.context_tokens
             self.blocks.share(sequence.owner, self.blocks.table(owner))
             self._store(sequence)
-            insort(self.running, sequence, key=lambda s: s.order)
+        self.fetched.extend(request.sequences)
         self.blocks.release(owner)
 
     def finish(self, sequence: Sequence) -> None:
         """Let go of a sequence wherever it is. What transfers hold, they keep."""
         self.blocks.release(sequence.owner)
-        for line in (self.running, self.prefilling, self.waiting):
+        for line in (self.running, self.prefilling, self.waiting, self.fetched):
             if sequence in line:
                 line.remove(sequence)
         if sequence in sequence.request.sequences:
@@ -289,6 +291,10 @@ class Scheduler:
 
     # ---- pulling ---------------------------------------------------------------------------------
 
+    def _seat(self) -> None:
+        while self.fetched and self._free_seats() > 0:
+            insort(self.running, self.fetched.popleft(), key=lambda s: s.order)
+
     def _pull(self, step: Step) -> None:
         while self.expected:
             request = self.expected[0]
@@ -300,8 +306,8 @@ class Scheduler:
                 blocks=needed - len(hits) + self.blocks.unheld(hits) + request.seats,
                 sequences=request.seats,
                 free_blocks=self.blocks.available,
-                free_sequences=self._free_seats() - sum(r.seats for r in self.pulled),
-                running=len(self.running),
+                free_sequences=self._free_seats() - self._seats_ahead(),
+                running=len(self.running) + len(self.fetched),
                 waiting_blocks=sum(self._pulled_blocks()),
                 total_blocks=self.blocks.total,
             )
@@ -319,8 +325,13 @@ class Scheduler:
         full = request.context_tokens // self.blocks.block_tokens
         return self.blocks.match(request.sequences[0].block_hashes(full, self.blocks.block_tokens))
 
+    def _seats_ahead(self) -> int:
+        return len(self.fetched) + sum(request.seats for request in self.pulled)
+
     def _pulled_blocks(self) -> Iterator[int]:
-        return (len(self.blocks.table(fetch_owner(r.transfer or ""))) for r in self.pulled)
+        """Of those that do not decode yet."""
+        yield from (len(self.blocks.table(fetch_owner(r.transfer or ""))) for r in self.pulled)
+        yield from (len(self.blocks.table(sequence.owner)) for sequence in self.fetched)
 
 
 def _seats(sequence: Sequence) -> int:

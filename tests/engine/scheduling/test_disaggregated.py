@@ -53,6 +53,29 @@ def test_the_first_token_is_the_prefills_and_the_rest_the_decodes(
     assert both.decode.is_quiet()
 
 
+def test_who_is_pulled_ahead_waits_for_a_seat(pair: Any, make_leg: Any, reference: Any) -> None:
+    """A step has no more sequences than the instance may; the next one's KV is there already."""
+    both = pair(decode={"seqs": 2, "blocks": 200})
+    decodes = []
+    for nth in range(5):
+        prefill, decode = hand_over(make_leg, range(1, 8 + nth), 12, f"t{nth}")
+        both.prefill.start(prefill)
+        both.decode.start(decode)
+        decodes.append(decode)
+    ahead = 0
+    for _ in range(100):
+        both.prefill.run(1)
+        both.decode.run(1)
+        both.work()
+        ahead = max(ahead, both.decode.scheduler.waiting_count - len(both.decode.scheduler.expected))
+    assert max(len(step) for step in both.decode.runner.steps) == 2
+    assert ahead >= 1
+    for nth, decode in enumerate(decodes):
+        whole = reference.continuation(range(1, 8 + nth), 12)
+        assert both.decode.tokens(decode.id) == whole[1:]
+    assert both.decode.is_quiet()
+
+
 def test_the_handover_is_told_once_the_migrator_knows_of_it(pair: Any, make_leg: Any) -> None:
     """And before the end, however fast the prefill is."""
     both = pair()
