@@ -237,6 +237,18 @@ def test_a_burst_waits_in_prefill_memory_when_decode_is_full():
     assert life.migration_ms[1] == pytest.approx(life.finish_ms[0])
 
 
+def test_kv_is_pulled_a_little_ahead_of_a_seat():
+    """Decode has memory for many, and a seat for one."""
+    times = load_profile().times(find_model("13b"), 1)
+    fleet = Fleet(InstanceSpec(times), InstanceSpec(times, kv_tokens=20 * 160, max_requests=1))
+    simulation, _, _ = simulate("Disaggregated", fleet, Trace([100] * 3, [50] * 3, [0.0] * 3))
+    life = simulation.life
+    assert life.migrated_ms[1] < life.finish_ms[0] == pytest.approx(life.decode_ms[1])
+    # 5 % of its memory hold one context of 10 blocks, and not a second one.
+    assert life.migration_ms[2] == pytest.approx(life.finish_ms[0])
+    assert life.decode_ms[2] == pytest.approx(life.finish_ms[1])
+
+
 def test_dispatch_goes_to_the_shortest_queue():
     trace = Trace([1000] * 4, [2] * 4, [0.0, 1.0, 2.0, 3.0])
     fleet = fleet_for("Disaggregated", instances=(4, 1))

@@ -2,8 +2,8 @@
 
 A request goes to the prefill instance with the shortest queue, first come first served; after its
 first token to the decode instance with the least of its memory spoken for. That instance pulls the
-KV cache when it has room for the whole context; until then the prefill instance holds it, so that
-bursts wait in prefill memory and push back on prefill.
+KV cache when it has room for the whole context and a seat, or a little ahead of its seat; until
+then the prefill instance holds it, so that bursts wait in prefill memory and push back on prefill.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Disaggregated(SimulatedStrategy):
         ]
         self.decode = [
             Instance(
-                simulation, "decode", i, fleet.decode, _choose_decode, self.prefilled, self._pull
+                simulation, "decode", i, fleet.decode, _choose_decode, self.prefilled, self._freed
             )
             for i in range(fleet.decode_instances)
         ]
@@ -36,6 +36,9 @@ class Disaggregated(SimulatedStrategy):
             instance: deque() for instance in self.decode
         }
         self._pending_blocks = dict.fromkeys(self.decode, 0)
+        # Pulled, and without a seat to decode yet.
+        self._fetched: dict[Instance, deque[int]] = {instance: deque() for instance in self.decode}
+        self._ahead_blocks = dict.fromkeys(self.decode, 0)
         slowed = fleet.prefill.serving.prefill_slowed, fleet.decode.serving.decode_slowed
         if fleet.shared_machines and any(slowed):
             for instance in self.prefill:
@@ -71,16 +74,23 @@ class Disaggregated(SimulatedStrategy):
             self.decode, key=lambda other: other.reserved_blocks + self._pending_blocks[other]
         )
 
+    def _freed(self, instance: Instance) -> None:
+        """Memory, a seat, or the place of one that was pulled ahead of it."""
+        self._seat(instance)
+        self._pull(instance)
+
     def _pull(self, instance: Instance) -> None:
         """Start the migrations that fit; one at a time on each instance's connection."""
         pending, simulation = self._pending[instance], self.simulation
         while pending:
             request, source = pending[0]
             tokens = self.whole_context(request)
-            if not _may_pull(instance, blocks_for(tokens)):
+            blocks = blocks_for(tokens)
+            if not self._may_pull(instance, blocks):
                 return
             pending.popleft()
-            self._pending_blocks[instance] -= blocks_for(tokens)
+            self._pending_blocks[instance] -= blocks
+            self._ahead_blocks[instance] += blocks
             instance.reserve(request, tokens)
             instance.expected += 1
             heard = instance.hears_ms
@@ -96,23 +106,30 @@ class Disaggregated(SimulatedStrategy):
     def _migrated(self, request: int, source: Instance, instance: Instance) -> None:
         self.simulation.life.migrated_ms[request] = self.simulation.now
         source.release(request)
-        instance.join(request)
+        self._fetched[instance].append(request)
+        self._freed(instance)
 
+    def _seat(self, instance: Instance) -> None:
+        """Let those decode whose KV is there, as far as seats are free."""
+        fetched = self._fetched[instance]
+        while fetched and instance.seats > 0:
+            request = fetched.popleft()
+            self._ahead_blocks[instance] -= blocks_for(self.whole_context(request))
+            instance.join(request)
 
-def _may_pull(instance: Instance, blocks: int) -> bool:
-    """The engine's rule. Whole contexts are reserved, so nothing here grows while it decodes."""
-    seats = instance.spec.max_requests - instance.expected
-    return seats > 0 and may_pull(
-        Pull(
-            blocks=blocks,
-            sequences=1,
-            free_blocks=instance.free_blocks,
-            free_sequences=seats,
-            running=0,
-            waiting_blocks=0,
-            total_blocks=instance.total_blocks,
+    def _may_pull(self, instance: Instance, blocks: int) -> bool:
+        """The engine's rule. Whole contexts are reserved, so nothing here grows while it decodes."""
+        return may_pull(
+            Pull(
+                blocks=blocks,
+                sequences=1,
+                free_blocks=instance.free_blocks,
+                free_sequences=instance.spec.max_requests - instance.expected,
+                running=0,
+                waiting_blocks=self._ahead_blocks[instance],
+                total_blocks=instance.total_blocks,
+            )
         )
-    )
 
 
 def _choose_decode(instance: Instance) -> Step | None:
