@@ -9,7 +9,8 @@ of it, and the planner's simulator is given the very same requests and instants.
 
 What the deployment adds to the steps is measured as `distserve profile serving` does, but amid the
 runs: before, between and after them, since a machine may become another one within a minute. No run
-is fitted to. What is simulated is drawn several times, each with the machine slow at other moments.
+is fitted to. What is simulated is drawn several times, each with the machine slow at other moments:
+in the pace of all these loads, and in that of the two that pass right before and after the run.
 Beside it stands what is simulated with the machine as slow in each second as the run's own steps
 tell: what is off there is the simulator's. And how far two real runs of the same arrivals are
 apart: who does not know the machine's next minute can hardly be closer.
@@ -50,7 +51,7 @@ from benchmarks.planner_truth.deployment import (
     pin,
     running,
 )
-from benchmarks.planner_truth.figures import Compared, Seen, Setup
+from benchmarks.planner_truth.figures import Compared, Request, Seen, Setup
 from benchmarks.planner_truth.measured import Measured, Run, keep, kept
 
 from distserve.planner.fitting import Fit, fit_database, write_profile
@@ -145,21 +146,29 @@ def judge(
     )  # fmt: skip
     found.setups.append(setup)
     print(telling.setup_line(setup), flush=True)
-    for run in measured.runs:
+    for nth, run in enumerate(measured.runs):
+        loads = [load for some in measured.loads[nth : nth + 2] for load in some]
+        beside = pace_of(loads, engine.times, added)
         pace = pace_of([offering.load_like(run.observed)], engine.times, added)
-        found.rows.append(compared(setup, fleet, slo, run, pace))
+        found.rows.append(compared(setup, fleet, slo, run, beside, pace))
         print(f"  {telling.run_line(found.rows[-1])}", flush=True)
 
 
-def compared(setup: Setup, fleet: Fleet, slo: Slo, run: Run, pace: Pace) -> Compared:
-    real = offering.requests_of(run.observed)
-    draws = [
-        simulating.simulate(setup.strategy, drawn, run.plan) for drawn in simulating.draws_of(fleet)
-    ]
+def compared(
+    setup: Setup, fleet: Fleet, slo: Slo, run: Run, beside: Pace, pace: Pace
+) -> Compared:  # fmt: skip
+    def drawn(fleet: Fleet) -> list[list[Request]]:
+        fleets = simulating.draws_of(fleet)
+        return [simulating.simulate(setup.strategy, one, run.plan) for one in fleets]
+
+    def mean(draws: list[list[Request]]) -> Seen:
+        return Seen.mean([Seen.of(one, slo) for one in draws])
+
+    real, draws = offering.requests_of(run.observed), drawn(fleet)
     paced = simulating.simulate(setup.strategy, simulating.at_pace(fleet, pace), run.plan)
     return Compared(
         setup.model, setup.strategy, run.share, run.rate, run.seed, len(run.plan),
-        Seen.of(real, slo), Seen.mean([Seen.of(drawn, slo) for drawn in draws]),
+        Seen.of(real, slo), mean(draws), mean(drawn(simulating.at_pace(fleet, beside))),
         Seen.of(paced, slo), pace, run.observed.lag.send_p99_ms, run.others_cpu, real, draws[0],
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 from distserve.planner.pace import Pace
@@ -85,6 +86,8 @@ class Compared:
     real: Seen
     simulated: Seen
     """With the profile."""
+    beside: Seen
+    """With the profile's terms, in the pace of the loads before and after the run."""
     paced: Seen
     """With the profile at the pace, second by second, that the run's own steps tell."""
     pace: Pace
@@ -122,6 +125,9 @@ class Errors:
     of_means: Mapping[str, float]
     """By the names above but for the scales: of the figures' means over the repeats. A mean of
     percents would make the most of those whose real figure came out small."""
+    by_chance: Mapping[str, float]
+    """How far these would be off, in the mean of their absolute values, if the repeats scattered
+    as they do about a simulation without any error. Of a single repeat: not a number."""
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Seen, Seen]]) -> Errors:
@@ -134,20 +140,30 @@ class Errors:
         def points(simulated: Seen, real: Seen, scale: float) -> float:
             return simulated.attainment[scale] - real.attainment[scale]
 
-        def percent_of_means(name: str) -> float:
-            simulated, real = (_mean([getattr(seen, name) for seen in side]) for side in sides)
-            return 100 * (simulated / real - 1)
+        def percent_of_mean(name: str) -> list[float]:
+            """Their mean is how far the mean simulated figure is from the mean real one."""
+            found = [(getattr(simulated, name), getattr(real, name)) for simulated, real in pairs]
+            whole = _mean([real for _, real in found])
+            return [100 * (simulated - real) / whole for simulated, real in found]
 
-        sides = list(zip(*pairs, strict=True))
         attainment = [points(*pair, 1.0) for pair in pairs]
+        judged = {
+            "attainment": attainment,
+            "ttft_p90": percent_of_mean("ttft_p90_ms"),
+            "tpot_p90": percent_of_mean("tpot_p90_ms"),
+        }
         return cls(
             attainment,
             [_mean([abs(points(*pair, scale)) for scale in SCALES]) for pair in pairs],
             percent("ttft_p90_ms"),
             percent("tpot_p90_ms"),
-            {
-                "attainment": _mean(attainment),
-                "ttft_p90": percent_of_means("ttft_p90_ms"),
-                "tpot_p90": percent_of_means("tpot_p90_ms"),
-            },
+            {name: _mean(errors) for name, errors in judged.items()},
+            {name: _by_chance(errors) for name, errors in judged.items()},
         )
+
+
+def _by_chance(errors: Sequence[float]) -> float:
+    """Of their mean, were it 0 in truth: the mean absolute value of a normal distribution."""
+    if len(errors) < 2:
+        return math.nan
+    return math.sqrt(2 / math.pi / len(errors)) * stdev(errors)

@@ -30,7 +30,7 @@ def setup_line(setup: Setup) -> str:
 
 
 def run_line(row: Compared) -> str:
-    real, simulated, paced = row.real, row.simulated, row.paced
+    real, simulated, beside, paced = row.real, row.simulated, row.beside, row.paced
 
     def pair(name: str) -> str:
         return f"{getattr(real, name):.1f}/{getattr(simulated, name):.1f}"
@@ -48,6 +48,8 @@ def run_line(row: Compared) -> str:
         f"TPOT p50 {pair('tpot_p50_ms')}, p90 {pair('tpot_p90_ms')}; "
         f"means: {stages}; client lag p99 {row.client_lag_p99_ms:.1f} ms, "
         f"others {row.others_cpu:.2f} cores; "
+        f"in the pace beside it: attainment {beside.attainment[1.0]:.1f}, TTFT p90 "
+        f"{beside.ttft_p90_ms:.1f}, TPOT p90 {beside.tpot_p90_ms:.1f}; "
         f"at its own pace ({mean(row.pace.prefill):.2f}/{mean(row.pace.decode):.2f}): attainment "
         f"{paced.attainment[1.0]:.1f}, TTFT p90 {paced.ttft_p90_ms:.1f}, TPOT p90 "
         f"{paced.tpot_p90_ms:.1f}"
@@ -82,6 +84,10 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
         if judged:
             plain = [Errors.of([(r.simulated, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, f"mean up to {KNEE:.0%}", plain)
+            if min(map(len, judged)) > 1:
+                yield _by_chance(model, strategy, plain)
+            beside = [Errors.of([(r.beside, r.real) for r in rate]) for rate in judged]
+            yield _means(model, strategy, "the same, in the pace of the loads beside each", beside)
             paced = [Errors.of([(r.paced, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, "the same, each at its own steps' pace", paced)
             pairs = [pair for rate in judged for pair in _pairs(rate)]
@@ -128,6 +134,17 @@ def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str
         f"| {statistics.fmean(over_scales):.1f} "
         f"| {both('ttft_p90', ' %', AIM_PERCENT)} "
         f"| {both('tpot_p90', ' %', AIM_PERCENT)} |"
+    )
+
+
+def _by_chance(model: str, strategy: str, rates: Sequence[Errors]) -> str:
+    def of(name: str) -> float:
+        return statistics.fmean(errors.by_chance[name] for errors in rates)
+
+    runs = sum(len(errors.attainment) for errors in rates)
+    return (
+        f"| {model}, {strategy} | what chance leaves of these means | {runs} "
+        f"| {of('attainment'):.1f} | | {of('ttft_p90'):.1f} % | {of('tpot_p90'):.1f} % |"
     )
 
 

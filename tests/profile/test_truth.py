@@ -26,10 +26,11 @@ def requests(*times: tuple[float, float]) -> list[Request]:
 
 def compared(
     real: list[Request], simulated: list[Request], share: float = 0.3,
-    paced: list[Request] | None = None,
+    paced: list[Request] | None = None, beside: list[Request] | None = None,
 ) -> Compared:  # fmt: skip
     slo = Slo(100, 10)
-    seen = [Seen.of(side, slo) for side in (real, simulated, paced or simulated)]
+    sides = real, simulated, beside or simulated, paced or simulated
+    seen = [Seen.of(side, slo) for side in sides]
     return Compared("m", "s", share, 2.0, 1, len(real), *seen, Pace(), 0.0, 0.0, real, simulated)
 
 
@@ -48,16 +49,19 @@ def test_errors_are_of_the_same_requests() -> None:
 def test_rates_beyond_the_knee_are_not_judged() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, exact, 0.9), compared(exact, wrong, 1.0)]
-    *_, beyond, mean, paced = telling.summary(rows)
+    *_, beyond, mean, beside, paced = telling.summary(rows)
     assert "100%, 2.0/s (not judged)" in beyond and "-100.0" in beyond
-    for line in (mean, paced):
+    for line in (mean, beside, paced):
         assert line.count("| **0.0**") == 1 and line.count("| **0.0 %**") == 2
 
 
 def test_what_the_machine_became_meanwhile_is_told_apart() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
-    *_, mean, paced = telling.summary([compared(exact, exact, paced=wrong)])
+    slow = requests((100, 10))
+    rows = [compared(exact, exact, paced=wrong, beside=slow)]
+    *_, mean, beside, paced = telling.summary(rows)
     assert "mean up to 90%" in mean and "**0.0 %** (aim 10 %), single runs 0.0 %" in mean
+    assert "the loads beside each" in beside and "**100.0 %** (aim 10 %)" in beside
     assert "at its own steps' pace" in paced and "**900.0 %** (aim 10 %)" in paced
 
 
@@ -65,7 +69,7 @@ def test_a_rate_is_off_by_what_its_repeats_are_off_in_the_mean() -> None:
     """Of its repeats one falls out too well, another too badly; rates do not cancel each other."""
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, wrong), compared(wrong, exact), compared(exact, wrong, 0.6)]
-    *_, first, second, mean, _, apart = telling.summary(rows)
+    *_, first, second, mean, _, _, apart = telling.summary(rows)
     assert "| 2 | +0.0 (-100.0 to +100.0), absolute 100.0 |" in first
     assert "| -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
     assert "| 3 | **50.0** (aim 2), single runs 100.0" in mean
@@ -97,9 +101,11 @@ def test_each_draw_is_slow_at_other_times() -> None:
 def test_a_rate_s_error_is_that_of_its_means() -> None:
     """One repeat has half of what is simulated, the other twice as much: 80 against 100."""
     rows = [compared(requests((real, 5)), requests((80, 5))) for real in (40, 160)]
-    *_, rate, mean, _, _ = telling.summary(rows)
+    *_, rate, mean, chance, _, _, _ = telling.summary(rows)
     assert "-20.0 % (-50.0 to +100.0), absolute 75.0 %" in rate
     assert "**20.0 %** (aim 10 %), single runs 75.0 %" in mean
+    # Off by +40 and -80 of 100 ms: a deviation of 84.9, of their mean 60, of which 0.798.
+    assert "what chance leaves" in chance and "| 47.9 % | 0.0 % |" in chance
 
 
 def test_a_burst_s_rate_is_that_of_its_middle() -> None:
