@@ -220,6 +220,8 @@ def test_a_server_that_counts_prompts_otherwise(
     )
     rows = json.loads((tmp_path / "sys-5-100.exp").read_text())
     assert {row["prompt_len"] for row in rows} == {6}
+    kept, remark = bench(*words, "--model", "adds")[2].splitlines()
+    assert kept.endswith("kept") and "the server counts 5 of 5 prompts otherwise" in remark
 
 
 @pytest.mark.parametrize(

@@ -369,14 +369,10 @@ def test_sweep_draws_four_curves(readme_file, tmp_path):
     assert {row["backend"] for row in rows} == {"distserve", "vllm"}
 
 
-def test_a_sweep_s_figure_that_cannot_be_written_is_one_line(readme_file):
-    done = simulate(
-        *("sweep", "--requests", readme_file, "--base-N", 2, "--total-gpu", 8),
-        *("--per-gpu-rate", "[0.375]", "--tp-prefill", 2, "--pp-prefill", 1),
-        *("--figure-rate", 0.375, "--tp-decode", 2, "--figure", "/none/ablation.png"),
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("distserve simulate sweep: /none/ablation.png:")
+def test_a_sweep_s_figure_that_cannot_be_written_is_told_before_the_sweep(readme_file):
+    done = simulate("sweep", "--requests", readme_file, "--figure", "/none/ablation.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "/none/ablation.png: cannot write into a folder /none" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -185,7 +185,14 @@ def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a file."""
+    """Whole or not at all: a reader never sees half a file. Raises BenchError."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text)
-    os.replace(beside, path)
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BenchError(
+            f"{path} cannot be written: {error.strerror}; mend that and run again: whole runs are "
+            "kept"
+        ) from error

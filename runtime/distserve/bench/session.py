@@ -86,7 +86,7 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
         for pair in session.pairs:
             if (about := kept[pair]) is not None:
                 say(f"{files[pair].exp} is there, made with the same parameters: kept")
-                done.append(Ran(pair, about, kept=True))
+                _told(Ran(pair, about, kept=True), files[pair], done, say)
                 continue
             client = client or await warm_up(http, session, plans[pair], say)
             title, last = f"{session.prefix} {pair.label}", plans[pair][-1].at_seconds
@@ -97,9 +97,7 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
             about = files[pair].write(
                 observed, _parameters(session, pair), session.exp_format, epoch, session.max_lag_ms
             )
-            done.append(Ran(pair, about, kept=False))
-            for line in remarks(done[-1]):
-                say(f"{files[pair].exp.name}: {line}")
+            _told(Ran(pair, about, kept=False), files[pair], done, say)
             if observed.interrupted or not about["completed"]:
                 break
     return done
@@ -142,6 +140,12 @@ async def _uncounted(client: Client, request: Planned) -> Outcome:
     turned = prompt[::-1] if not isinstance(prompt, str) else f"Warm-up. {prompt}"
     body = client.target.body(turned, request.output_tokens)
     return await client.send(request, body, time.perf_counter())
+
+
+def _told(ran: Ran, files: RunFiles, done: list[Ran], say: Callable[[str], None]) -> None:
+    done.append(ran)
+    for line in remarks(ran):
+        say(f"{files.exp.name}: {line}")
 
 
 def remarks(ran: Ran) -> Iterator[str]:

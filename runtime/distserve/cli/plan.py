@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,15 +14,14 @@ from distserve.cli import plan_ahead, surroundings
 from distserve.cli.cluster_objects import aligned
 from distserve.cli.planned import texts_of
 from distserve.cli.usage import Infeasible, UsageError
-from distserve.planner.commands.arguments import add_hardware, add_network, integer_from
+from distserve.planner.commands.arguments import add_hardware, add_network, integer_from, picture
+from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
     from distserve.cli.surroundings import Around
     from distserve.planner.plan import PlanRequest
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,21 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode-tp", type=integer_from(1), help="fix decode's tensor degree")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument(
-        "--figure", type=_figure, metavar="FILE", help="draw attainment over rate: PNG, SVG or PDF"
+        "--figure", type=picture, metavar="FILE", help="draw attainment over rate: PNG, SVG or PDF"
     )
     words = f"the spec's, else {DEFAULT_PROFILE}; CPUs have none shipped"
     add_hardware(parser, default=None, words=words)
-    add_network(parser)
-
-
-def _figure(text: str) -> Path:
-    """Found out before the search, which may take a minute."""
-    path = Path(text)
-    if path.suffix not in _PICTURES:
-        raise argparse.ArgumentTypeError(f"{text} does not end in {', '.join(_PICTURES)}")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: cannot write into a folder {path.parent}")
-    return path
+    add_network(parser, words=DEFAULT_NETWORK)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,7 +139,6 @@ def _request(
     args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
 ) -> PlanRequest:
     """The deployment's question, as far as no flag says otherwise."""
-    from distserve.planner.links import DEFAULT_NETWORK
     from distserve.resources.fabric.claims import counted_as
     from distserve.resources.planning import (
         machine_of,

@@ -67,7 +67,9 @@ def test_who_is_pulled_ahead_waits_for_a_seat(pair: Any, make_leg: Any, referenc
         both.prefill.run(1)
         both.decode.run(1)
         both.work()
-        ahead = max(ahead, both.decode.scheduler.waiting_count - len(both.decode.scheduler.expected))
+        ahead = max(
+            ahead, both.decode.scheduler.waiting_count - len(both.decode.scheduler.expected)
+        )
     assert max(len(step) for step in both.decode.runner.steps) == 2
     assert ahead >= 1
     for nth, decode in enumerate(decodes):

@@ -14,6 +14,8 @@ from distserve.planner.models import ModelShape
 from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
 from distserve.workload import RequestSet, read_requests
 
+_PICTURES = (".png", ".svg", ".pdf")
+
 
 def number_in(low: float, high: float = float("inf")) -> Callable[[str], float]:
     """An argparse type: a number above `low` and at most `high`."""
@@ -103,12 +105,21 @@ def add_hardware(
     )
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--network",
-        metavar="NAME|FILE",
-        help=f"measured transfer times, not in compat ({DEFAULT_NETWORK})",
-    )
+def picture(text: str) -> Path:
+    """An argparse type: a file to draw into, found out before what may take minutes."""
+    path = Path(text)
+    if path.suffix not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"{text} does not end in {', '.join(_PICTURES)}")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: cannot write into a folder {path.parent}")
+    return path
+
+
+def add_network(
+    parser: argparse.ArgumentParser, words: str = f"{DEFAULT_NETWORK}; none in compat"
+) -> None:
+    """`words`: what holds where none is named."""
+    parser.add_argument("--network", metavar="NAME|FILE", help=f"measured transfer times ({words})")
 
 
 def refuse_in_compat(args: argparse.Namespace, *names: str) -> None:

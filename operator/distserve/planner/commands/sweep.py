@@ -19,6 +19,7 @@ from distserve.planner.commands.arguments import (
     integer_list,
     load_hardware,
     number_list,
+    picture,
 )
 from distserve.planner.commands.progress import Progress
 from distserve.planner.commands.run import (
@@ -74,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-summary", type=Path, help="csv of all rows")
     parser.add_argument(
         "--figure",
-        type=Path,
+        type=picture,
+        metavar="FILE",
         help="draw attainment over rate and over SLO scale for four systems: both backends, "
         "each over the whole grid and restricted (distserve to segments that fit a node, vllm to "
         "tensor parallelism)",

@@ -118,7 +118,7 @@ class Disaggregated(SimulatedStrategy):
             instance.join(request)
 
     def _may_pull(self, instance: Instance, blocks: int) -> bool:
-        """The engine's rule. Whole contexts are reserved, so nothing here grows while it decodes."""
+        """The engine's rule. Whole contexts are reserved, so nothing grows while it decodes."""
         return may_pull(
             Pull(
                 blocks=blocks,
