@@ -106,7 +106,9 @@ class Replica:
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command,
+                stderr=file,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
             )
 
     def metric(self, sample: str) -> float:
@@ -138,7 +140,17 @@ class Replica:
         wait_for(f"{self.identity}: {what}", holds, seconds, explain=self.tail, poll_seconds=0.1)
 
     def wait_until_ready(self) -> None:
-        self.wait_until("ready", lambda: self.probe("/readyz") == 200)
+        ready = f"{self.identity}: ready"
+        wait_for(
+            ready, lambda: self.probe("/readyz") == 200, SECONDS, explain=self.abort,
+            poll_seconds=0.1,
+        )  # fmt: skip
+
+    def abort(self) -> str:
+        """Where each of its threads was: one that hangs as it starts has logged nothing."""
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait(SECONDS)
+        return self.tail()
 
     def tail(self) -> str:
         return "\n".join(self.log.read_text().splitlines()[-30:])
