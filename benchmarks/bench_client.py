@@ -6,8 +6,9 @@ The server is a process of its own on this machine. It notes on the clock that b
 each request came and when it wrote each token; the client's figures are compared with those.
 Requests leave one in each slot, anywhere in it; each lives `--seconds-each` and gets a token each
 streams / tokens-per-second seconds. Each aim is printed as met or missed; exit code 1 where one is
-missed. A busy machine shows: its load is printed beside the figures; `chrt -f 5` before the command
-keeps other processes out of them (root).
+missed. Judged are the requests that the machine's own pauses left alone (see `pauses`, for which it
+takes root); the figures of all are printed beside. Other load shows too; `chrt -f 5` before the
+command keeps other processes out of the figures (root).
 """
 
 import argparse
@@ -16,11 +17,11 @@ import contextlib
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import cast
@@ -28,16 +29,20 @@ from typing import cast
 import aiohttp
 import msgspec
 import uvloop
+from benchmarks.pauses import Pauses, watched
 
 from distserve.bench.client import Client, Target
+from distserve.bench.connections import allow_many_connections
 from distserve.bench.openloop import Observed, offer
-from distserve.bench.outcome import Planned
+from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.quantiles import quantile
 
 AIM_MS = 2.0
 """For the p99 of each difference from the truth."""
 AIM_STREAMS = 0.95
 """Of the streams that were asked for: what was offered is what is judged."""
+LEAST_JUDGED = 0.5
+"""Of the requests, that the machine left alone: of fewer nothing is said."""
 EXIT_MISSED = 1
 FIRST_TOKEN_SECONDS = 0.05
 CHUNK = b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,'
@@ -164,23 +169,22 @@ def main() -> int:
     args = parser.parse_args()
     if args.seconds <= args.seconds_each:
         parser.error("--seconds must be longer than --seconds-each: else all streams never run")
+    allow_many_connections()
     if args.serve is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(args.serve))
         return 0
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server inherits it
     gap = args.streams / args.tokens_per_second
     requests = plan(args.streams, gap, args.seconds_each, args.seconds)
     server = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(gap)],
+        [sys.executable, "-m", "benchmarks.bench_client", "--serve", str(gap)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout
         port = int(server.stdout.readline())
         began, cpu = time.perf_counter(), time.process_time()
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with watched() as pauses, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             observed = runner.run(measure(port, requests))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - began
         answer, _ = server.communicate(timeout=60)
@@ -189,7 +193,7 @@ def main() -> int:
             server.kill()
         server.wait(10)
     truths = {int(n): Truth(came, written) for n, (came, written) in json.loads(answer).items()}
-    figures = compared(observed, truths)
+    figures = compared(observed, truths, pauses)
     report(figures, cpu / wall)
     misses = missed(figures, args.streams)
     print("\n".join(f"MISSED: {miss}" for miss in misses) or "every aim is met")
@@ -205,12 +209,23 @@ class Figures:
     most_streams: int
     tokens_per_second: float
     off: dict[str, list[float]]
-    """By what was compared; of complete requests."""
+    """By what was compared; of complete requests that the machine left alone."""
+    off_all: dict[str, list[float]]
+    """The same of all complete requests."""
+    pauses: Pauses
     send_lag_p99_ms: float
     loop_lag_p99_ms: float
 
+    @property
+    def judged(self) -> int:
+        return max(map(len, self.off.values()), default=0)
 
-def compared(observed: Observed, truths: dict[int, Truth]) -> Figures:
+    @property
+    def complete(self) -> int:
+        return self.asked - sum(self.failures.values())
+
+
+def compared(observed: Observed, truths: dict[int, Truth], pauses: Pauses) -> Figures:
     good = [o for o in observed.outcomes if o.complete]
     steps = sorted(
         [(o.sent, 1) for o in good] + [(o.ended, -1) for o in good], key=lambda step: step[0]
@@ -218,22 +233,41 @@ def compared(observed: Observed, truths: dict[int, Truth]) -> Figures:
     ended = min((o.ended for o in good), default=0.0)  # between these two the number of
     sent = max((o.sent for o in good), default=0.0)  # streams neither rises nor falls
     tokens = sum(ended <= at < sent for o in good for at in o.token_times)
-    ttft = [abs(o.ttft - truths[o.index].ttft) * 1000 for o in good if o.ttft is not None]
-    tpot = [abs(o.tpot - truths[o.index].tpot) * 1000 for o in good if o.tpot is not None]
-    arrival = [abs(truths[o.index].came - o.planned) * 1000 for o in good]
+    alone = [o for o in good if not pauses.touch(instants(o, truths[o.index]))]
     return Figures(
         len(observed.outcomes),
         dict(Counter(o.failure for o in observed.outcomes if o.failure is not None)),
         max(accumulate((step for _, step in steps), initial=0)),
         tokens / (sent - ended) if sent > ended else 0.0,
-        {
-            "measured TTFT from the truth": ttft,
-            "measured TPOT from the truth": tpot,
-            "arrival at the server from plan": arrival,
-        },
+        differences(alone, truths),
+        differences(good, truths),
+        pauses,
         observed.lag.send_p99_ms,
         observed.lag.loop_p99_ms,
     )
+
+
+def instants(seen: Outcome, truth: Truth) -> Iterator[float]:
+    """All that a request's differences are made of."""
+    yield from (seen.planned, seen.sent, truth.came)
+    for times in (seen.token_times, truth.written):
+        yield from (times[0], times[-1])
+
+
+def differences(outcomes: Sequence[Outcome], truths: dict[int, Truth]) -> dict[str, list[float]]:
+    """From the truth, in milliseconds, by what was compared."""
+    pairs = [(o, truths[o.index]) for o in outcomes]
+    return {
+        "measured TTFT from the truth": [
+            abs(o.ttft - truth.ttft) * 1000 for o, truth in pairs if o.ttft is not None
+        ],
+        "measured TPOT from the truth": [
+            abs(o.tpot - truth.tpot) * 1000 for o, truth in pairs if o.tpot is not None
+        ],
+        "arrival at the server from plan": [
+            abs(truth.came - o.planned) * 1000 for o, truth in pairs
+        ],
+    }
 
 
 def missed(figures: Figures, streams: int) -> list[str]:
@@ -244,6 +278,12 @@ def missed(figures: Figures, streams: int) -> list[str]:
     ]
     if figures.most_streams < AIM_STREAMS * streams:
         misses.append(f"at most {figures.most_streams} of {streams} streams at once")
+    if figures.judged < LEAST_JUDGED * figures.complete:
+        misses.append(
+            f"the machine left {figures.judged} of {figures.complete} requests alone: "
+            "not judged; run it again on a quieter one"
+        )
+        return misses
     for name, values in figures.off.items():
         if not (p99 := quantile(values, 99)) < AIM_MS:
             misses.append(f"{name}: p99 {p99:.3f} ms, aim below {AIM_MS:g} ms")
@@ -251,14 +291,23 @@ def missed(figures: Figures, streams: int) -> list[str]:
 
 
 def report(figures: Figures, cores: float) -> None:
-    complete = figures.asked - sum(figures.failures.values())
     print(
-        f"{complete} of {figures.asked} requests complete, at most {figures.most_streams} streams "
-        f"at once, {figures.tokens_per_second:.0f} tokens/s; client {cores:.2f} cores; load of "
-        f"the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        f"{figures.complete} of {figures.asked} requests complete, at most "
+        f"{figures.most_streams} streams at once, {figures.tokens_per_second:.0f} tokens/s; "
+        f"client {cores:.2f} cores; load of the machine {os.getloadavg()[0]:.1f} on "
+        f"{os.cpu_count()} cores"
     )
-    for name, values in figures.off.items():
-        print(f"{name + ', ms':<36}{spread(values) if values else 'nothing complete'}")
+    if figures.pauses.known:
+        print(
+            f"the machine stood still {len(figures.pauses.spans)} times, a core for "
+            f"{figures.pauses.seconds * 1000:.0f} ms in all; it left {figures.judged} of "
+            f"{figures.complete} requests alone"
+        )
+    else:
+        print("no real-time priority: the machine's own pauses are in the figures (run as root)")
+    for whose, off in (("left alone", figures.off), ("all", figures.off_all)):
+        for name, values in off.items():
+            print(f"{name + ', ms':<36}{spread(values) if values else 'nothing'}  ({whose})")
     print(
         f"the client's own account: send lag p99 {figures.send_lag_p99_ms:.3f} ms, "
         f"event loop p99 {figures.loop_lag_p99_ms:.3f} ms"

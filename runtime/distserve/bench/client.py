@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 import aiohttp
 import msgspec
 
 from distserve.bench.answer import WholeAnswer, one_line
+from distserve.bench.connections import held
 from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import HEADER
 from distserve.bench.outcome import Outcome, Planned
@@ -85,6 +87,10 @@ class Client:
         self.target = target
         self._clock = clock
         self._headers = {"content-type": "application/json", **dict((HEADER, *target.headers))}
+
+    def connection_held(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """See `connections.held`."""
+        return held(self._http, self.target.address, seconds)
 
     async def send(self, request: Planned, body: bytes, planned: float) -> Outcome:
         """Never raises for what the server does: a failure is part of the measurement."""

@@ -89,10 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from distserve.bench.connections import allow_many_connections
     from distserve.bench.session import run_series
 
     session = _session(args)
-    _allow_many_connections()
+    allow_many_connections()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -179,14 +180,6 @@ _DETERMINING = (  # not the URL: a server that came back on another port is the 
 
 def _parameters(args: argparse.Namespace, slo: dict[str, float | None]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in _DETERMINING} | slo
-
-
-def _allow_many_connections() -> None:
-    """A stream takes a file descriptor, and shells often start with 1024."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _until_interrupted(series: Any) -> list[Ran]:
