@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from tests.control.deciding.said import placed
 
 from distserve.operator.decide import decide
 from distserve.operator.model import (
@@ -103,11 +104,6 @@ def gangs(new_world: Make) -> Callable[..., Gangs]:
         return found
 
     return make
-
-
-def placed(world: Any) -> tuple[str, str]:
-    found = world.condition("Placed")
-    return found["status"], found["reason"]
 
 
 def templates(world: Any) -> list[Object]:

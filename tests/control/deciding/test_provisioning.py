@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.control.deciding.said import placed
 
 from distserve.operator.health import read_place, write_place
 from distserve.operator.model import Features, Placement
@@ -31,11 +32,6 @@ def full(new_world: Make) -> Callable[..., Any]:
 def affinities(world: Any) -> list[Any]:
     sets = world.named("StatefulSet").values()
     return [one["spec"]["template"]["spec"].get("affinity") for one in sets]
-
-
-def placed(world: Any) -> tuple[str, str]:
-    found = world.condition("Placed")
-    return found["status"], found["reason"]
 
 
 def label(world: Any, value: str) -> None:
