@@ -108,8 +108,8 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"model": {"id": "m", "source": {"hostPath": "models"}}}, "spec.model.source.hostPath"),
         ({"model": {"id": "a b", "source": {"builtin": "tiny"}}}, "spec.model.id"),
         ({"model": {"id": "m", "source": {"builtin": "tiny"}, "dtype": 12}}, "spec.model.dtype"),
-        ({"hybrid": {}}, "spec: strategy Disaggregated uses exactly the sections prefill and"),
-        ({"strategy": {"name": "Colocated"}}, "strategy Colocated uses exactly the sections hyb"),
+        ({"hybrid": {}}, "spec: strategy Disaggregated has no use for the section hybrid: remove"),
+        ({"strategy": {"name": "Colocated"}}, "`hybrid: {}` is enough); strategy Colocated has no"),
         (
             {"strategy": {"options": {"chunkTokens": 64}}},
             "options.chunkTokens: Extra inputs are not permitted; Disaggregated takes no options",

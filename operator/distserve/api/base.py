@@ -40,9 +40,8 @@ class Model(BaseModel):
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
-        for rule in self.rules:
-            if not rule.holds(self):
-                raise ValueError(rule.message)
+        if broken := [rule.message for rule in self.rules if not rule.holds(self)]:
+            raise ValueError("; ".join(broken))
         return self
 
     def document(self) -> dict[str, Any]:

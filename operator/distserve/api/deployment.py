@@ -1,6 +1,6 @@
 """DistServeDeployment: the resource that users write. CRD and reference are generated from here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from distserve.api.operations import Disruption, Observability, Restart, Rollout
 from distserve.api.planning import Planning, Workload
 from distserve.api.roles import RoleSpec
 from distserve.api.status import Status
-from distserve.api.strategies import STRATEGIES, Role, StrategyKind, StrategyName, StrategySpec
+from distserve.api.strategies import STRATEGIES, Role, StrategyName, StrategySpec
 from distserve.api.topology import Topology
 
 MAX_NAME = 30
@@ -68,19 +68,31 @@ class NetworkPolicySpec(Model):
     )
 
 
-def _section_rules() -> tuple[Rule, ...]:
-    def rule(name: StrategyName, kind: StrategyKind) -> Rule:
-        used = [role.value for role in kind.roles]
-        unused = [role.value for role in Role if role not in kind.roles]
-        have = " && ".join([f"has(self.{r})" for r in used] + [f"!has(self.{r})" for r in unused])
-        return Rule(
-            f"self.strategy.name != '{name}' || ({have})",
-            f"strategy {name} uses exactly the sections {' and '.join(used)}: add what is missing "
-            f"(`{used[0]}: {{}}` is enough) and remove {' and '.join(unused)}",
-            lambda spec: spec.strategy.name != name or spec.sections == set(kind.roles),
-        )
+def _section_rules() -> Iterator[Rule]:
+    for name, kind in STRATEGIES.items():
+        yield _needs(name, kind.roles)
+        yield _leaves_out(name, [role for role in Role if role not in kind.roles])
 
-    return tuple(rule(name, kind) for name, kind in STRATEGIES.items())
+
+def _needs(name: StrategyName, used: Sequence[Role]) -> Rule:
+    return Rule(
+        f"self.strategy.name != '{name}' || ({' && '.join(f'has(self.{r})' for r in used)})",
+        f"strategy {name} needs {_sections(used)}: add what is missing "
+        f"(`{used[0]}: {{}}` is enough)",
+        lambda spec: spec.strategy.name != name or spec.sections.issuperset(used),
+    )
+
+
+def _leaves_out(name: StrategyName, unused: Sequence[Role]) -> Rule:
+    return Rule(
+        f"self.strategy.name != '{name}' || !({' || '.join(f'has(self.{r})' for r in unused)})",
+        f"strategy {name} has no use for {_sections(unused)}: remove {' and '.join(unused)}",
+        lambda spec: spec.strategy.name != name or spec.sections.isdisjoint(unused),
+    )
+
+
+def _sections(roles: Sequence[Role]) -> str:
+    return f"the section{'s' if len(roles) > 1 else ''} {' and '.join(roles)}"
 
 
 def _without_gpu_settings(spec: "Spec") -> bool:
