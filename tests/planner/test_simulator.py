@@ -15,6 +15,7 @@ from distserve.planner.pace import Pace
 from distserve.planner.profiles import load_profile
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
+from distserve.planner.spread import Spread
 from distserve.planner.strategies import REGISTRY, Fleet, strategy_class
 from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import ArrivalProcess, RequestSet, Trace
@@ -59,6 +60,10 @@ SERVINGS = st.builds(
     prompt_ms=st.sampled_from([0.0, 2.5]),
     busy_request_ms=st.sampled_from([0.0, 4.0]),
     handover_ms=st.sampled_from([0.0, 6.0]),
+    busy_handover_ms=st.sampled_from([0.0, 5.0]),
+    request_ms=st.sampled_from([0.0, 3.0]),
+    way_spread=st.sampled_from([Spread(), Spread((0.0, 0.5, 2.5))]),
+    prefill_spread=st.sampled_from([Spread(), Spread((0.7, 1.3))]),
     decode_longer=st.sampled_from([-0.1, 0.0]),
     padding_ms=st.sampled_from([0.0, 0.01]),
     joining_ms=st.sampled_from([0.0, 3.5]),
@@ -207,6 +212,28 @@ def test_ways_are_longer_while_others_decode():
     assert result.ttft_ms == pytest.approx([80 + 1, 80 + 1 + 7])
     # At 188 the first one's step is under way until 193: then the engine hears of the second.
     assert simulation.life.migrated_ms == pytest.approx([81 + 2, 193 + 2])
+
+
+@pytest.mark.parametrize(("news_ms", "heard"), [(0, 193), (4, 193), (6, 203)])
+def test_an_engine_that_decodes_hears_later_of_a_hand_over(news_ms: float, heard: float):
+    """The first one's steps end each 10 ms; the second's prefill at 188."""
+    serving = Serving(request_ms=1, busy_request_ms=7, handover_ms=2, busy_handover_ms=news_ms)
+    spec = InstanceSpec(TIMES, serving=serving)
+    trace = Trace([10, 10], [31, 2], [0.0, 100.0])
+    simulation, _, _ = simulate("Disaggregated", Fleet(spec, spec), trace)
+    assert simulation.life.migrated_ms == pytest.approx([81 + 2, heard + 2])
+
+
+def test_prefills_and_ways_are_as_uneven_as_they_were_measured():
+    serving = Serving(
+        request_ms=10, way_spread=Spread((0.5, 1.5)), prefill_spread=Spread((0.75, 1.25))
+    )
+    spec = InstanceSpec(TIMES, serving=serving)
+    trace = Trace([10] * 4, [1] * 4, [1000.0 * n for n in range(4)])
+    for fleet in (Fleet(spec, None, 1, 0), Fleet(spec, spec)):
+        name = "Disaggregated" if fleet.decode else "Colocated"
+        _, _, result = simulate(name, fleet, trace)
+        assert result.ttft_ms == pytest.approx([5 + 60, 15 + 100, 5 + 60, 15 + 100])
 
 
 def test_one_that_comes_costs_one_of_those_who_decode():

@@ -7,12 +7,13 @@ from statistics import fmean, median
 import pytest
 
 from distserve.planner.errors import InvalidProfile
-from distserve.planner.load_fit import fit_loads
+from distserve.planner.load_fit import _news_ms, fit_loads
 from distserve.planner.load_pace import pace_of
 from distserve.planner.loads import Cover, LoadRecord, LoadRequest, decoded, encoded
 from distserve.planner.pace import Pace
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
+from distserve.planner.spread import Spread
 from distserve.planner.strategies import Fleet, strategy_class
 from distserve.strategies.time_model import Coefficients, TimeModel
 from distserve.workload import ArrivalProcess, Trace
@@ -35,6 +36,7 @@ APART = replace(
     TOGETHER,
     busy_request_ms=3.0,
     handover_ms=7.0,
+    busy_handover_ms=5.0,
     decode_slowed=0.15,
     prefill_slowed=0.1,
 )
@@ -81,7 +83,12 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
     assert found.coming_ms + found.joining_ms == pytest.approx(6.0, rel=0.2)
     near = pytest.approx(1.0, abs=0.12)
     assert all(value == near for value in (*found.pace.prefill, *found.pace.decode))
-    found = replace(found, coming_ms=true.coming_ms, joining_ms=true.joining_ms, pace=true.pace)
+    for spread in (found.way_spread, found.prefill_spread):
+        assert all(part == near for part in spread.parts)
+    found = replace(
+        found, coming_ms=true.coming_ms, joining_ms=true.joining_ms, pace=true.pace,
+        way_spread=true.way_spread, prefill_spread=true.prefill_spread,
+    )  # fmt: skip
     assert found.as_entry() == pytest.approx(true.as_entry(), rel=0.15, abs=0.02)
     assert found.padding_ms == pytest.approx(true.padding_ms, rel=0.2)
 
@@ -122,6 +129,34 @@ def request(prompt: int, steps: int, step_ms: float) -> LoadRequest:
     begin = 10.0 + TIMES.prefill_ms(prompt, prompt**2)
     tokens = tuple(begin + step_ms * n for n in range(steps + 1))
     return LoadRequest(prompt, 0.0, 10.0, begin, None, tokens)
+
+
+STEEP = Spread(tuple(0.7 + 0.6 * (0.5 + part) / 20 for part in range(20)))
+UNEVEN = Spread(tuple((0.5 + part) / 10 for part in range(20)))
+
+
+@pytest.mark.parametrize(("strategy", "true"), [("Colocated", TOGETHER), ("Disaggregated", APART)])
+def test_what_lies_about_a_mean_is_found(strategy: str, true: Serving) -> None:
+    """Ways, of which a little is seen as something else: in the tails a part is not a point."""
+    found = fit_loads(loads_of(strategy, replace(true, way_spread=UNEVEN)), TIMES).way_spread
+    assert found.parts == pytest.approx(UNEVEN.parts, abs=0.25)
+    found = fit_loads(loads_of(strategy, replace(true, prefill_spread=STEEP)), TIMES)
+    assert found.prefill_spread.parts == pytest.approx(STEEP.parts, abs=0.12)
+    assert all(part == pytest.approx(1.0, abs=0.15) for part in found.way_spread.parts)
+
+
+def test_news_is_told_from_others_tokens() -> None:
+    """At once: the second token is with the third of another's that follow the first."""
+    other = LoadRequest(9, 0.0, 1.0, 2.0, 3.0, tuple(10.0 * n for n in range(40)))
+
+    def late(second: float) -> float:
+        one = LoadRequest(9, 80.0, 90.0, 101.0, 110.0, (103.0, second, second + 10))
+        added = Serving(handover_ms=2.0, joining_ms=1.0)
+        return _news_ms([LoadRecord(1, 2, [other, one])], added)
+
+    assert late(130.0) == 0 and late(131.0) == 1.0
+    assert late(141.0) == 10.0  # a step later, which it made longer
+    assert late(170.0) == 0  # for room, not for the news
 
 
 SLOW_AT_TIMES = Pace((1.0, 1.2, 1.0, 1.5), (1.0, 1.4, 1.0, 0.8))

@@ -7,18 +7,22 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from distserve.planner import least_squares
-from distserve.planner.load_pace import spread_pace
+from distserve.planner.load_pace import prefill_spread, spread_pace
 from distserve.planner.loads import LoadRecord, LoadRequest, Prefill, Window
 from distserve.planner.serving import Serving
+from distserve.planner.spread import Spread
 from distserve.strategies.time_model import TimeModel
 
 _ROUNDS = 4
 """What is slowed is all of a step, which the round before tells."""
+_MOST_STEPS = 2.5
+"""Whose KV comes later than by so many waited for more than the news: for room."""
 _BELIEF = 200
 """One row of this many says that the engine's own times hold: where step, tokens and all that is
 added grow alike, it is they that are believed."""
@@ -30,7 +34,7 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
     mixed = not migrated and _mixed(loads, times)
     prefills = _Prefills() if mixed else _prefills(loads, times, migrated)
     decodes = _decodes(loads, times, migrated, mixed)
-    request_ms, busy_request_ms = _ways(loads, migrated)
+    request_ms, busy_request_ms, way_spread = _ways(loads, migrated)
     added = Serving(
         request_ms=request_ms,
         busy_request_ms=busy_request_ms,
@@ -44,12 +48,18 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
         joining_ms=decodes.joining_ms,
         decode_slowed=decodes.slowed,
         prefill_slowed=prefills.slowed,
+        way_spread=way_spread,
     )
     if migrated:
         served = added.applied(times)
-        added = replace(added, handover_ms=_handover_ms(loads, served, added.joining_ms))
+        handover_ms = _handover_ms(loads, served, added.joining_ms)
+        added = replace(added, handover_ms=handover_ms)
+        added = replace(added, busy_handover_ms=_news_ms(loads, added))
     # Of steps that do both at once it is not known which of both was slow.
-    return added if mixed else replace(added, pace=spread_pace(loads, times, added))
+    if mixed:
+        return added
+    pace, spread = spread_pace(loads, times, added), prefill_spread(loads, times, added)
+    return replace(added, pace=pace, prefill_spread=spread)
 
 
 def _mixed(loads: Sequence[LoadRecord], times: TimeModel) -> bool:
@@ -169,9 +179,9 @@ def _pieces_ms(window: Window, times: TimeModel) -> float:
 # ---- ways
 
 
-def _ways(loads: Sequence[LoadRecord], migrated: bool) -> tuple[float, float]:
+def _ways(loads: Sequence[LoadRecord], migrated: bool) -> tuple[float, float, Spread]:
     """Means of requests that did not wait for another's prefill: while nobody decoded, and how much
-    longer while somebody did."""
+    longer while somebody did; and how single ones lie about theirs."""
     idle: list[float] = []
     busy: list[float] = []
     for load in loads:
@@ -186,8 +196,12 @@ def _ways(loads: Sequence[LoadRecord], migrated: bool) -> tuple[float, float]:
                 busy.append(way_ms)
             else:  # it waited for the step under way, for half of it in the mean
                 busy.append(way_ms - load.step_ms(sent, begun) / 2)
-    idle_ms = fmean(idle or busy or [0.0])
-    return max(0.0, idle_ms), max(0.0, fmean(busy) - idle_ms) if busy else 0.0
+    idle_ms = max(0.0, fmean(idle or busy or [0.0]))
+    busy_ms = max(idle_ms, fmean(busy)) if busy else idle_ms
+    # Of a wait for half a step in the mean it is not known which of both was long.
+    single = [(idle, idle_ms), (busy if migrated else [], busy_ms)]
+    ratios = [way_ms / mean_ms for ways, mean_ms in single if mean_ms for way_ms in ways]
+    return idle_ms, busy_ms - idle_ms, Spread.of(ratios)
 
 
 def _queued(request: LoadRequest, prefills: Sequence[Prefill]) -> bool:
@@ -212,3 +226,36 @@ def _handover_ms(loads: Sequence[LoadRecord], served: TimeModel, joining_ms: flo
         if len(request.token_ms) > 1 and not load.step_ms(*request.token_ms[:2])
     ]
     return max(0.0, median(seen)) if seen else 0.0
+
+
+def _news_ms(loads: Sequence[LoadRecord], added: Serving) -> float:
+    """Of a hand-over to an instance that decodes: by how much the second token came later than had
+    its engine heard of the first at once, which others' tokens tell. It hears when a step has
+    ended, takes the request into the first one that begins when its KV is there, and at that one's
+    end there is the token. Means, since steps pass at any distance from it."""
+    late = [
+        fmean(beside)
+        for load in loads
+        for request in load.requests
+        if len(request.token_ms) > 1 and (beside := list(_late_ms(request, load.requests, added)))
+    ]
+    return max(0.0, fmean(late)) if late else 0.0
+
+
+def _late_ms(
+    request: LoadRequest, others: Sequence[LoadRequest], added: Serving
+) -> Iterator[float]:
+    """Beside each of those who decoded from its first token to its second."""
+    first, second = request.token_ms[:2]
+    for other in others:
+        ends = other.token_ms[1:]
+        if other is request or not ends or ends[0] > first or ends[-1] < second:
+            continue
+        heard = bisect_right(ends, first)
+        begun = bisect_right(ends, ends[heard] + added.handover_ms)
+        if begun + 1 < len(ends):
+            step_ms, late_ms = ends[begun + 1] - ends[begun], second - ends[begun + 1]
+            if late_ms > step_ms / 2:  # it would have been in this one, and made it longer
+                late_ms -= added.joining_ms + added.stream_ms
+            if late_ms < _MOST_STEPS * step_ms:
+                yield late_ms

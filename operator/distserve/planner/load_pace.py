@@ -9,10 +9,8 @@ from math import ceil
 from distserve.planner.loads import LoadRecord
 from distserve.planner.pace import INTERVAL_MS, Pace
 from distserve.planner.serving import Serving
+from distserve.planner.spread import GOLDEN, Spread
 from distserve.strategies.time_model import TimeModel
-
-_GOLDEN = 0.618034
-"""Whose multiples lie evenly between two whole numbers, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Explained:
 def spread_pace(loads: Sequence[LoadRecord], times: TimeModel, added: Serving) -> Pace:
     """Of the machine while these passed, load by load, in an order whose beginnings are from all
     over them: what is shorter than all together is not as the first of them alone."""
-    order = sorted(range(len(loads)), key=lambda nth: nth * _GOLDEN % 1)
+    order = sorted(range(len(loads)), key=lambda nth: nth * GOLDEN % 1)
     return pace_of([loads[nth] for nth in order], times, added)
 
 
@@ -44,6 +42,19 @@ def pace_of(loads: Sequence[LoadRecord], times: TimeModel, added: Serving) -> Pa
     if not any(prefill) and not any(decode):
         return Pace()
     return Pace(_filled(prefill), _filled(decode))
+
+
+def prefill_spread(loads: Sequence[LoadRecord], times: TimeModel, added: Serving) -> Spread:
+    """Of single steps, beside what `added` tells and the pace of their second: what others need not
+    share with them."""
+    served = added.applied(times)
+    ratios: list[float] = []
+    for load in loads:
+        steps = [step for step in _prefills(load, served, added) if step.explained_ms > 0]
+        if steps:
+            pace = _by_interval(steps, 1 + int(max(s.middle_ms for s in steps) / INTERVAL_MS))
+            ratios += [s.ms / s.explained_ms / (pace[_interval(s)] or 1.0) for s in steps]
+    return Spread.of(ratios)
 
 
 def _prefills(load: LoadRecord, served: TimeModel, added: Serving) -> Iterator[Explained]:
@@ -72,10 +83,14 @@ def _decodes(load: LoadRecord, served: TimeModel, added: Serving) -> Iterator[Ex
 def _by_interval(steps: Sequence[Explained], intervals: int) -> list[float | None]:
     took, explained = [0.0] * intervals, [0.0] * intervals
     for step in steps:
-        at = min(int(step.middle_ms / INTERVAL_MS), intervals - 1)
+        at = min(_interval(step), intervals - 1)
         took[at] += step.ms
         explained[at] += step.explained_ms
     return [ms / told if told else None for ms, told in zip(took, explained, strict=True)]
+
+
+def _interval(step: Explained) -> int:
+    return int(step.middle_ms / INTERVAL_MS)
 
 
 def _filled(ratios: Sequence[float | None]) -> tuple[float, ...]:

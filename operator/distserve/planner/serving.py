@@ -14,7 +14,14 @@ from math import isfinite
 from typing import Any
 
 from distserve.planner.pace import Pace
+from distserve.planner.spread import Spread
 from distserve.strategies.time_model import Coefficients, TimeModel
+
+_SERIES: Mapping[str, type[Spread] | type[Pace]] = {
+    "way_spread": Spread,
+    "prefill_spread": Spread,
+    "pace": Pace,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,8 @@ class Serving:
     handover_ms: float = 0.0
     """Besides the transfer, between a prefill's end and the moment when its KV can be decoded from
     elsewhere, where nobody decodes: else the engine there hears of it when its step has ended."""
+    busy_handover_ms: float = 0.0
+    """Besides, before the news of it has come to an engine that decodes."""
     decode_longer: float = 0.0
     """Share by which a decode step takes longer than in the engine alone; below 0 where the machine
     was slower when the engine was measured."""
@@ -51,36 +60,51 @@ class Serving:
     """Share by which a decode step takes longer while a neighbour prefills."""
     prefill_slowed: float = 0.0
     """Share by which a prefill takes longer while a neighbour decodes."""
+    way_spread: Spread = field(default_factory=Spread)
+    """Of requests' ways about their mean."""
+    prefill_spread: Spread = field(default_factory=Spread)
+    """Of prefill steps about what all this says of them."""
     pace: Pace = field(default_factory=Pace)
     """How much longer steps took than all this says, second by second."""
 
     def __bool__(self) -> bool:
         return self != Serving()
 
-    def way_ms(self, busy: bool) -> float:
+    def way_ms(self, request: int, busy: bool) -> float:
         """Of a request, to its queue and back; `busy`: while others decode."""
-        return self.request_ms + (self.busy_request_ms if busy else 0.0)
+        mean_ms = self.request_ms + (self.busy_request_ms if busy else 0.0)
+        return mean_ms * self.way_spread.at(request)
+
+    def news_ms(self, busy: bool) -> float:
+        """Of a prefill's end, to the engine that is to decode; `busy`: while it decodes."""
+        return self.busy_handover_ms if busy else 0.0
 
     def as_entry(self) -> dict[str, Any]:
-        terms: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        pace = terms.pop("pace")
-        return {**terms, "pace": pace.as_entry()} if pace else terms
+        entry: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in _SERIES:
+            series = entry.pop(name)
+            entry |= {name: series.as_entry()} if series else {}
+        return entry
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> Serving:
         """Raises TypeError and ValueError for what is none."""
-        terms = {name: float(value) for name, value in entry.items() if name != "pace"}
-        unknown = terms.keys() - {field.name for field in fields(cls)}
+        unknown = entry.keys() - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(
                 f"serving has {', '.join(sorted(unknown))}, of another release: measure again with "
                 "`distserve profile serving`, and fit"
             )
+        terms: dict[str, Any] = {
+            name: float(value) for name, value in entry.items() if name not in _SERIES
+        }
         for name, value in terms.items():
             possible = value > -1 if name.endswith("_longer") else value >= 0
             if not (possible and isfinite(value)):
                 raise ValueError(f"serving's {name} is {value:g}, which cannot be")
-        return cls(**terms, pace=Pace.from_entry(entry["pace"]) if "pace" in entry else Pace())
+        for name in entry.keys() & _SERIES.keys():
+            terms[name] = _SERIES[name].from_entry(entry[name])
+        return cls(**terms)
 
     def applied(self, times: TimeModel) -> TimeModel:
         """Step times as they pass in a deployment, beside nobody."""

@@ -61,7 +61,8 @@ def _serving(added: Serving) -> Iterator[str]:
         f"decode step, and {1000 * added.padding_ms:.3f} ms to it for 1000 tokens of padding"
     )
     yield (
-        f"  beside others that decode {added.busy_request_ms:.2f} ms more a request; to "
+        f"  beside others that decode {added.busy_request_ms:.2f} ms more a request and "
+        f"{added.busy_handover_ms:.2f} ms a hand-over; to "
         f"all of them {added.coming_ms:.2f} ms for each that comes, {added.joining_ms:.2f} ms for "
         "each that joins"
     )

@@ -64,6 +64,7 @@ class Instance:
         self._under_way: Step | None = None  # any other, where the pipeline has one stage
         self._joined = 0
         self._came = 0
+        self._prefills = 0
         self._told_busy = False
         self._ending = False
         self._reserved: dict[int, int] = {}
@@ -104,7 +105,7 @@ class Instance:
     def submit(self, request: int, busy: bool = False) -> None:
         """Queue a request for prefill; others of this instant queue before a step begins. `busy`:
         others decode where it comes."""
-        way_ms = self.spec.serving.way_ms(busy)
+        way_ms = self.spec.serving.way_ms(request, busy)
         if way_ms:
             self.coming += 1
             self.simulation.at(self.simulation.now + way_ms, self._queue, request)
@@ -217,6 +218,9 @@ class Instance:
         requests_ms = self._requests_ms(step)
         machine = self.spec.serving.pace
         step.machine_pace = machine.at(now, bool(step.chunks), self.number)
+        if step.chunks and not step.decode:
+            step.machine_pace *= self.spec.serving.prefill_spread.at(self._prefills)
+            self._prefills += 1
         step.pace = self._pace(step)
         stage_ms = step.pace * (self._measure(step) + requests_ms)
         step.start_ms = now

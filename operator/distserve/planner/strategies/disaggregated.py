@@ -31,7 +31,7 @@ class Disaggregated(SimulatedStrategy):
             )
             for i in range(fleet.decode_instances)
         ]
-        # Handed over and not yet pulled, by decode instance: (request, instance that holds it).
+        # Heard of and not yet pulled, by decode instance: (request, instance that holds it).
         self._pending: dict[Instance, deque[tuple[int, Instance]]] = {
             instance: deque() for instance in self.decode
         }
@@ -65,8 +65,15 @@ class Disaggregated(SimulatedStrategy):
 
     def prefilled(self, request: int, instance: Instance) -> None:
         target = self._least_reserved()
-        self._pending[target].append((request, instance))
         self._pending_blocks[target] += blocks_for(self.whole_context(request))
+        if news_ms := target.spec.serving.news_ms(busy=target.decoding > 0):
+            at = self.simulation.now + news_ms
+            self.simulation.at(at, self._heard_of, request, instance, target)
+        else:
+            self._heard_of(request, instance, target)
+
+    def _heard_of(self, request: int, source: Instance, target: Instance) -> None:
+        self._pending[target].append((request, source))
         self._pull(target)
 
     def _least_reserved(self) -> Instance:
