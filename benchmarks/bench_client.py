@@ -1,6 +1,6 @@
 """How true the measuring client is: against a server that sends at known times.
 
-    .venv/bin/python benchmarks/bench_client.py [--streams 500] [--tokens-per-second 3000]
+    .venv/bin/python -m benchmarks.bench_client [--streams 500] [--tokens-per-second 3000]
 
 The server is a process of its own on this machine. It notes on the clock that both share when
 each request came and when it wrote each token; the client's figures are compared with those.

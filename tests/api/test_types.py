@@ -109,7 +109,7 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"model": {"id": "a b", "source": {"builtin": "tiny"}}}, "spec.model.id"),
         ({"model": {"id": "m", "source": {"builtin": "tiny"}, "dtype": 12}}, "spec.model.dtype"),
         ({"hybrid": {}}, "spec: strategy Disaggregated has no use for the section hybrid: remove"),
-        ({"strategy": {"name": "Colocated"}}, "`hybrid: {}` is enough); strategy Colocated has no"),
+        ({"strategy": {"name": "Colocated"}}, "add `hybrid: {}`"),
         (
             {"strategy": {"options": {"chunkTokens": 64}}},
             "options.chunkTokens: Extra inputs are not permitted; Disaggregated takes no options",

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from distserve.bench.client import Client, Target
-from distserve.bench.connections import held
+from distserve.bench.connections import Spare
 from distserve.bench.openloop import offer
 from distserve.bench.outcome import Outcome, Planned
 
@@ -47,65 +50,119 @@ class Server:
         return web.Response(text="no event stream")
 
 
-def test_what_was_held_is_used() -> None:
+@pytest.fixture
+def plan() -> list[Planned]:
+    return [Planned(index, 0.0, "x", 1, 1) for index in range(3)]
+
+
+async def ask(http: aiohttp.ClientSession, url: str) -> None:
+    async with http.post(url) as answer:
+        await answer.read()
+
+
+def within_bound(check: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(check, 30))
+
+
+def test_a_request_uses_what_is_spare() -> None:
     async def check() -> None:
         server = Server()
         async with server.serve() as url, aiohttp.ClientSession() as http:
             for _ in range(2):  # the second time it is the idle one of the first
-                async with held(http, url, 10):
-                    pass
-                async with http.post(url) as answer:
-                    await answer.read()
+                spare = Spare(http, url)
+                await spare.ready(10)
+                await ask(http, url)
+                spare.drop()
             assert server.at_request == [1, 1]
-            async with held(http, url, 10), held(http, url, 10), http.post(url) as answer:
-                await answer.read()
-            assert server.at_request == [1, 1, 3]
+            spares = [Spare(http, url) for _ in range(3)]
+            for spare in spares:
+                await spare.ready(10)
+            await asyncio.gather(*(ask(http, url) for _ in spares))
+            assert server.at_request[2:] == [3, 3, 3]
 
-    asyncio.run(asyncio.wait_for(check(), 30))
+    within_bound(check())
 
 
-def test_where_none_is_had_the_request_is_left_to_it() -> None:
+def test_what_cannot_be_had_is_left_to_the_request() -> None:
+    async def check() -> None:
+        async with aiohttp.ClientSession() as http:
+            async with Server().serve() as url:
+                pass
+            await Spare(http, url).ready(10)  # nobody listens
+        await Spare(http, url).ready(10)  # the session is over
+
+    within_bound(check())
+
+
+def test_a_connection_that_is_not_made_in_time_is_no_request(plan: list[Planned]) -> None:
+    """Of a server that accepts, and says nothing to a client that begins with TLS."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        await reader.read()  # all of it: until the client has given up
+        ended.set()
+        writer.close()
+
+    async def check() -> None:
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, aiohttp.ClientSession() as http:
+            target = Target(url, "m", timeout_seconds=0.01)
+            observed = await offer(plan[:1], Client(http, target))
+            assert [o.failure for o in observed.outcomes] == ["timed out after 0.01 s"]
+            await ended.wait()
+
+    within_bound(check())
+
+
+def test_the_connections_of_a_run_are_there_when_its_requests_are_due(plan: list[Planned]) -> None:
+    there: list[int] = []
+
+    class Watching(Client):
+        async def send(self, *args: Any) -> Outcome:
+            there.append(server.connections)
+            return await super().send(*args)
+
+    server = Server()
+
+    async def check() -> None:
+        async with server.serve() as url, aiohttp.ClientSession() as http:
+            observed = await offer(plan, Watching(http, Target(url, "m")))
+        assert len(observed.outcomes) == 3
+
+    within_bound(check())
+    assert there == [3, 3, 3]
+    assert server.connections == 3
+
+
+def test_a_run_can_end_before_its_requests_are_due(plan: list[Planned]) -> None:
     async def check() -> None:
         server = Server()
-        async with aiohttp.ClientSession() as http:
-            async with server.serve() as url:
-                async with held(http, url, 0.0):  # no time for it
-                    pass
-                async with http.post(url) as answer:
-                    assert answer.status == 200
-            async with held(http, url, 10):  # nobody listens
-                pass
-        async with held(http, url, 10):  # the session is over
-            pass
+        async with server.serve() as url, aiohttp.ClientSession() as http:
+            later = [replace(request, at_seconds=3600.0 * request.index) for request in plan]
+            run = asyncio.create_task(offer(later, Client(http, Target(url, "m"))))
+            while not server.at_request:
+                await asyncio.sleep(0.001)
+            run.cancel()
+            observed = await run
+            assert observed.interrupted
+            assert len(observed.outcomes) <= 1
 
-    asyncio.run(asyncio.wait_for(check(), 30))
+    within_bound(check())
 
 
-def test_each_request_of_a_run_finds_its_connection_made() -> None:
-    happened: list[str] = []
-
-    class Holding(Client):
-        @contextlib.asynccontextmanager
-        async def _holding(self, seconds: float) -> AsyncIterator[None]:
-            assert 0 < seconds < 1
-            happened.append("held")
-            yield
-            happened.append("let go")
-
-        def connection_held(self, seconds: float) -> contextlib.AbstractAsyncContextManager[None]:
-            return self._holding(seconds)
-
-        async def send(self, request: Planned, body: bytes, planned: float) -> Outcome:
-            happened.append("sent")
-            return Outcome(request.index, 1, 1, planned, planned, planned)
+def test_what_is_no_fault_of_the_server_ends_the_run(plan: list[Planned]) -> None:
+    class Broken(Client):
+        async def send(self, *args: Any) -> Outcome:
+            raise RuntimeError("not the server's")
 
     async def check() -> None:
-        async with aiohttp.ClientSession() as http:
-            client = Holding(http, Target("http://127.0.0.1:9", "m"))
-            await offer([Planned(0, 0.0, "x", 1, 1)], client)
+        async with Server().serve() as url, aiohttp.ClientSession() as http:
+            with pytest.raises(RuntimeError, match="not the server's"):
+                await offer(plan, Broken(http, Target(url, "m")))
 
-    asyncio.run(asyncio.wait_for(check(), 30))
-    assert happened == ["held", "let go", "sent"]
+    within_bound(check())
 
 
 def test_the_table_of_descriptors_is_made_once() -> None:

@@ -1,6 +1,6 @@
 """DistServeDeployment: the resource that users write. CRD and reference are generated from here."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -70,29 +70,24 @@ class NetworkPolicySpec(Model):
 
 def _section_rules() -> Iterator[Rule]:
     for name, kind in STRATEGIES.items():
-        yield _needs(name, kind.roles)
-        yield _leaves_out(name, [role for role in Role if role not in kind.roles])
+        for role in Role:
+            yield (_needs if role in kind.roles else _leaves_out)(name, role)
 
 
-def _needs(name: StrategyName, used: Sequence[Role]) -> Rule:
+def _needs(name: StrategyName, role: Role) -> Rule:
     return Rule(
-        f"self.strategy.name != '{name}' || ({' && '.join(f'has(self.{r})' for r in used)})",
-        f"strategy {name} needs {_sections(used)}: add what is missing "
-        f"(`{used[0]}: {{}}` is enough)",
-        lambda spec: spec.strategy.name != name or spec.sections.issuperset(used),
+        f"self.strategy.name != '{name}' || has(self.{role})",
+        f"strategy {name} needs the section {role}: add `{role}: {{}}`",
+        lambda spec: spec.strategy.name != name or role in spec.sections,
     )
 
 
-def _leaves_out(name: StrategyName, unused: Sequence[Role]) -> Rule:
+def _leaves_out(name: StrategyName, role: Role) -> Rule:
     return Rule(
-        f"self.strategy.name != '{name}' || !({' || '.join(f'has(self.{r})' for r in unused)})",
-        f"strategy {name} has no use for {_sections(unused)}: remove {' and '.join(unused)}",
-        lambda spec: spec.strategy.name != name or spec.sections.isdisjoint(unused),
+        f"self.strategy.name != '{name}' || !has(self.{role})",
+        f"strategy {name} has no use for the section {role}: remove {role}",
+        lambda spec: spec.strategy.name != name or role not in spec.sections,
     )
-
-
-def _sections(roles: Sequence[Role]) -> str:
-    return f"the section{'s' if len(roles) > 1 else ''} {' and '.join(roles)}"
 
 
 def _without_gpu_settings(spec: "Spec") -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 import aiohttp
 import msgspec
 
 from distserve.bench.answer import WholeAnswer, one_line
-from distserve.bench.connections import held
+from distserve.bench.connections import Spare
 from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import HEADER
 from distserve.bench.outcome import Outcome, Planned
@@ -75,7 +74,7 @@ class Target:
 
 
 class Client:
-    """One HTTP session for a run; as many connections as there are requests in flight."""
+    """One HTTP session for a run; a connection for each request in flight or soon due."""
 
     def __init__(
         self,
@@ -88,11 +87,13 @@ class Client:
         self._clock = clock
         self._headers = {"content-type": "application/json", **dict((HEADER, *target.headers))}
 
-    def connection_held(self, seconds: float) -> AbstractAsyncContextManager[None]:
-        """See `connections.held`."""
-        return held(self._http, self.target.address, seconds)
+    def spare(self) -> Spare:
+        """For a request that is due soon; who asks for it drops it."""
+        return Spare(self._http, self.target.address)
 
-    async def send(self, request: Planned, body: bytes, planned: float) -> Outcome:
+    async def send(
+        self, request: Planned, body: bytes, planned: float, spare: Spare | None = None
+    ) -> Outcome:
         """Never raises for what the server does: a failure is part of the measurement."""
         outcome = Outcome(
             request.index, request.prompt_tokens, request.output_tokens,
@@ -101,6 +102,8 @@ class Client:
         headers = self._headers | slo_headers(request.own)
         heard = TokenStream() if self.target.stream else WholeAnswer()
         try:
+            if spare is not None:
+                await spare.ready(self.target.timeout_seconds)
             async with self._http.post(
                 self.target.address, data=body, headers=headers, allow_redirects=False
             ) as answer:

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import resource
-from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -35,26 +34,39 @@ def allow_many_connections() -> None:
     os.close(some)
 
 
-@contextlib.asynccontextmanager
-async def held(http: aiohttp.ClientSession, url: str, seconds: float) -> AsyncIterator[None]:
-    """Within, one connection more to `url` than are in use; on leaving it is there to be used.
+class Spare:
+    """One connection more than are in use, begun ahead of the request that will need it.
 
-    Where none is had in `seconds`, or at all, nothing is held: the request that needs it will
-    make its own, or say why it cannot.
+    The pool hands out its oldest first, so what is used in the end may be another; with this one
+    there are enough, unless the server closes one meanwhile.
     """
-    connection = None
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-        async with asyncio.timeout(seconds):
-            connection = await _connect(http, url)
-    try:
-        yield
-    finally:
-        if connection is not None:
-            connection.release()
+
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+        self._making = asyncio.create_task(_connect(http, url))
+
+    async def ready(self, seconds: float) -> None:
+        """It is there to be used, or cannot be had: then the request that needs it says why.
+
+        Raises TimeoutError where neither is known in `seconds`.
+        """
+        if not self._making.done():
+            await asyncio.wait({self._making}, timeout=seconds)
+            if not self._making.done():
+                raise TimeoutError
+        self._release()
+
+    def drop(self) -> None:
+        """Whether it was used or not: it is not held any more, nor made."""
+        if not self._making.cancel():
+            self._release()
+
+    def _release(self) -> None:
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+            self._making.result().release()
 
 
-async def _connect(http: aiohttp.ClientSession, url: str) -> Connection | None:
-    if http.connector is None:  # the session is closed
-        return None
+async def _connect(http: aiohttp.ClientSession, url: str) -> Connection:
+    if http.connector is None:
+        raise aiohttp.ClientConnectionError("the session is closed")
     request = aiohttp.ClientRequest("GET", URL(url), session=http)
     return await http.connector.connect(request, [], http.timeout)

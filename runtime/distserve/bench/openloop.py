@@ -58,32 +58,25 @@ async def offer(
     """
     beats: list[float] = []
     monitor = asyncio.create_task(_beat(beats, clock))
-    running: set[asyncio.Task[Outcome]] = set()
     outcomes: list[Outcome] = []
     interrupted = False
 
-    def ended(task: asyncio.Task[Outcome]) -> None:
-        running.discard(task)
-        if not task.cancelled():
-            outcomes.append(task.result())
-            on_end(outcomes[-1])
+    async def run(request: Planned, due: float) -> None:
+        outcomes.append(await _send(client, request, due, clock))
+        on_end(outcomes[-1])
 
     with _quiet_collector():
         start = clock() + _AHEAD_SECONDS
         try:
-            for request in requests:
-                due = start + request.at_seconds
-                await asyncio.sleep(due - _AHEAD_SECONDS - clock())
-                task = asyncio.create_task(_send(client, request, due, clock))
-                running.add(task)
-                task.add_done_callback(ended)
-            while running:
-                await asyncio.wait(running)
+            async with asyncio.TaskGroup() as running:
+                for request in requests:
+                    due = start + request.at_seconds
+                    await asyncio.sleep(due - _AHEAD_SECONDS - clock())
+                    running.create_task(run(request, due))
         except asyncio.CancelledError:
             interrupted = True
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
         finally:
             monitor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -97,9 +90,12 @@ async def _send(
 ) -> Outcome:
     """All that can be done ahead is: what is due is only written to the socket."""
     body = client.target.body(request.prompt, request.output_tokens)
-    async with client.connection_held(due - clock()):
+    spare = client.spare()
+    try:
         await _until(due, clock)
-    return await client.send(request, body, due)
+        return await client.send(request, body, due, spare)
+    finally:
+        spare.drop()
 
 
 async def _until(due: float, clock: Callable[[], float]) -> None:
