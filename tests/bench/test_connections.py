@@ -140,7 +140,9 @@ def test_a_run_can_end_before_its_requests_are_due(plan: list[Planned]) -> None:
     async def check() -> None:
         server = Server()
         async with server.serve() as url, aiohttp.ClientSession() as http:
-            later = [replace(request, at_seconds=3600.0 * request.index) for request in plan]
+            # When the first is there, the second has its connection, and the third is far off.
+            due = zip(plan, (0.0, 0.2, 3600.0), strict=True)
+            later = [replace(request, at_seconds=at) for request, at in due]
             run = asyncio.create_task(offer(later, Client(http, Target(url, "m"))))
             while not server.at_request:
                 await asyncio.sleep(0.001)

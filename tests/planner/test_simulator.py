@@ -229,11 +229,11 @@ def test_prefills_and_ways_are_as_uneven_as_they_were_measured():
         request_ms=10, way_spread=Spread((0.5, 1.5)), prefill_spread=Spread((0.75, 1.25))
     )
     spec = InstanceSpec(TIMES, serving=serving)
-    trace = Trace([10] * 4, [1] * 4, [1000.0 * n for n in range(4)])
+    trace = Trace([10] * 12, [1] * 12, [1000.0 * n for n in range(12)])
     for fleet in (Fleet(spec, None, 1, 0), Fleet(spec, spec)):
         name = "Disaggregated" if fleet.decode else "Colocated"
         _, _, result = simulate(name, fleet, trace)
-        assert result.ttft_ms == pytest.approx([5 + 60, 15 + 100, 5 + 60, 15 + 100])
+        assert {round(ms) for ms in result.ttft_ms} == {5 + 60, 5 + 100, 15 + 60, 15 + 100}
 
 
 def test_one_that_comes_costs_one_of_those_who_decode():

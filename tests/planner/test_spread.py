@@ -1,12 +1,12 @@
 """Single times about their mean."""
 
 import math
-from statistics import fmean
+from statistics import correlation, fmean
 
 import pytest
 
 from distserve.planner.serving import Serving
-from distserve.planner.spread import Spread
+from distserve.planner.spread import PREFILLS, WAYS, Spread
 
 UNEVEN = Spread((0.5, 1.0, 1.5))
 
@@ -19,13 +19,22 @@ def test_parts_are_means_of_equally_many() -> None:
 
 def test_too_few_tell_nothing() -> None:
     assert not Spread.of([1.0] * 19) and not Spread.of([0.0] * 30)
-    assert Spread().at(7) == 1
+    assert Spread().at(7, WAYS) == 1
 
 
-def test_each_part_comes_as_often_as_another() -> None:
-    drawn = [UNEVEN.at(nth) for nth in range(30)]
-    assert all(9 <= drawn.count(part) <= 11 for part in UNEVEN.parts)
-    assert len(set(drawn[:4])) == 3, "also of the first few"
+@pytest.mark.parametrize("step", [WAYS, PREFILLS])
+def test_each_part_comes_as_often_as_another(step: float) -> None:
+    drawn = [UNEVEN.at(nth, step) for nth in range(300)]
+    assert all(98 <= drawn.count(part) <= 102 for part in UNEVEN.parts)
+    assert len(set(drawn[:5])) == 3, "also of the first few"
+    assert UNEVEN.at(0, step) != UNEVEN.at(0, step, instance=1)
+
+
+@pytest.mark.parametrize("later", [0, 1, 5, 13])
+def test_ways_and_prefills_have_nothing_to_do_with_each_other(later: int) -> None:
+    parts = Spread(tuple((0.5 + part) / 10 for part in range(20)))
+    pairs = [(parts.at(n, WAYS), parts.at(n + later, PREFILLS)) for n in range(300)]
+    assert abs(correlation(*zip(*pairs, strict=True))) < 0.1
 
 
 def test_requests_ways_are_as_long_as_it_says() -> None:
@@ -40,7 +49,9 @@ def test_profiles_keep_it() -> None:
     assert not {"way_spread", "prefill_spread"} & Serving(request_ms=2.0).as_entry().keys()
 
 
-@pytest.mark.parametrize("part", [-0.1, math.inf])
-def test_what_cannot_be_is_refused(part: float) -> None:
-    with pytest.raises(ValueError, match="spread has"):
+@pytest.mark.parametrize(
+    ("part", "said"), [(-0.1, "has -0.1"), (math.inf, "has inf"), (0.5, "a mean of 0.75")]
+)
+def test_what_cannot_be_is_refused(part: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         Serving.from_entry({"way_spread": [1.0, part]})

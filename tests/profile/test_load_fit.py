@@ -156,7 +156,7 @@ def test_news_is_told_from_others_tokens() -> None:
 
     assert late(130.0) == 0 and late(131.0) == 1.0
     assert late(141.0) == 10.0  # a step later, which it made longer
-    assert late(170.0) == 0  # for room, not for the news
+    assert late(190.0) == 0  # for room, not for the news
 
 
 SLOW_AT_TIMES = Pace((1.0, 1.2, 1.0, 1.5), (1.0, 1.4, 1.0, 0.8))

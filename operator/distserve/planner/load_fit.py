@@ -21,8 +21,8 @@ from distserve.strategies.time_model import TimeModel
 
 _ROUNDS = 4
 """What is slowed is all of a step, which the round before tells."""
-_MOST_STEPS = 2.5
-"""Whose KV comes later than by so many waited for more than the news: for room."""
+_MOST_STEPS, _MOST_MS = 2.5, 40.0
+"""Who decodes later than by both waited for room, and not for the news alone."""
 _BELIEF = 200
 """One row of this many says that the engine's own times hold: where step, tokens and all that is
 added grow alike, it is they that are believed."""
@@ -257,5 +257,5 @@ def _late_ms(
             step_ms, late_ms = ends[begun + 1] - ends[begun], second - ends[begun + 1]
             if late_ms > step_ms / 2:  # it would have been in this one, and made it longer
                 late_ms -= added.joining_ms + added.stream_ms
-            if late_ms < _MOST_STEPS * step_ms:
+            if late_ms < max(_MOST_STEPS * step_ms, _MOST_MS):
                 yield late_ms

@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any
 
 from distserve.planner.pace import Pace
-from distserve.planner.spread import Spread
+from distserve.planner.spread import WAYS, Spread
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 _SERIES: Mapping[str, type[Spread] | type[Pace]] = {
@@ -73,7 +73,7 @@ class Serving:
     def way_ms(self, request: int, busy: bool) -> float:
         """Of a request, to its queue and back; `busy`: while others decode."""
         mean_ms = self.request_ms + (self.busy_request_ms if busy else 0.0)
-        return mean_ms * self.way_spread.at(request)
+        return mean_ms * self.way_spread.at(request, WAYS)
 
     def news_ms(self, busy: bool) -> float:
         """Of a prefill's end, to the engine that is to decode; `busy`: while it decodes."""

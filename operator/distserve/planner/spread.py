@@ -11,7 +11,12 @@ from statistics import fmean
 
 GOLDEN = 0.618034
 """Whose multiples lie evenly between two whole numbers, however many there are."""
+WAYS, PREFILLS = 0.754878, 0.569840
+"""The same of pairs: whatever way a request has, its prefill may be as short or as long."""
+_APART = 0.382
+"""Of all parts, between two instances."""
 _PARTS = 20
+_ROUNDED = 0.01
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,12 @@ class Spread:
     def __bool__(self) -> bool:
         return bool(self.parts)
 
-    def at(self, nth: int) -> float:
-        """Of the nth: in any order, and evenly from all parts however few are asked for."""
-        return self.parts[int(nth * GOLDEN % 1 * len(self.parts))] if self.parts else 1.0
+    def at(self, nth: int, step: float, instance: int = 0) -> float:
+        """Of the nth on the instance of this number, evenly from all parts however few are asked
+        for. `step` is one for all that is drawn together."""
+        if not self.parts:
+            return 1.0
+        return self.parts[int((0.5 + nth * step + instance * _APART) % 1 * len(self.parts))]
 
     def as_entry(self) -> list[float]:
         return [float(f"{part:.4g}") for part in self.parts]
@@ -34,12 +42,12 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Empty where there are too few of them to tell."""
-        if len(values) < _PARTS or not (mean := fmean(values)) > 0:
+        if len(values) < _PARTS or not fmean(values) > 0:
             return cls()
         ordered, count = sorted(values), len(values)
         cuts = (count * part // _PARTS for part in range(_PARTS + 1))
         means = [fmean(ordered[begin:end]) for begin, end in pairwise(cuts)]
-        return cls(tuple(max(0.0, part / mean) for part in means))
+        return cls(tuple(max(0.0, part / fmean(means)) for part in means))
 
     @classmethod
     def from_entry(cls, entry: Sequence[float]) -> Spread:
@@ -48,4 +56,6 @@ class Spread:
         for part in parts:
             if not (part >= 0 and isfinite(part)):
                 raise ValueError(f"serving's spread has {part:g}, which cannot be")
+        if parts and abs(fmean(parts) - 1) > _ROUNDED:
+            raise ValueError(f"serving's spread has a mean of {fmean(parts):g} and not of 1")
         return cls(parts)

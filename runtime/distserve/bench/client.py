@@ -102,11 +102,14 @@ class Client:
         headers = self._headers | slo_headers(request.own)
         heard = TokenStream() if self.target.stream else WholeAnswer()
         try:
+            limit = self.target.timeout_seconds
             if spare is not None:
-                await spare.ready(self.target.timeout_seconds)
+                await spare.ready(limit)
+                limit = max(0.001, limit - (self._clock() - outcome.sent))
             async with self._http.post(
-                self.target.address, data=body, headers=headers, allow_redirects=False
-            ) as answer:
+                self.target.address, data=body, headers=headers, allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=limit),
+            ) as answer:  # fmt: skip
                 if answer.status != 200:
                     outcome.failure = explain(answer.status, await _what_came(answer))
                 elif isinstance(heard, WholeAnswer):

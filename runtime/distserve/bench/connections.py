@@ -61,6 +61,8 @@ class Spare:
             self._release()
 
     def _release(self) -> None:
+        if self._making.cancelled():  # with the whole program
+            return
         with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
             self._making.result().release()
 

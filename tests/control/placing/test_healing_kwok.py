@@ -289,9 +289,16 @@ def test_ranks_of_several_pods_begin_anew_together(
         opt.fabric.wait_until("both began anew", lambda: begun_anew(decode))
         assert opt.uids("prefill") == prefill, "another instance is none of its business"
         opt.history.check(opt.cliques, opt.name)
-        assert len({one["metadata"]["uid"] for one in opt.history.events if (
-            one["kind"] == "Pod" and one["metadata"]["name"].startswith(name)
-        )}) == 2 * 4, "each was made anew once for each loss"  # fmt: skip
+        made = {
+            one["metadata"]["uid"]: (
+                one["metadata"]["creationTimestamp"],
+                one["metadata"]["name"],
+                one["spec"].get("nodeName"),
+            )
+            for one in opt.history.events
+            if one["kind"] == "Pod" and one["metadata"]["name"].startswith(name)
+        }
+        assert len(made) == 2 * 4, f"not made anew once for each loss: {sorted(made.values())}"
     with capsys.disabled():
         print(f"\n  {note}\n  pod deleted -> all pods of its instance Ready anew: {took:.1f} s")
 

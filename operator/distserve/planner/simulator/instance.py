@@ -19,6 +19,7 @@ from distserve.planner.memory import BLOCK_TOKENS
 from distserve.planner.series import series_ms, steps_until
 from distserve.planner.simulator.simulation import Simulation, StepRecord
 from distserve.planner.simulator.steps import Chunk, InstanceSpec, Step
+from distserve.planner.spread import PREFILLS
 from distserve.strategies.budget import Grant, Prompt, Room
 
 
@@ -219,7 +220,8 @@ class Instance:
         machine = self.spec.serving.pace
         step.machine_pace = machine.at(now, bool(step.chunks), self.number)
         if step.chunks and not step.decode:
-            step.machine_pace *= self.spec.serving.prefill_spread.at(self._prefills)
+            spread = self.spec.serving.prefill_spread
+            step.machine_pace *= spread.at(self._prefills, PREFILLS, self.number)
             self._prefills += 1
         step.pace = self._pace(step)
         stage_ms = step.pace * (self._measure(step) + requests_ms)
