@@ -285,7 +285,10 @@ def test_ranks_of_several_pods_begin_anew_together(
         opt.fabric.wait_until("both began anew", lambda: begun_anew(decode))
 
         decode = opt.uids("decode")
-        cluster.kubectl("delete", f"pod/{name}-0", f"pod/{name}-1", where, "--wait=false")
+        # In one call: one by one, and by name, the second might be the one that was made for it.
+        both = f"distserve.io/deployment={opt.name},distserve.io/role=decode"
+        pods = f"/api/v1/namespaces/{opt.fabric.namespace}/pods?labelSelector={both}"
+        cluster.kubectl("delete", "--raw", pods)
         opt.fabric.wait_until("both began anew", lambda: begun_anew(decode))
         assert opt.uids("prefill") == prefill, "another instance is none of its business"
         opt.history.check(opt.cliques, opt.name)
