@@ -7,6 +7,7 @@ be on time then. Used beside a measurement, `watched` tells those moments from t
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -81,8 +82,6 @@ def watched() -> Iterator[Pauses]:
 
 def watch(core: int) -> None:
     """Until stdin closes; then prints the spans of this core."""
-    import select
-
     os.sched_setaffinity(0, {core})
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))

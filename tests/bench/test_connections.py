@@ -70,13 +70,13 @@ def test_a_request_uses_what_is_spare() -> None:
         async with server.serve() as url, aiohttp.ClientSession() as http:
             for _ in range(2):  # the second time it is the idle one of the first
                 spare = Spare(http, url)
-                await spare.ready(10)
+                await spare.ready()
                 await ask(http, url)
                 spare.drop()
             assert server.at_request == [1, 1]
             spares = [Spare(http, url) for _ in range(3)]
             for spare in spares:
-                await spare.ready(10)
+                await spare.ready()
             await asyncio.gather(*(ask(http, url) for _ in spares))
             assert server.at_request[2:] == [3, 3, 3]
 
@@ -88,8 +88,8 @@ def test_what_cannot_be_had_is_left_to_the_request() -> None:
         async with aiohttp.ClientSession() as http:
             async with Server().serve() as url:
                 pass
-            await Spare(http, url).ready(10)  # nobody listens
-        await Spare(http, url).ready(10)  # the session is over
+            await Spare(http, url).ready()  # nobody listens
+        await Spare(http, url).ready()  # the session is over
 
     within_bound(check())
 

@@ -52,8 +52,7 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
     )
     if migrated:
         served = added.applied(times)
-        handover_ms = _handover_ms(loads, served, added.joining_ms)
-        added = replace(added, handover_ms=handover_ms)
+        added = replace(added, handover_ms=_handover_ms(loads, served, added.joining_ms))
         added = replace(added, busy_handover_ms=_news_ms(loads, added))
     # Of steps that do both at once it is not known which of both was slow.
     if mixed:

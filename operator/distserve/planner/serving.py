@@ -75,10 +75,6 @@ class Serving:
         mean_ms = self.request_ms + (self.busy_request_ms if busy else 0.0)
         return mean_ms * self.way_spread.at(request, WAYS)
 
-    def news_ms(self, busy: bool) -> float:
-        """Of a prefill's end, to the engine that is to decode; `busy`: while it decodes."""
-        return self.busy_handover_ms if busy else 0.0
-
     def as_entry(self) -> dict[str, Any]:
         entry: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in _SERIES:

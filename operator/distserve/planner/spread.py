@@ -47,7 +47,8 @@ class Spread:
         ordered, count = sorted(values), len(values)
         cuts = (count * part // _PARTS for part in range(_PARTS + 1))
         means = [fmean(ordered[begin:end]) for begin, end in pairwise(cuts)]
-        return cls(tuple(max(0.0, part / fmean(means)) for part in means))
+        mean = fmean(means)
+        return cls(tuple(max(0.0, part / mean) for part in means))
 
     @classmethod
     def from_entry(cls, entry: Sequence[float]) -> Spread:

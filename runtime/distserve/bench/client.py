@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -102,24 +103,10 @@ class Client:
         headers = self._headers | slo_headers(request.own)
         heard = TokenStream() if self.target.stream else WholeAnswer()
         try:
-            limit = self.target.timeout_seconds
-            if spare is not None:
-                await spare.ready(limit)
-                limit = max(0.001, limit - (self._clock() - outcome.sent))
-            async with self._http.post(
-                self.target.address, data=body, headers=headers, allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=limit),
-            ) as answer:  # fmt: skip
-                if answer.status != 200:
-                    outcome.failure = explain(answer.status, await _what_came(answer))
-                elif isinstance(heard, WholeAnswer):
-                    heard.take(await answer.read())
-                else:
-                    clock, feed = self._clock, heard.feed
-                    async for data in answer.content.iter_any():
-                        feed(data, clock())
-                    if not heard.anything and answer.content_type != EVENT_STREAM:
-                        outcome.failure = f"no event stream but {answer.content_type}"
+            async with asyncio.timeout(self.target.timeout_seconds):
+                if spare is not None:
+                    await spare.ready()
+                await self._ask(body, headers, heard, outcome)
         except TimeoutError:
             outcome.failure = f"timed out after {self.target.timeout_seconds:g} s"
         except aiohttp.ClientPayloadError:
@@ -133,6 +120,27 @@ class Client:
         outcome.ended = self._clock()
         _conclude(outcome, request, heard, self.target.ignore_eos)
         return outcome
+
+    async def _ask(
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        heard: TokenStream | WholeAnswer,
+        outcome: Outcome,
+    ) -> None:
+        async with self._http.post(
+            self.target.address, data=body, headers=headers, allow_redirects=False
+        ) as answer:
+            if answer.status != 200:
+                outcome.failure = explain(answer.status, await _what_came(answer))
+            elif isinstance(heard, WholeAnswer):
+                heard.take(await answer.read())
+            else:
+                clock, feed = self._clock, heard.feed
+                async for data in answer.content.iter_any():
+                    feed(data, clock())
+                if not heard.anything and answer.content_type != EVENT_STREAM:
+                    outcome.failure = f"no event stream but {answer.content_type}"
 
 
 def slo_headers(objectives: Objectives) -> dict[str, str]:

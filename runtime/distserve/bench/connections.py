@@ -44,15 +44,11 @@ class Spare:
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._making = asyncio.create_task(_connect(http, url))
 
-    async def ready(self, seconds: float) -> None:
-        """It is there to be used, or cannot be had: then the request that needs it says why.
-
-        Raises TimeoutError where neither is known in `seconds`.
-        """
+    async def ready(self) -> None:
+        """It is there to be used, or cannot be had: then the request that needs it says why. As
+        long as that takes; whoever waits has a limit."""
         if not self._making.done():
-            await asyncio.wait({self._making}, timeout=seconds)
-            if not self._making.done():
-                raise TimeoutError
+            await asyncio.wait({self._making})
         self._release()
 
     def drop(self) -> None:

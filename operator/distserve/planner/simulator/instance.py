@@ -217,11 +217,10 @@ class Instance:
     def _start(self, step: Step) -> None:
         now, pp = self.simulation.now, self.spec.pp
         requests_ms = self._requests_ms(step)
-        machine = self.spec.serving.pace
-        step.machine_pace = machine.at(now, bool(step.chunks), self.number)
+        serving = self.spec.serving
+        step.machine_pace = serving.pace.at(now, bool(step.chunks), self.number)
         if step.chunks and not step.decode:
-            spread = self.spec.serving.prefill_spread
-            step.machine_pace *= spread.at(self._prefills, PREFILLS, self.number)
+            step.machine_pace *= serving.prefill_spread.at(self._prefills, PREFILLS, self.number)
             self._prefills += 1
         step.pace = self._pace(step)
         stage_ms = step.pace * (self._measure(step) + requests_ms)

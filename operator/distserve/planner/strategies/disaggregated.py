@@ -66,7 +66,8 @@ class Disaggregated(SimulatedStrategy):
     def prefilled(self, request: int, instance: Instance) -> None:
         target = self._least_reserved()
         self._pending_blocks[target] += blocks_for(self.whole_context(request))
-        if news_ms := target.spec.serving.news_ms(busy=target.decoding > 0):
+        news_ms = target.spec.serving.busy_handover_ms
+        if news_ms and target.decoding:
             at = self.simulation.now + news_ms
             self.simulation.at(at, self._heard_of, request, instance, target)
         else:
