@@ -29,8 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -106,12 +106,19 @@ def compare(options: argparse.Namespace, scratch: Path, found: Found) -> None:
                     telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
 
 
+def order_of(repeats: Sequence[int]) -> list[tuple[int, int]]:
+    """(share's index, its repeat): the repeats of each share spread over the whole measurement."""
+    runs = [(index, repeat) for index, n in enumerate(repeats) for repeat in range(n)]
+    return sorted(runs, key=lambda run: (run[1] + 0.5) / repeats[run[0]])
+
+
 def measure(options: argparse.Namespace, model: str, url: str, measured: Measured) -> None:
     measured.overloads = offering.overloads_of(url, model, options.seconds)
     capacities = [offering.capacity_of(url, model, some) for some in measured.overloads]
     measured.capacity = fmean(capacities)
     measured.loads.append(offering.load_of(url, model, LOADS[0], 0))
-    for repeat, (index, share) in product(range(options.repeats), enumerate(options.shares)):
+    for index, repeat in order_of(options.repeats):
+        share = options.shares[index]
         rate = share * measured.capacity
         requests = max(40, min(400, round(rate * options.seconds)))
         # Two repeats have the same arrivals: how far they are apart is no simulator's fault.
@@ -191,7 +198,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
-    parser.add_argument("--repeats", type=int, default=6, help="of each rate, in pairs")
+    parser.add_argument(
+        "--repeats", nargs="+", type=int, default=[6],
+        help="of each rate, in pairs; one number, or one for each share, since runs scatter more "
+        "the higher the rate",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals in a run")
     parser.add_argument("--output", type=Path, default=Path("planner_truth.json"))
     parser.add_argument("--scratch", type=Path, help="keep databases and profiles here")
@@ -200,6 +211,10 @@ def main() -> None:
     )
     parser.add_argument("--short", action="store_true", help="a coarse grid, to see that it runs")
     options = parser.parse_args()
+    if len(options.repeats) == 1:
+        options.repeats *= len(options.shares)
+    if len(options.repeats) != len(options.shares):
+        parser.error("--repeats takes one number, or as many as --shares")
     if options.again and not options.scratch:
         parser.error("--again needs the --scratch of the run that measured")
     os.environ["OMP_NUM_THREADS"] = "1"
