@@ -16,8 +16,9 @@ tell: what is off there is the simulator's. And how far two real runs of the sam
 apart: who does not know the machine's next minute can hardly be closer.
 
 One table is printed, and everything is written to --output as JSON; what was measured stays in
---scratch, and --again judges it anew. The aims hold for the mean
-over rates up to 90 % of the measured capacity; beyond it figures are only reported.
+--scratch, and --again judges it anew, also several measurements together. A run beside which other
+work ran is not judged. The aims hold for the mean over rates up to 90 % of the measured capacity;
+beyond it figures are only reported.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -52,9 +54,9 @@ from benchmarks.planner_truth.deployment import (
     running,
 )
 from benchmarks.planner_truth.figures import Compared, Request, Seen, Setup
-from benchmarks.planner_truth.measured import Measured, Run, keep, kept
+from benchmarks.planner_truth.measured import Measured, Run, held, keep, kept
 
-from distserve.planner.fitting import Fit, fit_database, write_profile
+from distserve.planner.fitting import fit_database, write_profile
 from distserve.planner.load_fit import fit_loads
 from distserve.planner.load_pace import pace_of
 from distserve.planner.models import find_model
@@ -82,28 +84,35 @@ def compare(options: argparse.Namespace, scratch: Path, found: Found) -> None:
     """Every model with every strategy; one that fails is told and leaves the others alone."""
     for model in options.models:
         folder = model_folder(model, scratch)
-        steps = scratch / f"{model}.sqlite"
-        if not options.again:
-            profile_engine(model, folder, steps, options.short)
-        (engine,) = fit_database(steps).values()
+        profile_engine(model, folder, steps_of(model, scratch), options.short)
         for strategy in options.strategies:
             measured, began = Measured(), time.perf_counter()
             try:
-                if options.again:
-                    measured = kept(scratch, model, strategy)
-                else:
-                    with running(manifest(model, folder, strategy), scratch) as url:
-                        measure(options, model, url, measured)
+                with running(manifest(model, folder, strategy), scratch) as url:
+                    measure(options, model, url, measured)
             except (Failed, subprocess.CalledProcessError) as error:
                 found.failed = True
                 print(f"{model} {strategy}: {error}", file=sys.stderr, flush=True)
             finally:  # interrupted or failed, it judges the runs before
                 print(f"  (runs: {time.perf_counter() - began:.0f} s)", flush=True)
                 if measured.runs:
-                    if not options.again:
-                        keep(measured, scratch, model, strategy)
-                    judge(model, strategy, folder, scratch, engine, measured, found)
+                    keep(measured, scratch, model, strategy)
+                    judge(model, strategy, scratch, measured, found)
                     telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
+
+
+def compare_again(options: argparse.Namespace, found: Found) -> None:
+    """What was measured before; several measurements of a setup are judged as one, each with the
+    profile of its own day."""
+    for model, strategy in product(options.models, options.strategies):
+        scratches = [some for some in options.scratch if held(some, model, strategy)]
+        try:
+            for scratch in scratches or options.scratch[:1]:
+                judge(model, strategy, scratch, kept(scratch, model, strategy), found)
+        except Failed as error:
+            found.failed = True
+            print(f"{model} {strategy}: {error}", file=sys.stderr, flush=True)
+    telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
 
 
 def order_of(repeats: Sequence[int]) -> list[tuple[int, int]]:
@@ -136,14 +145,15 @@ def measure(options: argparse.Namespace, model: str, url: str, measured: Measure
         measured.runs.append(run)
 
 
-def judge(
-    model: str, strategy: str, folder: Path, scratch: Path, engine: Fit, measured: Measured,
-    found: Found,
-) -> None:  # fmt: skip
-    added = fit_loads([load for some in measured.loads for load in some], engine.times)
+def judge(model: str, strategy: str, scratch: Path, measured: Measured, found: Found) -> None:
+    (engine,) = fit_database(steps_of(model, scratch)).values()
+    loads = measured.loads_at_rest()
+    if not loads:
+        raise Failed(f"{scratch}: other work beside every run; measure on a machine at rest")
+    added = fit_loads([load for some in loads for load in some], engine.times)
     fitted = scratch / f"{model}-{strategy}.json"
     write_profile(fitted, {(model, 1): replace(engine, serving=added)})
-    profile, shape = load_profile(str(fitted)), find_model(str(folder))
+    profile, shape = load_profile(str(fitted)), find_model(str(model_folder(model, scratch)))
     fleet = simulating.fleet_of(strategy, profile, shape)
     slo = simulating.slo_of(profile, shape)
     setup = Setup(
@@ -154,15 +164,18 @@ def judge(
     found.setups.append(setup)
     print(telling.setup_line(setup), flush=True)
     for nth, run in enumerate(measured.runs):
-        loads = [load for some in measured.loads[nth : nth + 2] for load in some]
-        beside = pace_of(loads, engine.times, added)
-        pace = pace_of([offering.load_like(run.observed)], engine.times, added)
-        found.rows.append(compared(setup, fleet, slo, run, beside, pace))
+        if not run.at_rest:
+            print(f"  {telling.disturbed_line(run)}", flush=True)
+            continue
+        beside = [load for some in measured.loads[nth : nth + 2] for load in some]
+        its_own = [offering.load_like(run.observed)]
+        paces = [pace_of(some, engine.times, added) for some in (beside, its_own)]
+        found.rows.append(compared(len(found.setups), setup, fleet, slo, run, *paces))
         print(f"  {telling.run_line(found.rows[-1])}", flush=True)
 
 
 def compared(
-    setup: Setup, fleet: Fleet, slo: Slo, run: Run, beside: Pace, pace: Pace
+    measurement: int, setup: Setup, fleet: Fleet, slo: Slo, run: Run, beside: Pace, pace: Pace
 ) -> Compared:  # fmt: skip
     def drawn(fleet: Fleet) -> list[list[Request]]:
         fleets = simulating.draws_of(fleet)
@@ -174,10 +187,15 @@ def compared(
     real, draws = offering.requests_of(run.observed), drawn(fleet)
     paced = simulating.simulate(setup.strategy, simulating.at_pace(fleet, pace), run.plan)
     return Compared(
-        setup.model, setup.strategy, run.share, run.rate, run.seed, len(run.plan),
+        setup.model, setup.strategy, measurement, run.share, run.rate, run.seed, len(run.plan),
         Seen.of(real, slo), mean(draws), mean(drawn(simulating.at_pace(fleet, beside))),
         Seen.of(paced, slo), pace, run.observed.lag.send_p99_ms, run.others_cpu, real, draws[0],
     )  # fmt: skip
+
+
+def steps_of(model: str, scratch: Path) -> Path:
+    """The database of the engine's measured steps."""
+    return scratch / f"{model}.sqlite"
 
 
 def profile_engine(model: str, folder: Path, database: Path, short: bool) -> None:
@@ -205,10 +223,13 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals in a run")
     parser.add_argument("--output", type=Path, default=Path("planner_truth.json"))
-    parser.add_argument("--scratch", type=Path, help="keep databases and profiles here")
     parser.add_argument(
-        "--again", action="store_true", help="judge what is in --scratch, measure nothing"
+        "--scratch", nargs="+", type=Path, default=[], help="keep databases and profiles here"
     )
+    parser.add_argument(
+        "--again", action="store_true",
+        help="judge what is in --scratch, measure nothing; several are judged together",
+    )  # fmt: skip
     parser.add_argument("--short", action="store_true", help="a coarse grid, to see that it runs")
     options = parser.parse_args()
     if len(options.repeats) == 1:
@@ -217,14 +238,19 @@ def main() -> None:
         parser.error("--repeats takes one number, or as many as --shares")
     if options.again and not options.scratch:
         parser.error("--again needs the --scratch of the run that measured")
+    if len(options.scratch) > 1 and not options.again:
+        parser.error("several of --scratch are for --again")
     os.environ["OMP_NUM_THREADS"] = "1"
     pin(os.getpid(), OTHERS_CORE)
     found = Found()
     with tempfile.TemporaryDirectory() as temporary:
-        scratch = options.scratch or Path(temporary)
+        scratch = options.scratch[0] if options.scratch else Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            compare(options, scratch, found)
+            if options.again:
+                compare_again(options, found)
+            else:
+                compare(options, scratch, found)
         finally:  # interrupted, it tells of what was compared so far
             for text in telling.summary(found.rows):
                 print(text)

@@ -79,6 +79,8 @@ class Compared:
 
     model: str
     strategy: str
+    measurement: int
+    """Counted from 1: several of one setup have a profile each, and arrivals of their own."""
     share: float
     rate: float
     seed: int

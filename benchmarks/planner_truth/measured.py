@@ -13,6 +13,9 @@ from distserve.bench.openloop import Observed
 from distserve.bench.outcome import Planned
 from distserve.planner.loads import LoadRecord
 
+OTHERS_AT_MOST = 0.05
+"""Cores that other work may take: beside more, it is another machine that is measured."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -24,6 +27,11 @@ class Run:
     plan: Sequence[Planned]
     observed: Observed
     others_cpu: float
+    """Cores that processes of others took meanwhile."""
+
+    @property
+    def at_rest(self) -> bool:
+        return self.others_cpu <= OTHERS_AT_MOST
 
 
 @dataclass
@@ -36,9 +44,21 @@ class Measured:
     loads: list[list[LoadRecord]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
+    def loads_at_rest(self) -> list[list[LoadRecord]]:
+        """Those with no run beside them that met other work."""
+        return [
+            load
+            for nth, load in enumerate(self.loads)
+            if all(run.at_rest for run in self.runs[max(0, nth - 1) : nth + 1])
+        ]
+
 
 def keep(measured: Measured, scratch: Path, model: str, strategy: str) -> None:
     _path(scratch, model, strategy).write_bytes(msgspec.json.encode(measured))
+
+
+def held(scratch: Path, model: str, strategy: str) -> bool:
+    return _path(scratch, model, strategy).exists()
 
 
 def kept(scratch: Path, model: str, strategy: str) -> Measured:

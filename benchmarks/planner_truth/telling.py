@@ -16,6 +16,7 @@ from benchmarks.planner_truth.figures import (
     Seen,
     Setup,
 )
+from benchmarks.planner_truth.measured import Run
 
 KNEE = 0.9
 """Beyond this share of the capacity figures are reported and not judged."""
@@ -56,6 +57,13 @@ def run_line(row: Compared) -> str:
     )
 
 
+def disturbed_line(run: Run) -> str:
+    return (
+        f"{run.share:4.0%} {run.rate:5.1f}/s seed {run.seed}: not judged, others took "
+        f"{run.others_cpu:.2f} cores"
+    )
+
+
 def summary(rows: Sequence[Compared]) -> Iterator[str]:
     """Errors of simulated against real. Of a rate: that of the means over its repeats; least to
     most of single runs, and the mean of their absolute ones."""
@@ -70,12 +78,12 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
     for row in rows:
         groups.setdefault((row.model, row.strategy), {}).setdefault(row.share, []).append(row)
     for (model, strategy), by_share in groups.items():
-        judged = [members for share, members in by_share.items() if share <= KNEE]
-        for share, members in by_share.items():
+        judged = [members for share, members in sorted(by_share.items()) if share <= KNEE]
+        for share, members in sorted(by_share.items()):
             mark = "" if share <= KNEE else " (not judged)"
             errors = Errors.of([(row.simulated, row.real) for row in members])
             yield (
-                f"| {model}, {strategy} | {share:.0%}, {members[0].rate:.1f}/s{mark} "
+                f"| {model}, {strategy} | {share:.0%}, {_rates(members)}/s{mark} "
                 f"| {len(members)} "
                 f"| {_spread(errors, 'attainment', '')} "
                 f"| {statistics.fmean(errors.attainment_over_scales):.1f} "
@@ -90,29 +98,43 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
             yield _means(model, strategy, "the same, in the pace of the loads beside each", beside)
             paced = [Errors.of([(r.paced, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, "the same, each at its own steps' pace", paced)
-            pairs = [pair for rate in judged for pair in _pairs(rate)]
+            pairs = [some for some in map(_pairs, judged) if some]
             if pairs:
                 yield _apart(model, strategy, pairs)
 
 
+def _rates(members: Sequence[Compared]) -> str:
+    """Of several measurements, whose capacities differ, the least and the most."""
+    rates = sorted({f"{row.rate:.1f}" for row in members}, key=float)
+    return rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
+
+
 def _pairs(rate: Sequence[Compared]) -> list[tuple[Seen, Seen]]:
     """Real runs of the same arrivals."""
-    by_seed: dict[int, list[Seen]] = {}
+    by_arrivals: dict[tuple[int, int], list[Seen]] = {}
     for row in rate:
-        by_seed.setdefault(row.seed, []).append(row.real)
-    return [(seen[0], seen[1]) for seen in by_seed.values() if len(seen) > 1]
+        by_arrivals.setdefault((row.measurement, row.seed), []).append(row.real)
+    return [(seen[0], seen[1]) for seen in by_arrivals.values() if len(seen) > 1]
 
 
-def _apart(model: str, strategy: str, pairs: Sequence[tuple[Seen, Seen]]) -> str:
+def _apart(model: str, strategy: str, rates: Sequence[Sequence[tuple[Seen, Seen]]]) -> str:
     def percent(name: str) -> float:
-        both = [(getattr(one, name), getattr(other, name)) for one, other in pairs]
-        return statistics.fmean(200 * abs(a - b) / (a + b) for a, b in both)
+        def of(pairs: Sequence[tuple[Seen, Seen]]) -> float:
+            both = [(getattr(one, name), getattr(other, name)) for one, other in pairs]
+            return statistics.fmean(200 * abs(a - b) / (a + b) for a, b in both)
+
+        return statistics.fmean(map(of, rates))
 
     def points(scale: float) -> float:
-        return statistics.fmean(abs(a.attainment[scale] - b.attainment[scale]) for a, b in pairs)
+        def of(pairs: Sequence[tuple[Seen, Seen]]) -> float:
+            both = [(one.attainment[scale], other.attainment[scale]) for one, other in pairs]
+            return statistics.fmean(abs(a - b) for a, b in both)
 
+        return statistics.fmean(map(of, rates))
+
+    pairs = sum(map(len, rates))
     return (
-        f"| {model}, {strategy} | two real runs of the same arrivals | {len(pairs)} pairs "
+        f"| {model}, {strategy} | two real runs of the same arrivals | {pairs} pairs "
         f"| {points(1.0):.1f} apart | {statistics.fmean(map(points, SCALES)):.1f} "
         f"| {percent('ttft_p90_ms'):.1f} % | {percent('tpot_p90_ms'):.1f} % |"
     )
@@ -120,16 +142,19 @@ def _apart(model: str, strategy: str, pairs: Sequence[tuple[Seen, Seen]]) -> str
 
 def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str:
     """Over rates, of what the means over a rate's repeats are off; and of single runs, which fall
-    out otherwise than others of their kind."""
+    out otherwise than others of their kind. Each rate counts once, however often it was run."""
 
     def both(name: str, unit: str, aim: float) -> str:
         of_rates = statistics.fmean(abs(errors.of_means[name]) for errors in rates)
-        of_runs = statistics.fmean(abs(value) for e in rates for value in getattr(e, name))
+        of_runs = statistics.fmean(
+            statistics.fmean(map(abs, getattr(errors, name))) for errors in rates
+        )
         return f"**{of_rates:.1f}{unit}** (aim {aim:g}{unit}), single runs {of_runs:.1f}{unit}"
 
-    over_scales = [value for errors in rates for value in errors.attainment_over_scales]
+    over_scales = [statistics.fmean(errors.attainment_over_scales) for errors in rates]
+    runs = sum(len(errors.attainment) for errors in rates)
     return (
-        f"| **{model}, {strategy}** | {what} | {len(over_scales)} "
+        f"| **{model}, {strategy}** | {what} | {runs} "
         f"| {both('attainment', '', AIM_POINTS)} "
         f"| {statistics.fmean(over_scales):.1f} "
         f"| {both('ttft_p90', ' %', AIM_PERCENT)} "

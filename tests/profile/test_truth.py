@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.planner_truth import deployment, measured, offering, simulating, telling
+from benchmarks.planner_truth.__main__ import order_of
 from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Request, Seen
 
 from distserve.bench.openloop import Lag, Observed
@@ -27,11 +28,14 @@ def requests(*times: tuple[float, float]) -> list[Request]:
 def compared(
     real: list[Request], simulated: list[Request], share: float = 0.3,
     paced: list[Request] | None = None, beside: list[Request] | None = None,
+    rate: float = 2.0, measurement: int = 1,
 ) -> Compared:  # fmt: skip
     slo = Slo(100, 10)
     sides = real, simulated, beside or simulated, paced or simulated
     seen = [Seen.of(side, slo) for side in sides]
-    return Compared("m", "s", share, 2.0, 1, len(real), *seen, Pace(), 0.0, 0.0, real, simulated)
+    return Compared(
+        "m", "s", measurement, share, rate, 1, len(real), *seen, Pace(), 0.0, 0.0, real, simulated
+    )
 
 
 def test_errors_are_of_the_same_requests() -> None:
@@ -74,6 +78,31 @@ def test_a_rate_is_off_by_what_its_repeats_are_off_in_the_mean() -> None:
     assert "| -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
     assert "| 3 | **50.0** (aim 2), single runs 100.0" in mean
     assert "| 1 pairs | 100.0 apart |" in apart and apart.count("| 163.6 % |") == 1
+
+
+def test_a_rate_counts_once_however_often_it_was_run() -> None:
+    exact, wrong = requests((50, 5)), requests((500, 50))
+    rows = [compared(exact, wrong), *[compared(exact, exact, 0.6)] * 3]
+    *_, mean, _, _, apart = telling.summary(rows)
+    assert "| 4 | **50.0** (aim 2), single runs 50.0 | 50.0 |" in mean
+    assert "| 1 pairs | 0.0 apart |" in apart
+
+
+def test_measurements_of_one_setup_are_judged_as_one() -> None:
+    """What one is off is made up for by the other; only within one are arrivals the same."""
+    exact, wrong = requests((50, 5)), requests((500, 50))
+    rows = [
+        compared(exact, wrong, rate=2.0, measurement=1),
+        compared(wrong, exact, rate=2.5, measurement=2),
+    ]
+    *_, rate, mean, _, _, _ = telling.summary(rows)
+    assert "| 30%, 2.0 to 2.5/s | 2 |" in rate
+    assert "| 2 | **0.0** (aim 2), single runs 100.0" in mean
+
+
+def test_repeats_of_each_share_are_spread_over_the_measurement() -> None:
+    order = order_of([1, 4])
+    assert order == [(1, 0), (1, 1), (0, 0), (1, 2), (1, 3)]
 
 
 @pytest.mark.parametrize("strategy", ["Colocated", "Disaggregated"])
@@ -168,6 +197,17 @@ def test_what_was_measured_can_be_judged_again(tmp_path: Path) -> None:
     assert simulating.simulate("Colocated", Fleet(InstanceSpec(TIMES)), again.runs[0].plan)
     with pytest.raises(deployment.Failed, match="measure without --again"):
         measured.kept(tmp_path, "small", "Colocated")
+
+
+def test_what_met_other_work_is_left_out(tmp_path: Path) -> None:
+    """A run, and the loads right before and after it."""
+    observed = Observed([], Lag(0.1, 0.2, 0.3, 0.4), 0.0)
+    runs = [measured.Run(0.3, 1.0, 1, [], observed, others) for others in (0.0, 0.3, 0.02, 0.0)]
+    loads = [[LoadRecord(1, clients, [])] for clients in range(5)]
+    found = measured.Measured([], 2.5, loads, runs)
+    assert [run.at_rest for run in runs] == [True, False, True, True]
+    assert [load.clients for (load,) in found.loads_at_rest()] == [0, 3, 4]
+    assert "not judged, others took 0.30 cores" in telling.disturbed_line(runs[1])
 
 
 def test_a_pair_s_prompts_differ_and_nothing_else_does() -> None:
