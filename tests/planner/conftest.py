@@ -40,3 +40,10 @@ def reference_rows() -> Any:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
     return read
+
+
+@pytest.fixture(scope="module")
+def lengths(readme_requests) -> RequestSet:
+    """Short enough for quick plans, varied enough to be a workload."""
+    drawn = readme_requests.sample(150, 1)
+    return RequestSet(drawn.prompt_tokens, [min(n, 120) for n in drawn.output_tokens])

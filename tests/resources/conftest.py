@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.resources.documents import VARIANTS, Object
 
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.loading import parse_deployment
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
 
-Object = dict[str, Any]
 KEY = "k" * 64
 
 
@@ -43,3 +43,8 @@ def deployment() -> Callable[..., DistServeDeployment]:
 @pytest.fixture
 def make() -> Callable[..., list[Object]]:
     return rendered
+
+
+@pytest.fixture(params=VARIANTS)
+def objects(request: pytest.FixtureRequest, make: Callable[..., list[Object]]) -> list[Object]:
+    return make(uid="1234", **VARIANTS[request.param])

@@ -1,0 +1,141 @@
+"""`distserve plan` as a user runs it: processes, files, exit codes, one line for a mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.planner.commands import command
+
+DEPLOYMENT = """
+apiVersion: distserve.io/v1alpha1
+kind: DistServeDeployment
+metadata: {name: opt-13b}
+spec:
+  model: {id: facebook/opt-13b, source: {hostPath: /models/opt-13b}, maxModelLen: 2048}
+  slo: {ttft: TTFT, tpot: 100ms, attainmentPercent: 90}
+  workload:
+    requestsPerSecond: "RATE"
+    lengths: {promptTokens: {mean: 755, p90: 1608}, outputTokens: {mean: 100, p90: 200}}
+  planning: {mode: Auto, maxAccelerators: 4, hardwareProfile: a100-80g}
+  prefill: {}
+  decode: {}
+"""
+NODES = """
+apiVersion: v1
+kind: List
+items:
+- metadata: {name: a, labels: {kubernetes.io/hostname: a}}
+  spec: {}
+  status:
+    allocatable: {nvidia.com/gpu: "3", cpu: "64", memory: 512Gi, pods: "110"}
+    conditions: [{type: Ready, status: "True"}]
+- metadata: {name: b, labels: {kubernetes.io/hostname: b}}
+  spec: {unschedulable: true}
+  status:
+    allocatable: {nvidia.com/gpu: "8", cpu: "64", memory: 512Gi, pods: "110"}
+    conditions: [{type: Ready, status: "True"}]
+- metadata: {name: c, labels: {kubernetes.io/hostname: c}}
+  spec: {}
+  status:
+    allocatable: {nvidia.com/gpu: "1", cpu: "64", memory: 512Gi, pods: "110"}
+    conditions: [{type: Ready, status: "True"}]
+"""
+
+
+def deployment(folder: Path, ttft="250ms", rate="2") -> Path:
+    path = folder / "deployment.yaml"
+    path.write_text(DEPLOYMENT.replace("TTFT", ttft).replace("RATE", rate))
+    return path
+
+
+def test_plan_for_a_deployment(tmp_path):
+    path = deployment(tmp_path)
+    done = command("main", "plan", "-f", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["feasible"] and plan["accelerators"] <= 4
+    assert float(plan["totalGoodput"]) >= 2
+    assert plan["predicted"]["attainmentPercent"] >= 90
+    assert plan["predicted"]["ttftMilliseconds"]["p90"] <= 250
+    assert plan["unit"].keys() == {"prefill", "decode"}
+    assert plan["binds"] and plan["runnerUp"]["unit"].keys() == {"prefill", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--figure", "/none/plan.png", "cannot write into a folder /none"),
+        ("--figure", "plan.pgn", "does not end in .png, .svg, .pdf"),
+        ("--hardware-profile", "p.sqlite", "`distserve profile fit --db p.sqlite --output p.json`"),
+    ],
+)
+def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, value, message):
+    monkeypatch.chdir(tmp_path)
+    Path("p.sqlite").write_bytes(b"SQLite format 3\0\xf8")
+    done = command("main", "plan", "-f", deployment(tmp_path), flag, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_plan_for_instances_that_do_both(tmp_path):
+    path = deployment(tmp_path)
+    text = path.read_text().replace("  prefill: {}\n  decode: {}\n", "  hybrid: {}\n")
+    path.write_text(text + "  strategy: {name: ChunkedPrefill, options: {chunkTokens: 256}}\n")
+    done = command("main", "plan", "-f", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["unit"].keys() == {"hybrid"}
+    assert plan["hardwareProfile"] == "a100-80g"
+
+
+def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
+    (tmp_path / "nodes.yaml").write_text(NODES)
+    done = command(
+        *("main", "plan", "-f", deployment(tmp_path, rate="1")),
+        *("--nodes", tmp_path / "nodes.yaml"),
+        *("--figure", tmp_path / "plan.png", "--prefill-tp", 2),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unit.prefill" in done.stdout and "tensor 2" in done.stdout
+    placed = done.stdout.splitlines()[-1].split()
+    assert placed == ["1", "create", "u0", "yes", "a", "(2)"], "prefill and decode, on the one node"
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+def test_plan_without_an_answer_is_exit_3(tmp_path):
+    figure = tmp_path / "plan.png"
+    done = command(
+        *("main", "plan", "-f", deployment(tmp_path, ttft="5ms")),
+        *("--output", "yaml", "--figure", figure),
+    )
+    assert done.returncode == 3
+    assert not figure.exists(), "there is nothing to draw"
+    assert "nearest" in done.stderr
+    assert "feasible: false" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("ttft: 250ms", "ttft: quick"), "spec.slo.ttft"),
+        (("  slo:", "  slow:"), "spec.slow: unknown field; did you mean slo?"),
+        (("maxAccelerators", "maxAccelerator"), "did you mean maxAccelerators?"),
+        (("  slo: {ttft: 250ms, tpot: 100ms, attainmentPercent: 90}\n", ""), "needs slo and"),
+        (("maxAccelerators: 4, ", ""), "maxAccelerators or --nodes"),
+        (("p90: 200", "p90: 2000"), "p90 must be between"),
+        (("facebook/opt-13b", "nobody/knows"), "unknown model"),
+        (("kind: DistServeDeployment", "kind: Other"), "no document of kind DistServeDeployment"),
+        (("metadata:", "metadata: ]"), "no valid YAML"),
+        (
+            (", hardwareProfile: a100-80g}", "}\n  accelerator: {type: CPU}"),
+            "no step times are shipped for CPUs",
+        ),
+    ],
+)
+def test_a_deployment_that_cannot_be_planned_is_one_line(tmp_path, change, message):
+    path = deployment(tmp_path)
+    path.write_text(path.read_text().replace(*change))
+    done = command("main", "plan", "-f", path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
