@@ -30,7 +30,9 @@ Ask = Callable[[Query], Series]
 def asker(url: str, variables: Mapping[str, str], seconds: float, scrape_seconds: float) -> Ask:
     """Asks for the last `seconds`."""
     end = time.time()
-    words = {**variables, "__rate_interval": f"{4 * scrape_seconds:g}s"}
+    words = {
+        **variables, "__rate_interval": f"{4 * scrape_seconds:g}s", "__range": f"{seconds:g}s",
+    }  # fmt: skip
 
     def ask(query: Query) -> Series:
         expression = query.expression
@@ -99,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=900, help="how far back (default: 900)")
     parser.add_argument("--scrape-seconds", type=float, default=15, help="Prometheus' interval")
     args = parser.parse_args(argv)
-    variables = {"namespace": args.namespace, "deployment": args.deployment or ""}
+    variables = {
+        "namespace": args.namespace, "operator_namespace": args.namespace,
+        "deployment": args.deployment or "",
+    }  # fmt: skip
     ask = asker(args.prometheus, variables, args.seconds, args.scrape_seconds)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for dashboard in DASHBOARDS:

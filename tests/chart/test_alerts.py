@@ -27,16 +27,27 @@ CASES: list[tuple[str, dict[str, str], dict[int, list[dict[str, str]]]]] = [
     ),
     (
         "DistServeOperatorReconcileErrors",
-        {"reconcile_errors_total a": "0+1x60 60x60"},
-        {20: [], 40: [{}], 90: []},
+        {"deployments_failing a": "0x20 2x30 0x60", "deployments_failing b": "0x110"},
+        {30: [], 31: [{}], 51: [{}], 52: []},
     ),
-    ("DistServeOperatorReconcileErrors", {"reconcile_errors_total a": "0x50 5x60"}, {60: []}),
+    (
+        "DistServeOperatorReconcileErrors",
+        # Each failure was over with the next try.
+        {"deployments_failing a": "0x100", "reconcile_errors_total a": "0+1x100"},
+        {40: [], 100: []},
+    ),
     (
         "DistServeOperatorBehind",
         # Who does not lead does not work its queue off.
         {"leader a": "1x90", "queue_depth a": "0x10 5x80", "leader b": "0x90"}
         | {"queue_depth b": "7x90"},
-        {9: [], 35: [], 45: [{}]},
+        {9: [], 40: [], 41: [{}]},
+    ),
+    (
+        "DistServeOperatorBehind",
+        # Half an hour is that from the first reading on, and without a pause.
+        {"leader a": "1x90", "queue_depth a": "5x20 0x1 5x60"},
+        {1: [], 20: [], 40: [], 60: [{}]},
     ),
 ]
 

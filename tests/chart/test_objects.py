@@ -93,6 +93,10 @@ def test_the_operator_gets_its_flags(render: Any) -> None:
         ({"operator": {"logFormat": "text"}}, {"--log-format": "text"}),
         ({"operator": {"engineCheck": False}}, {"--engine-check": "off"}),
         (
+            {"monitoring": {"labels": {"release": "kps", "example.com/team": "llm"}}},
+            {"--monitoring-labels": "example.com/team=llm,release=kps"},
+        ),
+        (
             {"fullnameOverride": "serve"},
             {"--lease-name": "serve-operator", "--gateway-cluster-role": "serve-gateway"},
         ),
@@ -197,6 +201,14 @@ def test_alerts_where_they_are_served(render: Any, when: str, there: bool) -> No
             assert 'namespace="ops", pod=~"distserve-operator-.+"' in alert["expr"]
             assert alert["labels"]["severity"] in ("warning", "critical")
             assert {"summary", "description", "runbook_url"} == alert["annotations"].keys()
+
+
+def test_alerts_say_whose_they_are_whatever_its_name(render: Any) -> None:
+    rule = render({"monitoring": {"prometheusRule": "Always"}}, namespace="2024")
+    (group,) = rule.one("PrometheusRule")["spec"]["groups"]
+    for alert in group["rules"]:
+        whose = (alert["labels"]["namespace"], alert["labels"]["operator"])
+        assert whose == ("2024", "distserve-operator")
 
 
 def test_the_network_policy_can_be_left_out(render: Any) -> None:

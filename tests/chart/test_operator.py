@@ -21,10 +21,12 @@ SECONDS = 60
 def test_the_command_knows_the_charts_flags(render: Any) -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    container = render({"namespaces": ["a", "b"]}).container
+    labels = {"release": "kps", "example.com/team": "llm"}
+    container = render({"namespaces": ["a", "b"], "monitoring": {"labels": labels}}).container
     assert container["command"] == ["distserve", "operator"]
     args = parser.parse_args(container["args"])
     assert (args.namespaces, args.workers, args.log_level) == ("a,b", 4, "info")
+    assert command.render_settings(args).monitoring_labels == labels
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"metrics": args.metrics_port, "health": args.health_port}
 

@@ -53,6 +53,15 @@ WRONG = [
     ({"monitoring": {"podMonitor": True}}, "at '/monitoring/podMonitor': value must be one of"),
     ({"monitoring": {"prometheusRule": "Yes"}}, "at '/monitoring/prometheusRule': value must"),
     ({"monitoring": {"interval": "often"}}, "at '/monitoring/interval': 'often' does not match"),
+    ({"monitoring": {"labels": {"a": "b c"}}}, "at '/monitoring/labels/a': 'b c' does not match"),
+    (
+        {"monitoring": {"labels": {"a b": "c"}}},
+        "at '/monitoring/labels': additional properties 'a b'",
+    ),
+    (
+        {"monitoring": {"labels": {"distserve.io/unit": "u0"}}},
+        "at '/monitoring/labels/distserve.io",
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ from distserve.operator.model import (
 )
 from distserve.operator.reconciler import Reconciler
 from distserve.operator.store import Store
+from distserve.operator.waits import Waits
 from distserve.operator.writes import deletion
 
 KEY = Key("ns", "opt")
@@ -84,16 +85,32 @@ async def test_units_are_asked_whether_they_are_idle_as_long_as_that_counts() ->
 
 
 async def test_it_tells_which_units_wait_until_the_deployment_goes() -> None:
-    whole, waits, store, placing = {"u0": False}, Mock(), Mock(), Mock()
+    waits, store, placing = Waits(lambda seconds: None), Mock(), Mock()
     store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)
     placing.gathers.return_value = False
-    parts = (store, AsyncMock(), lambda *_: Decision(whole=whole), Mock(), placing, AsyncMock())
-    reconciler = Reconciler(*parts, Mock(), Mock(), waits)
+    decide = Mock(return_value=Decision(whole={"u0": False}))
+    parts = (store, AsyncMock(), decide, Mock(), placing, AsyncMock(), Mock(), Mock(), waits)
+    reconciler = Reconciler(*parts)
     await reconciler.reconcile(KEY)
-    waits.see.assert_called_once_with(KEY, whole)
+    assert waits.counts() == {("ns/opt",): 1}
     store.observe.return_value = None
     await reconciler.reconcile(KEY)
-    waits.release.assert_called_once_with(KEY)
+    assert waits.counts() == {}
+
+
+async def test_it_tells_of_units_that_get_ready_while_the_spec_is_refused() -> None:
+    told: list[float] = []
+    waits, store, placing = Waits(told.append), Mock(), Mock()
+    store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)
+    placing.gathers.return_value = False
+    decide = Mock(return_value=Decision(whole={"u0": False, "u1": False}))
+    parts = (store, AsyncMock(), decide, Mock(), placing, AsyncMock(), Mock(), Mock(), waits)
+    reconciler = Reconciler(*parts)
+    await reconciler.reconcile(KEY)
+    decide.return_value = Decision(standing={"u0": True})
+    await reconciler.reconcile(KEY)
+    assert waits.counts() == {("ns/opt",): 1}, "the other one was never made"
+    assert len(told) == 1
 
 
 SET = Ref("apps/v1", "StatefulSet", "opt-u0-decode-0")

@@ -104,6 +104,22 @@ async def test_pauses_double_up_to_the_cap_and_begin_anew_after_success() -> Non
     assert queue.retry("a", at_least_seconds=30.0) == 30.0
 
 
+async def test_who_fails_time_after_time_is_counted_until_a_try_succeeds() -> None:
+    queue = make()
+    for _ in range(4):
+        queue.retry("a")
+        queue.retry("b")
+    assert queue.failing == 0, "what is over in seconds is nobody's to look at"
+    queue.retry("a")
+    assert queue.failing == 1
+    queue.retry("b")
+    queue.retry("b")
+    assert queue.failing == 2
+    queue.succeeded("a")
+    queue.retry("a")
+    assert queue.failing == 1
+
+
 async def test_a_fault_that_lasts_for_days_has_a_finite_pause() -> None:
     queue = make(backoff=1.0, cap=5.0)
     assert {queue.retry("a") for _ in range(2000)} == {1.0, 2.0, 4.0, 5.0}

@@ -1,6 +1,7 @@
 """The figures that operators chart: there from the start, and right afterwards."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import aiohttp
@@ -8,7 +9,7 @@ import pytest
 
 from distserve.gateway.metrics import Metrics
 from distserve.gateway.stages import LegReport, stage_seconds
-from distserve.gateway.timing import PromptTiming, Window, record_answer
+from distserve.gateway.timing import PromptTiming, Window, overdue, record_answer
 from distserve.wire.dialect import End, Lifecycle, Slo
 
 HISTOGRAMS = (
@@ -17,7 +18,12 @@ HISTOGRAMS = (
     "distserve_inter_token_latency_seconds",
     "distserve_request_duration_seconds",
 )
+JUDGED = 'distserve_slo_judged_total{objective="deployment"}'
 STAGES = ("prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
+
+
+def attained(slo: str, objective: str = "deployment") -> str:
+    return f'distserve_slo_attained_total{{objective="{objective}",slo="{slo}"}}'
 
 
 async def test_series_exist_before_the_first_request(houses: Any) -> None:
@@ -29,8 +35,10 @@ async def test_series_exist_before_the_first_request(houses: Any) -> None:
         assert metrics[f'distserve_request_stage_seconds_count{{stage="{stage}"}}'] == 0
     for code in ("200", "400", "429", "499", "502", "503", "504"):
         assert metrics[f'distserve_requests_total{{code="{code}"}}'] == 0
-    for slo in ("ttft", "tpot", "both"):
-        assert metrics[f'distserve_slo_attained_total{{slo="{slo}"}}'] == 0
+    for objective in ("deployment", "own"):
+        assert metrics[f'distserve_slo_judged_total{{objective="{objective}"}}'] == 0
+        for slo in ("ttft", "tpot", "both"):
+            assert metrics[attained(slo, objective)] == 0
     for scope in ("unit", "domain", "other"):
         assert metrics[f'distserve_gateway_pairs_total{{scope="{scope}"}}'] == 0
     assert metrics["distserve_requests_in_flight"] == 0
@@ -53,8 +61,9 @@ async def test_counts_after_requests(houses: Any) -> None:
     assert metrics["distserve_request_duration_seconds_count"] == 3
     assert metrics["distserve_prompt_tokens_total"] == 10
     assert metrics["distserve_generation_tokens_total"] == 21
+    assert metrics[JUDGED] == 2, "who asks for what cannot be is not"
     for slo in ("ttft", "tpot", "both"):
-        assert metrics[f'distserve_slo_attained_total{{slo="{slo}"}}'] == 2
+        assert metrics[attained(slo)] == 2
     for stage, count in zip(STAGES, (3, 3, 2, 3, 3), strict=True):
         assert metrics[f'distserve_request_stage_seconds_count{{stage="{stage}"}}'] == count
     assert metrics['distserve_gateway_kv_transfer_bytes_total{transport="TCP"}'] == 8192
@@ -64,14 +73,72 @@ async def test_counts_after_requests(houses: Any) -> None:
 
 async def test_no_reader_sees_a_request_without_its_objectives(houses: Any) -> None:
     house = await houses(slo=Slo(ttft_ms=60_000, tpot_ms=60_000))
-    seen: set[tuple[float, float]] = set()
+    seen: set[tuple[float, float, float]] = set()
     asked = asyncio.gather(*(house.stream(max_tokens=3) for _ in range(30)))
     while not asked.done():
         metrics = await house.metrics()
         requests = metrics['distserve_requests_total{code="200"}']
-        seen.add((requests, metrics['distserve_slo_attained_total{slo="both"}']))
+        seen.add((requests, metrics[JUDGED], metrics[attained("both")]))
     await asked
-    assert all(requests == met for requests, met in seen), seen
+    assert all(requests == judged == met for requests, judged, met in seen), seen
+
+
+async def test_objectives_of_a_request_s_own_are_judged_apart(houses: Any) -> None:
+    """A tenant's wish neither pages nor hides what the deployment promised."""
+    house = await houses(slo=Slo(ttft_ms=60_000, tpot_ms=60_000))
+    await house.complete()
+    body = {"model": "test", "prompt": "hello", "max_tokens": 8}
+    await house.post("/v1/completions", body, {"x-slo-ttft-ms": "0.000001"})
+    await house.until_quiet()
+    metrics = await house.metrics()
+    assert (metrics[JUDGED], metrics[attained("both")]) == (1, 1)
+    assert metrics['distserve_slo_judged_total{objective="own"}'] == 1
+    found = {slo: metrics[attained(slo, "own")] for slo in ("ttft", "tpot", "both")}
+    assert found == {"ttft": 0, "tpot": 1, "both": 0}
+
+
+async def test_without_an_objective_nothing_is_judged(houses: Any) -> None:
+    house = await houses()
+    await house.complete()
+    await house.until_quiet()
+    metrics = await house.metrics()
+    assert metrics['distserve_requests_total{code="200"}'] == 1
+    assert metrics[JUDGED] == 0
+
+
+async def test_failures_of_the_service_are_judged(houses: Any) -> None:
+    house = await houses(prefill=0, decode=0, ready=False, slo=Slo(ttft_ms=60_000))
+    await house.complete()
+    await house.until_quiet()
+    metrics = await house.metrics()
+    assert metrics['distserve_requests_total{code="503"}'] == 1
+    assert (metrics[JUDGED], metrics[attained("both")]) == (1, 0)
+
+
+@pytest.mark.parametrize(("ttft_ms", "judged"), [(0.001, 1), (60_000, 0)])
+async def test_who_gives_up_after_the_first_token_was_due_saw_it_missed(
+    houses: Any, ttft_ms: float, judged: int
+) -> None:
+    house = await houses(engine={"prefill_gate": asyncio.Event()}, slo=Slo(ttft_ms=ttft_ms))
+    asked = asyncio.create_task(house.complete())
+    await house.until(lambda: house.prefills[0].live)
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    await house.until_quiet()
+    metrics = await house.metrics()
+    assert metrics['distserve_requests_total{code="499"}'] == 1
+    assert (metrics[JUDGED], metrics[attained("both")]) == (judged, 0)
+
+
+def test_a_first_token_is_overdue_once_its_objective_has_passed() -> None:
+    metrics = Metrics(Slo(), 90)
+    waiting, late = PromptTiming(1.0, metrics), PromptTiming(0.0, metrics)
+    late.token(0, 0.5)
+    assert not overdue([waiting], Slo(ttft_ms=200), now=1.2)
+    assert overdue([waiting], Slo(ttft_ms=199), now=1.2)
+    assert overdue([waiting, late], Slo(ttft_ms=400), now=1.2), "though it came, it came late"
+    assert not overdue([late], Slo(tpot_ms=1), now=9.0), "a pace is known at the end"
 
 
 def test_tpot_counts_tokens_and_objectives_look_at_the_worst() -> None:

@@ -122,7 +122,7 @@ class Shown:
 
     def __init__(self, prometheus: Prometheus, variables: Mapping[str, str]) -> None:
         self._prometheus = prometheus
-        self._variables = {**variables, "__rate_interval": "10s"}
+        self._variables = {**variables, "__rate_interval": "10s", "__range": "60s"}
 
     def values(self, query: Query) -> list[float]:
         expression = query.expression

@@ -37,7 +37,7 @@ def test_grafanas_types_read_it_and_say_the_same(dashboard: Dashboard) -> None:
     panels = [panel for panel in read.panels or [] if isinstance(panel, GrafanaPanel)]
     assert [panel.title for panel in panels] == [panel.title for panel in dashboard.panels]
     shown = {variable.name for variable in read.templating.list_val or []}
-    used = set(re.findall(r"\$\{?(\w+)", text)) - {"__rate_interval"}
+    used = set(re.findall(r"\$\{?(\w+)", text)) - {"__rate_interval", "__range"}
     assert used == shown, "what is chosen is used, what is used can be chosen"
 
 

@@ -19,6 +19,7 @@ SAMPLE = CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml"
 # Nothing waits for a worker, fails, asks a webhook that there is not, or gets whole without nodes.
 QUIET = {
     "Waiting for a worker",
+    "Deployments that fail",
     "Reconciles that are tried again",
     "Admission reviews",
     "Time until a unit was whole",
@@ -50,7 +51,7 @@ def test_every_panel_shows_the_operator(
                 "labels": {"namespace": "distserve-system", "pod": "distserve-operator-a"},
             }
             prometheus.targets.write_text(json.dumps([target]))
-            dashboard = shown(prometheus, {"namespace": "distserve-system"})
+            dashboard = shown(prometheus, {"operator_namespace": "distserve-system"})
             leader = 'distserve_operator_leader{pod="distserve-operator-a"}'
             wait_for(
                 "the leader's metrics",

@@ -18,6 +18,7 @@ Promtool = Callable[..., str]
 
 GATEWAYS = 'namespace="llm", pod="opt-gateway-{pod}"'
 IDENTITY = {"namespace": "llm", "deployment": "opt"}
+BURNING = "DistServeSloBurning"
 
 
 def rules(percent: int | None) -> dict[str, Any]:
@@ -88,6 +89,12 @@ def counter(metric: str, values: str, pod: str = "7c-a", **labels: str) -> dict[
     return {f"distserve_{metric}_total{{{GATEWAYS.format(pod=pod)}{more}}}": values}
 
 
+def judged(all_values: str, met: str, pod: str = "7c-a") -> dict[str, str]:
+    """Requests under the deployment's objective, and those of them that met both halves."""
+    found = counter("slo_judged", all_values, pod, objective="deployment")
+    return found | counter("slo_attained", met, pod, objective="deployment", slo="both")
+
+
 def fired(alert: str, percent: int | None, value: str, **labels: str) -> dict[str, Any]:
     """As promtool wants it: with every label and annotation."""
     (rule,) = [
@@ -107,21 +114,19 @@ def test_a_fast_burn_fires_soon_and_ends_soon_after_it(promtool: Promtool, tmp_p
     series = {}
     for pod in ("7c-a", "7c-b"):
         # 60 requests a minute: 60 or 12 of them attain.
-        series |= counter("requests", "0+60x760", pod, code="200")
-        series |= counter("slo_attained", "0+60x600 36012+12x59 36780+60x99", pod, slo="both")
-    burning = "DistServeSloBurning"
-    hour = fired(burning, 90, "66.67%", long_window="1h")
+        series |= judged("0+60x760", "0+60x600 36012+12x59 36780+60x99", pod)
+    hour = fired(BURNING, 90, "66.67%", long_window="1h")
     suite(
         tmp_path,
         90,
         series,
-        ("599m", burning, []),
+        ("599m", BURNING, []),
         # The first minutes are not enough for the hour's window.
-        ("610m", burning, []),
-        ("650m", burning, [hour]),
+        ("610m", BURNING, []),
+        ("650m", BURNING, [hour]),
         # Ten minutes after its end the five-minute window is clean, the hour's is not.
-        ("670m", burning, []),
-        ("760m", burning, []),
+        ("670m", BURNING, []),
+        ("760m", BURNING, []),
     )
     promtool("test", "rules", "test.yaml")
     assert hour["exp_labels"]["severity"] == "critical"
@@ -129,66 +134,101 @@ def test_a_fast_burn_fires_soon_and_ends_soon_after_it(promtool: Promtool, tmp_p
 
 def test_a_slow_burn_is_a_warning(promtool: Promtool, tmp_path: Path) -> None:
     """Of an objective of 99 %, 2 % miss: twice what is allowed."""
-    series = counter("requests", "0+100x500", code="200")
-    series |= counter("slo_attained", "0+98x500", slo="both")
-    days = fired("DistServeSloBurning", 99, "2%", long_window="3d")
-    suite(tmp_path, 99, series, ("500m", "DistServeSloBurning", [days]))
+    series = judged("0+100x500", "0+98x500")
+    days = fired(BURNING, 99, "2%", long_window="3d")
+    suite(tmp_path, 99, series, ("500m", BURNING, [days]))
     promtool("test", "rules", "test.yaml")
     assert days["exp_labels"]["severity"] == "warning"
 
 
 def test_nothing_burns_while_nothing_is_asked(promtool: Promtool, tmp_path: Path) -> None:
     series = counter("requests", "5x400", code="200") | counter("requests", "0x400", code="503")
-    series |= counter("slo_attained", "0x400", slo="both")
+    series |= judged("5x400", "0x400")
     suite(
         tmp_path,
         99,
         series,
-        *((f"{m}m", "DistServeSloBurning", []) for m in (1, 10, 400)),
+        *((f"{m}m", BURNING, []) for m in (1, 10, 400)),
         *((f"{m}m", "DistServeRequestsFailing", []) for m in (1, 10, 400)),
     )
     promtool("test", "rules", "test.yaml")
 
 
-def test_failures_of_the_service_burn_too_and_refusals_do_not(
-    promtool: Promtool, tmp_path: Path
+def test_every_request_may_fail_though_more_are_refused(promtool: Promtool, tmp_path: Path) -> None:
+    """Who was taken in fails; those that come again are refused, and are many more."""
+    series = counter("requests", "0+30x400", code="504") | counter("requests", "0x400", code="200")
+    series |= counter("requests", "0+3000x400", code="429")
+    series |= counter("requests", "0+600x400", code="400")
+    requests = fired("DistServeRequestsFailing", 90, "100%")
+    suite(tmp_path, 90, series, ("200m", "DistServeRequestsFailing", [requests]))
+    promtool("test", "rules", "test.yaml")
+
+
+def test_refusals_alone_are_no_failures(promtool: Promtool, tmp_path: Path) -> None:
+    series = counter("requests", "0+10x400", code="200")
+    series |= counter("requests", "0+90x400", code="429")
+    series |= judged("0+10x400", "0+10x400")
+    none = (("200m", name, []) for name in (BURNING, "DistServeRequestsFailing"))
+    suite(tmp_path, 90, series, *none)
+    promtool("test", "rules", "test.yaml")
+
+
+def test_all_windows_burn_when_most_is_missed(promtool: Promtool, tmp_path: Path) -> None:
+    series = judged("0+100x400", "0+10x400")
+    expected = [fired(BURNING, 90, "90%", long_window=window) for window in ("1h", "1d", "3d")]
+    suite(tmp_path, 90, series, ("200m", BURNING, expected))
+    promtool("test", "rules", "test.yaml")
+
+
+@pytest.mark.parametrize(("missed", "called"), [(9, False), (12, True)])
+def test_a_few_misses_call_nobody(
+    promtool: Promtool, tmp_path: Path, missed: int, called: bool
 ) -> None:
-    attained = counter("slo_attained", "0+10x400", slo="both")
-    answered = counter("requests", "0+10x400", code="200") | attained
-    failing = answered | counter("requests", "0+90x400", code="503")
-    hour = fired("DistServeSloBurning", 90, "90%", long_window="1h")
-    day = fired("DistServeSloBurning", 90, "90%", long_window="1d")
-    three = fired("DistServeSloBurning", 90, "90%", long_window="3d")
-    requests = fired("DistServeRequestsFailing", 90, "90%")
+    """After a quiet night each request is missed, one a minute: all there are."""
+    series = judged(f"0x600 1+1x{missed - 1} {missed}x30", "0x700")
+    hour = fired(BURNING, 90, "100%", long_window="1h")
+    days = [fired(BURNING, 90, "100%", long_window=w) for w in ("1d", "3d")]
+    suite(tmp_path, 90, series, ("612m", BURNING, [hour, *days] if called else []))
+    promtool("test", "rules", "test.yaml")
+
+
+def test_where_no_miss_is_allowed_one_calls(promtool: Promtool, tmp_path: Path) -> None:
+    series = judged("0x600 1x30", "0x700")
+    (rule,) = [r for r in rules(100)["groups"][0]["rules"] if r.get("alert") == BURNING]
+    once = fired(BURNING, 100, "100%", long_window=rule["labels"]["long_window"])
+    suite(tmp_path, 100, series, ("603m", BURNING, [once]))
+    promtool("test", "rules", "test.yaml")
+
+
+def test_gateways_that_are_gone_are_told(promtool: Promtool, tmp_path: Path) -> None:
+    """Their other alerts end with their data."""
+    gauge = f"distserve_requests_in_flight{{{GATEWAYS.format(pod='7c-a')}}}"
+    series = {gauge: "0x60 _x60 0x60"}
+    absent = fired("DistServeGatewayAbsent", None, "")
     suite(
         tmp_path,
-        90,
-        failing,
-        ("200m", "DistServeSloBurning", [hour, day, three]),
-        ("200m", "DistServeRequestsFailing", [requests]),
+        None,
+        series,
+        ("60m", "DistServeGatewayAbsent", []),
+        # Prometheus takes a reading as today's for five minutes.
+        ("80m", "DistServeGatewayAbsent", [absent]),
+        ("125m", "DistServeGatewayAbsent", []),
     )
     promtool("test", "rules", "test.yaml")
-    refused = answered | counter("requests", "0+90x400", code="429")
-    suite(
-        tmp_path,
-        90,
-        refused,
-        ("200m", "DistServeSloBurning", []),
-        ("200m", "DistServeRequestsFailing", []),
-    )
-    promtool("test", "rules", "test.yaml")
+    assert absent["exp_labels"]["severity"] == "critical"
 
 
 def test_another_deployments_requests_are_not_its_own(promtool: Promtool, tmp_path: Path) -> None:
-    series = counter("requests", "0+60x200", code="200")
-    series |= counter("slo_attained", "0+60x200", slo="both")
+    series = counter("requests", "0+60x200", code="200") | judged("0+60x200", "0+60x200")
     other = "gateway-7c-a"  # opt-gateway's own gateway: opt-gateway-gateway-7c-a
-    series |= counter("requests", "0+600x200", other, code="500")
+    series |= counter("requests", "0+600x200", other, code="500") | judged(
+        "0+600x200", "0x200", other
+    )
     suite(
         tmp_path,
         90,
         series,
-        ("150m", "DistServeSloBurning", []),
+        ("150m", BURNING, []),
         ("150m", "DistServeRequestsFailing", []),
     )
     promtool("test", "rules", "test.yaml")

@@ -1,7 +1,8 @@
 """What the panels show of numbers that are known, asked of Prometheus' own evaluation.
 
 The series are those that the processes serve. Live, nothing fails and nothing waits: here each
-counter grows by 3 a second and each gauge is at 3; there is one leader.
+counter grows by 3 a second and each gauge is at 3; there is one leader, and twice as many requests
+are judged as meet an objective.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,10 @@ GROWING = f"0+{60 * VALUE}x10"
 STAYING = f"{VALUE}x10"
 POD = {"namespace": "llm", "pod": "tiny"} | {prometheus_name(one): "x" for one in TARGET_LABELS}
 DEPLOYMENT = prometheus_name(TARGET_LABELS[0])
-CHOSEN = {"$namespace": "llm", "$deployment": "tiny", "$__rate_interval": "4m"}
+CHOSEN = {
+    "$namespace": "llm", "$operator_namespace": "llm", "$deployment": "tiny",
+    "$__rate_interval": "4m", "$__range": "8m",
+}  # fmt: skip
 
 Evaluate = Callable[..., None]
 Samples = Mapping[str, float]
@@ -61,7 +65,8 @@ def series(registries: list[CollectorRegistry]) -> dict[str, str]:
                 words = ", ".join(f'{name}="{value}"' for name, value in labels.items())
                 found[f"{sample.name}{{{words}}}"] = GROWING if grows else STAYING
     (leader,) = (one for one in found if one.startswith("distserve_operator_leader{"))
-    return found | {leader: "1x10"}
+    judged = (one for one in found if one.startswith("distserve_slo_judged_total{"))
+    return found | {leader: "1x10"} | dict.fromkeys(judged, f"0+{2 * 60 * VALUE}x10")
 
 
 def asked(query: Query) -> str:

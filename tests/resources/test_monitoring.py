@@ -1,10 +1,12 @@
 """What Prometheus is told: only where it is served, and with metrics that the processes have."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.gateway.metrics import Metrics
 from distserve.resources.render import render
@@ -40,6 +42,16 @@ def test_only_where_it_is_served_and_asked_for(deployment: Deploy) -> None:
     assert set(monitoring(asked, SETTINGS)) == {"PodMonitor"}
 
 
+def test_prometheus_finds_them_by_the_labels_that_the_operator_is_told(deployment: Deploy) -> None:
+    """And nothing else gets these: pods with other labels would be other pods."""
+    told = {"release": "kps-7", labels.APP_PART_OF: "another"}
+    for found in render(deployment(slo=SLO), replace(SETTINGS, monitoring_labels=told)):
+        carried = found["metadata"]["labels"]
+        assert carried[labels.APP_PART_OF] == "distserve", "ours stay ours"
+        assert carried.get("release") == ("kps-7" if found["kind"] in KINDS else None)
+        assert ("kps-7" in json.dumps(found)) == (found["kind"] in KINDS), found["kind"]
+
+
 def test_every_metrics_port_is_scraped(deployment: Deploy) -> None:
     monitor = monitoring(deployment(), SETTINGS)["PodMonitor"]["spec"]
     scraped = {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
@@ -68,29 +80,31 @@ def test_rules_use_metrics_that_the_gateway_has(deployment: Deploy) -> None:
             assert names <= ({"slo"} if metric in records else set(served[metric])), metric
     shown = "deployment:distserve_slo_attained:ratio_rate5m"
     assert used == {
-        "distserve_slo_attained_total", "distserve_requests_total", *(records - {shown})
+        "distserve_slo_attained_total", "distserve_slo_judged_total", "distserve_requests_total",
+        "distserve_requests_in_flight", *(records - {shown})
     }  # fmt: skip
 
 
 def test_a_gateways_pods_are_chosen_and_no_others(deployment: Deploy) -> None:
-    (rule,) = rules(deployment())
-    pattern = re.search(r'pod=~"([^"]*)"', rule["expr"])
-    assert pattern and re.fullmatch(pattern[1], "opt-13b-gateway-6f9c5d7b8-x2k4q")
-    assert not re.fullmatch(pattern[1], "opt-13b-u0-prefill-0-0")
-    assert not re.fullmatch(pattern[1], "opt-13b-gateway-gateway-6f9c5d7b8-x2k4q")
+    for rule in rules(deployment()):
+        pattern = re.search(r'pod=~"([^"]*)"', rule["expr"])
+        assert pattern and re.fullmatch(pattern[1], "opt-13b-gateway-6f9c5d7b8-x2k4q")
+        assert not re.fullmatch(pattern[1], "opt-13b-u0-prefill-0-0")
+        assert not re.fullmatch(pattern[1], "opt-13b-gateway-gateway-6f9c5d7b8-x2k4q")
 
 
 def test_alerts_say_what_to_do(deployment: Deploy) -> None:
     alerts = [rule for rule in rules(deployment(slo=SLO)) if "alert" in rule]
-    assert {rule["alert"] for rule in alerts} == {"DistServeSloBurning", "DistServeRequestsFailing"}
+    always = {"DistServeRequestsFailing", "DistServeGatewayAbsent"}
+    assert {rule["alert"] for rule in alerts} == {"DistServeSloBurning", *always}
     for rule in alerts:
         notes = rule["annotations"]
         assert notes["summary"].startswith("llm/opt-13b: ")
         assert "opt-13b" in notes["description"]
         assert notes["runbook_url"].endswith(f"/{rule['alert']}.md")
         assert rule["labels"]["severity"] in ("warning", "critical")
-    (one,) = rules(deployment())
-    assert one["alert"] == "DistServeRequestsFailing", "without an SLO none is missed"
+    promising_nothing = {rule["alert"] for rule in rules(deployment())}
+    assert promising_nothing == always, "without an SLO none is missed"
 
 
 def test_alerts_link_to_where_the_operator_is_told_that_runbooks_are(deployment: Deploy) -> None:

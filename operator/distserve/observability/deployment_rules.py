@@ -7,11 +7,22 @@ from typing import Final
 from distserve.observability.burning import Threshold, thresholds
 from distserve.observability.promql import attained, equals, ratio, series, total
 from distserve.observability.rules import Alert, Record, Rule
-from distserve.observability.selecting import ATTAINED, FAILED, REQUESTS, SERVED
+from distserve.observability.selecting import (
+    ATTAINED,
+    FAILED,
+    IN_FLIGHT,
+    JUDGED,
+    OBJECTIVE,
+    REQUESTS,
+    SERVED,
+)
 
 ATTAINMENT: Final = "deployment:distserve_slo_attained:ratio_rate5m"
 FAILED_RATIO: Final = 0.05
 """Share of requests that end in a server's error before somebody is called."""
+LEAST_MISSES: Final = 10
+"""In the long window: fewer call nobody, however large a share of few requests they are. An
+objective of 100 % allows none, so there each one is reported."""
 
 
 @dataclass(frozen=True)
@@ -55,37 +66,41 @@ def deployment_rules(service: Service) -> Iterator[Rule]:
     if service.attainment_percent is not None:
         yield from _objective(service, service.attainment_percent)
     yield _failing(service)
+    yield _absent(service)
 
 
 def _objective(service: Service, percent: int) -> Iterator[Rule]:
-    asked = service.series(REQUESTS, SERVED)
+    asked = service.series(JUDGED, OBJECTIVE)
     yield Record(
         ATTAINMENT,
-        attained(service.series(ATTAINED), asked, "slo", "5m"),
+        attained(service.series(ATTAINED, OBJECTIVE), asked, "slo", "5m"),
         service.identity,
     )
     limits = list(thresholds(percent))
-    met = service.series(ATTAINED, equals("slo", "both"))
+    met = service.series(ATTAINED, OBJECTIVE, equals("slo", "both"))
     for window in dict.fromkeys(w for t in limits for w in (t.window.short, t.window.long)):
         missed = f"1 - {attained(met, asked, window=window)}"
         yield Record(missed_ratio(window), missed, service.identity)
     for limit in limits:
-        yield _burning(service, limit, percent)
+        long = limit.window.long
+        misses = f"(sum(increase({asked}[{long}])) - sum(increase({met}[{long}])))"
+        yield _burning(service, limit, percent, misses)
 
 
 def missed_ratio(window: str) -> str:
     return f"deployment:distserve_slo_missed:ratio_rate{window}"
 
 
-def _burning(service: Service, limit: Threshold, percent: int) -> Alert:
+def _burning(service: Service, limit: Threshold, percent: int, misses: str) -> Alert:
     window = limit.window
-    over = (
+    over = [
         f"{service.recorded(missed_ratio(w))} > {limit.missed:g}"
         for w in (window.long, window.short)
-    )
+    ]
+    enough = f" and on () {misses} >= {LEAST_MISSES}" if limit.missed else ""
     return service.alert(
         "DistServeSloBurning",
-        " and ".join(over),
+        " and ".join(over) + enough,
         window.severity,
         f"{{{{ $value | humanizePercentage }}}} of the requests of {window.long} miss the SLO, "
         f"which allows {100 - percent} %",
@@ -99,14 +114,27 @@ def _burning(service: Service, limit: Threshold, percent: int) -> Alert:
 
 
 def _failing(service: Service) -> Alert:
-    failed, every = service.series(REQUESTS, FAILED), service.series(REQUESTS)
+    failed, every = service.series(REQUESTS, FAILED), service.series(REQUESTS, SERVED)
     return service.alert(
         "DistServeRequestsFailing",
         f"{ratio(total(failed, window='5m'), total(every, window='5m'))} > {FAILED_RATIO}",
         "critical",
-        "{{ $value | humanizePercentage }} of the requests end in an error of the server",
+        "{{ $value | humanizePercentage }} of the requests taken in end in an error of the server",
         f"`distserve why {service.name}` joins conditions, events, pods and logs. 503: no "
         "instance takes work, so look at Ready and Degraded. 502 and 504: an engine or its "
         "migrator failed or is too slow; the gateway's log names it with the request's id.",
         "5m",
+    )
+
+
+def _absent(service: Service) -> Alert:
+    """Without it the others' alerts would end as soon as nothing answers any more."""
+    return service.alert(
+        "DistServeGatewayAbsent",
+        f"absent({service.series(IN_FLIGHT)})",
+        "critical",
+        "no gateway is scraped",
+        f"Nothing answers, or Prometheus does not see who does: `kubectl get dsd {service.name}` "
+        "and the pods of its gateway say which. Its other alerts have no data meanwhile.",
+        "10m",
     )

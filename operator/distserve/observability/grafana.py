@@ -104,13 +104,14 @@ def _panel(panel: Panel) -> timeseries.Panel | stat.Panel:
     if panel.most is not None:
         made.max(panel.most)
     for name, query in zip(string.ascii_uppercase, panel.queries, strict=False):
-        made.with_target(
+        asked = (
             prometheus.Dataquery()
             .datasource(SOURCE)
             .ref_id(name)
             .expr(query.expression)
             .legend_format(query.legend)
         )
+        made.with_target(asked.instant() if query.instant else asked)
         if query.target and isinstance(made, timeseries.Panel):
             made.override_by_query(name, _dashed(query))
     return made

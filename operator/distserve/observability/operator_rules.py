@@ -7,7 +7,9 @@ from distserve.observability.rules import Alert
 
 
 def operator_rules(namespace: str, operator: str) -> Iterator[Alert]:
-    """`operator`: the Deployment's name, with which those of its pods begin."""
+    """`operator`: the Deployment's name, with which those of its pods begin. Sums have no labels of
+    their own: each alert says whose it is, so that those of two releases stay two."""
+    whose, identity = f"{namespace}/{operator}", {"namespace": namespace, "operator": operator}
 
     def own(metric: str) -> str:
         pods = f'pod=~"{operator}-.+"'
@@ -17,36 +19,40 @@ def operator_rules(namespace: str, operator: str) -> Iterator[Alert]:
         "DistServeOperatorWithoutLeader",
         f"(sum({own('leader')}) or vector(0)) < 1",
         "critical",
-        "No replica of the operator writes.",
-        "Deployments serve on, but nothing is repaired, scaled or rolled out. Look at the pods of "
-        f"{namespace}/{operator} and at the Lease of that name.",
+        f"{whose}: no replica of the operator writes.",
+        "Deployments serve on, but nothing is repaired, scaled or rolled out. Look at its pods and "
+        "at the Lease of that name.",
         "2m",
+        identity,
     )
     # A listing proves the watches each 600 s; who lacks three of them is started anew.
     yield Alert(
         "DistServeOperatorBlind",
         f"max by (pod) ({own('proof_age_seconds')}) > 900",
         "warning",
-        "The operator's watches have not been proven for a quarter of an hour.",
+        f"{whose}: a replica's watches have not been proven for a quarter of an hour.",
         "{{ $labels.pod }} may not see changes. Its log names the kind; deleting the pod is safe.",
         "5m",
+        identity,
     )
     yield Alert(
         "DistServeOperatorReconcileErrors",
-        f"sum(rate({own('reconcile_errors_total')}[15m])) > 0",
+        f"max({own('deployments_failing')}) > 0",
         "warning",
-        "Deployments have failed to reconcile for half an hour.",
-        "Nobody's spec does that: bad ones end in the condition Accepted. The leader's log names "
+        f"{whose}: deployments have failed to reconcile, try after try, for ten minutes.",
+        "No spec does that: bad ones end in the condition Accepted. The leader's log names "
         "deployment and reason.",
-        "30m",
+        "10m",
+        identity,
     )
     # Of the leader: the others' queues wait until they lead.
     yield Alert(
         "DistServeOperatorBehind",
-        f"min_over_time(sum({own('queue_depth')} * on (namespace, pod) {own('leader')})[30m:1m])"
-        " > 0",
+        f"sum({own('queue_depth')} * on (namespace, pod) {own('leader')}) > 0",
         "warning",
-        "Deployments have waited for a worker for half an hour.",
+        f"{whose}: deployments have waited for a worker for half an hour.",
         "Raise operator.workers, or look for a slow API server in "
         "distserve_operator_reconcile_seconds.",
+        "30m",
+        identity,
     )

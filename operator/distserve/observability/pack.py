@@ -46,7 +46,9 @@ def prometheus_file() -> str:
             *(_copy(_pod_label(label), prometheus_name(label)) for label in TARGET_LABELS),
         ],
     }
-    return yaml_file({"rule_files": ["rules/*.yaml"], "scrape_configs": [job]})
+    # Grafana takes a source's interval to be 15 s, and its windows for rates from that.
+    every = {"scrape_interval": "15s", "evaluation_interval": "15s"}
+    return yaml_file({"global": every, "rule_files": ["rules/*.yaml"], "scrape_configs": [job]})
 
 
 def pack(

@@ -28,6 +28,8 @@ class Query:
     legend: str = ""
     target: bool = False
     """What is compared with: a dashed line. Absent where the deployment promises nothing."""
+    instant: bool = False
+    """One value for the whole time that is shown."""
 
 
 @dataclass(frozen=True)

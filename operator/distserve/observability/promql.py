@@ -4,6 +4,8 @@ from typing import Final
 
 WINDOW: Final = "$__rate_interval"
 """Grafana's word for four scrapes or more."""
+SHOWN_TIME: Final = "$__range"
+"""Grafana's word for all the time that is shown."""
 LEAST: Final = "1e-9"
 """Below every rate that a counter can have, so that it only ever replaces a zero."""
 

@@ -39,10 +39,15 @@ def shown(metric: str, *matchers: str) -> str:
 METRICS_PORTS: Final = ("http", "engine", "metrics")
 """Names of the ports that serve /metrics: the gateway's, the engine's, and the others'."""
 ATTAINED: Final = "distserve_slo_attained_total"
+JUDGED: Final = "distserve_slo_judged_total"
+OBJECTIVE: Final = equals("objective", "deployment")
+"""What the deployment promised; requests with objectives of their own are counted apart."""
+OWN_OBJECTIVE: Final = equals("objective", "own")
+IN_FLIGHT: Final = "distserve_requests_in_flight"
 REQUESTS: Final = "distserve_requests_total"
 TARGET_SECONDS: Final = "distserve_slo_target_seconds"
 TARGET_RATIO: Final = "distserve_slo_target_ratio"
 SERVED: Final = 'code=~"200|5.."'
-"""Requests that the objective is about: answered, or failed by the service. What clients got
-wrong, gave up, or were refused for their number (429) is not."""
+"""Answered, or failed by the service. What clients got wrong, gave up, or were refused for their
+number (429) says nothing of whether what was taken in is served."""
 FAILED: Final = 'code=~"5.."'

@@ -316,3 +316,5 @@ class Decision:
     whole: Mapping[str, bool] | None = None
     """Of each unit that there is to be, whether all its instances are ready. None: it is not known
     which there are to be."""
+    standing: Mapping[str, bool] = field(default_factory=dict)
+    """The same of each unit that there is, where it is not known which there are to be."""

@@ -206,6 +206,11 @@ def add_gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
     metrics.gauge("queue_depth", "Deployments that wait for a worker.", lambda: len(operator.queue))
     metrics.gauge("deployments", "Deployments that are seen.", lambda: len(operator.store.keys))
     metrics.gauge(
+        "deployments_failing",
+        "Deployments whose reconciles have failed several times in a row by now.",
+        lambda: operator.queue.failing,
+    )
+    metrics.gauge(
         "proof_age_seconds",
         "Time since a listing proved that the watches show what is there.",
         lambda: time.monotonic() - operator.resync.proven,

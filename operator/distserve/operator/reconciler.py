@@ -112,8 +112,7 @@ class Reconciler:
         decision, answers = await self._settle(key, observed)
         if self._placing.gathers(key):
             return None  # Woken in a moment; others ask sooner if nothing is written before.
-        if decision.whole is not None:
-            self._waits.see(key, decision.whole)
+        self._waits.follow(key, decision)
         try:
             foreign = await self._act_all(observed, decision)
         except Refused as error:

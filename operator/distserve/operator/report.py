@@ -159,7 +159,8 @@ def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Fa
         facts = {**health_facts(view), **facts}
     status, events = _finish(observed, new, facts, keep=True)
     nothing = PlacementQuestion(()), BetterQuestion(None)  # No room is kept for what is not done.
-    return Decision(nothing, status=status, events=events)
+    standing = {unit.name: _stands(unit) for unit in live.values() if not unit.ending}
+    return Decision(nothing, status=status, events=events, standing=standing)
 
 
 def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overview:
@@ -176,9 +177,14 @@ def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overvie
         live,
         _gateways(observed),
         "",
-        frozenset(u.name for u in live.values() if u.ready(frozenset(u.instances))),
+        frozenset(unit.name for unit in live.values() if _stands(unit)),
         node_troubles(observed),
     )
+
+
+def _stands(unit: LiveUnit) -> bool:
+    """Whether all that was made of it is ready."""
+    return unit.ready(frozenset(unit.instances))
 
 
 def _finish(

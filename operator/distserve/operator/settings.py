@@ -66,6 +66,9 @@ class QueueSettings:
     """Wait after the first failure of a deployment, doubled with each further one."""
     backoff_cap_seconds: float = 120.0
     """A fault that lasts is tried this rarely, and its end is noticed this late."""
+    failing_after: int = 5
+    """Failures in a row from which on a deployment counts as failing: the pauses between them are
+    4 to 8 s, in which a conflict is over."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from distserve.operator.model import Key
+from distserve.operator.model import Decision, Key
 
 Labels = tuple[str, ...]
 """The deployment as NAMESPACE/NAME: a label `namespace` would be the operator's own."""
@@ -23,6 +23,15 @@ class Waits:
         self._ended = ended
         self._clock = clock
         self._since: dict[Key, dict[str, float]] = {}
+
+    def follow(self, key: Key, decision: Decision) -> None:
+        """What was decided. While it is not known which units there are to be, those that are there
+        are as they are; of the rest nothing is made, so it waits on."""
+        if decision.whole is not None:
+            self.see(key, decision.whole)
+        else:
+            lacking = dict.fromkeys(self._since.get(key, ()), False)
+            self.see(key, {**lacking, **decision.standing})
 
     def see(self, key: Key, whole: Mapping[str, bool]) -> None:
         """Each unit that there is to be. The others' waits end as well, and are not told."""

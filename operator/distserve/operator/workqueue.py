@@ -37,6 +37,12 @@ class WorkQueue(Generic[K]):
         """Keys that wait for a worker; delayed ones do not count."""
         return len(self._ready)
 
+    @property
+    def failing(self) -> int:
+        """Keys that failed `failing_after` times in a row or more, and wait for their next try."""
+        after = self._settings.failing_after
+        return sum(failures >= after for failures in self._failures.values())
+
     def add(self, key: K) -> None:
         """Work on it as soon as a worker is free."""
         self._forget_delay(key)

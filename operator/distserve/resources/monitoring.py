@@ -21,23 +21,17 @@ PROMETHEUS_RULE: Final = "PrometheusRule"
 
 def monitoring_objects(deployment: DistServeDeployment, settings: RenderSettings) -> list[Object]:
     wanted = deployment.spec.observability
-
-    def served(kind: str) -> bool:
-        return f"{API_VERSION}/{kind}" in settings.served
-
-    return [
-        *([_pod_monitor(deployment)] if wanted.pod_monitor and served(POD_MONITOR) else []),
-        *(
-            [_rule(deployment, settings)]
-            if wanted.prometheus_rule and served(PROMETHEUS_RULE)
-            else []
-        ),
-    ]
+    found = []
+    if wanted.pod_monitor and f"{API_VERSION}/{POD_MONITOR}" in settings.served:
+        found.append(_pod_monitor(deployment, settings))
+    if wanted.prometheus_rule and f"{API_VERSION}/{PROMETHEUS_RULE}" in settings.served:
+        found.append(_rule(deployment, settings))
+    return found
 
 
-def _pod_monitor(deployment: DistServeDeployment) -> Object:
+def _pod_monitor(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
     """A pod is scraped at those of the ports that it has."""
-    found = new_object(deployment, API_VERSION, POD_MONITOR, deployment.name)
+    found = _selected(deployment, POD_MONITOR, settings)
     return found | {
         "spec": {
             "selector": {"matchLabels": {labels.DEPLOYMENT: deployment.name}},
@@ -48,8 +42,15 @@ def _pod_monitor(deployment: DistServeDeployment) -> Object:
 
 
 def _rule(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
-    found = new_object(deployment, API_VERSION, PROMETHEUS_RULE, deployment.name)
+    found = _selected(deployment, PROMETHEUS_RULE, settings)
     return found | {"spec": rules_document(deployment, settings.runbooks)}
+
+
+def _selected(deployment: DistServeDeployment, kind: str, settings: RenderSettings) -> Object:
+    """With the labels by which Prometheus selects; of a name that is ours, too, our value stays."""
+    ours = naming.common_labels(deployment)
+    more = {name: value for name, value in settings.monitoring_labels.items() if name not in ours}
+    return new_object(deployment, API_VERSION, kind, deployment.name, more)
 
 
 def rules_document(deployment: DistServeDeployment, runbooks: str = RUNBOOKS) -> Object:

@@ -1,6 +1,7 @@
 """What rendering needs besides the deployment: decided by whoever installs the operator."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 
 from distserve.observability.rules import RUNBOOKS
@@ -35,3 +36,5 @@ class RenderSettings:
     and monitoring.coreos.com/v1/PrometheusRule are rendered only then."""
     runbooks: str = RUNBOOKS
     """Where docs/runbooks is published: the alerts of a deployment link there."""
+    monitoring_labels: Mapping[str, str] = field(default_factory=dict)
+    """By which the cluster's Prometheus selects PodMonitors and PrometheusRules."""

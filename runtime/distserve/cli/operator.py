@@ -1,12 +1,19 @@
 """`distserve operator`: the operator as a process (docs/operate.md)."""
 
 import argparse
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from distserve.operator.settings import Settings, WebhookSettings
     from distserve.resources.settings import RenderSettings
+
+_LABEL_NAME: Final = re.compile(
+    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runbook-url",
         help="where docs/runbooks is published; deployments' alerts link there (default: its path "
         "in the project's checkout)",
+    )
+    add(
+        "--monitoring-labels",
+        default="",
+        help="labels of deployments' PodMonitors and PrometheusRules, as a=b,c=d: those by which "
+        "Prometheus selects them (default: none)",
     )
     add("--host", default="0.0.0.0", help="address of all its ports (default: any)")
     add("--health-port", type=int, default=8081, help="/healthz and /readyz (default 8081)")
@@ -198,4 +211,29 @@ def render_settings(args: argparse.Namespace) -> "RenderSettings":
         ),
         gateway_cluster_role=args.gateway_cluster_role,
         runbooks=args.runbook_url or RUNBOOKS,
+        monitoring_labels=_labels(args.monitoring_labels),
     )
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Of --monitoring-labels. Those of distserve.io say what an object is: nobody else sets one."""
+    from distserve.api.labels import GROUP
+    from distserve.cli.main import UsageError
+
+    pairs = [one.partition("=") for one in text.split(",") if one]
+    for name, equals, value in pairs:
+        known = _LABEL_NAME.fullmatch(name) and _LABEL_VALUE.fullmatch(value)
+        if not equals or not known:
+            raise UsageError(
+                f"--monitoring-labels: {name}{equals}{value} is no label; write NAME=VALUE, with "
+                "commas between several, as in release=prometheus"
+            )
+        if name.startswith(f"{GROUP}/"):
+            raise UsageError(
+                f"--monitoring-labels: {name} is the operator's to say; choose a name that does "
+                f"not begin with {GROUP}/"
+            )
+    found = {name: value for name, _, value in pairs}
+    if len(found) < len(pairs):
+        raise UsageError("--monitoring-labels: a name is there twice; give each one value")
+    return found

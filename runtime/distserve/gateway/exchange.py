@@ -19,7 +19,7 @@ from distserve.gateway.parse import Parsed
 from distserve.gateway.render import Chunk, Usage
 from distserve.gateway.schema import ChatBody, CompletionBody
 from distserve.gateway.service import Gateway
-from distserve.gateway.timing import record_answer
+from distserve.gateway.timing import overdue, record_answer
 from distserve.gateway.work import Output, Work
 from distserve.wire.dialect import Slo
 
@@ -73,6 +73,8 @@ class Exchange(Response):
                 talk.result()
             else:
                 scope["state"]["outcome"] = ClientGone.status
+                now = self.gateway.clock()
+                scope["state"]["overdue"] = overdue(self.work.timings, self.slo, now)
         finally:
             talk.cancel()
             gone.cancel()

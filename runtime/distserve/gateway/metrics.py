@@ -28,6 +28,8 @@ STAGE_BUCKETS = (
 )  # fmt: skip
 """Upper bounds in seconds. Fine at the low end: a fast decoder's TPOT lies below 10 ms."""
 
+OBJECTIVES = ("deployment", "own")
+"""spec.slo's, or what a request's headers name. Apart: one client's wish is nobody's promise."""
 CODES = ("200", "400", "404", "408", "413", "429", "499", "500", "502", "503", "504")
 
 
@@ -92,10 +94,17 @@ class Metrics:
         self.generation_tokens = Counter(
             "distserve_generation_tokens", "Tokens sent to clients", registry=self.registry
         )
+        self.judged = Counter(
+            "distserve_slo_judged",
+            "Requests with an objective that were answered, failed by the service (5xx), or given "
+            "up after their first token was due",
+            ["objective"],
+            registry=self.registry,
+        )
         self.attained = Counter(
             "distserve_slo_attained",
-            "Answered requests (code 200) that met their objective",
-            ["slo"],
+            "Of these, requests that met it",
+            ["objective", "slo"],
             registry=self.registry,
         )
         self.transfers = Counter(
@@ -116,15 +125,20 @@ class Metrics:
             self.pairs.labels(scope.name.lower())
         for stage in STAGES:
             self.stages.labels(stage)
-        for name in ("ttft", "tpot", "both"):
-            self.attained.labels(name)
+        for objective in OBJECTIVES:
+            self.judged.labels(objective)
+            for name in ("ttft", "tpot", "both"):
+                self.attained.labels(objective, name)
         self._targets(slo, attainment_percent)
 
-    def count_request(self, code: int, met: Sequence[str]) -> None:
-        """An outcome and the objectives that it met, between which nobody reads."""
+    def count_request(self, code: int, objective: str | None, met: Sequence[str]) -> None:
+        """An outcome, whose objective it is judged by, if any, and what of it was met, between
+        which nobody reads."""
         self.requests.labels(str(code)).inc()
-        for slo in met:
-            self.attained.labels(slo).inc()
+        if objective is not None:
+            self.judged.labels(objective).inc()
+            for slo in met:
+                self.attained.labels(objective, slo).inc()
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         self.stages.labels(stage).observe(seconds)

@@ -5,6 +5,7 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distserve.gateway.parse import objective_of
 from distserve.gateway.service import Arrival, Gateway
 from distserve.wire.ids import is_request_id, new_request_id
 from distserve.wire.logs import request_id as logged_id
@@ -60,7 +61,10 @@ class RequestContext:
                 span.set(status=state.get("outcome", status))
         finally:
             metrics.in_flight.dec()
-            metrics.count_request(state.get("outcome", status), state.get("met", ()))
+            code = state.get("outcome", status)
+            objective = objective_of(headers, self._gateway.settings.slo)
+            judged = code == 200 or code >= 500 or state.get("overdue", False)
+            metrics.count_request(code, objective if judged else None, state.get("met", ()))
             metrics.duration.observe(self._gateway.clock() - at)
             logged_id.reset(token)
 

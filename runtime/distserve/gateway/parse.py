@@ -77,6 +77,13 @@ def parse_slo(headers: Mapping[str, str], default: Slo) -> Slo:
     return Slo(**found)
 
 
+def objective_of(headers: Mapping[str, str], default: Slo) -> str | None:
+    """Whose objective such a request has: its own, the deployment's, or none."""
+    if any(header in headers for header in SLO_HEADERS.values()):
+        return "own"
+    return None if default == Slo() else "deployment"
+
+
 def parse_lifecycle(headers: Mapping[str, str]) -> bool:
     """Whether the client asks where its request's time went. Raises BadRequest."""
     asked = headers.get(LIFECYCLE_HEADER, "false").lower()

@@ -102,3 +102,12 @@ def record_answer(
         "both": promised and in_time and in_pace,
     }
     return tuple(name for name, is_met in met.items() if is_met)
+
+
+def overdue(prompts: Iterable[PromptTiming], slo: Slo, now: float) -> bool:
+    """A request's first token came, or is to come, after its objective: who gives up then has
+    seen it missed."""
+    if slo.ttft_ms is None:
+        return False
+    waited = (now - prompt.arrived if prompt.ttft is None else prompt.ttft for prompt in prompts)
+    return any(seconds * 1000 > slo.ttft_ms for seconds in waited)

@@ -43,6 +43,12 @@ class Metrics:
             buckets=BUCKETS,
             registry=registry,
         )
+        self._motion = Counter(
+            "distserve_kv_transfer_motion_seconds",
+            "Time in which transfers had bytes in motion, those that failed included.",
+            ["transport"],
+            registry=registry,
+        )
         self._failures = Counter(
             "distserve_kv_transfer_failures",
             "Expected transfers that failed here.",
@@ -80,6 +86,7 @@ class Metrics:
         )
         for transport in TRANSPORTS:
             self._seconds.labels(transport)
+            self._motion.labels(transport)
             self._bandwidth.labels(transport)
             self._latency.labels(transport)
             for direction in ("in", "out"):
@@ -93,9 +100,12 @@ class Metrics:
     def fetched(self, transport: str, seconds: float) -> None:
         if transport:  # all was cached here: nothing was moved
             self._seconds.labels(transport).observe(seconds)
+            self._motion.labels(transport).inc(seconds)
 
-    def failed(self, reason: str) -> None:
+    def failed(self, transport: str, seconds: float, reason: str) -> None:
         """Reasons may carry details after a colon; others than FAILURES count as one."""
+        if transport:
+            self._motion.labels(transport).inc(seconds)
         head = reason.split(":")[0]
         self._failures.labels(head if head in FAILURES else "other").inc()
 

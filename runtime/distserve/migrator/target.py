@@ -197,7 +197,7 @@ class Target:
             del self._transfers[transfer.transfer]
         if isinstance(message, messages.Failed):
             log.info("%s failed: %s", transfer.transfer, message.reason)
-            self._metrics.failed(message.reason)
+            self._metrics.failed(transfer.transport, transfer.motion_seconds, message.reason)
         else:
             self._metrics.fetched(transfer.transport, transfer.motion_seconds)
         if self._instance is not None and self._instance.epoch == transfer.epoch:

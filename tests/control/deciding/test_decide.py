@@ -153,6 +153,22 @@ def test_an_operator_with_other_builders_restarts_nothing(world: Any) -> None:
     assert not uids & {pod.uid for pod in world.pods.values() if pod.unit}
 
 
+def test_an_operator_that_is_told_other_labels_changes_monitors_and_rules_alone(world: Any) -> None:
+    kinds = {"PodMonitor", "PrometheusRule"}
+    world.features = Features(served=frozenset(f"monitoring.coreos.com/v1/{k}" for k in kinds))
+    uids = {pod.uid for pod in world.settle().pods.values()}
+    for told in ({"release": "kps"}, {"team": "llm"}, {}):
+        written = len(world.writes)
+        render = replace(world.settings.render, monitoring_labels=told)
+        world.settings = replace(world.settings, render=render)
+        world.settle()
+        assert {Ref.of(one.object).kind for one in world.writes[written:]} == kinds
+        for found in (one for kind in kinds for one in world.named(kind).values()):
+            carried = found["metadata"]["labels"].items()
+            assert {n: v for n, v in carried if n in ("release", "team")} == told
+    assert uids == {pod.uid for pod in world.pods.values()}
+
+
 def test_a_unit_that_lost_its_templates_is_left_as_it_is(world: Any) -> None:
     """Somebody deleted the ControllerRevision of what runs, while an edit waits for room."""
     world.room = 1

@@ -26,8 +26,7 @@ class Watched:
         """Reconciles once a second; returns how many units wait in the end."""
         for _ in range(seconds):
             decision = self.world.reconcile()
-            if decision.whole is not None:
-                self.waits.see(KEY, decision.whole)
+            self.waits.follow(KEY, decision)
             self.world.step()
         return dict(self.waits.counts())
 
@@ -81,6 +80,37 @@ def test_a_refused_edit_ends_no_wait(watch: Make) -> None:
     assert watched.look(10) == {OURS: 1}
     assert watched.world.condition("Accepted")["status"] == "False"
     assert watched.waits.longest() == {OURS: 40.0}
+
+
+@pytest.mark.parametrize("words", ["", "no"], ids=["by the operator", "by the API server"])
+def test_a_wait_ends_with_ready_pods_also_while_an_edit_is_refused(watch: Make, words: str) -> None:
+    """What was made before goes on to start."""
+    watched = watch()
+    watched.world.broken = lambda one: one.unit != ""
+    assert watched.look(20) == {OURS: 1}
+    watched.world.refusal = words
+    watched.world.edit(**({"images": {"engine": "mine:2"}} if words else {"unit": 2}))
+    assert watched.look(10) == {OURS: 1}
+    assert watched.world.condition("Accepted")["status"] == "False"
+    assert watched.waits.longest() == {OURS: 30.0}
+    watched.world.broken = lambda one: False
+    assert watched.look(10) == {} == watched.waits.longest()
+    (waited,) = watched.told
+    assert 30 <= waited < 35
+
+
+def test_a_pod_that_is_lost_while_an_edit_is_refused_makes_its_unit_wait(watch: Make) -> None:
+    watched = watch()
+    watched.look(10)
+    watched.world.edit(unit=2)
+    assert watched.look(10) == {}
+    pods = watched.world.pods.items()
+    watched.world.broken = lambda one: one.unit != ""
+    watched.world.pods = {name: replace(pod, ready=not pod.unit) for name, pod in pods}
+    assert watched.look(20) == {OURS: 1}
+    watched.world.broken = lambda one: False
+    assert watched.look(10) == {}
+    assert 20 <= watched.told[1] < 25
 
 
 def test_each_unit_of_a_rollout_waits(watch: Make) -> None:

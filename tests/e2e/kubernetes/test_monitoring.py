@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(2400)]
 SYSTEM = "distserve-system"
 EVERY = "2s"
 ATTAINED = "deployment:distserve_slo_attained:ratio_rate5m"
+LABELS = {"release": "ours"}
+"""By which this Prometheus selects, as kube-prometheus-stack's does."""
 
 
 class Prometheus:
@@ -81,7 +83,8 @@ def monitored(installed: Any, new_deployment: Any) -> Iterator[Any]:
     with or_skip("Prometheus and its operator"):
         prometheus_operator.prepare(cluster)
     chart = str(CHECKOUT / "charts" / "distserve")
-    flags = (f"--namespace={SYSTEM}", "--reuse-values", f"--set=monitoring.interval={EVERY}")
+    flags = [f"--namespace={SYSTEM}", "--reuse-values", f"--set=monitoring.interval={EVERY}"]
+    flags += [f"--set=monitoring.labels.{name}={value}" for name, value in LABELS.items()]
     cluster.helm("upgrade", "distserve", chart, *flags, "--wait", "--timeout=120s", seconds=150)
     found = new_deployment()
     found.apply()
@@ -107,9 +110,9 @@ def configured(
             "replicas": 0,
             "scrapeInterval": EVERY,
             "evaluationInterval": EVERY,
-            "podMonitorSelector": {},
+            "podMonitorSelector": {"matchLabels": LABELS},
             "podMonitorNamespaceSelector": both,
-            "ruleSelector": {},
+            "ruleSelector": {"matchLabels": LABELS},
             "ruleNamespaceSelector": both,
             "apiserverConfig": _api_server(cluster, folder),
         },

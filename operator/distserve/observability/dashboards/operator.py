@@ -7,7 +7,8 @@ from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, U
 from distserve.observability.promql import series, total
 
 _PREFIX: Final = "distserve_operator_"
-_OWN: Final = ('namespace="$namespace"',)
+_OWN: Final = ('namespace="$operator_namespace"',)
+"""Not $namespace: links between dashboards carry that, and it is the deployments'."""
 
 
 def _own(name: str) -> str:
@@ -96,6 +97,11 @@ _WORK: Final = Row(
             matchers=_OWN,
         ),
         Panel(
+            "Deployments that fail",
+            "Five tries in a row or more; the leader's log names them.",
+            (Query(f"max({_own('deployments_failing')})", "deployments"),),
+        ),
+        Panel(
             "Reconciles that are tried again",
             "By how they ended.",
             (Query(total(_own("reconcile_errors_total"), "result"), legend("result")),),
@@ -140,6 +146,6 @@ OPERATOR: Final = Dashboard(
     "DistServe / Operator",
     "Leadership, queue, waiting units, reconciles, calls to the API server and the age of what is "
     "known.",
-    (Variable("namespace", f"{_PREFIX}leader", "namespace"),),
+    (Variable("operator_namespace", f"{_PREFIX}leader", "namespace"),),
     (_STATE, _UNITS, _WORK, _SIGHT),
 )

@@ -4,10 +4,23 @@ from typing import Final
 
 from distserve.observability.dashboards.common import OF_DEPLOYMENT, by_label, legend, percentiles
 from distserve.observability.panels import Dashboard, Form, Panel, Query, Row, Unit
-from distserve.observability.promql import LEAST, WINDOW, attained, equals, mean, ratio, total
+from distserve.observability.promql import (
+    LEAST,
+    SHOWN_TIME,
+    WINDOW,
+    attained,
+    equals,
+    mean,
+    ratio,
+    total,
+)
 from distserve.observability.selecting import (
     ATTAINED,
     FAILED,
+    IN_FLIGHT,
+    JUDGED,
+    OBJECTIVE,
+    OWN_OBJECTIVE,
     REQUESTS,
     SERVED,
     SHOWN,
@@ -19,13 +32,14 @@ from distserve.observability.selecting import (
 _DISCOVERY_AGE: Final = "distserve_gateway_discovery_age_seconds"
 STAGES: Final = "distserve_request_stage_seconds"
 NO_SLO: Final = "no spec.slo"
+_OWN_MET: Final = shown(ATTAINED, OWN_OBJECTIVE, equals("slo", "both"))
 _PROMISED: Final = f"and on () max({shown(TARGET_SECONDS)})"
 """Only of a deployment that has an SLO: without one nothing is attained."""
 
 
 def _attained(slo: str, by: str = "", window: str = WINDOW) -> str:
-    met = shown(ATTAINED, *([equals("slo", slo)] if slo else []))
-    return f"{attained(met, shown(REQUESTS, SERVED), by, window)} {_PROMISED}"
+    met = shown(ATTAINED, OBJECTIVE, *([equals("slo", slo)] if slo else []))
+    return f"{attained(met, shown(JUDGED, OBJECTIVE), by, window)} {_PROMISED}"
 
 
 def _target(slo: str) -> Query:
@@ -34,7 +48,9 @@ def _target(slo: str) -> Query:
 
 
 def _burn(window: str) -> Query:
-    met = attained(shown(ATTAINED, equals("slo", "both")), shown(REQUESTS, SERVED), window=window)
+    met = attained(
+        shown(ATTAINED, OBJECTIVE, equals("slo", "both")), shown(JUDGED, OBJECTIVE), window=window
+    )
     budget = f"clamp_min(1 - max({shown(TARGET_RATIO)}), {LEAST})"
     return Query(f"(1 - {met}) / {budget} {_PROMISED}", window)
 
@@ -44,9 +60,9 @@ _OBJECTIVE: Final = Row(
     (
         Panel(
             "SLO attainment",
-            "Share of the requests that met TTFT and TPOT. Failures of the service count as "
-            "missed. 100 % while nothing is asked.",
-            (Query(_attained("both")),),
+            "Share of the requests that met TTFT and TPOT, over the time that is shown. Failures "
+            "of the service count as missed. 100 % where nothing was asked.",
+            (Query(_attained("both", window=SHOWN_TIME), instant=True),),
             Unit.SHARE,
             Form.NUMBER,
             most=1,
@@ -72,6 +88,14 @@ _OBJECTIVE: Final = Row(
             (_burn("5m"), _burn("1h"), _burn("6h")),
             width=9,
             without=NO_SLO,
+        ),
+        Panel(
+            "Attainment of objectives of their own",
+            "Requests that named objectives in their headers (x-slo-ttft-ms, x-slo-tpot-ms) are "
+            "judged by those, and by no alert. 100 % while there are none.",
+            (Query(attained(_OWN_MET, shown(JUDGED, OWN_OBJECTIVE)), "both"),),
+            Unit.SHARE,
+            most=1,
         ),
         percentiles(
             "Time to first token",
@@ -106,7 +130,7 @@ _LOAD: Final = Row(
             "Requests now",
             "Waiting are prompts without a first token.",
             (
-                Query(f"sum({shown('distserve_requests_in_flight')})", "in flight"),
+                Query(f"sum({shown(IN_FLIGHT)})", "in flight"),
                 Query(f"sum({shown('distserve_requests_waiting')})", "waiting"),
             ),
         ),
@@ -133,8 +157,12 @@ _LOAD: Final = Row(
         ),
         Panel(
             "Failures of the service",
-            "Share of all requests that ended in a 5xx.",
-            (Query(ratio(total(shown(REQUESTS, FAILED)), total(shown(REQUESTS))), "failed"),),
+            "Share of the requests taken in that ended in a 5xx.",
+            (
+                Query(
+                    ratio(total(shown(REQUESTS, FAILED)), total(shown(REQUESTS, SERVED))), "failed"
+                ),
+            ),
             Unit.SHARE,
         ),
         percentiles(

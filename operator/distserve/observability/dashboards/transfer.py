@@ -34,12 +34,12 @@ _SPEED: Final = Row(
         ),
         Panel(
             "Bandwidth of a transfer",
-            "Bytes over the time in which a transfer had bytes in motion.",
+            "Bytes over the time in which a transfer had bytes in motion, failed ones included.",
             (
                 Query(
                     ratio(
                         total(shown(f"{_KV}bytes_total", _IN), "transport"),
-                        total(shown(f"{_KV}seconds_sum"), "transport"),
+                        total(shown(f"{_KV}motion_seconds_total"), "transport"),
                     ),
                     legend("transport"),
                 ),
@@ -78,8 +78,8 @@ _TRUST: Final = Row(
     (
         Panel(
             "Failures by reason",
-            "docs/kv-migration.md has what each reason means. A failed transfer is not a failed "
-            "request: another route is tried.",
+            "docs/protocol/migration.md has what each reason means. A failed transfer is not a "
+            "failed request: another route is tried.",
             (Query(total(shown(f"{_KV}failures_total"), "reason"), legend("reason")),),
             Unit.PER_SECOND,
             Form.STACKED,
