@@ -9,7 +9,7 @@ import yaml
 
 from distserve.api.loading import load_deployment
 from distserve.cli.main import main
-from distserve.cli.planned import Sources, planned
+from distserve.cli.planned import Sources, planned, texts_of
 from distserve.cli.usage import UsageError
 from distserve.resources.planning import plan_request
 from distserve.resources.support import unsupported_by_engine
@@ -205,3 +205,53 @@ def test_planning_has_a_deadline(written):
     assert plan_request(deployment.spec).rate == 6
     with pytest.raises(UsageError, match=r"opt-13b: no plan within 0.01 s"):
         planned(deployment, deadline_seconds=0.01)
+
+
+@pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), -50.0])
+def test_step_times_that_are_none_are_one_line(coefficient, written, times, capsys):
+    profile = json.loads(times.read_text())
+    profile["tiny"]["1"]["decoding_smallbs"][2] = coefficient
+    times.write_text(json.dumps(profile))
+    path = written(**CPU)
+    for verb in ("plan", "render"):
+        output, error = said(capsys, 2, verb, "-f", path, "--hardware-profile", times)
+        assert "cpu.json: by `decoding_smallbs` of tiny at TP 1 a step takes no time" in error
+        assert error.count("\n") == 1 and not output
+
+
+@pytest.mark.parametrize("strategy", ["Colocated", "ChunkedPrefill"])
+def test_a_decode_degree_where_nothing_only_decodes_is_refused(strategy, written, capsys):
+    path = written(strategy={"name": strategy}, prefill=None, decode=None, hybrid={})
+    output, error = said(capsys, 2, "plan", "-f", path, "--decode-tp", "2")
+    assert f"--decode-tp has no effect with {strategy}" in error and "--prefill-tp" in error
+    assert error.count("\n") == 1 and not output
+
+
+@pytest.mark.parametrize("where", [["--nodes", "nodes.yaml"], ["--cluster"]])
+def test_a_node_size_beside_nodes_is_refused(where, written, capsys):
+    output, error = said(capsys, 2, "plan", "-f", written(), "--ngpu-per-node", "4", *where)
+    assert "--ngpu-per-node has no effect on nodes that are given" in error
+    assert error.count("\n") == 1 and not output
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"metadata": {"generateName": "load-"}, "data": {"seen.csv": "no"}},
+        {"metadata": None, "data": {"seen.csv": "no"}},
+        {"data": {"seen.csv": "no"}},
+        {"metadata": "load", "data": {"seen.csv": "no"}},
+        {"metadata": {"name": ["load"]}, "data": {"seen.csv": "no"}},
+        {"metadata": {"name": "load"}, "data": ["seen.csv"]},
+        {"metadata": {"name": "load"}, "data": None},
+        {"metadata": {"name": "load"}},
+    ],
+)
+def test_a_config_map_without_a_name_or_data_is_passed_over(other, written, tmp_path):
+    workload = {"requestsPerSecond": 4, "trace": {"configMapName": "load", "key": "seen.csv"}}
+    path = written(workload=workload)
+    load = {"kind": "ConfigMap", "metadata": {"name": "load"}, "data": {"seen.csv": "yes"}}
+    documents = [load, yaml.safe_load(path.read_text()), {"kind": "ConfigMap"} | other]
+    path.write_text(yaml.safe_dump_all(documents))
+    texts = texts_of(load_deployment(path).spec, path)
+    assert list(texts.values()) == ["yes"]

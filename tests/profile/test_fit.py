@@ -15,7 +15,7 @@ from distserve.planner.profiles import load_profile
 from distserve.planner.records import Origin, Record, ServingRecord
 from distserve.planner.serving import Serving
 from distserve.planner.serving_fit import fit_serving
-from distserve.profile.database import Measured, Subject, open_database
+from distserve.profile.database import Loaded, Measured, Subject, open_database
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 TIMES = TimeModel(
@@ -176,3 +176,21 @@ def test_a_profile_says_what_a_deployment_adds(tmp_path: Path) -> None:
     path.write_text(json.dumps(entry))
     with pytest.raises(InvalidProfile, match="not a hardware profile"):
         load_profile(str(path))
+
+
+def test_loads_of_others_need_not_be_understood(tmp_path: Path) -> None:
+    """Another release's, say: only those that belong to the steps are read."""
+    mine, older = Subject("m", "float32", "cpu", "2"), Subject("m", "float32", "cpu", "1")
+    path = filled(tmp_path / "p.sqlite", mine, older)
+    with open_database(path, older) as database:
+        database.replace_deployment([Loaded(1, 0, '[{"length": 3}]')])
+    assert fit_database(path, wanted={"engine_version": "2"})["m", 1].origin.engine_version == "2"
+    with pytest.raises(InvalidProfile, match="measure it again"):
+        fit_database(path, wanted={"engine_version": "1"})
+
+
+@pytest.mark.parametrize("name", ["p#1.sqlite", "p?mode=rw.sqlite", "p%41.sqlite", "a b.sqlite"])
+def test_what_profile_wrote_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = filled(tmp_path / name, Subject("m", "float32", "cpu", "1"))
+    assert set(fit_database(path)) == {("m", 1)}
+    assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -17,6 +17,7 @@ from distserve.planner.loads import LoadRecord, decoded
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
+from distserve.profile import asking as asking_module
 from distserve.profile import loads, serving
 from distserve.profile.asking import asking
 from distserve.profile.database import Loaded, Measured, Served, Subject, open_database
@@ -64,6 +65,10 @@ class Stub:
     """A parameter that it refuses."""
     most = 10_000
     """Tokens of an answer, whatever is asked."""
+    longest: int | None = None
+    """Tokens of a request that it takes, as it says; None: any, and it says nothing."""
+    silence: asyncio.Event | None = None
+    """Until then it does not answer."""
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         self.takes -= 1
@@ -75,6 +80,10 @@ class Stub:
         if self.unknown and self.unknown in json.dumps(body):
             error = {"message": f"unknown parameter {self.unknown}"}
             return web.json_response({"error": error}, status=400)
+        if self.longest and len(body["prompt"]) + body["max_tokens"] > self.longest:
+            return web.json_response({"error": {"message": "too long"}}, status=400)
+        if self.silence:
+            await self.silence.wait()
         self.moved += 100 * self.moves
         answer = web.StreamResponse()
         await answer.prepare(request)
@@ -91,6 +100,11 @@ class Stub:
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
+    async def models(self, _: web.Request) -> web.Response:
+        """As vLLM tells it; a server whose models have no such field is another one."""
+        said = {"max_model_len": self.longest} if self.longest else {}
+        return web.json_response({"data": [{"id": "other"}, {"id": "m", **said}]})
+
     async def stats(self, _: web.Request) -> web.Response:
         roles = ["prefill", *["decode"] * self.decoders]
         return web.json_response(
@@ -104,6 +118,7 @@ async def stub() -> AsyncIterator[Stub]:
     app = web.Application()
     app.router.add_post("/v1/completions", stub.completions)
     app.router.add_get("/stats", stub.stats)
+    app.router.add_get("/v1/models", stub.models)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -209,6 +224,26 @@ async def test_a_load_ends_with_the_first_refusal(stub: Stub) -> None:
             await loads.measure(asker, refuse, clients=(1, 4), seconds=0.05)
 
 
+async def test_requests_are_no_longer_than_the_server_takes(stub: Stub) -> None:
+    """It refuses longer ones."""
+    async with asking(Target(stub.url, "m")) as asker:
+        assert await asker.longest() is None
+        stub.longest = most = 60
+        assert await asker.longest() == most
+        idle: list[Served] = []
+        await serving.measure(asker, idle.append, [(32,), (512, 32)], rounds=1, most=most)
+        stub.tells = True
+        busy: list[Loaded] = []
+        assert await loads.measure(asker, busy.append, (8,), rounds=1, seconds=0.2, most=most)
+    assert [(r.input_len, r.longest_len, r.output_len) for r in idle] == [(30, 30, 30)] * 2
+    lengths = {
+        length
+        for request in decoded(busy[0].requests)
+        for length in (request.input_tokens, len(request.token_ms))
+    }
+    assert 16 <= min(lengths) < max(lengths) <= 30, "prompts and answers have half of it each"
+
+
 async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
     stub.status = 503
     async with asking(Target(stub.url, "m")) as asker:
@@ -216,19 +251,53 @@ async def test_a_server_that_refuses_is_one_line(stub: Stub) -> None:
             await serving.measure(asker, lambda _: None, [(8,)], rounds=1)
 
 
-async def test_the_command_adds_to_the_model_s_records(
-    stub: Stub,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database of the model's steps."""
     path = tmp_path / "p.sqlite"
     with open_database(path, Subject("m", "float32", "cpu", "1")) as database:
         for batch in (1, 2, 4):
             for tokens in (8, 64):
                 row = Measured(batch, tokens, 16, 1e-3 * batch, 1e-3, 0.0, 0.0, tokens + 8.0, 3)
                 database.add(row)
+    return path
 
+
+async def test_the_limit_that_is_told_is_the_one_that_holds(
+    stub: Stub, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.silence = asyncio.Event()
+    monkeypatch.setattr(asking_module, "TIMEOUT_SECONDS", 0.3)
+    ask = ["profile", "serving", "--db", str(path), "--url", stub.url, "--model", "m"]
+    assert await asyncio.to_thread(main, ask) == 2
+    stub.silence.set()
+    output, error = capsys.readouterr()
+    assert output == "" and error.endswith("completions: timed out after 0.3 s\n")
+
+
+async def test_the_command_says_that_it_asks_for_less(
+    stub: Stub, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.longest, stub.tells = 300, True
+    for name, value in (("CLIENTS", (2,)), ("ROUNDS", 1), ("SECONDS", 0.2)):
+        monkeypatch.setattr(loads, name, value)
+    ask = ["profile", "serving", "--db", str(path), "--url", stub.url, "--model", "m"]
+    assert await asyncio.to_thread(main, ask) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "the server takes 300 tokens a request: longer ones are shortened to these"
+    assert second.startswith("round 1 of 1,  2 clients")
+    stub.longest = max(loads.LONGEST, serving.LONGEST)
+    assert await asyncio.to_thread(main, ask) == 0
+    assert capsys.readouterr().out.startswith("round 1 of 1")
+
+
+async def test_the_command_adds_to_the_model_s_records(
+    stub: Stub,
+    path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def said(code: int, *words: object) -> tuple[str, str]:
         assert await asyncio.to_thread(main, ["profile", *map(str, words)]) == code
         return capsys.readouterr()

@@ -220,7 +220,7 @@ def fit_database(
     Databases of other profilers do not name the model: there `model` is the name, elsewhere the
     one that is wanted. `wanted` chooses between devices and the like, by fields of `Origin`.
     """
-    records, serving, loads = read_records(path), read_serving(path), read_loads(path)
+    records, serving = read_records(path), read_serving(path)
     if not records:
         raise InvalidProfile(f"{path} holds no usable records; run `distserve profile` first")
     named = any(record.origin.model for record in records)
@@ -228,6 +228,7 @@ def fit_database(
         raise InvalidProfile(f"{path} does not say which model it is of; give --model NAME")
     asked = {**(wanted or {}), **({"model": model} if named and model else {})}
     origins = of_one_origin([record.origin for record in records], asked)
+    loads = read_loads(path, origins)
     fits: dict[tuple[str, int], Fit] = {}
     for origin in sorted(origins, key=lambda o: o.model):
         mine = [record for record in records if record.origin == origin]

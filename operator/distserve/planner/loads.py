@@ -7,7 +7,7 @@ decoded and what was prefilled at any moment; all times are milliseconds since t
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -277,13 +277,13 @@ class LoadRecord:
         return found
 
 
-def read_loads(path: Path | str) -> list[LoadRecord]:
-    """Empty where no deployment was measured. Raises InvalidProfile."""
+def read_loads(path: Path | str, origins: Collection[Origin]) -> list[LoadRecord]:
+    """Of these; others' may be of a release that told other things. Empty where no deployment was
+    measured. Raises InvalidProfile."""
     return [
-        LoadRecord(
-            int(row["tp_world_size"]), int(row["clients"]), decoded(row["requests"]), origin_of(row)
-        )
+        LoadRecord(int(row["tp_world_size"]), int(row["clients"]), decoded(row["requests"]), origin)
         for row in rows_of(Path(path), "loads", optional=True)
+        if (origin := origin_of(row)) in origins
     ]
 
 

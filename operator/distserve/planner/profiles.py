@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,14 @@ class HardwareProfile:
         return (model.name, tp) in self.entries
 
     def times(self, model: ModelShape, tp: int) -> TimeModel:
-        """Step times as they pass in a deployment."""
+        """Step times as they pass in a deployment. Raises NoProfile, and InvalidProfile where
+        prompts as long as this model's would take no time."""
         try:
-            return self.serving(model, tp).applied(self.entries[model.name, tp])
+            engine = self.entries[model.name, tp]
         except KeyError:
             raise NoProfile(f"no profile for {self._gap(model, tp)}") from None
+        _refuse_impossible(self.name, model.name, tp, engine, model.max_positions)
+        return self.serving(model, tp).applied(engine)
 
     def serving(self, model: ModelShape, tp: int) -> Serving:
         return self.serving_by_model.get((model.name, tp), Serving())
@@ -120,6 +124,8 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
         accelerator = content.pop("accelerator", {})
         budget = float(accelerator.get("kv_budget_bytes", A100_80G_KV_BUDGET_BYTES))
         memory = float(accelerator.get("memory_bytes", 80 * GIB))
+        if not (0 < budget < inf and 0 < memory < inf):
+            raise ValueError("memory_bytes and kv_budget_bytes are numbers above 0")
         entries = {
             (canonical_name(model), int(tp)): _time_model(entry)
             for model, by_tp in content.items()
@@ -131,10 +137,12 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
             for tp, entry in by_tp.items()
             if "serving" in entry
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise InvalidProfile(
             f"{name} is not a hardware profile: {error!r}; see docs/planner.md"
         ) from error
+    for (model, tp), times in entries.items():
+        _refuse_impossible(name, model, tp, times)
     return HardwareProfile(
         name,
         entries,
@@ -153,3 +161,38 @@ def _time_model(entry: Mapping[str, Any]) -> TimeModel:
         decode_large=Coefficients(*map(float, entry["decoding_largebs"])),
         large_batch=int(entry.get("decoding_large_small_bs_threshold", 95)),
     )
+
+
+def _refuse_impossible(
+    profile: str, model: str, tp: int, times: TimeModel, longest: int = 1
+) -> None:
+    """Raises InvalidProfile where a step takes no time, or more tokens make it shorter: nothing can
+    be simulated so. A coefficient may be below 0, as in fits without bounds, while no step comes to
+    that. `longest`: tokens of a prompt."""
+    prefill, small, large = times.prefill, times.decode_small, times.decode_large
+    squares = 1, 2 * longest - 1  # what a prompt's first token and its last add to sum(l^2)
+    border = max(1, times.large_batch)
+    # The shortest step, or the batches at either end of a formula; what each further token adds.
+    for name, formula, steps_ms, slopes in (
+        (
+            "prefill", prefill,
+            [times.prefill_ms(1, square) for square in squares],
+            [prefill.b + prefill.c * square for square in squares],
+        ),
+        (
+            "decoding_smallbs", small,
+            [times.decode_ms(batch, batch) for batch in (1, border - 1) if 0 < batch < border],
+            [small.b],
+        ),
+        (
+            "decoding_largebs", large,
+            [times.decode_ms(border, border)],
+            [large.b, large.b + large.c],
+        ),
+    ):  # fmt: skip
+        possible = all(ms > 0 for ms in steps_ms) and all(slope >= 0 for slope in slopes)
+        if not (possible and all(map(isfinite, formula))):
+            raise InvalidProfile(
+                f"{profile}: by `{name}` of {model} at TP {tp} a step takes no time, or less for "
+                "more tokens; measure again with `distserve profile`, and fit"
+            )

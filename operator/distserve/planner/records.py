@@ -133,7 +133,7 @@ def rows_of(path: Path, table: str, optional: bool = False) -> list[dict[str, An
     if not path.is_file():
         raise InvalidProfile(f"cannot read the profile database {path}: no such file")
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
             known = database.execute(
                 "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)

@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ngpu-per-node",
         type=integer_from(1),
-        default=8,
-        help="node size where neither --nodes nor --cluster is given (%(default)d)",
+        help="node size where neither --nodes nor --cluster is given (8)",
     )
     parser.add_argument(
         "--is-high-affinity",
@@ -75,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
+    _refuse_without_effect(args, deployment)
     around = surroundings.look_around(args, deployment)
     if around is None:
         document, _ = _planned(args, deployment, None)
@@ -86,6 +86,17 @@ def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
     else:
         plan_ahead.refuse_planning_flags(args)
     return _placed(args, deployment, around, document)
+
+
+def _refuse_without_effect(args: argparse.Namespace, deployment: DistServeDeployment) -> None:
+    spec = deployment.spec
+    if args.ngpu_per_node and (args.nodes or args.cluster):
+        raise UsageError("--ngpu-per-node has no effect on nodes that are given; leave it out")
+    if args.decode_tp and "decode" not in spec.roles:
+        raise UsageError(
+            f"--decode-tp has no effect with {spec.strategy.name}, whose instances do both: "
+            "give --prefill-tp"
+        )
 
 
 def _planned(
@@ -141,6 +152,7 @@ def _request(
     """The deployment's question, as far as no flag says otherwise."""
     from distserve.resources.fabric.claims import counted_as
     from distserve.resources.planning import (
+        NODE_ACCELERATORS,
         machine_of,
         model_of,
         nodes_of,
@@ -155,11 +167,12 @@ def _request(
     within = around is not None and spec.topology.pack_within is not None
     domains = plan_ahead.domain_sizes(deployment, around.inventory) if around and within else ()
     network = args.network or DEFAULT_NETWORK
+    per_node = args.ngpu_per_node or NODE_ACCELERATORS
     texts = texts_of(spec, args.file)
     fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
     return plan_request(
         spec,
-        machine_of(spec, nodes, args.ngpu_per_node, args.is_high_affinity, network, domains),
+        machine_of(spec, nodes, per_node, args.is_high_affinity, network, domains),
         profile_of(spec, model_of(spec), args.hardware_profile, args.estimate, texts),
         read_requests(args.requests) if args.requests else None,
         {role: tp for role, tp in fixed.items() if tp is not None},

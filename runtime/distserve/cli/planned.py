@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distserve.cli.usage import Infeasible, UsageError
 
@@ -92,13 +93,22 @@ def texts_of(spec: "Spec", manifest: Path | None) -> "dict[ConfigMapKey, str]":
     import yaml
 
     found = {
-        (document["metadata"]["name"], key): text
+        (name, key): text
         for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8"))
         if isinstance(document, dict) and document.get("kind") == "ConfigMap"
-        for key, text in (document.get("data") or {}).items()
+        for name, data in _named(document)
+        for key, text in data.items()
     }
     named = {key: found.get((key.config_map_name, key.key)) for key in wanted}
     return {key: text for key, text in named.items() if text is not None}
+
+
+def _named(config_map: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Its name and data. What lacks one of them is for the API server to complete or refuse."""
+    metadata, data = config_map.get("metadata"), config_map.get("data")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if isinstance(name, str) and isinstance(data, dict):
+        yield name, data
 
 
 def _refuse_without_effect(name: str, sources: Sources) -> None:

@@ -281,7 +281,7 @@ async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
     from distserve.bench.client import Target
     from distserve.planner.loads import decoded
     from distserve.profile import loads, serving
-    from distserve.profile.asking import asking
+    from distserve.profile.asking import TIMEOUT_SECONDS, asking
 
     rows: list[Loaded | Served] = []
 
@@ -303,10 +303,14 @@ async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
             flush=True,
         )
 
-    async with asking(Target(args.url, args.model)) as asker:
-        if not await loads.measure(asker, loaded):
+    target = Target(args.url, args.model, timeout_seconds=TIMEOUT_SECONDS)
+    async with asking(target) as asker:
+        most = await asker.longest()
+        if most is not None and most < max(loads.LONGEST, serving.LONGEST):
+            print(f"the server takes {most} tokens a request: longer ones are shortened to these")
+        if not await loads.measure(asker, loaded, most=most):
             print("the server does not tell its requests' stages: it is measured idle")
-            await serving.measure(asker, served)
+            await serving.measure(asker, served, most=most)
     return rows
 
 

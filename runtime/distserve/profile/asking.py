@@ -18,7 +18,8 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.profile.errors import ProfileError
 
 _TOKEN_IDS = (10, 1000)
-_TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
+"""Until a request counts as failed."""
 _ENDED_EARLY = "fewer tokens than asked"
 _HINTS = {
     "cannot connect": "; start the deployment and wait until it says `ready`, or correct --url",
@@ -60,11 +61,13 @@ class Asker:
             )
             for index, tokens in enumerate(prompt_tokens)
         ]  # fmt: skip
-        target = self._client.target
-        bodies = [target.body(one.prompt, one.output_tokens) for one in planned]
+        return await self._deliver(self._client, planned)
+
+    async def _deliver(self, client: Client, planned: Sequence[Planned]) -> list[Outcome]:
+        bodies = [client.target.body(one.prompt, one.output_tokens) for one in planned]
         now = time.perf_counter()
         return await asyncio.gather(
-            *(self._client.send(r, body, now) for r, body in zip(planned, bodies, strict=True))
+            *(client.send(one, body, now) for one, body in zip(planned, bodies, strict=True))
         )
 
     async def moved_bytes(self) -> float:
@@ -75,13 +78,37 @@ class Asker:
         """Of each role; empty where the server does not say."""
         return Counter(one["role"] for one in (await self._stats()).get("instances", ()))
 
+    async def longest(self) -> int | None:
+        """Tokens of a request, its answer included, that the server takes; None where it does not
+        say."""
+        for card in (await self._get("/v1/models")).get("data") or ():
+            if card.get("id") == self._client.target.model:
+                most = card.get("max_model_len")
+                return most if isinstance(most, int) else None
+        return None
+
     async def _stats(self) -> dict[str, Any]:
+        return await self._get("/stats")
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        """Empty where the server has nothing there."""
         base = self._client.target.url.rstrip("/").removesuffix("/v1")
         try:
-            async with self._http.get(f"{base}/stats") as answer:
-                return await answer.json() if answer.status == 200 else {}
+            async with self._http.get(base + path) as answer:
+                found = await answer.json() if answer.status == 200 else {}
+                return found if isinstance(found, dict) else {}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return {}
+
+
+def within(
+    most: int | None, prompt_tokens: Sequence[int], output_tokens: int
+) -> tuple[Sequence[int], int]:
+    """Requests of these lengths, shorter where one of them would have more than `most` tokens."""
+    if most is None:
+        return prompt_tokens, output_tokens
+    output_tokens = min(output_tokens, most // 2)
+    return [min(tokens, most - output_tokens) for tokens in prompt_tokens], output_tokens
 
 
 def less_than(target: Target, failure: str) -> Target | None:
@@ -93,8 +120,8 @@ def less_than(target: Target, failure: str) -> Target | None:
 
 
 @asynccontextmanager
-async def asking(target: Target) -> AsyncIterator[Asker]:
+async def asking(target: Target, kind: type[Asker] = Asker) -> AsyncIterator[Asker]:
     connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=target.timeout_seconds)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        yield Asker(http, Client(http, target))
+        yield kind(http, Client(http, target))

@@ -17,7 +17,7 @@ from statistics import median, pstdev
 from typing import Any
 
 from distserve.profile.errors import ProfileError
-from distserve.profile.grid import Point, Visit
+from distserve.profile.grid import Bounds, Point, Visit
 
 _BUSY_SECONDS = 30.0
 """For another profiler's commit."""
@@ -134,13 +134,20 @@ class Database:
         self._connection = connection
         self._subject = subject
 
-    def sampled(self, output_len: int) -> set[Visit]:
-        """With outputs of this length; others' contexts are others."""
+    def sampled(self, output_len: int, bounds: Bounds) -> set[Visit]:
+        """With outputs of this length: others' contexts are others. A prefill that took several
+        steps then, and takes one now, is still to be measured."""
         rows = self._connection.execute(
-            f"SELECT batch_size, input_len, round FROM samples WHERE {_WHERE} AND output_len = ?",
+            "SELECT batch_size, input_len, round, prefill FROM samples "
+            f"WHERE {_WHERE} AND output_len = ?",
             (*astuple(self._subject), output_len),
         )
-        return {(Point(*point), nth) for *point, nth in rows}
+        visits = ((Point(*point), nth, prefill) for *point, nth, prefill in rows)
+        return {
+            (point, nth)
+            for point, nth, prefill in visits
+            if prefill is not None or not bounds.prefills_at_once(point)
+        }
 
     def replace_deployment(self, rows: Sequence[Served | Loaded]) -> None:
         """What another layout added is of no use beside what this one does. All at once: half a

@@ -16,7 +16,7 @@ from time import perf_counter
 
 from distserve.bench.outcome import Outcome
 from distserve.planner.loads import LoadRequest, encoded
-from distserve.profile.asking import Asker
+from distserve.profile.asking import Asker, within
 from distserve.profile.database import Loaded
 from distserve.profile.errors import ProfileError
 
@@ -26,6 +26,7 @@ ROUNDS, SECONDS = 3, 4.0
 sent by then is answered to its end."""
 PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 96)
 """Lengths are drawn between these, each order of magnitude as often as another."""
+LONGEST = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
 PAUSE_SECONDS = 0.1
 """At most, before a client's next request: else all would come when a step has just begun."""
 UNTOLD = 0.05
@@ -41,6 +42,8 @@ class _Load:
     begun: float
     draw: random.Random
     """Of lengths; the same requests each time."""
+    spans: Sequence[tuple[int, int]]
+    """Of prompts and of outputs: what lengths are drawn between."""
     answered: int = 0
     told: list[LoadRequest] = field(default_factory=list)
 
@@ -52,11 +55,13 @@ async def measure(
     rounds: int | None = None,
     seconds: float | None = None,
     seed: int = 0,
+    most: int | None = None,
 ) -> bool:
     """Whether the server tells its requests' stages: else nothing can be measured so. `seed`: of
-    their lengths. Raises ProfileError where it does not answer as it should, or has several
-    instances of a role."""
-    if told((await asker.ask([PROMPT_TOKENS[0]], 2))[0], 0.0) is None:
+    their lengths, which together are at most `most`. Raises ProfileError where it does not answer
+    as it should, or has several instances of a role."""
+    spans = _spans(most)
+    if told((await asker.ask([spans[0][0]], 2))[0], 0.0) is None:
         return False
     several = [role for role, count in (await asker.instances()).items() if count > 1]
     if several:
@@ -67,7 +72,7 @@ async def measure(
     for nth in range(rounds or ROUNDS):
         for count in clients or CLIENTS:
             draw = random.Random(f"{seed} {nth} {count}")
-            load = _Load(count, perf_counter(), draw)
+            load = _Load(count, perf_counter(), draw, spans)
             await _pass(asker, load, seconds or SECONDS)
             told_by_then = sorted(load.told, key=lambda request: request.sent_ms)
             add(Loaded(count, nth, encoded(told_by_then)))
@@ -90,13 +95,18 @@ async def _pass(asker: Asker, load: _Load, seconds: float) -> None:
 
 async def _client(asker: Asker, load: _Load, seconds: float) -> None:
     while perf_counter() - load.begun < seconds:
-        prompt, output = (_between(load.draw, *span) for span in (PROMPT_TOKENS, OUTPUT_TOKENS))
+        prompt, output = (_between(load.draw, *span) for span in load.spans)
         (outcome,) = await asker.ask([prompt], output)
         load.answered += 1
         request = told(outcome, load.begun)
         if request is not None:
             load.told.append(request)
         await asyncio.sleep(load.draw.uniform(0, PAUSE_SECONDS))
+
+
+def _spans(most: int | None) -> list[tuple[int, int]]:
+    (prompt,), output = within(most, [PROMPT_TOKENS[1]], OUTPUT_TOKENS[1])
+    return [(min(PROMPT_TOKENS[0], prompt), prompt), (min(OUTPUT_TOKENS[0], output), output)]
 
 
 def _between(draw: random.Random, least: int, most: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from distserve.bench.outcome import Outcome
-from distserve.profile.asking import Asker
+from distserve.profile.asking import Asker, within
 from distserve.profile.database import Served
 from distserve.profile.errors import ProfileError
 
@@ -24,6 +24,7 @@ UNEQUAL = ((512, 512, 128, 128, 64, 64, 32, 32),)
 """As those of a load are. The long ones first, for the same reason."""
 PROMPTS = EQUAL + UNEQUAL
 OUTPUT_TOKENS, UNEQUAL_OUTPUT_TOKENS = 48, 128
+LONGEST = max(UNEQUAL[0]) + UNEQUAL_OUTPUT_TOKENS
 ROUNDS = 3
 """Of each point, after one that is not counted."""
 
@@ -42,10 +43,13 @@ async def measure(
     add: Callable[[Served], None],
     prompts: Sequence[Sequence[int]] = PROMPTS,
     rounds: int = ROUNDS,
+    most: int | None = None,
 ) -> None:
-    """Raises ProfileError where the server does not answer as it should."""
-    for lengths in prompts:
-        output_tokens = OUTPUT_TOKENS if len(set(lengths)) == 1 else UNEQUAL_OUTPUT_TOKENS
+    """Of requests that have at most `most` tokens each. Raises ProfileError where the server does
+    not answer as it should."""
+    for usual in prompts:
+        output_tokens = OUTPUT_TOKENS if len(set(usual)) == 1 else UNEQUAL_OUTPUT_TOKENS
+        lengths, output_tokens = within(most, usual, output_tokens)
         before = await asker.moved_bytes()
         outcomes = [await asker.ask(lengths, output_tokens) for _ in range(rounds + 1)][1:]
         after = await asker.moved_bytes()

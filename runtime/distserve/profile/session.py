@@ -39,7 +39,7 @@ def profile(asked: Asked, points: Sequence[Point], database_path: Path) -> Profi
     with loaded(asked) as engine:
         feasible = within(points, engine.bounds, asked.output_tokens)
         with open_database(database_path, engine.subject) as database:
-            there = database.sampled(asked.output_tokens)
+            there = database.sampled(asked.output_tokens, engine.bounds)
             kept = {point for point, _ in there} & set(feasible)
             every = [(point, nth) for nth in range(asked.repeats) for point in feasible]
             missing = [visit for visit in every if visit not in there]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import platform
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -150,11 +151,16 @@ def engine_version() -> str:
     return f"distserve {importlib.metadata.version('distserve')}, torch {torch.__version__}"
 
 
-def device_name(threads: int) -> str:
-    """The processor as it calls itself, and how much of it a rank gets."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, 'CPU')} x {threads} thread{'s' if threads > 1 else ''}"
+def device_name(threads: int, cpuinfo: str | None = None) -> str:
+    """The processor as it calls itself, and how much of it a rank gets. Of ARM's, which have no
+    names, the numbers of who designed it and of the design. `cpuinfo`: /proc/cpuinfo."""
+    lines = (cpuinfo or Path("/proc/cpuinfo").read_text()).splitlines()
+    told: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        told.setdefault(key.strip(), value.strip())
+    numbers = (told.get("CPU implementer"), told.get("CPU part"))
+    name = told.get("model name") or " ".join(filter(None, (platform.machine(), *numbers)))
+    return f"{name} x {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _settings(asked: Asked) -> Settings:
