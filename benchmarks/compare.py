@@ -147,14 +147,22 @@ def table(runs: Path) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     with runs.open() as text:
         for row in csv.DictReader(text):
-            shares = (100 * float(row[f"attainment_{part}"]) for part in ("both", "ttft", "tpot"))
+            parts = ("both", "ttft", "tpot")
+            shares = " / ".join(figure(row[f"attainment_{part}"], ".1f", 100) for part in parts)
+            ttft, tpot = (
+                " / ".join(figure(row[f"{half}_{share}_ms"], ".0f") for share in ("p50", "p90"))
+                for half in ("ttft", "tpot")
+            )
             yield (
                 f"| {row['system']}{'' if row['valid'] == 'True' else ' (INVALID)'} "
-                f"| {float(row['rate']):g} | {' / '.join(f'{share:.1f}' for share in shares)} "
-                f"| {float(row['ttft_p50_ms']):.0f} / {float(row['ttft_p90_ms']):.0f} "
-                f"| {float(row['tpot_p50_ms']):.0f} / {float(row['tpot_p90_ms']):.0f} "
-                f"| {float(row['goodput_per_second']):.2f} |"
+                f"| {figure(row['rate'], 'g')} | {shares} | {ttft} | {tpot} "
+                f"| {figure(row['goodput_per_second'], '.2f')} |"
             )
+
+
+def figure(cell: str, form: str, scale: float = 1) -> str:
+    """Of a run that completed nothing there is none."""
+    return format(scale * float(cell), form) if cell else "-"
 
 
 def main() -> None:

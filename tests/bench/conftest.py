@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import resource
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,13 @@ class Stub:
         if not body["stream"]:
             if model == "truncates":
                 return await broken_off(request, 200)
-            return web.json_response(whole(model, tokens, prompt) | {"lifecycle": self.lifecycle})
+            found = web.json_response(whole(model, tokens, prompt) | {"lifecycle": self.lifecycle})
+            if model == "squeezes":
+                found.enable_compression()  # where the client takes it
+            return found
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        if model == "squeezes":
+            answer.enable_compression()
         await answer.prepare(request)
         for event in events(model, tokens, prompt, body, self.lifecycle):
             await answer.write(event)
@@ -192,3 +199,35 @@ def bench(
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def late_run(bench: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[[], Path]:
+    """`bench`'s run by a client that was late beyond all its limits; its `.run.json`."""
+
+    def run() -> Path:
+        assert bench()[0] == 0
+        path = tmp_path / "sys-5-100.run.json"
+        about = json.loads(path.read_text())
+        about["lag"]["send_p99_ms"] = 3_600_000.0
+        about["valid"] = False
+        path.write_text(json.dumps(about))
+        return path
+
+    return run
+
+
+@pytest.fixture
+def no_room() -> Callable[[], AbstractContextManager[None]]:
+    """Within it no file grows beyond 1,000 bytes: a disk that fills up while one is written."""
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return within

@@ -28,6 +28,7 @@ from distserve.bench.reading import interrupted, read_folder, read_run
 from distserve.bench.slos import NONE, Multiple, Slo, named_slo, normalised_slo
 
 SLO = Slo(0.25, 0.1)
+INFINITE = float("inf")
 Write = Callable[..., Path]
 
 
@@ -107,6 +108,8 @@ def test_what_a_file_leaves_out_is_worked_out(write: Write) -> None:
         ([(1, 1.0), (2, 0.8), (3, 1.0), (4, 0.0)], 0.9, Crossing(1.5, "exact")),  # the first fall
         ([(1, 0.96), (3, 0.86)], 0.9, Crossing(2.2, "exact")),
         ([], 0.9, Crossing(None, "none")),
+        ([(2, 1.0), (INFINITE, 0.5)], 0.9, Crossing(2, "bound")),  # no line leads there
+        ([(INFINITE, 1.0), (INFINITE, 0.5)], 0.9, Crossing(INFINITE, "bound")),
     ],
 )
 def test_crossings(points: list[tuple[float, float]], level: float, expected: Crossing) -> None:
@@ -171,6 +174,13 @@ def test_rates_and_latencies_per_token(write: Write) -> None:
     assert per_token.output == pytest.approx(0.375)
 
 
+def test_latencies_per_token_of_a_file_without_prompts(write: Write) -> None:
+    rows = [record(0.5, 0.25), record(0.5, 0.25) | {"prompt_len": 0}]
+    found = normalised(read_run(write(rows, "s-2-1.exp")))
+    assert found.total == pytest.approx((1.0 / 13 + 1.0 / 3) / 2)
+    assert (found.input, found.output) == (0.05, 0.25), "the one that has input"
+
+
 def own(tpot: float | None, found: float) -> dict[str, Any]:
     return record(0.1, found) | ({} if tpot is None else {"slo_tpot": tpot})
 
@@ -192,7 +202,7 @@ def test_classes_count_their_own_failures(write: Write) -> None:
     half = classes(read_run(path))[Own(tpot=0.05)]
     assert attainment(half, SLO.scaled(0.5)).both == 0, "their own are scaled too"
     whole = throughput(read_run(path), SLO)
-    parts = [throughput(part, SLO, read_run(path).seconds) for part in found.values()]
+    parts = [throughput(part, SLO) for part in found.values()]
     assert sum(part.goodput_tokens for part in parts) == pytest.approx(whole.goodput_tokens)
 
 

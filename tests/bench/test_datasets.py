@@ -1,9 +1,11 @@
 """Data sets by the papers' rules, from small raw files; synthetic ones by their stated lengths."""
 
 import json
+import os
 import random
 import statistics
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from distserve.cli.main import main
 from distserve.workload import RequestSet, read_requests
 
 Make = Callable[..., RequestSet]
+NoRoom = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -171,6 +174,37 @@ def test_a_tokenizer_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--tokenizer" in capsys.readouterr().err
     assert main([*asked, "--tokenizer", str(tmp_path)]) == 2
     assert "no tokenizer.json" in capsys.readouterr().err
+
+
+def test_a_full_disk_takes_no_good_file_away(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_room: NoRoom
+) -> None:
+    make("cnn", [{"article": words(800), "highlights": words(9)}])
+    ds = tmp_path / "cnn.ds"
+    good = ds.read_bytes()
+    mix = ["bench", "prepare", "mixed", str(ds), "--count", "1", "--ds", str(ds)]
+    capsys.readouterr()
+    with no_room():
+        code = main(mix)
+    err = capsys.readouterr().err
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "cnn.ds cannot be written: File too large; make room, or give another --ds" in err
+    assert ds.read_bytes() == good and not list(tmp_path.glob(".*.part"))
+    assert main(mix) == 0 and ds.read_bytes() != good
+
+
+def test_what_is_no_file_is_written_not_replaced(make: Make, tmp_path: Path) -> None:
+    make("cnn", [{"article": words(20), "highlights": words(9)}])
+    pipe, ds = tmp_path / "pipe", str(tmp_path / "cnn.ds")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mix = ["bench", "prepare", "mixed", ds, "--count", "1", "--ds"]
+        assert main([*mix, str(pipe)]) == 0 and main([*mix, ds]) == 0
+        assert os.read(reader, 1 << 16) == Path(ds).read_bytes()
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 STATED = {  # mean prompts, and the longest together

@@ -52,6 +52,17 @@ def test_distserve_s_scripts_find_the_events(
     assert offsets == [(name[:-3], ms / 1000) for name, ms in TOLD.items()]
 
 
+def test_an_answer_ends_with_its_text_not_with_what_is_told_after_it(
+    bench: Callable[..., Any], stub: Any, tmp_path: Path
+) -> None:
+    stub.lifecycle = [TOLD]
+    assert bench()[0] == 0
+    for record in json.loads((tmp_path / "sys-5-100.exp").read_text()):
+        assert record["end_time"] == record["token_timestamps"][-1]
+        took = record["end_time"] - record["start_time"]
+        assert record["latency"] == pytest.approx(took, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "told", [None, [], "born", [3], {"issued_ms": 1}, [{"issued_ms": "early"}], [{"other": 1}]]
 )

@@ -2,13 +2,15 @@
 
 import io
 import itertools
+import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from distserve.bench.errors import BenchError
-from distserve.bench.outcome import Outcome
+from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.progress import Progress
 from distserve.bench.question import Pair, parse_pairs
@@ -22,16 +24,32 @@ def recipe(kind: str = "poisson", requests: RequestSet = REQUESTS, **more: int) 
     return Recipe(requests, ArrivalProcess(kind, seed=more.get("seed", 0)), **more)
 
 
+def lengths(plan: Sequence[Planned]) -> list[tuple[int, int]]:
+    return [(request.prompt_tokens, request.output_tokens) for request in plan]
+
+
 def test_systems_see_the_same_requests_and_seeds_differ() -> None:
     pair = Pair(50, 4.0)
     assert recipe().plan(pair) == recipe().plan(pair)
     assert recipe().plan(pair) != recipe(seed=1).plan(pair)
 
 
-def test_a_request_is_the_same_at_every_rate() -> None:
+def test_lengths_and_instants_are_the_same_at_every_rate() -> None:
     slow, fast = recipe().plan(Pair(50, 1.0)), recipe().plan(Pair(50, 4.0))
-    assert [r.prompt for r in slow] == [r.prompt for r in fast]
+    assert lengths(slow) == lengths(fast)
     assert [r.at_seconds for r in slow] == pytest.approx([4 * r.at_seconds for r in fast])
+
+
+@pytest.mark.parametrize("prompt_format", ["tokens", "text"])
+def test_no_prompt_begins_as_another_at_any_rate(prompt_format: str) -> None:
+    """A prefix cache keeps blocks, of 16 tokens by most defaults, from one rate to the next."""
+    asked = replace(recipe(requests=RequestSet([20] * 60, [3] * 60)), prompt_format=prompt_format)
+    pairs = [Pair(50, 1.0), Pair(50, 4.0), Pair(50, math.inf), Pair(60, 1.0)]
+    plans = [*map(asked.plan, pairs), asked.warm_up(70, pairs[0])]
+    every = [request.prompt for request in itertools.chain(*plans)]
+    prompts = [prompt.split() if isinstance(prompt, str) else prompt for prompt in every]
+    assert len(prompts) == 280
+    assert len({tuple(prompt[:16]) for prompt in prompts}) == 280
 
 
 def test_poisson_has_the_asked_mean_and_prompts_their_lengths() -> None:
@@ -62,15 +80,18 @@ def test_all_at_once() -> None:
 def test_a_drawn_set_gives_its_first_requests() -> None:
     drawn = replace(recipe(), drawn=True)
     short, long = drawn.plan(Pair(50, 4.0)), drawn.plan(Pair(400, 4.0))
-    assert short == long[:50]
+    assert lengths(short) == lengths(long[:50])
+    assert [r.at_seconds for r in short] == [r.at_seconds for r in long[:50]]
     assert [r.prompt_tokens for r in long] == list(range(5, 405))
     assert [r.prompt_tokens for r in recipe().plan(Pair(400, 4.0))] != list(range(5, 405))
 
 
 def test_prompts_that_would_fill_the_memory_are_not_made() -> None:
     whole = recipe("fixed", RequestSet([10_000_000] * 11, [1] * 11))
-    with pytest.raises(BenchError, match="do not fit the memory"):
-        whole.plan(Pair(11, 1.0))
+    for ask in (whole.check, whole.plan):
+        with pytest.raises(BenchError, match="do not fit the memory"):
+            ask(Pair(11, 1.0))
+    replace(whole, requests=replace(whole.requests, prompts=["x"] * 11)).check(Pair(11, 1.0))
 
 
 def test_texts_are_sent_as_they_are() -> None:

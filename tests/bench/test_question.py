@@ -108,7 +108,7 @@ def test_a_made_up_word_is_about_a_token() -> None:
     tokenizer = Tokenizer.from_file(str(tiny))
     lengths = [10, 100, 1000]
     for text, asked in zip(
-        prompts_of(RequestSet(lengths, [1] * 3), "text", range(10), 0), lengths, strict=True
+        prompts_of(RequestSet(lengths, [1] * 3), "text", range(10), "0"), lengths, strict=True
     ):
         assert isinstance(text, str)
         # The first word has no space before it, which costs a token or two.

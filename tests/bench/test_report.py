@@ -1,8 +1,11 @@
 """`distserve bench report`: from a folder of result files to tables, figures and one page."""
 
+import contextlib
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -303,3 +306,94 @@ def test_each_request_has_its_own(results: Path) -> None:
         path.write_text(json.dumps([request | {"slo_tpot": 0.06} for request in requests]))
     assert {row["attainment_both"] for row in report(results)["runs"]} == {1}
     assert "each request's own" in slo_line(results)
+
+
+def test_what_is_not_of_one_question_is_said(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(**together: Any) -> list[str]:
+        for system, gpus, other in (("apart", 2, {}), ("together", 1, together)):
+            asked = {"dataset": "a.csv", "seed": 0, "cv": None, "gpus": gpus, **other}
+            for rate in (1, 3):
+                told(results, f"{system}-10-{rate}", **asked)
+        report(results, "--slo", "sharegpt-opt-13b")
+        return [line for line in capsys.readouterr().err.splitlines() if "differ" in line]
+
+    assert said() == []
+    assert said(dataset="b.csv", seed=1) == [
+        "the runs differ in dataset (a.csv: apart; b.csv: together), seed (0: apart; 1: together): "
+        "they answer different questions"
+    ]
+    assert said(cv=2.0, request_distribution="gamma", slo_ttft=1.0) == [
+        "the runs differ in cv (none: apart; 2.0: together): they answer different questions"
+    ]
+    told(results, "apart-10-3", dataset="c.csv", model="tiny")
+    for name in ("together-10-1", "together-10-3"):
+        (results / f"{name}.run.json").unlink()
+    report(results, "--slo", "sharegpt-opt-13b")
+    assert "the runs differ in dataset (a.csv: apart; c.csv: apart): they" in (
+        capsys.readouterr().err
+    ), "at another rate of one system; of the other nothing is known"
+
+
+def test_a_rate_without_a_number_is_an_empty_cell_everywhere(results: Path) -> None:
+    for path in results.glob("apart-10-3*"):
+        path.rename(path.with_name("apart-10-inf.exp"))
+    document = report(results, "--slo-ttft", "600ms")
+    assert [row["rate"] for row in document["runs"]][:2] == [1, None]
+    with (results / "report" / "runs.csv").open() as file:
+        assert [row["rate"] for row in csv.DictReader(file)][:2] == ["1.0", ""]
+    page = (results / "report" / "report.html").read_text()
+    assert "<td>inf</td>" not in page and "<td>1</td>" in page
+    # 80 % hold of those that left at once: 90 % are bounded by the last rate that there is.
+    found = report(results, "--slo-ttft", "250ms")["crossings"][0]
+    assert (found["rate_per_gpu"], found["rate_per_gpu_is"]) == (1, "bound")
+
+
+def test_what_is_of_completed_requests_alone_is_said(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = results / "apart-10-1.exp"
+    path.write_text(json.dumps(json.loads(path.read_text())[:6]))
+    row = report(results, "--slo", "sharegpt-opt-13b")["runs"][0]
+    assert (row["requests"], row["completed"]) == (10, 6)
+    assert "4 of 10 requests failed; they met no SLO and are in no percentile" in (
+        capsys.readouterr().err
+    )
+    page = (results / "report" / "report.html").read_text()
+    assert "<h2>runs</h2><p>Attainment is of all asked requests; percentiles" in page
+
+
+def test_a_full_disk_is_one_line(
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    no_room: Callable[[], AbstractContextManager[None]],
+) -> None:
+    words = ["bench", "report", str(results), "--slo", "sharegpt-opt-13b", "--no-figures"]
+    assert main(words) == 0
+    good = {path.name: path.read_bytes() for path in (results / "report").iterdir()}
+    capsys.readouterr()
+    with no_room():
+        assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert "cannot be written: File too large; make room, or give another --output-dir" in err
+    assert {path.name: path.read_bytes() for path in (results / "report").iterdir()} == good
+
+
+def test_so_is_one_that_the_tables_are_sent_to(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["bench", "report", str(results), "--slo", "sharegpt-opt-13b", "--no-figures"]
+    code = None
+    with (
+        contextlib.suppress(OSError),  # of closing it: what could not be written is still there
+        open("/dev/full", "w", buffering=1) as full,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr("sys.stdout", full)
+        code = main([*words, "--output", "json"])
+    assert code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "distserve bench: No space left on device; make room and repeat the command"
+    )

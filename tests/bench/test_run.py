@@ -2,12 +2,17 @@
 
 import csv
 import json
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distserve.bench import prompts
+from distserve.bench.outcome import Planned
+from distserve.bench.plan import Recipe
+from distserve.bench.question import Pair
 from distserve.bench.reading import read_run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -63,10 +68,98 @@ def test_a_complete_run_is_kept_and_another_question_is_refused(
 def test_an_invalid_run_is_marked_and_done_again(bench: Run, stub: Any, tmp_path: Path) -> None:
     code, out, err = bench("--max-lag", "0ms")
     assert code == 1
-    assert "INVALID" in err and out.rstrip().endswith("NO")
+    assert "INVALID" in err and "a lower rate" in err and out.rstrip().endswith("NO")
     assert not json.loads((tmp_path / "sys-5-100.run.json").read_text())["valid"]
-    code, _, err = bench()
+    before = len(stub.bodies)
+    code, _, err = bench("--max-lag", "0ms")
+    assert code == 1 and "kept" not in err
+    assert len(stub.bodies) == before + 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--num-prompts-req-rates", "[(5,inf)]"),
+        ("--request-distribution", "burst", "--burst-size", "3"),
+    ],
+    ids=str,
+)
+def test_who_asks_for_many_at_once_is_not_told_to_ask_slower(
+    bench: Run, words: Sequence[str]
+) -> None:
+    code, _, err = bench("--max-lag", "0ms", *words)
+    assert code == 1 and "INVALID" in err
+    assert "fewer at one instant" in err and "a lower rate" not in err
+
+
+@pytest.mark.parametrize("words", [(), ("--no-stream",)], ids=["stream", "whole"])
+def test_no_answer_is_asked_for_squeezed(bench: Run, words: Sequence[str]) -> None:
+    code, _, err = bench("--model", "squeezes", *words)
     assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_so_many_warm_it_up_as_are_asked(bench: Run, stub: Any, count: int) -> None:
+    assert bench("--warm-up", str(count))[0] == 0
+    asked = [tuple(body["prompt"]) for body in stub.bodies]
+    assert len(asked) == len(set(asked)) == count + 5
+
+
+def test_the_prompts_of_a_rate_are_made_for_it_and_gone_after_it(
+    bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plan(list[Planned]):
+        """Can be watched."""
+
+    made: list[weakref.ref[Plan]] = []
+    plan = Recipe.plan
+
+    def watched(recipe: Recipe, pair: Pair) -> list[Planned]:
+        assert [one() for one in made] == [None] * len(made)
+        assert len(stub.bodies) == 1 + 5 * len(made)
+        found = Plan(plan(recipe, pair))
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Recipe, "plan", watched)
+    assert bench("--num-prompts-req-rates", "[(5,100),(5,200),(5,300)]")[0] == 0
+    assert len(made) == 3
+
+
+def test_a_mistake_in_the_last_pair_is_told_before_the_first_leaves(
+    bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "MOST_MADE_UP_TOKENS", 40)
+    for last, said in (("(3,None)", "recorded"), ("(7,100)", "42 tokens of made-up prompts")):
+        code, _, err = bench("--num-prompts-req-rates", f"[(5,100),{last}]")
+        assert code == 2 and said in err
+        assert stub.bodies == []
+    # As many as there is room for, pair by pair.
+    assert bench("--num-prompts-req-rates", "[(5,100),(6,100)]")[0] == 0
+
+
+def test_texts_that_come_again_are_spoken_of(bench: Run, stub: Any, tmp_path: Path) -> None:
+    import marshal
+
+    path = tmp_path / "three.ds"
+    texts = [("hi you", 2, 4), ("ho", 1, 3), ("well now then", 3, 3)]
+    path.write_bytes(marshal.dumps({"reqs": texts}))
+
+    def said(pairs: str, *words: str) -> str:
+        code, _, err = bench("--dataset", str(path), "--num-prompts-req-rates", pairs, *words)
+        assert code == 0
+        return err
+
+    line = (
+        "the set's texts are sent again at each rate, and a prefix cache knows them: switch the "
+        "server's prefix cache off, or ask for one rate at a time with a --seed of its own\n"
+    )
+    assert said("[(2,100),(3,200)]") == line
+    assert line not in said("[(2,100),(3,200)]")  # both are kept
+    assert said("[(2,100),(3,200)]", "--prompt-format", "tokens", "--prefix", "ids") == ""
+    # And so it is done.
+    assert said("[(2,100)]", "--prefix", "apart") == ""
+    assert said("[(3,200)]", "--prefix", "apart", "--seed", "1") == ""
 
 
 @pytest.mark.parametrize(
@@ -246,6 +339,9 @@ def test_a_server_that_counts_prompts_otherwise(
         (["--prefix", "a/b"], "no part of a file name"),
         (["--warm-up", "-1"], "at least 0"),
         (["--output-dir", "/proc/results"], "can be written"),
+        (["--seed", "-1"], "from 0 to 4294967295, got -1"),
+        (["--seed", "4294967296", "--request-distribution", "gamma"], "from 0 to 4294967295"),
+        (["--seed", "4294967296", "--request-distribution", "window"], "from 0 to 4294967295"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -31,6 +31,25 @@ def test_a_token_an_event() -> None:
     assert stream.finished and stream.done and stream.error is None
 
 
+DONE = b"data: [DONE]\n\n"
+USAGE = event(choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2})
+
+
+@pytest.mark.parametrize(
+    ("parts", "ended"),
+    [
+        ((text("a"), text("b", finish_reason="length"), USAGE, DONE), 1),
+        ((text("a"), text("b"), text("", finish_reason="stop"), USAGE, DONE), 2),
+        ((text("a"), text("b"), USAGE, DONE), 1),
+        ((text("a"), text("b")), None),
+        ((text("a"), event(error={"message": "gone"})), None),
+    ],
+    ids=["with its last token", "after it", "unreasoned", "broken off", "failed"],
+)
+def test_a_text_ends_before_what_is_told_of_it(parts: Sequence[bytes], ended: int | None) -> None:
+    assert fed(*parts).ended == ended
+
+
 def test_running_usage_counts_tokens_that_have_no_text_yet() -> None:
     def step(words: str, count: int) -> bytes:
         usage = {"prompt_tokens": 9, "completion_tokens": count}

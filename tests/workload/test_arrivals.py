@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from distserve.workload import ArrivalProcess
+from distserve.workload import ArrivalProcess, WorkloadError
 
 
 def loongserve_s(count: int, rate: float, seed: int) -> list[float]:
@@ -32,3 +32,12 @@ def test_a_window_of_one_and_of_no_time() -> None:
 def test_gaps_vary_by_a_finite_number(cv: float) -> None:
     with pytest.raises(ValueError, match="cv must be above 0"):
         ArrivalProcess("gamma", cv)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "gamma", "window"])
+def test_a_seed_is_one_that_can_be_drawn_from(kind: str) -> None:
+    for seed in (-1, 2**32):
+        with pytest.raises(WorkloadError, match=f"from 0 to 4294967295, got {seed}"):
+            ArrivalProcess(kind, seed=seed)
+    assert len(ArrivalProcess(kind, seed=2**32 - 1).times_ms(3, 1.0)) == 3
+    assert ArrivalProcess("fixed", seed=-1).times_ms(2, 1.0) == [0, 1000]

@@ -1,8 +1,11 @@
 """Files that cannot be used are refused in one line, before they fill the memory or the time."""
 
+import gzip
+from pathlib import Path
+
 import pytest
 
-from distserve.workload import WorkloadError, parse_requests
+from distserve.workload import WorkloadError, parse_requests, read_requests, readers
 
 
 @pytest.mark.parametrize(
@@ -13,8 +16,14 @@ from distserve.workload import WorkloadError, parse_requests
         ("x.json", "[" * 100_000, "request set"),
         ("x.jsonl", "5\n6", "request set"),
         ("x.csv", "prompt_len,output_len\n5,4\x00\n", "line 2"),
+        (
+            "x.csv",
+            f"prompt_len,output_len,text\n5,4,a\n5,4,{'x' * 200_000}\n",
+            "x.csv, line 3: field larger than field limit .*; leave out columns of texts",
+        ),
+        ("x.csv", "y" * 200_000, "x.csv, line 1: field larger"),
     ],
-    ids=["endless", "empty", "deep", "numbers", "nul"],
+    ids=["endless", "empty", "deep", "numbers", "nul", "texts", "title"],
 )
 def test_files_that_hold_no_requests(name: str, text: str, said: str) -> None:
     with pytest.raises(WorkloadError, match=said):
@@ -26,3 +35,17 @@ def test_a_trace_goes_forward_and_ends(time: str) -> None:
     read = parse_requests(f"prompt_len,output_len,arrival_ms\n5,4,0\n5,4,{time}\n", "x.csv")
     with pytest.raises(WorkloadError, match="request 1"):
         read.recorded()
+
+
+def test_what_unpacks_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = b'[{"prompt_len": 5, "output_len": 4}]'
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(row + b" " * (3 << 20)))
+    text = b"prompt_len,output_len\n5,4\n"
+    (tmp_path / "parts.csv.gz").write_bytes(gzip.compress(text) + gzip.compress(b"6,3\n"))
+    assert len(read_requests(tmp_path / "x.json.gz")) == 1, "far from the limit"
+    monkeypatch.setattr(readers, "MAX_UNPACKED_BYTES", 2 << 20)
+    with pytest.raises(WorkloadError, match="unpacks to more than 2 MiB; unpack it with gunzip"):
+        read_requests(tmp_path / "x.json.gz")
+    assert len(read_requests(tmp_path / "parts.csv.gz")) == 2

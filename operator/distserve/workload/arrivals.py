@@ -14,6 +14,9 @@ from itertools import accumulate
 from distserve.workload.requests import RequestSet, Trace, WorkloadError
 
 ARRIVALS = ("poisson", "gamma", "fixed", "burst", "window", "recorded")
+_DRAWN = ("poisson", "gamma", "window")
+_SEEDS = range(2**32)
+"""What NumPy's legacy generator takes."""
 _ALIASES = {"custom": "recorded", "trace": "recorded", "uniform": "fixed"}
 
 
@@ -45,6 +48,10 @@ class ArrivalProcess:
             raise WorkloadError(f"cv must be above 0, got {self.cv}; use `fixed` for no variation")
         if self.burst_size < 1:
             raise WorkloadError(f"burst size must be at least 1, got {self.burst_size}")
+        if self.kind in _DRAWN and self.seed not in _SEEDS:
+            raise WorkloadError(
+                f"a seed of {self.kind} arrivals must be from 0 to {_SEEDS[-1]}, got {self.seed}"
+            )
 
     def trace(self, requests: RequestSet, rate: float) -> Trace:
         """Let `requests` arrive at `rate` per second (ignored by `recorded`), the first at 0.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,9 @@ _COLUMNS = (
     ("ContextTokens", "GeneratedTokens", "TIMESTAMP", 1000.0),
 )
 _OBJECTIVES = ("slo_ttft_ms", "slo_tpot_ms")
+MAX_UNPACKED_BYTES = 1 << 30
+"""A gzipped file may be a thousand times as long once it is unpacked: more than this is refused."""
+_PIECE_BYTES = 1 << 20
 
 
 def read_requests(path: Path | str) -> RequestSet:
@@ -46,7 +50,7 @@ def read_requests(path: Path | str) -> RequestSet:
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+            raw = _unpacked(raw, path)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise WorkloadError(f"cannot read the requests in {path}: {reason}") from error
@@ -56,6 +60,19 @@ def read_requests(path: Path | str) -> RequestSet:
     with _said_of(str(path)):
         text = raw.decode()
     return parse_requests(text, str(path))
+
+
+def _unpacked(raw: bytes, path: Path) -> bytes:
+    found = bytearray()
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+        while piece := packed.read(_PIECE_BYTES):
+            found += piece
+            if len(found) > MAX_UNPACKED_BYTES:
+                raise WorkloadError(
+                    f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB; unpack it with "
+                    "gunzip if it is to be trusted, or give a part of it"
+                )
+    return bytes(found)
 
 
 def parse_requests(text: str, origin: str) -> RequestSet:
@@ -94,14 +111,14 @@ def _said_of(origin: str) -> Iterator[None]:
 
 
 def _from_csv(text: str, origin: str) -> RequestSet:
-    rows = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(rows, [])]
+    rows = _csv_rows(text, origin)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
     prompt, output, arrival, factor = _columns(header, origin)
     at_prompt, at_output = header.index(prompt), header.index(output)
     at_arrival = header.index(arrival) if arrival in header else None
     own = [header.index(name) if name in header else None for name in _OBJECTIVES]
     prompts, outputs, times, objectives = [], [], [], []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if not row:
             continue
         try:
@@ -116,6 +133,18 @@ def _from_csv(text: str, origin: str) -> RequestSet:
         prompts, outputs, times if at_arrival is not None else None, Path(origin).name,
         objectives=objectives if any(at is not None for at in own) else None,
     )  # fmt: skip
+
+
+def _csv_rows(text: str, origin: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the line that it ends in."""
+    rows = csv.reader(text.splitlines())
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise WorkloadError(
+            f"{origin}, line {rows.line_num}: {error}; leave out columns of texts, and close quotes"
+        ) from error
 
 
 def _instant(text: str) -> float:

@@ -76,6 +76,9 @@ class Run:
     """Its `.run.json`, where there is one."""
     asked: Sequence[Own] = ()
     """Own objectives of all requests, failed ones too; empty where no `.csv` tells them."""
+    span: float | None = None
+    """Seconds from the first planned instant to the last end of any request, failed ones too; None
+    where no `.csv` tells them."""
 
     @property
     def rate_per_gpu(self) -> float:
@@ -83,7 +86,9 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last answer."""
+        """Of all requests, where that is known; else from the first to the last completed one."""
+        if self.span is not None:
+            return self.span
         if not self.samples:
             return 0.0
         return max(s.end for s in self.samples) - min(s.start for s in self.samples)
@@ -116,7 +121,8 @@ def attainment(run: Run, slo: Slo) -> Attainment:
 def classes(run: Run) -> dict[Own, Run]:
     """The run divided by its requests' own objectives, each class as a run; {} where unknown.
 
-    Unknown where requests failed and nothing tells of which class they were.
+    Unknown where requests failed and nothing tells of which class they were. Each class has the
+    whole run's time.
     """
     completed = Counter(sample.own for sample in run.samples)
     asked = Counter(run.asked) if run.asked else completed
@@ -124,7 +130,11 @@ def classes(run: Run) -> dict[Own, Run]:
         return {}
     return {
         own: replace(
-            run, requests=count, samples=[s for s in run.samples if s.own == own], asked=()
+            run,
+            requests=count,
+            samples=[s for s in run.samples if s.own == own],
+            asked=(),
+            span=run.seconds,
         )
         for own, count in asked.items()
     }
@@ -136,7 +146,7 @@ class Crossing:
 
     at: float | None
     kind: str
-    """`exact`; `bound`: every measured point holds; `none`: not even the easiest point."""
+    """`exact`; `bound`: every finite point holds; `none`: not even the easiest."""
     falling: bool = False
     """Along this axis smaller is harder, as it is for a scale of objectives."""
 
@@ -150,7 +160,8 @@ class Crossing:
 def crossing(points: Iterable[tuple[float, float]], level: float) -> Crossing:
     """The first fall below `level` along `points` (x, share), from the easiest x to the hardest.
 
-    Linear between points, as the papers draw it. A point exactly at the level holds.
+    Linear between points, as the papers draw it, and towards an x at infinity no line. A point
+    exactly at the level holds.
     """
     before: tuple[float, float] | None = None
     for x, share in points:
@@ -158,6 +169,8 @@ def crossing(points: Iterable[tuple[float, float]], level: float) -> Crossing:
             if before is None:
                 return Crossing(None, "none")
             x0, share0 = before
+            if math.isinf(x):
+                return Crossing(x0, "bound")
             return Crossing(x0 + (x - x0) * (share0 - level) / (share0 - share), "exact")
         before = (x, share)
     return Crossing(before[0], "bound") if before else Crossing(None, "none")
@@ -187,7 +200,7 @@ def scale_crossing(run: Run, slo: Slo, scales: Iterable[float], level: float) ->
 
 @dataclass(frozen=True)
 class Normalised:
-    """LoongServe's latencies per token, in seconds; NaN of nothing."""
+    """LoongServe's latencies per token of completed requests, in seconds; NaN of nothing."""
 
     total: float
     input: float
@@ -195,9 +208,13 @@ class Normalised:
 
 
 def normalised(run: Run) -> Normalised:
+    """As its scripts divide: of a request without a prompt there is nothing per input token."""
+    whole = [(s.latency, s.prompt_tokens + s.output_tokens) for s in run.samples]
     return Normalised(
-        _mean(s.latency / (s.prompt_tokens + s.output_tokens) for s in run.samples),
-        _mean(s.ttft / s.prompt_tokens for s in run.samples if s.ttft is not None),
+        _mean(latency / tokens for latency, tokens in whole if tokens),
+        _mean(
+            s.ttft / s.prompt_tokens for s in run.samples if s.ttft is not None and s.prompt_tokens
+        ),
         _mean(s.tpot for s in run.samples if s.tpot is not None),
     )
 
@@ -205,17 +222,20 @@ def normalised(run: Run) -> Normalised:
 def normalised_crossing(runs: Iterable[Run], part: str, limit_seconds: float) -> Crossing:
     """The highest rate per GPU up to which a normalised latency keeps its limit.
 
-    LoongServe's throughput is this rate. `part` is a field of Normalised; a run without the
-    figure is left out.
+    LoongServe's throughput is this rate. `part` is a field of Normalised; a run that did not
+    complete a single request took endless, one that did without measuring the figure is left out.
     """
     ordered = sorted(runs, key=lambda run: run.rate)
-    values = ((run.rate_per_gpu, getattr(normalised(run), part)) for run in ordered)
+    values = (
+        (run.rate_per_gpu, getattr(normalised(run), part) if run.samples else math.inf)
+        for run in ordered
+    )
     return crossing(((x, -value) for x, value in values if not math.isnan(value)), -limit_seconds)
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Per second of the run, from the first request to the last answer."""
+    """Per second of the run."""
 
     requests: float
     output_tokens: float
@@ -226,9 +246,8 @@ class Throughput:
     """Output tokens of those requests, as AdaServe counts it."""
 
 
-def throughput(run: Run, slo: Slo, seconds: float | None = None) -> Throughput:
-    """`seconds` where it is not the run's own time: that of the whole, for a class of it."""
-    seconds = run.seconds if seconds is None else seconds
+def throughput(run: Run, slo: Slo) -> Throughput:
+    seconds = run.seconds
     if not seconds:
         return Throughput(0, 0, 0, 0, 0)
     output = sum(s.output_tokens for s in run.samples)

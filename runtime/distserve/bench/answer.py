@@ -72,6 +72,8 @@ class WholeAnswer:
     """An answer without a stream: nothing is known of its tokens' times."""
 
     token_times: Sequence[float] = ()
+    ended: float | None = None
+    """Nor of the last one's."""
 
     def __init__(self) -> None:
         self._event: Event | None = None

@@ -86,7 +86,12 @@ class Client:
         self._http = http
         self.target = target
         self._clock = clock
-        self._headers = {"content-type": "application/json", **dict((HEADER, *target.headers))}
+        self._headers = {
+            "content-type": "application/json",
+            # A stream that is squeezed comes when the squeezing is done with a piece of it.
+            "accept-encoding": "identity",
+            **dict((HEADER, *target.headers)),
+        }
 
     def spare(self) -> Spare:
         """For a request that is due soon; who asks for it drops it."""
@@ -182,6 +187,9 @@ def _conclude(
         outcome.failure = heard.failure
     if outcome.failure is None and exact_length and outcome.tokens < outcome.output_tokens:
         outcome.failure = "fewer tokens than asked"
+    if outcome.failure is None and heard.ended is not None:
+        # What comes after the text, as the stages that this gateway waits for, is no part of it.
+        outcome.ended = heard.ended
 
 
 def _connection_words(error: Exception) -> str:

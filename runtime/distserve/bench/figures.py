@@ -118,7 +118,7 @@ def attainment_over_scale(axis: Axes, question: Question) -> None:
                 100 * getattr(attainment(run, question.slo.scaled(scale)), part) for scale in scales
             ]
             _line(
-                axis, index, scales, shares, f"{_at_rate(run)}, {words}", dashes,
+                axis, index, scales, shares, f"{_at_rate(run, question)}, {words}", dashes,
                 faint=dashes != "-", hollow=[not run.valid] * len(scales),
             )  # fmt: skip
     axis.invert_xaxis()
@@ -132,8 +132,15 @@ def _parts(question: Question) -> Sequence[tuple[str, str, str]]:
     return [("both", question.parts[-1].upper(), "-")]
 
 
-def _at_rate(run: Run) -> str:
-    return f"{run.system}, {run.rate_per_gpu:.3g}/s/GPU{'' if run.valid else ', INVALID'}"
+def _at_rate(run: Run, question: Question) -> str:
+    """Names a run, of several at one rate with their counts."""
+
+    def rate(of: Run) -> str:
+        return f"{of.rate_per_gpu:.3g}/s/GPU"
+
+    alone = [rate(other) for other in question.systems[run.system]].count(rate(run)) == 1
+    count = "" if alone else f", {run.requests} requests"
+    return f"{run.system}, {rate(run)}{count}{'' if run.valid else ', INVALID'}"
 
 
 def _attainment_axis(axis: Axes, x: str) -> None:
@@ -143,20 +150,22 @@ def _attainment_axis(axis: Axes, x: str) -> None:
     _legend(axis)
 
 
-def _cdf(words: str, value: Callable[[Any], float | None]) -> Panel:
+def distribution(words: str, value: Callable[[Any], float | None]) -> Panel:
+    """Of all asked requests: a curve ends at the share that was completed and measured."""
+
     def draw(axis: Axes, question: Question) -> None:
         for index, runs in enumerate(question.systems.values()):
             for step, run in enumerate(_some(runs)):
                 values = sorted(v * 1000 for s in run.samples if (v := value(s)) is not None)
                 if not values:
                     continue
-                shares = [100 * (place + 1) / len(values) for place in range(len(values))]
+                shares = [100 * (place + 1) / run.requests for place in range(len(values))]
                 axis.step(
                     values, shares, where="post", color=COLOURS[index % len(COLOURS)],
                     alpha=1 - 0.2 * step, linestyle=_DASHES[step % 4],
-                    linewidth=1.3, label=_at_rate(run),
+                    linewidth=1.3, label=_at_rate(run, question),
                 )  # fmt: skip
-        axis.set(xlabel=f"{words}, ms", ylabel="requests, %")
+        axis.set(xlabel=f"{words}, ms", ylabel="of all asked requests, %", ylim=(-3, 103))
         _spread_axis(axis)
         _legend(axis)
 
@@ -186,12 +195,12 @@ def _queueing(sample: Any) -> float | None:
 
 def stages_of_runs(axis: Axes, question: Question) -> None:
     told = [(run, parts) for run in question.runs if (parts := breakdown(run)) is not None]
-    left = [0.0] * len(told)
-    names = [_at_rate(run) for run, _ in told]
+    left, places = [0.0] * len(told), range(len(told))  # by place: equal names would share a bar
     for index, stage in enumerate(STAGES):
         widths = [100 * parts[stage] for _, parts in told]
-        axis.barh(names, widths, left=left, color=COLOURS[index], label=stage)
+        axis.barh(places, widths, left=left, color=COLOURS[index], label=stage)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    axis.set_yticks(places, [_at_rate(run, question) for run, _ in told])
     axis.set(xlabel="mean share of a request's time, %")
     axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
@@ -317,21 +326,23 @@ _FIGURES: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
     ),
     (
         "latency",
-        "Distribution of time to first token and of time per output token.",
-        (_cdf("TTFT", lambda s: s.ttft), _cdf("TPOT", lambda s: s.tpot)),
+        "Distribution of time to first token and of time per output token over all asked requests: "
+        "a curve ends at the share that was completed.",
+        (distribution("TTFT", lambda s: s.ttft), distribution("TPOT", lambda s: s.tpot)),
     ),
     (
         "stages",
         "Where the time of a request goes, and how long its KV cache travels.",
         (
             Panel(stages_of_runs, _some_run(lambda run: breakdown(run) is not None)),
-            _cdf("transmission", _stage("transmission")),
-            _cdf("queueing", _queueing),
+            distribution("transmission", _stage("transmission")),
+            distribution("queueing", _queueing),
         ),
     ),
     (
         "normalised",
-        "Mean latency per token of the whole request, of its input and of its output.",
+        "Mean latency per token of the whole request, of its input and of its output; of completed "
+        "requests.",
         (
             _per_token("total", "latency"),
             _per_token("input", "TTFT"),
@@ -348,7 +359,7 @@ _FIGURES: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
     ),
     (
         "classes",
-        "Requests by the objectives of their own: within them, and their mean TPOT.",
+        "Requests by the objectives of their own: within them, and the mean TPOT of the completed.",
         (
             _by_class("requests within SLO, %", _percent_attained),
             _by_class("mean TPOT, ms", _mean_tpot_ms),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,12 @@ _TIMER_SECONDS = 0.0005
 
 @dataclass(frozen=True)
 class Lag:
-    """How late the client was, in milliseconds: against its plan, and its event loop as such."""
+    """How late the client was, in milliseconds: against its plan, and its event loop as such.
+
+    Of requests that are due at one instant the first to leave is judged: nobody sends several at
+    once, and how many there are is the question's choice. What an instant's requests do to those
+    of the next is seen there, and what they do to the times of tokens in the loop.
+    """
 
     send_p99_ms: float
     send_max_ms: float
@@ -57,12 +63,12 @@ async def offer(
     Cancelled, it ends what runs and returns what has ended so far.
     """
     beats: list[float] = []
-    monitor = asyncio.create_task(_beat(beats, clock))
+    monitor = asyncio.create_task(beat(beats, clock))
     outcomes: list[Outcome] = []
     interrupted = False
 
     async def run(request: Planned, due: float) -> None:
-        outcomes.append(await _send(client, request, due, clock))
+        outcomes.append(await send_due(client, request, due, clock))
         on_end(outcomes[-1])
 
     with _quiet_collector():
@@ -85,7 +91,7 @@ async def offer(
     return Observed(outcomes, _lag(outcomes, beats), start, interrupted)
 
 
-async def _send(
+async def send_due(
     client: Client, request: Planned, due: float, clock: Callable[[], float]
 ) -> Outcome:
     """All that can be done ahead is: what is due is only written to the socket."""
@@ -108,15 +114,21 @@ async def _until(due: float, clock: Callable[[], float]) -> None:
         await asyncio.sleep(0)
 
 
-async def _beat(late: list[float], clock: Callable[[], float]) -> None:
-    while True:
-        due = clock() + _BEAT_SECONDS
-        await asyncio.sleep(_BEAT_SECONDS)
-        late.append(clock() - due)
+async def beat(late: list[float], clock: Callable[[], float]) -> None:
+    """Until it is cancelled. That is no error to its caller, whose frame the task would keep with
+    it, and all prompts in that."""
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            due = clock() + _BEAT_SECONDS
+            await asyncio.sleep(_BEAT_SECONDS)
+            late.append(clock() - due)
 
 
 def _lag(outcomes: Sequence[Outcome], beats: Sequence[float]) -> Lag:
-    sends = [outcome.lag_seconds * 1000 for outcome in outcomes] or [0.0]
+    first: dict[float, float] = {}
+    for one in outcomes:
+        first[one.planned] = min(one.lag_seconds, first.get(one.planned, math.inf))
+    sends = [late * 1000 for late in first.values()] or [0.0]
     loop = [late * 1000 for late in beats] or [0.0]
     return Lag(quantile(sends, 99), max(sends), quantile(loop, 99), max(loop))
 

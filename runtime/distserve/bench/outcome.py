@@ -33,6 +33,7 @@ class Outcome:
     planned: float
     sent: float
     ended: float
+    """Of a streamed text its last token or finish reason, whichever is later; else the answer's."""
     token_times: Sequence[float] = ()
     tokens: int = 0
     own: Objectives = NO_OBJECTIVES

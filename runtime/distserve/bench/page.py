@@ -6,13 +6,24 @@ import html
 import re
 from collections.abc import Sequence
 
+from distserve.bench.alike import differences
 from distserve.bench.analysis import NOT_ITS_OWN, classes
 from distserve.bench.figures import Picture
 from distserve.bench.slos import NONE, Slo
-from distserve.bench.tables import Question, Row, columns
+from distserve.bench.tables import Question, Row, columns, plain
 
 NEAR = 0.1
 """Up to this part apart two rates are taken as one: a recorded trace has no round ones."""
+_OF_COMPLETED = (
+    "Attainment is of all asked requests; percentiles, means and latencies are of the completed "
+    "ones, as many as the column says."
+)
+_NOTES = {
+    "runs": _OF_COMPLETED,
+    "classes": _OF_COMPLETED,
+    "normalised": "Latencies are of the completed requests; completed share is the least of them "
+    "in a run up to the rate.",
+}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -37,7 +48,8 @@ def page(question: Question, tables: dict[str, Sequence[Row]], pictures: Sequenc
             f"<figure>{_inline(picture)}<figcaption>{_text(picture.caption)}</figcaption></figure>"
         )
     for title, rows in tables.items():
-        parts.append(f"<h2>{_text(title)}</h2>{_table(rows)}")
+        note = f"<p>{_text(_NOTES[title])}</p>" if title in _NOTES else ""
+        parts.append(f"<h2>{_text(title)}</h2>{note}{_table(rows)}")
     return "\n".join([*parts, "</body></html>\n"])
 
 
@@ -74,7 +86,10 @@ def warnings(question: Question) -> list[str]:
         if not run.valid:
             lines.append(f"{name}: INVALID, the client fell behind its plan; measure it again")
         if missing := run.requests - len(run.samples):
-            lines.append(f"{name}: {missing} of {run.requests} requests failed; they met no SLO")
+            lines.append(
+                f"{name}: {missing} of {run.requests} requests failed; they met no SLO and are "
+                "in no percentile"
+            )
         if run.about.get("parameters", {}).get("no_stream"):
             lines.append(f"{name}: whole answers, so TTFT and TPOT are unknown and no SLO is met")
     made_up = {
@@ -83,6 +98,8 @@ def warnings(question: Question) -> list[str]:
         if (dataset := run.about.get("parameters", {}).get("dataset", ""))
         and str(dataset).startswith("synthetic:")
     }
+    if differing := differences(question.runs):
+        lines.append(f"the runs differ in {differing}: they answer different questions")
     lines += [f"{dataset}: made-up lengths, not the data set itself" for dataset in sorted(made_up)]
     return lines
 
@@ -105,7 +122,8 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None or value != value:
+    value = plain(value)
+    if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"

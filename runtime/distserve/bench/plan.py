@@ -1,7 +1,8 @@
 """Turns a request set, a pair and a seed into the requests of a run: the same for every system.
 
 Drawn anew from the seed for each pair, as the papers' clients do, so systems and reruns see the
-same requests at the same instants.
+same requests at the same instants. What is made up is another prompt at each rate: a server that
+keeps prefixes would else have been told all of it at the first.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from distserve.bench.errors import BenchError
 from distserve.bench.outcome import Planned
-from distserve.bench.prompts import prompts_of
+from distserve.bench.prompts import check_room, has_own_texts, prompts_of
 from distserve.bench.question import Pair
 from distserve.workload import NO_OBJECTIVES, ArrivalProcess, RequestSet, WorkloadError
 
@@ -27,37 +28,48 @@ class Recipe:
     """See `prompts_of`."""
     token_ids: range = range(10, 1000)
     drawn: bool = False
-    """The set was itself drawn for this series: a pair takes its first requests, which are the same
-    however many the longest pair needs. A file's are drawn from."""
+    """The set was itself drawn for this series: a pair takes its first requests, whose lengths are
+    the same however many the longest pair needs. A file's are drawn from."""
+
+    @property
+    def own_texts(self) -> bool:
+        """Whether the set's own texts are sent, which are the same at every rate."""
+        return has_own_texts(self.requests, self.prompt_format)
+
+    def check(self, pair: Pair) -> None:
+        """Raises BenchError with the cure where `plan` would; makes no prompts."""
+        chosen, _ = self._arrive(pair)
+        check_room(chosen, self.prompt_format)
 
     def plan(self, pair: Pair) -> list[Planned]:
         """The pair's requests in order of arrival. Raises BenchError with the cure."""
-        try:
-            chosen, times_ms = self._arrive(pair)
-        except WorkloadError as error:
-            raise BenchError(str(error)) from error
-        prompts = prompts_of(chosen, self.prompt_format, self.token_ids, self.seed)
-        own = chosen.objectives or [NO_OBJECTIVES] * len(chosen)
-        return [
-            Planned(index, time_ms / 1000, prompt, prompt_tokens, output_tokens, objectives)
-            for index, (time_ms, prompt, prompt_tokens, output_tokens, objectives) in enumerate(
-                zip(
-                    times_ms,
-                    prompts,
-                    chosen.prompt_tokens,
-                    chosen.output_tokens,
-                    own,
-                    strict=True,
-                )
-            )
-        ]
+        chosen, times_ms = self._arrive(pair)
+        return _planned(chosen, times_ms, self._prompts(chosen, pair.label))
+
+    def warm_up(self, count: int, pair: Pair) -> list[Planned]:
+        """So many requests of the pair's lengths, but no prompt that is measured: what they leave
+        in a prefix cache helps nobody. Raises as `plan`."""
+        chosen = self._arrive(pair)[0].resample(count, self.seed)
+        prompts = self._prompts(chosen, "warm-up")
+        if self.own_texts:
+            prompts = [f"Warm-up. {text}" for text in prompts]
+        return _planned(chosen, [0.0] * count, prompts)
+
+    def _prompts(self, chosen: RequestSet, label: str) -> list[str | list[int]]:
+        return prompts_of(chosen, self.prompt_format, self.token_ids, f"{self.seed} {label}")
 
     def _arrive(self, pair: Pair) -> tuple[RequestSet, Sequence[float]]:
-        if self.arrivals.kind != "recorded":
+        """Which requests, and their instants in milliseconds."""
+        try:
+            if self.arrivals.kind == "recorded":
+                return self._recorded(pair)
             if pair.rate is None:
                 raise BenchError("a rate of None needs --request-distribution recorded")
-            chosen = self._choose(pair.requests)
-            return chosen, self.arrivals.times_ms(pair.requests, pair.rate)
+            return self._choose(pair.requests), self.arrivals.times_ms(pair.requests, pair.rate)
+        except WorkloadError as error:
+            raise BenchError(str(error)) from error
+
+    def _recorded(self, pair: Pair) -> tuple[RequestSet, Sequence[float]]:
         chosen = self.requests.first(pair.requests)
         times = chosen.recorded().arrival_ms
         if pair.rate is None or len(times) == 1:
@@ -70,3 +82,16 @@ class Recipe:
 
     def _choose(self, count: int) -> RequestSet:
         return self.requests.first(count) if self.drawn else self.requests.sample(count, self.seed)
+
+
+def _planned(
+    chosen: RequestSet, times_ms: Sequence[float], prompts: Sequence[str | list[int]]
+) -> list[Planned]:
+    own = chosen.objectives or [NO_OBJECTIVES] * len(chosen)
+    lengths = zip(chosen.prompt_tokens, chosen.output_tokens, strict=True)
+    return [
+        Planned(index, time_ms / 1000, prompt, prompt_tokens, output_tokens, objectives)
+        for index, (time_ms, prompt, (prompt_tokens, output_tokens), objectives) in enumerate(
+            zip(times_ms, prompts, lengths, own, strict=True)
+        )
+    ]

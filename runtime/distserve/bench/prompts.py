@@ -27,23 +27,34 @@ without word work would write you your
 """Short English words, most of which a vocabulary holds whole: near one token each."""
 
 
-def prompts_of(
-    requests: RequestSet, prompt_format: str, token_ids: range, seed: int
-) -> list[str | list[int]]:
-    """One for each request. `auto` sends the set's own texts where it has them, else token ids;
-    `text` makes up words where there are none; `tokens` always makes up ids.
+def has_own_texts(requests: RequestSet, prompt_format: str) -> bool:
+    """Whether what is sent are the set's texts; all else is made up."""
+    return prompt_format != "tokens" and requests.prompts is not None
 
-    Each is drawn anew, so that no prefix cache answers in the engine's stead. Raises BenchError
-    where they would not fit the memory.
-    """
-    if prompt_format != "tokens" and requests.prompts is not None:
-        # Half a surrogate pair, which some chat logs have, is no UTF-8 and so no JSON.
-        return [text.encode("utf-8", "replace").decode() for text in requests.prompts]
-    if (tokens := sum(requests.prompt_tokens)) > MOST_MADE_UP_TOKENS:
+
+def check_room(requests: RequestSet, prompt_format: str) -> None:
+    """Raises BenchError where made-up prompts would not fit the memory."""
+    tokens = sum(requests.prompt_tokens)
+    if tokens > MOST_MADE_UP_TOKENS and not has_own_texts(requests, prompt_format):
         raise BenchError(
             f"{tokens} tokens of made-up prompts do not fit the memory; ask for fewer requests "
             "or leave long ones out by --max-model-len"
         )
+
+
+def prompts_of(
+    requests: RequestSet, prompt_format: str, token_ids: range, seed: str
+) -> list[str | list[int]]:
+    """One for each request. `auto` sends the set's own texts where it has them, else token ids;
+    `text` makes up words where there are none; `tokens` always makes up ids.
+
+    Each is drawn anew, and with another `seed` all are others, so that no prefix cache answers in
+    the engine's stead. Raises as `check_room`.
+    """
+    if requests.prompts is not None and has_own_texts(requests, prompt_format):
+        # Half a surrogate pair, which some chat logs have, is no UTF-8 and so no JSON.
+        return [text.encode("utf-8", "replace").decode() for text in requests.prompts]
+    check_room(requests, prompt_format)
     draw = random.Random(f"prompts {seed}")  # apart from the draws of lengths and times
     if prompt_format == "text":
         words = _WORDS.split()

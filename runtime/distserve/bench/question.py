@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from distserve.bench.errors import BenchError
 
 _PAIRS = 'give a list of (count, rate) such as "[(300,1.5),(300,3)]"'
+LABEL = r"[0-9]+-(?:recorded|inf|[0-9.]+(?:e[+-]?[0-9]+)?)"
+"""The pattern of `Pair.label`."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Pair:
     def label(self) -> str:
         """As in the names of result files: DistServe writes the rate as Python prints it."""
         return f"{self.requests}-{'recorded' if self.rate is None else format(self.rate, 'g')}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """As a `.run.json` has them: JSON has no number for a rate of `inf`."""
+        return {"requests": self.requests, "rate": "inf" if self.rate == math.inf else self.rate}
 
 
 def parse_pairs(text: str) -> list[Pair]:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +88,65 @@ def read_run(path: Path) -> Run:
     name = _NAME.fullmatch(path.stem)
     if name is None:
         raise BenchError(f"{path}: the name is not PREFIX-COUNT-RATE.exp; rename it")
-    about = _about(path.with_suffix(".run.json"))
+    about, told = _about(path.with_suffix(".run.json")), _told(path, int(name["requests"]))
     try:
         samples = list(_samples(_rows(path.read_text())))
-        rate = math.nan if name["rate"] == "recorded" else float(name["rate"])
+        if name["rate"] != "recorded":
+            rate = float(name["rate"])
+        elif told.rate is not None:
+            rate = told.rate
+        else:
+            rate = _measured_rate([sample.start for sample in samples])
         run = Run(
             name["system"], int(name["requests"]), rate, samples,
-            about.get("parameters", {}).get("gpus", 1), about, _asked(path.with_suffix(".csv")),
+            about.get("parameters", {}).get("gpus", 1), about, told.own, told.span,
         )  # fmt: skip
     except (OSError, *_MALFORMED) as error:
         raise BenchError(f"{path} is no result file: {error}; delete it or run anew") from error
     if len(samples) > run.requests or run.requests < 1:
         raise BenchError(f"{path} has {len(samples)} records, its name says {run.requests}")
-    return run if not math.isnan(rate) else replace(run, rate=_measured_rate(samples))
+    return run
 
 
-def _asked(path: Path) -> list[Own]:
-    """Own objectives by the client's `.csv`, which has the failed requests too."""
+@dataclass(frozen=True)
+class _Told:
+    """What a `.csv` tells of all requests, failed ones too; None where it does not."""
+
+    own: Sequence[Own] = ()
+    span: float | None = None
+    """Seconds from the first planned instant to the last end."""
+    rate: float | None = None
+    """Requests per second, as planned."""
+
+
+_INSTANTS = ("planned", "start_time", "end_time")
+
+
+def _told(exp: Path, requests: int) -> _Told:
+    """By the client's `.csv` beside its `.exp`; somebody else's, or of another run, tells less."""
+    path = exp.with_suffix(".csv")
     if not path.exists():
-        return []
-    names = ("slo_ttft", "slo_tpot")
-    with path.open(newline="") as text:
-        rows = csv.DictReader(text)
-        if not {*names} <= {*(rows.fieldnames or ())}:  # somebody else's
-            return []
-        return [Own(*(float(row[name]) if row[name] else None for name in names)) for row in rows]
+        return _Told()
+    try:
+        with path.open(newline="") as text:
+            reader = csv.DictReader(text)
+            rows, columns = list(reader), {*(reader.fieldnames or ())}
+        own = [
+            Own(_number(row["slo_ttft"]), _number(row["slo_tpot"]))
+            for row in rows
+            if {"slo_ttft", "slo_tpot"} <= columns
+        ]
+        if len(rows) != requests or not rows or not {*_INSTANTS} <= columns:
+            return _Told(own)
+        planned = [float(row["planned"]) for row in rows]
+        instants = [float(row[name]) for row in rows for name in _INSTANTS if row[name]]
+        return _Told(own, max(instants) - min(instants), _measured_rate(planned))
+    except (OSError, csv.Error, *_MALFORMED) as error:
+        raise BenchError(f"{path} is damaged: {error}; delete it, or run anew") from error
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
@@ -192,8 +226,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
             yield sample
 
 
-def _measured_rate(samples: Sequence[Sample]) -> float:
-    starts = sorted(sample.start for sample in samples)
-    if len(starts) < 2 or starts[-1] == starts[0]:
-        return math.inf
-    return (len(starts) - 1) / (starts[-1] - starts[0])
+def _measured_rate(instants: Sequence[float]) -> float:
+    """Requests per second between the first and the last; infinite at one instant."""
+    span = max(instants, default=0.0) - min(instants, default=0.0)
+    return (len(instants) - 1) / span if span else math.inf

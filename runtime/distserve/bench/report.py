@@ -22,6 +22,7 @@ from distserve.bench.tables import (
     run_rows,
     scale_rows,
 )
+from distserve.bench.writing import write_whole
 
 
 def question_of(folder: Path, asked: Asked, gpus: Mapping[str, int]) -> Question:
@@ -38,7 +39,10 @@ def write_report(
     say: Callable[[str], None],
     normalised: NormalisedSlo | None = None,
 ) -> dict[str, list[Row]]:
-    """Write everything into `output`; the tables, for who wants to print them."""
+    """Write everything into `output`; the tables, for who wants to print them.
+
+    Raises BenchError where that is not possible.
+    """
     tables = {
         "crossings": crossing_rows(question),
         "runs": run_rows(question),
@@ -49,15 +53,19 @@ def write_report(
     if normalised is not None:
         tables["normalised"] = normalised_rows(question, normalised)
     output.mkdir(parents=True, exist_ok=True)
+
+    def keep(name: str, content: str | bytes) -> None:
+        write_whole(output / name, content, "make room, or give another --output-dir")
+
     for name, rows in tables.items():
-        (output / f"{name}.csv").write_text(csv_text(rows))
-    (output / "requests.csv").write_text(csv_text(request_rows(question)))
-    (output / "report.json").write_text(json_text(**tables))
+        keep(f"{name}.csv", csv_text(rows))
+    keep("requests.csv", csv_text(request_rows(question)))
+    keep("report.json", json_text(**tables))
     pictures = draw_all(question) if figures else []
     for picture in pictures:
-        (output / f"{picture.name}.png").write_bytes(picture.png)
-        (output / f"{picture.name}.svg").write_text(picture.svg)
-    (output / "report.html").write_text(page(question, dict(tables), pictures))
+        keep(f"{picture.name}.png", picture.png)
+        keep(f"{picture.name}.svg", picture.svg)
+    keep("report.html", page(question, dict(tables), pictures))
     for line in warnings(question):
         say(line)
     return tables

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,10 +18,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import STAGES, as_events, stages
 from distserve.bench.openloop import Observed
 from distserve.bench.outcome import Outcome
+from distserve.bench.writing import write_whole
 
 EXP_FORMATS = ("distserve", "loongserve")
 _CSV = (
@@ -33,42 +32,17 @@ _CSV = (
 
 
 class RunFiles:
-    """The three files of one run, and whether they are there."""
+    """The three files of one run."""
 
     def __init__(self, folder: Path, prefix: str, label: str) -> None:
         self.exp = folder / f"{prefix}-{label}.exp"
         self.csv = folder / f"{prefix}-{label}.csv"
         self.about = folder / f"{prefix}-{label}.run.json"
 
-    def kept(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What an earlier run of the same parameters says about itself, where it is `trusted`.
-
-        Raises BenchError where the files are another question's answer.
-        """
-        if not self.about.exists():
-            if self.exp.exists():
-                raise BenchError(
-                    f"{self.exp} is there and not from this client; choose another --prefix or "
-                    "--output-dir"
-                )
-            return None
-        try:
-            about = json.loads(self.about.read_text())
-            earlier, good = about["parameters"], trusted(about)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BenchError(f"{self.about} is damaged; delete it to run anew") from error
-        if earlier != json.loads(json.dumps(parameters)):
-            names = sorted(
-                name
-                for name in {*earlier, *parameters}
-                if earlier.get(name) != json.loads(json.dumps(parameters.get(name)))
-            )
-            raise BenchError(
-                f"{self.exp} was made with another {', '.join(names)}; choose another --prefix or "
-                "--output-dir, or delete it"
-            )
-        found: dict[str, Any] = about
-        return found if good and self.exp.exists() else None
+    @property
+    def in_the_way(self) -> list[Path]:
+        """Those that are there and forbid another run; a `.csv` alone is written over."""
+        return [path for path in (self.exp, self.about) if path.exists()]
 
     def write(
         self,
@@ -95,7 +69,7 @@ class RunFiles:
             "prompts_off": prompts_off(outcomes),
         }
         self.exp.unlink(missing_ok=True)  # no records beside another run's verdict, at no instant
-        _replace(self.about, json.dumps(about, indent=1) + "\n")
+        self.judge(about)
         _replace(self.csv, _csv_text(outcomes, epoch))
         if not observed.interrupted:
             text = (
@@ -103,6 +77,10 @@ class RunFiles:
             )
             _replace(self.exp, text)
         return about
+
+    def judge(self, about: Mapping[str, Any]) -> None:
+        """Write the `.run.json` alone: of a new run, or of a kept one by another limit."""
+        _replace(self.about, json.dumps(about, indent=1) + "\n")
 
 
 def trusted(about: Mapping[str, Any]) -> bool:
@@ -185,14 +163,4 @@ def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a file. Raises BenchError."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_text(text)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise BenchError(
-            f"{path} cannot be written: {error.strerror}; mend that and run again: whole runs are "
-            "kept"
-        ) from error
+    write_whole(path, text, "mend that and run again: whole runs are kept")

@@ -6,6 +6,7 @@ The main loop of `distserve bench run`; everything it prints goes through `say`.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from distserve.bench.plan import Recipe
 from distserve.bench.progress import Progress
 from distserve.bench.question import Pair
 from distserve.bench.results import RunFiles, trusted
+from distserve.bench.resuming import kept_runs
 
 WARM_UP_AT_ONCE = 8
 _HINTS = {
@@ -77,43 +79,56 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
     session.folder.mkdir(parents=True, exist_ok=True)
     if not os.access(session.folder, os.W_OK):  # found out now, not after the first run
         raise BenchError(f"{session.folder} cannot be written; give another --output-dir")
-    files = {p: RunFiles(session.folder, session.prefix, p.label) for p in session.pairs}
-    kept = {p: files[p].kept(_parameters(session, p)) for p in session.pairs}
-    plans = {p: session.recipe.plan(p) for p in session.pairs if kept[p] is None}
+    asked = {pair.label: _parameters(session, pair) for pair in session.pairs}
+    kept = kept_runs(session.folder, session.prefix, asked, session.max_lag_ms)
+    wanted = [pair for pair in session.pairs if pair.label not in kept]
+    for pair in wanted:
+        session.recipe.check(pair)
+    if wanted and len(session.pairs) > 1 and session.recipe.own_texts:
+        say(_texts_again(session.recipe))
     done: list[Ran] = []
     async with _http(session.target) as http:
         client: Client | None = None
         for pair in session.pairs:
-            if (about := kept[pair]) is not None:
-                say(f"{files[pair].exp} is there, made with the same parameters: kept")
-                _told(Ran(pair, about, kept=True), files[pair], done, say)
+            files = RunFiles(session.folder, session.prefix, pair.label)
+            if (about := kept.get(pair.label)) is not None:
+                files.judge(about)
+                say(f"{files.exp} is there, made with the same parameters: kept")
+                _told(Ran(pair, about, kept=True), files, done, say)
                 continue
-            client = client or await warm_up(http, session, plans[pair], say)
-            title, last = f"{session.prefix} {pair.label}", plans[pair][-1].at_seconds
-            progress = Progress(title, pair.requests, last, sys.stderr)
-            epoch = time.time() - time.perf_counter()
-            observed = await offer(plans[pair], client, progress.ended)
-            progress.close()
-            about = files[pair].write(
-                observed, _parameters(session, pair), session.exp_format, epoch, session.max_lag_ms
-            )
-            _told(Ran(pair, about, kept=False), files[pair], done, say)
-            if observed.interrupted or not about["completed"]:
+            client = client or await warm_up(http, session, pair, say)
+            about = await _measured(session, pair, client, files)
+            _told(Ran(pair, about, kept=False), files, done, say)
+            if not about["complete"] or not about["completed"]:
                 break
     return done
 
 
+async def _measured(
+    session: Session, pair: Pair, client: Client, files: RunFiles
+) -> dict[str, Any]:
+    """A pair from its plan to its files. Its prompts, which may fill much of the memory, are made
+    here and gone with it."""
+    plan = session.recipe.plan(pair)
+    title, last = f"{session.prefix} {pair.label}", plan[-1].at_seconds
+    progress = Progress(title, pair.requests, last, sys.stderr)
+    epoch = time.time() - time.perf_counter()
+    observed = await offer(plan, client, progress.ended)
+    progress.close()
+    return files.write(
+        observed, _parameters(session, pair), session.exp_format, epoch, session.max_lag_ms
+    )
+
+
 async def warm_up(
-    http: aiohttp.ClientSession,
-    session: Session,
-    plan: Sequence[Planned],
-    say: Callable[[str], None],
+    http: aiohttp.ClientSession, session: Session, pair: Pair, say: Callable[[str], None]
 ) -> Client:
     """The client to measure with: asks as much of the usage statistics as the server gives.
 
     Sends `warm_up_requests` that are not counted, at least one: whether the server answers is
-    found out before the first measured request.
+    found out before the first measured request. Their lengths are those of the pair.
     """
+    plan = session.recipe.warm_up(max(1, session.warm_up_requests), pair)
     client = Client(http, session.target)
     first = await _uncounted(client, plan[0])
     while first.failure is not None and first.failure.startswith("HTTP 400"):
@@ -127,19 +142,22 @@ async def warm_up(
         raise BenchError(f"{session.target.address}: {first.failure}{hint}")
     if client.target != session.target:
         say("the server gives no running usage: tokens are counted by events and the last usage")
-    rest = plan[1 : session.warm_up_requests]
-    for start in range(0, len(rest), WARM_UP_AT_ONCE):
-        group = rest[start : start + WARM_UP_AT_ONCE]
+    for start in range(1, len(plan), WARM_UP_AT_ONCE):
+        group = plan[start : start + WARM_UP_AT_ONCE]
         await asyncio.gather(*(_uncounted(client, request) for request in group))
     return client
 
 
 async def _uncounted(client: Client, request: Planned) -> Outcome:
-    prompt = request.prompt
-    # Turned round: the measured request must not find its own prefix cached.
-    turned = prompt[::-1] if not isinstance(prompt, str) else f"Warm-up. {prompt}"
-    body = client.target.body(turned, request.output_tokens)
+    body = client.target.body(request.prompt, request.output_tokens)
     return await client.send(request, body, time.perf_counter())
+
+
+def _texts_again(recipe: Recipe) -> str:
+    cure = "switch the server's prefix cache off"
+    if recipe.arrivals.kind != "recorded":
+        cure += ", or ask for one rate at a time with a --seed of its own"
+    return f"the set's texts are sent again at each rate, and a prefix cache knows them: {cure}"
 
 
 def _told(ran: Ran, files: RunFiles, done: list[Ran], say: Callable[[str], None]) -> None:
@@ -156,11 +174,12 @@ def remarks(ran: Ran) -> Iterator[str]:
     for reason, count in sorted(about["failures"].items(), key=lambda item: -item[1]):
         yield f"{count} of {about['requests']} requests failed: {reason}"
     if not about["valid"]:
-        lag = about["lag"]
+        lag, at_once = about["lag"], about["parameters"]["request_distribution"] == "burst"
+        less = "fewer at one instant" if at_once or ran.pair.rate == math.inf else "a lower rate"
         yield (
             f"INVALID: this client fell behind (p99 send lag {lag['send_p99_ms']:.1f} ms, event "
             f"loop {lag['loop_p99_ms']:.1f} ms, limit {about['max_lag_ms']:g} ms); use a quieter "
-            "machine or a lower rate, or allow more with --max-lag"
+            f"machine or {less}, or allow more with --max-lag"
         )
     if off := about["prompts_off"]:
         yield (
@@ -173,7 +192,7 @@ def remarks(ran: Ran) -> Iterator[str]:
 
 
 def _parameters(session: Session, pair: Pair) -> dict[str, Any]:
-    return {**session.parameters, "requests": pair.requests, "rate": pair.rate}
+    return {**session.parameters, **pair.parameters}
 
 
 @asynccontextmanager

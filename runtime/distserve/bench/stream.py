@@ -23,13 +23,24 @@ class TokenStream:
     def __init__(self) -> None:
         self.token_times: list[float] = []
         self.prompt_tokens: int | None = None
-        self.finished = False
-        """A finish reason came: the text is whole."""
+        self.finished_at: float | None = None
+        """When a finish reason came: the text is whole."""
         self.done = False
         """`[DONE]` came."""
         self.error: str | None = None
         self.lifecycle: dict[str, float] | None = None
         self._rest = b""
+
+    @property
+    def finished(self) -> bool:
+        return self.finished_at is not None
+
+    @property
+    def ended(self) -> float | None:
+        """When the last of a whole text came; None where there is no such text."""
+        if self.failure is not None:
+            return None
+        return max(self.token_times[-1], self.finished_at or 0.0)
 
     @property
     def anything(self) -> bool:
@@ -74,7 +85,8 @@ class TokenStream:
                 new += len(choice.token_ids)
             elif choice.has_text:
                 new += 1
-            self.finished = self.finished or choice.finish_reason is not None
+            if choice.finish_reason is not None and self.finished_at is None:
+                self.finished_at = now
         if event.usage is not None:
             self.prompt_tokens = event.usage.prompt_tokens
             total = event.usage.completion_tokens

@@ -15,6 +15,7 @@ from typing import Any
 
 from distserve.bench.analysis import (
     NOT_ITS_OWN,
+    Crossing,
     Own,
     Run,
     Throughput,
@@ -93,7 +94,10 @@ def _strictness(own: Own) -> tuple[float, float]:
 
 
 def run_rows(question: Question) -> list[Row]:
-    """One row a run: attainment, percentiles, rates, latencies per token, stages."""
+    """One row a run: attainment, percentiles, rates, latencies per token, stages.
+
+    Shares are of all asked requests; percentiles and latencies of the `completed` ones alone.
+    """
     return [_run_row(run, question) for run in question.runs]
 
 
@@ -154,7 +158,7 @@ def class_rows(question: Question) -> list[Row]:
             "slo_ttft_ms": limits.ttft * 1000, "slo_tpot_ms": limits.tpot * 1000,
             "requests": part.requests, "completed": len(part.samples), "valid": run.valid,
             **_attainment(part, question, question.slo), **_percentiles(part),
-            **_goodput(part, throughput(part, question.slo, run.seconds)),
+            **_goodput(part, throughput(part, question.slo)),
         }
         for run in question.runs
         for parts in [classes(run)]
@@ -207,18 +211,34 @@ def crossing_rows(question: Question) -> list[Row]:
 
 
 def normalised_rows(question: Question, slo: NormalisedSlo) -> list[Row]:
-    """One row a system and limit: LoongServe's throughput, the rate per GPU that keeps it."""
+    """One row a system and limit: LoongServe's throughput, the rate per GPU that keeps it.
+
+    The latencies are of completed requests, so `completed_share` is the least share of them in a
+    run up to that rate: where it is small, the limit was kept by refusing.
+    """
     limits = {"total": slo.total_ms, "input": slo.input_ms, "output": slo.output_ms}
     return [
         {
             "system": system, "latency": part, "limit_ms": limit_ms,
             "rate_per_gpu": found.at, "rate_per_gpu_is": found.kind,
             "rate_per_gpu_valid": all(run.valid for run in rests_on(runs, found)),
+            "completed_share": _completed_share(runs, found),
         }
         for system, runs in question.systems.items()
         for part, limit_ms in limits.items()
         for found in [normalised_crossing(runs, part, limit_ms / 1000)]
     ]  # fmt: skip
+
+
+def _completed_share(runs: Sequence[Run], found: Crossing) -> float | None:
+    return min(
+        (
+            len(run.samples) / run.requests
+            for run in runs
+            if found.at is not None and run.rate_per_gpu <= found.at
+        ),
+        default=None,
+    )
 
 
 def scale_rows(question: Question) -> list[Row]:
@@ -249,12 +269,11 @@ def columns(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def plain(value: Any) -> Any:
+    """A cell as every table has it: empty for NaN, the quantile of nothing, and for infinity, an
+    objective that is not there or the rate of requests that all leave at once."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(rows: Iterable[Row]) -> list[Row]:
-    """NaN, the quantile of nothing, and an objective that is not there become an empty cell."""
-    return [
-        {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        for row in rows
-    ]
+    return [{name: plain(value) for name, value in row.items()} for row in rows]

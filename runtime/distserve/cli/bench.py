@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 
 from distserve.cli.usage import UsageError
@@ -13,6 +14,7 @@ VERBS = {
     "prepare": "make a .ds file from published raw files",
     "front": "round-robin before several replicas",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,11 @@ def run(args: argparse.Namespace) -> int:
     except (BenchError, WorkloadError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
+        if error.errno in _FULL:
+            where = f"{error.filename}: " if error.filename else ""  # a write does not say
+            raise UsageError(
+                f"{where}{error.strerror}; make room and repeat the command"
+            ) from error
         if error.filename is None:
             raise
         raise UsageError(

@@ -133,8 +133,9 @@ def _session(args: argparse.Namespace) -> Session:
         url=args.url, model=args.model, endpoint=args.endpoint, stream=not args.no_stream,
         ignore_eos=not args.no_ignore_eos, headers=tuple(headers), timeout_seconds=args.timeout,
     )  # fmt: skip
+    parameters = _parameters(args, recipe.arrivals) | slo
     return Session(
-        target, recipe, pairs, args.output_dir, args.prefix, _parameters(args, slo),
+        target, recipe, pairs, args.output_dir, args.prefix, parameters,
         args.exp_format, args.warm_up, (seconds_of(args, "max_lag") or 0.0) * 1000,
     )  # fmt: skip
 
@@ -173,13 +174,31 @@ def _arrivals(args: argparse.Namespace) -> ArrivalProcess:
 
 
 _DETERMINING = (  # not the URL: a server that came back on another port is the same system
-    "model", "dataset", "request_distribution", "cv", "burst_size", "seed", "gpus", "endpoint",
-    "prompt_format", "token_ids", "max_model_len", "no_stream", "no_ignore_eos", "exp_format",
+    "model", "dataset", "seed", "gpus", "endpoint", "prompt_format", "token_ids", "max_model_len",
+    "no_stream", "no_ignore_eos", "exp_format",
 )  # fmt: skip
 
 
-def _parameters(args: argparse.Namespace, slo: dict[str, float | None]) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in _DETERMINING} | slo
+def _parameters(args: argparse.Namespace, arrivals: ArrivalProcess) -> dict[str, Any]:
+    from distserve.bench.resuming import arrival_parameters
+
+    typed = {name: getattr(args, name) for name in _DETERMINING}
+    return typed | arrival_parameters(arrivals) | {"dataset_content": _content(args.dataset)}
+
+
+def _content(dataset: str) -> dict[str, Any] | None:
+    """What tells a file from another of its name; None of a set that is drawn, and of one that was
+    piped in and is gone."""
+    import hashlib
+
+    from distserve.bench.datasets import is_synthetic
+
+    path = Path(dataset)
+    if is_synthetic(dataset) or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _until_interrupted(series: Any) -> list[Ran]:

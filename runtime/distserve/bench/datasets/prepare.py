@@ -12,6 +12,7 @@ from distserve.bench.datasets.builders import BUILDERS, Request
 from distserve.bench.datasets.mixes import MIXED_OF_EACH, classes, mixed, zipf
 from distserve.bench.datasets.tokens import Tokens
 from distserve.bench.errors import BenchError
+from distserve.bench.writing import write_whole
 from distserve.workload import NO_OBJECTIVES, WorkloadError, read_requests
 
 MIXES = ("mixed", "zipf", "adaserve")
@@ -87,10 +88,10 @@ def _read(source: Path) -> list[Request]:
 def write_ds(path: Path, name: str, requests: Sequence[Request]) -> None:
     """In DistServe's and LoongServe's format at once: the rows are there under both keys.
 
-    Requests' own objectives stand under a third, which their readers pass over.
+    Requests' own objectives stand under a third, which their readers pass over. Raises BenchError.
     """
     rows = [(r.prompt, r.prompt_tokens, r.output_tokens) for r in requests]
     whole: dict[str, object] = {"dataset_name": name, "reqs": rows, "data": rows}
     if any(r.own != NO_OBJECTIVES for r in requests):
         whole["slos"] = [(r.own.ttft_ms, r.own.tpot_ms) for r in requests]
-    path.write_bytes(marshal.dumps(whole))
+    write_whole(path, marshal.dumps(whole), "make room, or give another --ds")

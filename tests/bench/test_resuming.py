@@ -1,0 +1,160 @@
+"""What is kept of earlier calls, what is refused beside it, and that the cure cures."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distserve.bench.reading import read_run
+
+Run = Callable[..., tuple[int, str, str]]
+
+OTHER_LENGTHS = ("--dataset", "synthetic:fixed,prompt=7,output=4")
+
+
+def pairs(text: str) -> tuple[str, str]:
+    return ("--num-prompts-req-rates", text)
+
+
+def told(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def retold(path: Path, **parameters: Any) -> None:
+    about = told(path)
+    about["parameters"] |= parameters
+    path.write_text(json.dumps(about))
+
+
+def requests_file(path: Path, prompt_tokens: int) -> tuple[str, str]:
+    path.write_text("prompt_len,output_len\n" + f"{prompt_tokens},4\n" * 5)
+    return ("--dataset", str(path))
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    return err
+
+
+def named(message: str) -> set[Path]:
+    return {Path(path) for path in re.findall(r"/\S+?\.(?:exp|run\.json)\b", message)}
+
+
+def test_runs_of_a_prefix_are_asked_alike_at_every_rate(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    assert bench()[0] == 0
+    before = len(stub.bodies)
+    err = refused(bench(*OTHER_LENGTHS, *pairs("[(3,200)]")))
+    assert "made with another dataset: " in err and len(stub.bodies) == before
+    assert named(err) == {tmp_path / "sys-5-100.exp", tmp_path / "sys-5-100.run.json"}
+    # Another system's files are nobody else's, however much of its name they share.
+    assert bench(*OTHER_LENGTHS, "--prefix", "sys-2")[0] == 0
+    assert bench(*pairs("[(3,200)]"))[0] == 0
+    assert bench(*pairs("[(4,inf)]"), "--seed", "7")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "said"),
+    [
+        ("", ("--seed", "1"), "another seed"),
+        ("", (*OTHER_LENGTHS, *pairs("[(2,50)]")), "another dataset"),
+        ("", ("--burst-size", "2", "--request-distribution", "burst"), "burst_size, request_dis"),
+        ("sys-5-100.run.json", (), "is damaged"),
+        ("sys-3-200.run.json", (), "is damaged"),
+        ("no records", (), "is damaged"),
+        ("no verdict", (), "not from this client"),
+    ],
+    ids=["seed", "rate", "arrivals", "damaged", "damaged beside it", "no records", "a stranger"],
+)
+def test_who_deletes_what_is_named_can_go_on(
+    bench: Run, tmp_path: Path, spoil: str, words: tuple[str, ...], said: str
+) -> None:
+    assert bench(*pairs("[(5,100),(3,200)]"))[0] == 0
+    if spoil.endswith(".json"):
+        (tmp_path / spoil).write_text("{")
+    elif spoil == "no records":
+        (tmp_path / "sys-5-100.exp").unlink()
+        (tmp_path / "sys-5-100.run.json").write_text('{"parameters": {}}')
+    elif spoil == "no verdict":
+        (tmp_path / "sys-5-100.run.json").unlink()
+    if said == "another dataset":
+        (tmp_path / "sys-3-200.exp").unlink()  # as a run leaves it that is interrupted
+    err = refused(bench(*words))
+    assert said in err and "delete" in err
+    for path in named(err):
+        path.unlink()
+    assert bench(*words)[0] == 0
+
+
+def test_a_kept_run_is_judged_by_the_limit_of_now(
+    bench: Run, late_run: Callable[[], Path], stub: Any, tmp_path: Path
+) -> None:
+    path = late_run()
+    code, _, err = bench("--max-lag", "2h")
+    assert code == 0 and "kept" in err
+    assert (told(path)["valid"], told(path)["max_lag_ms"]) == (True, 7_200_000)
+    assert read_run(tmp_path / "sys-5-100.exp").valid
+    before = len(stub.bodies)
+    assert bench()[::2] == (0, "")
+    assert len(stub.bodies) == before + 6
+    assert told(path)["lag"]["send_p99_ms"] < 60_000
+
+
+def test_a_file_is_known_by_what_is_in_it(bench: Run, tmp_path: Path) -> None:
+    first, about = tmp_path / "first.csv", tmp_path / "sys-5-100.run.json"
+    words = requests_file(first, 6)
+    assert bench(*words)[0] == 0
+    content = told(about)["parameters"]["dataset_content"]
+    assert content["bytes"] == first.stat().st_size and len(content["sha256"]) == 64
+    moved = requests_file(tmp_path / "second.csv", 6)
+    assert "kept" in bench(*moved)[2]
+    requests_file(first, 7)
+    assert "another dataset_content: " in refused(bench(*words))
+    assert "another dataset_content: " in refused(bench(*words, *pairs("[(3,200)]")))
+    # Before content was kept a file was its path.
+    earlier = told(about)
+    del earlier["parameters"]["dataset_content"]
+    about.write_text(json.dumps(earlier))
+    assert "another dataset: " in refused(bench(*moved))
+    assert "kept" in bench(*words)[2]
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (("uniform",), ("fixed",)),
+        (("gamma",), ("gamma", "--cv", "1")),
+        (("burst", "--burst-size", "10"), ("burst",)),
+    ],
+    ids=str,
+)
+def test_one_meaning_is_one_question(
+    bench: Run, tmp_path: Path, first: tuple[str, ...], again: tuple[str, ...]
+) -> None:
+    assert bench("--request-distribution", *first)[0] == 0
+    assert "kept" in bench("--request-distribution", *again)[2]
+    # Before, they were kept as they had been typed.
+    typed = {"request_distribution": first[0], "cv": None, "burst_size": None}
+    retold(tmp_path / "sys-5-100.run.json", **typed)
+    assert "kept" in bench("--request-distribution", *again)[2]
+    assert "request_distribution: " in refused(bench())
+
+
+def test_all_at_once_is_json_and_found_again(bench: Run, tmp_path: Path) -> None:
+    def no_number(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    path = tmp_path / "sys-5-inf.run.json"
+    assert bench(*pairs("[(5,inf)]"))[0] == 0
+    about = json.loads(path.read_text(), parse_constant=no_number)
+    assert about["parameters"]["rate"] == "inf"
+    assert "kept" in bench(*pairs("[(5,inf)]"))[2]
+    retold(path, rate=float("inf"))  # as it was written before
+    assert "kept" in bench(*pairs("[(5,inf)]"))[2]
+    json.loads(path.read_text(), parse_constant=no_number)
