@@ -37,8 +37,8 @@ class Serving:
     prefill_longer: float = 0.0
     """Share by which it takes longer than in the engine alone, whatever is in it; or below 0."""
     handover_ms: float = 0.0
-    """Between a prefill's end and the moment when its KV can be decoded from elsewhere, the transfer
-    that was measured included, where nobody decodes: else the engine there hears of it when its
+    """Between a prefill's end and the moment when its KV can be decoded from elsewhere, with the
+    transfer that was measured, where nobody decodes: else the engine there hears of it when its
     step has ended. A plan adds it to the transfer over its own network."""
     busy_handover_ms: float = 0.0
     """Besides, before the news of it has come to an engine that decodes."""
