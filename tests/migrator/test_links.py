@@ -16,6 +16,7 @@ import pytest
 
 from distserve.migrator import peer_messages as peer
 from distserve.migrator.http import HttpServer
+from distserve.migrator.metrics import Metrics
 from distserve.migrator.pools import NONCE_SIZE
 from distserve.migrator.process import handlers
 from distserve.wire import auth, messages
@@ -52,6 +53,20 @@ async def test_auto_takes_tcp_where_the_peer_shares_nothing_and_says_why(harness
     assert 'distserve_kv_links{transport="TCP"} 1.0' in metrics
     assert 'distserve_kv_transfer_bytes_total{direction="in",transport="TCP"} 3' in metrics
     assert 'distserve_kv_transfer_seconds_count{transport="TCP"} 1.0' in metrics
+    moving, took = (
+        float(metrics.split(f'distserve_kv_transfer_{name}{{transport="TCP"}} ')[1].split()[0])
+        for name in ("motion_seconds_total", "seconds_sum")
+    )
+    assert moving == took > 0
+
+
+def test_the_time_of_failed_transfers_counts_with_their_bytes() -> None:
+    metrics = Metrics()
+    metrics.failed("TCP", 0.5, "timeout")
+    metrics.failed("", 0.0, "gone")
+    text = metrics.text().decode()
+    assert 'distserve_kv_transfer_motion_seconds_total{transport="TCP"} 0.5' in text
+    assert 'distserve_kv_transfer_seconds_count{transport="TCP"} 0.0' in text
 
 
 async def test_auto_takes_tcp_where_the_socket_cannot_be_reached(harness):

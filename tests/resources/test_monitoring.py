@@ -81,7 +81,7 @@ def test_rules_use_metrics_that_the_gateway_has(deployment: Deploy) -> None:
     shown = "deployment:distserve_slo_attained:ratio_rate5m"
     assert used == {
         "distserve_slo_attained_total", "distserve_slo_judged_total", "distserve_requests_total",
-        "distserve_requests_in_flight", *(records - {shown})
+        *(records - {shown}),
     }  # fmt: skip
 
 
@@ -105,6 +105,8 @@ def test_alerts_say_what_to_do(deployment: Deploy) -> None:
         assert rule["labels"]["severity"] in ("warning", "critical")
     promising_nothing = {rule["alert"] for rule in rules(deployment())}
     assert promising_nothing == always, "without an SLO none is missed"
+    unseen = rules(deployment(observability={"podMonitor": False}))
+    assert {rule["alert"] for rule in unseen} == {"DistServeRequestsFailing"}
 
 
 def test_alerts_link_to_where_the_operator_is_told_that_runbooks_are(deployment: Deploy) -> None:

@@ -10,7 +10,6 @@ from distserve.observability.rules import Alert, Record, Rule
 from distserve.observability.selecting import (
     ATTAINED,
     FAILED,
-    IN_FLIGHT,
     JUDGED,
     OBJECTIVE,
     REQUESTS,
@@ -35,6 +34,8 @@ class Service:
     """What the names of its gateways' pods match: a label that every way of scraping sets."""
     attainment_percent: int | None
     """None: it promises nothing, so nothing is missed."""
+    scraped: bool = True
+    """Its gateways are to be: where nobody was asked to, that nobody does is no news."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -66,7 +67,8 @@ def deployment_rules(service: Service) -> Iterator[Rule]:
     if service.attainment_percent is not None:
         yield from _objective(service, service.attainment_percent)
     yield _failing(service)
-    yield _absent(service)
+    if service.scraped:
+        yield _absent(service)
 
 
 def _objective(service: Service, percent: int) -> Iterator[Rule]:
@@ -128,13 +130,15 @@ def _failing(service: Service) -> Alert:
 
 
 def _absent(service: Service) -> Alert:
-    """Without it the others' alerts would end as soon as nothing answers any more."""
+    """Without it the others' alerts would end as soon as nothing answers any more. It asks for what
+    they are made of, which gateways of an earlier release lack."""
     return service.alert(
         "DistServeGatewayAbsent",
-        f"absent({service.series(IN_FLIGHT)})",
+        f"absent(sum({service.series(JUDGED, OBJECTIVE)}))",
         "critical",
-        "no gateway is scraped",
-        f"Nothing answers, or Prometheus does not see who does: `kubectl get dsd {service.name}` "
-        "and the pods of its gateway say which. Its other alerts have no data meanwhile.",
+        "no gateway tells what its alerts need",
+        "Nothing answers, or Prometheus does not see who does, or it is of an earlier release: "
+        f"`kubectl get dsd {service.name}` and the pods of its gateway say which. Its other "
+        "alerts have no data meanwhile.",
         "10m",
     )

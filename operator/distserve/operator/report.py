@@ -159,7 +159,12 @@ def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Fa
         facts = {**health_facts(view), **facts}
     status, events = _finish(observed, new, facts, keep=True)
     nothing = PlacementQuestion(()), BetterQuestion(None)  # No room is kept for what is not done.
-    standing = {unit.name: _stands(unit) for unit in live.values() if not unit.ending}
+    roles = {one["name"] for one in old.get("roles") or () if one["desired"]}
+    standing = {
+        unit.name: _stands(unit) and roles <= {i.role for i in unit.instances.values()}
+        for unit in live.values()
+        if not unit.ending
+    }
     return Decision(nothing, status=status, events=events, standing=standing)
 
 

@@ -62,6 +62,7 @@ def rules_document(deployment: DistServeDeployment, runbooks: str = RUNBOOKS) ->
         # NAME-HASH-POD in a cluster, NAME-0 in `distserve up`.
         f"{naming.gateway_name(deployment)}-[0-9a-z]+(-[0-9a-z]+)?",
         None if slo is None else slo.attainment_percent,
+        deployment.spec.observability.pod_monitor,
     )
     group = f"distserve.{deployment.namespace}.{deployment.name}"
     return rule_groups(group, list(deployment_rules(service)), runbooks)
