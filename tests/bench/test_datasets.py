@@ -207,6 +207,20 @@ def test_what_is_no_file_is_written_not_replaced(make: Make, tmp_path: Path) -> 
     assert pipe.is_fifo()
 
 
+def test_an_open_pipe_has_no_other_name(make: Make, tmp_path: Path) -> None:
+    """A shell's `>(...)`."""
+    make("cnn", [{"article": words(20), "highlights": words(9)}])
+    ds = tmp_path / "cnn.ds"
+    reader, writer = os.pipe()
+    try:
+        mix = ["bench", "prepare", "mixed", str(ds), "--count", "1", "--ds"]
+        assert main([*mix, f"/dev/fd/{writer}"]) == 0 and main([*mix, str(ds)]) == 0
+        assert os.read(reader, 1 << 16) == ds.read_bytes()
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 STATED = {  # mean prompts, and the longest together
     "sharegpt": (755.5, 2048),
     "humaneval": (171.3, 2048),

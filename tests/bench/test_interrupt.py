@@ -50,19 +50,24 @@ def test_ctrl_c(stub: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "sys-3-50.exp").exists()
 
 
-def test_an_invalid_run_is_not_made_good_by_a_part_of_another(
+def test_an_earlier_run_is_not_taken_away_by_a_part_of_another(
     stub: Any,
     bench: Callable[..., tuple[int, str, str]],
     late_run: Callable[[], Path],
     tmp_path: Path,
 ) -> None:
-    late_run()
-    assert (tmp_path / "sys-5-100.exp").exists()
+    """Nor made good: it is what it was."""
+    path = late_run()
+    files = [tmp_path / "sys-5-100.exp", tmp_path / "sys-5-100.csv"]
+    before, about = [file.read_bytes() for file in files], json.loads(path.read_text())
     stub.after, stub.then = len(stub.bodies) + 3, "hangs"
     code, _, err = interrupted(stub, tmp_path, "[(5,100)]", stub.after + 1)
-    assert code == 1 and "interrupted after 2 of 5 requests" in err
-    assert not (tmp_path / "sys-5-100.exp").exists()
-    assert not json.loads((tmp_path / "sys-5-100.run.json").read_text())["complete"]
+    assert code == 1 and "interrupted after 2 of 5 requests; the earlier run stays" in err
+    assert [file.read_bytes() for file in files] == before
+    assert json.loads(path.read_text()) == {**about, "tried": 2}
     stub.after = None
-    assert bench()[::2] == (0, "")
-    assert json.loads((tmp_path / "sys-5-100.run.json").read_text())["complete"]
+    part = {tuple(body["prompt"]) for body in stub.bodies}
+    sent = len(stub.bodies)
+    assert bench()[0] == 0
+    assert json.loads(path.read_text())["attempt"] == 3
+    assert not part & {tuple(body["prompt"]) for body in stub.bodies[sent + 1 :]}

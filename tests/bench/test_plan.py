@@ -116,3 +116,14 @@ def test_progress_is_for_terminals() -> None:
     assert "sys 4-1" in screen.getvalue()
     assert "1/4, 1 failed, 90 s of arrivals left" in screen.getvalue()
     assert pipe.getvalue() == ""
+
+
+@pytest.mark.parametrize("prompt_format", ["tokens", "text"])
+def test_another_attempt_has_other_prompts_alone(prompt_format: str) -> None:
+    asked, pair = replace(recipe(), prompt_format=prompt_format), Pair(50, 4.0)
+    plans = [asked.plan(pair, attempt) for attempt in (1, 2, 3)]
+    assert plans[0] == asked.plan(pair)
+    for plan in plans[1:]:
+        assert lengths(plan) == lengths(plans[0])
+        assert [r.at_seconds for r in plan] == [r.at_seconds for r in plans[0]]
+    assert len({str(r.prompt) for plan in plans for r in plan}) == 150

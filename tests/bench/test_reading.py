@@ -1,15 +1,17 @@
 """The `.csv` beside an `.exp` has the failed requests too: span and rate are of all of them."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from distserve.bench.analysis import Crossing, normalised_crossing, throughput
+from distserve.bench.analysis import Crossing, Run, Sample, normalised_crossing, throughput
 from distserve.bench.errors import BenchError
 from distserve.bench.reading import read_folder, read_run
-from distserve.bench.slos import Slo
+from distserve.bench.slos import NormalisedSlo, Slo
+from distserve.bench.tables import Question, normalised_rows
 from distserve.cli.main import main
 
 SLO = Slo(0.25, 0.25)
@@ -108,3 +110,20 @@ def test_it_is_told_how_many_a_normalised_latency_is_of(tmp_path: Path) -> None:
     told = {row["latency"]: (row["rate_per_gpu"], row["completed_share"]) for row in rows}
     # 125 ms for 10 tokens of input and 125 a token of output keep 20 and 320 ms.
     assert told == {"total": (3, 0.4), "input": (3, 0.4), "output": (3, 0.4)}
+
+
+def test_the_run_that_ends_a_limit_counts_too() -> None:
+    """The rate lies between it and the one before; what lies further away has no part in it."""
+
+    def run(rate: float, completed: int, took: float) -> Run:
+        return Run("s", 5, rate, [Sample(10, 2, 0.0, took, took, took / 2, took / 2)] * completed)
+
+    def told(*runs: Run) -> tuple[str, float | None]:
+        rows = normalised_rows(Question(runs, SLO, [1.0]), NormalisedSlo(100, 1000, 1000))
+        return rows[0]["rate_per_gpu_is"], rows[0]["completed_share"]
+
+    kept, ends = run(1.0, 4, 0.6), run(3.0, 2, 6.0)
+    assert told(kept, ends, run(5.0, 1, 6.0)) == ("exact", 0.4)
+    assert told(kept, run(3.0, 0, 6.0)) == ("exact", 0.8), "no latency, so no share"
+    assert told(kept) == told(kept, run(math.inf, 1, 6.0)) == ("bound", 0.8)
+    assert told(ends) == ("none", None)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,28 @@ def test_records_never_lie_beside_another_run_s_verdict(
         assert json.loads((tmp_path / "sys-5-100.run.json").read_text())["valid"]
     code, _, err = bench()
     assert code == 0 and ("kept" in err) == (written == 3)
+
+
+@pytest.mark.parametrize("limit", ["60s", "0ms"], ids=["good before", "invalid before"])
+def test_a_full_disk_takes_no_earlier_run_away(
+    bench: Run,
+    late_run: Callable[[], Path],
+    tmp_path: Path,
+    no_room: Callable[[], AbstractContextManager[None]],
+    limit: str,
+) -> None:
+    if limit == "0ms":
+        late_run()
+    else:
+        assert bench()[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with no_room():
+        code, _, err = bench("--max-lag", "0ms")
+    assert code == 2 and "cannot be written: File too large; mend that" in err
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    for name in ("sys-5-100.exp", "sys-5-100.csv"):
+        assert after[name] == before[name]
+    told, then = (json.loads(of["sys-5-100.run.json"]) for of in (after, before))
+    assert then == {name: value for name, value in told.items() if name != "tried"}
+    assert ("kept" in bench()[2]) == (limit == "60s")

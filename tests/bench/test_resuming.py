@@ -1,8 +1,10 @@
 """What is kept of earlier calls, what is refused beside it, and that the cure cures."""
 
 import json
+import marshal
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,19 @@ def test_runs_of_a_prefix_are_asked_alike_at_every_rate(
         ("sys-5-100.run.json", (), "is damaged"),
         ("sys-3-200.run.json", (), "is damaged"),
         ("no records", (), "is damaged"),
+        ("a list", (), "is damaged"),
         ("no verdict", (), "not from this client"),
     ],
-    ids=["seed", "rate", "arrivals", "damaged", "damaged beside it", "no records", "a stranger"],
+    ids=[
+        "seed",
+        "rate",
+        "arrivals",
+        "damaged",
+        "damaged beside it",
+        "no records",
+        "a list",
+        "a stranger",
+    ],
 )
 def test_who_deletes_what_is_named_can_go_on(
     bench: Run, tmp_path: Path, spoil: str, words: tuple[str, ...], said: str
@@ -81,6 +93,9 @@ def test_who_deletes_what_is_named_can_go_on(
     elif spoil == "no records":
         (tmp_path / "sys-5-100.exp").unlink()
         (tmp_path / "sys-5-100.run.json").write_text('{"parameters": {}}')
+    elif spoil == "a list":
+        path = tmp_path / "sys-5-100.run.json"
+        path.write_text(json.dumps(told(path) | {"parameters": [5, 100]}))
     elif spoil == "no verdict":
         (tmp_path / "sys-5-100.run.json").unlink()
     if said == "another dataset":
@@ -101,7 +116,11 @@ def test_a_kept_run_is_judged_by_the_limit_of_now(
     assert (told(path)["valid"], told(path)["max_lag_ms"]) == (True, 7_200_000)
     assert read_run(tmp_path / "sys-5-100.exp").valid
     before = len(stub.bodies)
-    assert bench()[::2] == (0, "")
+    code, _, err = bench()
+    assert code == 0 and err == (
+        f"{tmp_path / 'sys-5-100.exp'}: sends late by 3600000.0 ms, above --max-lag 60000ms: made "
+        "anew\n"
+    )
     assert len(stub.bodies) == before + 6
     assert told(path)["lag"]["send_p99_ms"] < 60_000
 
@@ -158,3 +177,100 @@ def test_all_at_once_is_json_and_found_again(bench: Run, tmp_path: Path) -> None
     retold(path, rate=float("inf"))  # as it was written before
     assert "kept" in bench(*pairs("[(5,inf)]"))[2]
     json.loads(path.read_text(), parse_constant=no_number)
+
+
+def test_an_event_loop_that_was_late_is_told_too(bench: Run, tmp_path: Path) -> None:
+    assert bench()[0] == 0
+    path = tmp_path / "sys-5-100.run.json"
+    about = told(path)
+    about["lag"]["loop_p99_ms"] = 70_000.0
+    path.write_text(json.dumps(about))
+    assert "its event loop late by 70000.0 ms, above --max-lag 60000ms: made anew" in bench()[2]
+
+
+def test_what_is_made_anew_has_prompts_of_its_own(
+    bench: Run, late_run: Callable[[], Path], stub: Any
+) -> None:
+    """The server that runs on knows those of the first attempt."""
+    path = late_run()
+    assert told(path)["attempt"] == 1
+    for attempt in (2, 3):
+        assert bench("--max-lag", "0ms")[0] == 1
+        assert told(path)["attempt"] == attempt
+    assert "kept" in bench()[2] and told(path)["attempt"] == 3
+    prompts = [tuple(body["prompt"]) for body in stub.bodies]
+    measured = [prompts[first : first + 5] for first in (1, 7, 13)]  # one before to warm up
+    assert len({prompt for run in measured for prompt in run}) == 15
+
+
+def test_texts_that_are_sent_once_more_are_spoken_of(bench: Run, tmp_path: Path) -> None:
+    path = tmp_path / "two.ds"
+    path.write_bytes(marshal.dumps({"reqs": [("hi you", 2, 4), ("ho", 1, 3)]}))
+    words = ("--dataset", str(path), *pairs("[(2,100)]"))
+    line = (
+        "the set's texts are sent again, and a prefix cache knows them: start the server anew, or "
+        "switch its prefix cache off"
+    )
+    assert line not in bench(*words)[2]
+    assert line not in bench(*words)[2], "it is kept"
+    assert line in bench(*words, "--max-lag", "0ms")[2].splitlines()
+
+
+def test_what_is_kept_needs_no_room(
+    bench: Run, tmp_path: Path, no_room: Callable[[], AbstractContextManager[None]]
+) -> None:
+    assert bench()[0] == 0
+    path = tmp_path / "sys-5-100.run.json"
+    path.write_text(json.dumps(told(path) | {"failures": {"x" * 1000: 0}}))
+    before = path.read_bytes()
+    with no_room():
+        assert bench()[0] == 0
+    assert path.read_bytes() == before
+
+
+def test_a_curve_s_files_may_have_two_formats(bench: Run) -> None:
+    assert bench()[0] == 0
+    words = ("--exp-format", "loongserve")
+    assert bench(*words, *pairs("[(3,200)]"))[0] == 0
+    assert "another exp_format: " in refused(bench(*words))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "words"),
+    [
+        ({"prompt_format": "auto", "token_ids": "10:1000"}, ()),
+        ({"prompt_format": "auto", "token_ids": None}, ("--prompt-format", "tokens")),
+        ({"prompt_format": "text", "token_ids": "10:1000"}, ("--prompt-format", "text")),
+        ({"prompt_format": "auto", "token_ids": "10:1000"}, ("--endpoint", "chat")),
+    ],
+    ids=str,
+)
+def test_prompts_are_known_by_what_was_sent(
+    bench: Run, tmp_path: Path, earlier: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    assert bench(*words)[0] == 0
+    retold(tmp_path / "sys-5-100.run.json", **earlier)
+    assert "kept" in bench(*words)[2]
+
+
+def test_runs_of_shared_prompts_are_spoken_of(bench: Run, tmp_path: Path) -> None:
+    def said(*words: str) -> list[str]:
+        code, _, err = bench(*words)
+        assert code == 0
+        return [line for line in err.splitlines() if "the same prompts" in line]
+
+    assert said(*pairs("[(5,100),(3,200)]")) == said(*pairs("[(5,100),(3,200)]")) == []
+    path = tmp_path / "sys-5-100.run.json"
+    about = told(path)
+    assert about["parameters"].pop("prompts") == "of each rate"
+    path.write_text(json.dumps(about))
+    line = (
+        "sys-5-100.exp: made when all rates had the same prompts, which a prefix cache knows; "
+        "delete the runs to have them made anew"
+    )
+    assert said() == [line], "kept"
+    assert said(*pairs("[(4,200)]")) == [line], "beside it"
+    assert "prompts" not in told(path)["parameters"]
+    for file in tmp_path.glob("sys-5-100.*"):
+        file.unlink()
+    assert said() == []

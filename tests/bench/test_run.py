@@ -114,10 +114,10 @@ def test_the_prompts_of_a_rate_are_made_for_it_and_gone_after_it(
     made: list[weakref.ref[Plan]] = []
     plan = Recipe.plan
 
-    def watched(recipe: Recipe, pair: Pair) -> list[Planned]:
+    def watched(recipe: Recipe, pair: Pair, attempt: int) -> list[Planned]:
         assert [one() for one in made] == [None] * len(made)
         assert len(stub.bodies) == 1 + 5 * len(made)
-        found = Plan(plan(recipe, pair))
+        found = Plan(plan(recipe, pair, attempt))
         made.append(weakref.ref(found))
         return found
 

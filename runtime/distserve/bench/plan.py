@@ -36,15 +36,22 @@ class Recipe:
         """Whether the set's own texts are sent, which are the same at every rate."""
         return has_own_texts(self.requests, self.prompt_format)
 
+    @property
+    def sends(self) -> str:
+        """What the format comes to with this set: `text` or `tokens`."""
+        return "text" if self.own_texts or self.prompt_format == "text" else "tokens"
+
     def check(self, pair: Pair) -> None:
         """Raises BenchError with the cure where `plan` would; makes no prompts."""
         chosen, _ = self._arrive(pair)
         check_room(chosen, self.prompt_format)
 
-    def plan(self, pair: Pair) -> list[Planned]:
-        """The pair's requests in order of arrival. Raises BenchError with the cure."""
+    def plan(self, pair: Pair, attempt: int = 1) -> list[Planned]:
+        """The pair's requests in order of arrival. Another attempt has the same but for what is
+        made up: the server may know the prompts of the first. Raises BenchError with the cure."""
         chosen, times_ms = self._arrive(pair)
-        return _planned(chosen, times_ms, self._prompts(chosen, pair.label))
+        draw = pair.label if attempt == 1 else f"{pair.label} attempt {attempt}"
+        return _planned(chosen, times_ms, self._prompts(chosen, draw))
 
     def warm_up(self, count: int, pair: Pair) -> list[Planned]:
         """So many requests of the pair's lengths, but no prompt that is measured: what they leave
@@ -55,8 +62,8 @@ class Recipe:
             prompts = [f"Warm-up. {text}" for text in prompts]
         return _planned(chosen, [0.0] * count, prompts)
 
-    def _prompts(self, chosen: RequestSet, label: str) -> list[str | list[int]]:
-        return prompts_of(chosen, self.prompt_format, self.token_ids, f"{self.seed} {label}")
+    def _prompts(self, chosen: RequestSet, draw: str) -> list[str | list[int]]:
+        return prompts_of(chosen, self.prompt_format, self.token_ids, f"{self.seed} {draw}")
 
     def _arrive(self, pair: Pair) -> tuple[RequestSet, Sequence[float]]:
         """Which requests, and their instants in milliseconds."""

@@ -10,6 +10,8 @@ from typing import Any
 from distserve.bench.errors import BenchError
 
 _PAIRS = 'give a list of (count, rate) such as "[(300,1.5),(300,3)]"'
+TOKEN_IDS = "10:1000"
+"""Those of made-up prompts where nothing else is asked."""
 LABEL = r"[0-9]+-(?:recorded|inf|[0-9.]+(?:e[+-]?[0-9]+)?)"
 """The pattern of `Pair.label`."""
 

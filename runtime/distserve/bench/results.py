@@ -8,6 +8,7 @@ last: where it is, it belongs to the verdict beside it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,12 +19,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import STAGES, as_events, stages
 from distserve.bench.openloop import Observed
 from distserve.bench.outcome import Outcome
-from distserve.bench.writing import write_whole
+from distserve.bench.writing import write_together, write_whole
 
 EXP_FORMATS = ("distserve", "loongserve")
+_CURE = "mend that and run again: whole runs are kept"
 _CSV = (
     "index", "prompt_len", "output_len", "tokens", "planned", "start_time", "end_time",
     "latency", "ttft", "tpot", "slo_ttft", "slo_tpot",
@@ -51,12 +54,18 @@ class RunFiles:
         exp_format: str,
         epoch: float,
         max_lag_ms: float,
+        attempt: int = 1,
     ) -> dict[str, Any]:
-        """Write all three; `epoch` added to the monotonic clock gives Unix time."""
+        """Write all three; `epoch` added to the monotonic clock gives Unix time.
+
+        A complete run that is there already stays where this one was interrupted or there is no
+        room for it. Raises BenchError.
+        """
         outcomes = observed.outcomes
         rows = [distserve_row(outcome, epoch) for outcome in outcomes if outcome.complete]
         about = {
             "parameters": dict(parameters),
+            "attempt": attempt,
             "complete": not observed.interrupted,
             "valid": observed.lag.within(max_lag_ms),
             "max_lag_ms": max_lag_ms,
@@ -68,19 +77,44 @@ class RunFiles:
             "stage_seconds": mean_stage_seconds(outcomes),
             "prompts_off": prompts_off(outcomes),
         }
-        self.exp.unlink(missing_ok=True)  # no records beside another run's verdict, at no instant
-        self.judge(about)
-        _replace(self.csv, _csv_text(outcomes, epoch))
+        earlier = self.complete_run()
+        if observed.interrupted and earlier is not None:
+            self._tried(earlier, attempt)
+            return about
+        texts = {self.about: _json(about), self.csv: _csv_text(outcomes, epoch)}
         if not observed.interrupted:
-            text = (
+            texts[self.exp] = (
                 json.dumps(rows) if exp_format == "distserve" else loongserve_text(outcomes, epoch)
             )
-            _replace(self.exp, text)
+        try:
+            # No records beside another run's verdict, at no instant.
+            write_together(texts, [self.exp], _CURE)
+        except BenchError:
+            self._tried(about if earlier is None else earlier, attempt)
+            raise
         return about
 
+    def complete_run(self) -> dict[str, Any] | None:
+        """The `.run.json` of a run that was not cut short and whose records are beside it."""
+        if not (self.exp.exists() and self.about.exists()):
+            return None
+        about: dict[str, Any] = json.loads(self.about.read_text())
+        return about if about["complete"] else None
+
     def judge(self, about: Mapping[str, Any]) -> None:
-        """Write the `.run.json` alone: of a new run, or of a kept one by another limit."""
-        _replace(self.about, json.dumps(about, indent=1) + "\n")
+        """Write the `.run.json` alone, of a kept run by another limit."""
+        write_whole(self.about, _json(about), _CURE)
+
+    def _tried(self, about: Mapping[str, Any], attempt: int) -> None:
+        """Keep, where there is room for it, that an attempt was made whose run is not."""
+        with contextlib.suppress(BenchError):
+            self.judge({**about, "tried": attempt})
+
+
+def next_attempt(about: Mapping[str, Any]) -> int:
+    """After that run, 2 at least: the server may know the prompts of all before, kept or not."""
+    last: int = max(about.get("tried", 1), about.get("attempt", 1))
+    return last + 1
 
 
 def trusted(about: Mapping[str, Any]) -> bool:
@@ -146,6 +180,10 @@ def loongserve_text(outcomes: Sequence[Outcome], epoch: float) -> str:
     return repr(rows) + "\n"
 
 
+def _json(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, indent=1) + "\n"
+
+
 def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -160,7 +198,3 @@ def _csv_text(outcomes: Sequence[Outcome], epoch: float) -> str:
             ]
         )  # fmt: skip
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    write_whole(path, text, "mend that and run again: whole runs are kept")

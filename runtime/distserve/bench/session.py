@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,8 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.progress import Progress
 from distserve.bench.question import Pair
-from distserve.bench.results import RunFiles, trusted
-from distserve.bench.resuming import kept_runs
+from distserve.bench.results import RunFiles, next_attempt, trusted
+from distserve.bench.resuming import Earlier, earlier_runs, with_shared_prompts
 
 WARM_UP_AT_ONCE = 8
 _HINTS = {
@@ -65,6 +65,8 @@ class Ran:
     pair: Pair
     about: dict[str, Any]
     kept: bool
+    earlier_stays: bool = False
+    """It was interrupted, and a complete run of before was left in its place."""
 
     @property
     def good(self) -> bool:
@@ -80,43 +82,81 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
     if not os.access(session.folder, os.W_OK):  # found out now, not after the first run
         raise BenchError(f"{session.folder} cannot be written; give another --output-dir")
     asked = {pair.label: _parameters(session, pair) for pair in session.pairs}
-    kept = kept_runs(session.folder, session.prefix, asked, session.max_lag_ms)
-    wanted = [pair for pair in session.pairs if pair.label not in kept]
+    earlier = earlier_runs(session.folder, session.prefix, asked, session.max_lag_ms)
+    wanted = [pair for pair in session.pairs if not _kept(earlier, pair)]
     for pair in wanted:
         session.recipe.check(pair)
-    if wanted and len(session.pairs) > 1 and session.recipe.own_texts:
-        say(_texts_again(session.recipe))
+    for line in _beforehand(session, asked, earlier, wanted):
+        say(line)
     done: list[Ran] = []
     async with _http(session.target) as http:
         client: Client | None = None
         for pair in session.pairs:
+            left = earlier.get(pair.label)
             files = RunFiles(session.folder, session.prefix, pair.label)
-            if (about := kept.get(pair.label)) is not None:
-                files.judge(about)
+            if left is not None and left.kept:
+                left.keep()
                 say(f"{files.exp} is there, made with the same parameters: kept")
-                _told(Ran(pair, about, kept=True), files, done, say)
+                _told(Ran(pair, left.about, kept=True), files, done, say)
                 continue
             client = client or await warm_up(http, session, pair, say)
-            about = await _measured(session, pair, client, files)
-            _told(Ran(pair, about, kept=False), files, done, say)
+            attempt = next_attempt(left.about) if left else 1
+            about = await _measured(session, pair, client, files, attempt)
+            stays = not about["complete"] and files.complete_run() is not None
+            _told(Ran(pair, about, False, stays), files, done, say)
             if not about["complete"] or not about["completed"]:
                 break
     return done
 
 
+def _kept(earlier: Mapping[str, Earlier], pair: Pair) -> bool:
+    return pair.label in earlier and earlier[pair.label].kept
+
+
+def _beforehand(
+    session: Session,
+    asked: Mapping[str, Mapping[str, Any]],
+    earlier: Mapping[str, Earlier],
+    wanted: Sequence[Pair],
+) -> Iterator[str]:
+    """What a user should know before anything is sent."""
+    again = [earlier[pair.label] for pair in wanted if pair.label in earlier]
+    for run in again:
+        if why := run.too_late:
+            yield f"{run.files.exp}: {why}"
+    if wanted and session.recipe.own_texts:
+        if len(session.pairs) > 1:
+            yield _texts_at_each_rate(session.recipe)
+        elif again:
+            yield (
+                "the set's texts are sent again, and a prefix cache knows them: start the server "
+                "anew, or switch its prefix cache off"
+            )
+    if shared := [path.name for path in with_shared_prompts(earlier, asked)]:
+        yield (
+            f"{', '.join(shared)}: made when all rates had the same prompts, which a prefix cache "
+            "knows; delete the runs to have them made anew"
+        )
+
+
 async def _measured(
-    session: Session, pair: Pair, client: Client, files: RunFiles
+    session: Session, pair: Pair, client: Client, files: RunFiles, attempt: int
 ) -> dict[str, Any]:
     """A pair from its plan to its files. Its prompts, which may fill much of the memory, are made
     here and gone with it."""
-    plan = session.recipe.plan(pair)
+    plan = session.recipe.plan(pair, attempt)
     title, last = f"{session.prefix} {pair.label}", plan[-1].at_seconds
     progress = Progress(title, pair.requests, last, sys.stderr)
     epoch = time.time() - time.perf_counter()
     observed = await offer(plan, client, progress.ended)
     progress.close()
     return files.write(
-        observed, _parameters(session, pair), session.exp_format, epoch, session.max_lag_ms
+        observed,
+        _parameters(session, pair),
+        session.exp_format,
+        epoch,
+        session.max_lag_ms,
+        attempt,
     )
 
 
@@ -153,7 +193,7 @@ async def _uncounted(client: Client, request: Planned) -> Outcome:
     return await client.send(request, body, time.perf_counter())
 
 
-def _texts_again(recipe: Recipe) -> str:
+def _texts_at_each_rate(recipe: Recipe) -> str:
     cure = "switch the server's prefix cache off"
     if recipe.arrivals.kind != "recorded":
         cure += ", or ask for one rate at a time with a --seed of its own"
@@ -170,7 +210,8 @@ def remarks(ran: Ran) -> Iterator[str]:
     """What a user should know of a run before believing it."""
     about = ran.about
     if not about["complete"]:
-        yield f"interrupted after {about['requests']} of {ran.pair.requests} requests"
+        stays = "; the earlier run stays" if ran.earlier_stays else ""
+        yield f"interrupted after {about['requests']} of {ran.pair.requests} requests{stays}"
     for reason, count in sorted(about["failures"].items(), key=lambda item: -item[1]):
         yield f"{count} of {about['requests']} requests failed: {reason}"
     if not about["valid"]:

@@ -213,8 +213,9 @@ def crossing_rows(question: Question) -> list[Row]:
 def normalised_rows(question: Question, slo: NormalisedSlo) -> list[Row]:
     """One row a system and limit: LoongServe's throughput, the rate per GPU that keeps it.
 
-    The latencies are of completed requests, so `completed_share` is the least share of them in a
-    run up to that rate: where it is small, the limit was kept by refusing.
+    The latencies are of completed requests, so `completed_share` is the least share of them in the
+    runs that the rate follows from: where it is small, the limit was kept by refusing. A run
+    without any has no latency, and no share here.
     """
     limits = {"total": slo.total_ms, "input": slo.input_ms, "output": slo.output_ms}
     return [
@@ -231,14 +232,11 @@ def normalised_rows(question: Question, slo: NormalisedSlo) -> list[Row]:
 
 
 def _completed_share(runs: Sequence[Run], found: Crossing) -> float | None:
-    return min(
-        (
-            len(run.samples) / run.requests
-            for run in runs
-            if found.at is not None and run.rate_per_gpu <= found.at
-        ),
-        default=None,
-    )
+    if found.at is None:
+        return None
+    kept = [run for run in runs if run.rate_per_gpu <= found.at]
+    rested = rests_on(runs, found) if found.kind == "exact" else kept
+    return min((len(run.samples) / run.requests for run in rested if run.samples), default=None)
 
 
 def scale_rows(question: Question) -> list[Row]:

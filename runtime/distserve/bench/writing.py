@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from distserve.bench.errors import BenchError
@@ -15,23 +16,41 @@ def write_whole(path: Path, content: str | bytes, cure: str) -> None:
     A link is followed; a device or a pipe has nothing to keep and is written straight. Raises
     BenchError, which ends with the cure.
     """
-    raw = content.encode() if isinstance(content, str) else content
-    target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(raw)
-        else:
-            _replace(target, raw)
+        # Asked of the path as it is given: that of an open pipe leads to no path of its own.
+        if path.exists() and not path.is_file():
+            path.write_bytes(_raw(content))
+            return
     except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error.strerror or error}; {cure}") from error
+        raise _refusal(path, error, cure) from error
+    write_together({path: content}, (), cure)
 
 
-def _replace(target: Path, raw: bytes) -> None:
-    beside = target.with_name(f".{target.name}.part")
+def write_together(contents: Mapping[Path, str | bytes], stale: Iterable[Path], cure: str) -> None:
+    """All of the files, in this order, once there is room for them all; else none.
+
+    The `stale` ones go before the first is changed. Raises as `write_whole`.
+    """
+    targets = {path: Path(os.path.realpath(path)) for path in contents}
+    parts = {path: one.with_name(f".{one.name}.part") for path, one in targets.items()}
+    path = next(iter(contents))
     try:
-        beside.write_bytes(raw)
-        os.replace(beside, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
+        for path, content in contents.items():
+            parts[path].write_bytes(_raw(content))
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for path, part in parts.items():
+            os.replace(part, targets[path])
+    except OSError as error:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink()
+        raise _refusal(path, error, cure) from error
+
+
+def _raw(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _refusal(path: Path, error: OSError, cure: str) -> BenchError:
+    return BenchError(f"{path} cannot be written: {error.strerror or error}; {cure}")

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from distserve.bench.session import Ran, Session
     from distserve.workload import ArrivalProcess
 
-TOKEN_IDS = "10:1000"
 EXIT_UNTRUSTED = 1
 """A run was invalid, interrupted or without a single completed request."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from distserve.bench.question import TOKEN_IDS
+
     add = parser.add_argument
     add("--url", required=True, help="base URL of the server, as http://127.0.0.1:8000")
     add("--model", required=True, help="the name that the server serves")
@@ -133,7 +134,7 @@ def _session(args: argparse.Namespace) -> Session:
         url=args.url, model=args.model, endpoint=args.endpoint, stream=not args.no_stream,
         ignore_eos=not args.no_ignore_eos, headers=tuple(headers), timeout_seconds=args.timeout,
     )  # fmt: skip
-    parameters = _parameters(args, recipe.arrivals) | slo
+    parameters = _parameters(args, recipe) | slo
     return Session(
         target, recipe, pairs, args.output_dir, args.prefix, parameters,
         args.exp_format, args.warm_up, (seconds_of(args, "max_lag") or 0.0) * 1000,
@@ -143,7 +144,7 @@ def _session(args: argparse.Namespace) -> Session:
 def _recipe(args: argparse.Namespace, longest: int) -> Recipe:
     from distserve.bench.datasets import is_synthetic, load
     from distserve.bench.plan import Recipe
-    from distserve.bench.question import parse_token_ids
+    from distserve.bench.question import TOKEN_IDS, parse_token_ids
 
     prompt_format = args.prompt_format
     if args.endpoint == "chat":
@@ -174,16 +175,23 @@ def _arrivals(args: argparse.Namespace) -> ArrivalProcess:
 
 
 _DETERMINING = (  # not the URL: a server that came back on another port is the same system
-    "model", "dataset", "seed", "gpus", "endpoint", "prompt_format", "token_ids", "max_model_len",
-    "no_stream", "no_ignore_eos", "exp_format",
+    "model", "dataset", "seed", "gpus", "endpoint", "token_ids", "max_model_len", "no_stream",
+    "no_ignore_eos", "exp_format", "request_distribution", "cv", "burst_size",
 )  # fmt: skip
 
 
-def _parameters(args: argparse.Namespace, arrivals: ArrivalProcess) -> dict[str, Any]:
-    from distserve.bench.resuming import arrival_parameters
+def _parameters(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    from distserve.bench.parameters import OF_EACH_RATE, as_they_act
 
     typed = {name: getattr(args, name) for name in _DETERMINING}
-    return typed | arrival_parameters(arrivals) | {"dataset_content": _content(args.dataset)}
+    return as_they_act(
+        {
+            **typed,
+            "prompt_format": recipe.sends,
+            "prompts": None if recipe.own_texts else OF_EACH_RATE,
+            "dataset_content": _content(args.dataset),
+        }
+    )
 
 
 def _content(dataset: str) -> dict[str, Any] | None:
