@@ -14,14 +14,14 @@ from benchmarks.planner_truth.deployment import Failed
 from benchmarks.planner_truth.figures import STAGES, Request
 
 from distserve.bench.client import Client, Target
-from distserve.bench.openloop import Observed, beat, offer, send_due
+from distserve.bench.openloop import Observed, offer
 from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.question import Pair
 from distserve.bench.synthetic import synthetic
 from distserve.planner.loads import LoadRecord, decoded
 from distserve.profile import loads
-from distserve.profile.asking import Asker, asking
+from distserve.profile.asking import asking
 from distserve.profile.database import Loaded
 from distserve.profile.errors import ProfileError
 from distserve.workload import ArrivalProcess
@@ -32,8 +32,6 @@ POPULATION = 4000
 _OVERLOADS = 3
 """A machine's fast minute is not its capacity."""
 _LOAD_SECONDS = 10.0
-_AHEAD_SECONDS = 0.05
-"""Enough for a connection on loopback; the clients of a load wait as long between requests."""
 _BURST = 48
 _OVERLOAD, _LONGER, _LEAST = 1.5, 1.5, 288
 """Times what a burst passes at, for times the seconds of a run, and so many requests at least: an
@@ -69,28 +67,14 @@ def rate_meanwhile(ends: Sequence[float], lasting: float) -> float:
     return sum(begun < end <= lasting for end in ends) / (lasting - begun)
 
 
-class AsInRuns(Asker):
-    """Who sends shares a core with those it sends to, so a request of a load costs there what one
-    of a run does: its connection begun ahead, its instant waited for."""
-
-    async def _deliver(self, client: Client, planned: Sequence[Planned]) -> list[Outcome]:
-        due = time.perf_counter() + _AHEAD_SECONDS
-        sent = (send_due(client, one, due, time.perf_counter) for one in planned)
-        return await asyncio.gather(*sent)
-
-
 def load_of(url: str, model: str, clients: Sequence[int], seed: int) -> list[LoadRecord]:
     """As `distserve profile serving` measures them, one round."""
     rows: list[Loaded] = []
 
     async def measured() -> None:
-        monitor = asyncio.create_task(beat([], time.perf_counter))
-        try:
-            async with asking(Target(url, model), AsInRuns) as asker:
-                if not await loads.measure(asker, rows.append, clients, 1, _LOAD_SECONDS, seed):
-                    raise Failed("the gateway does not tell its requests' stages")
-        finally:
-            monitor.cancel()
+        async with asking(Target(url, model)) as asker:
+            if not await loads.measure(asker, rows.append, clients, 1, _LOAD_SECONDS, seed):
+                raise Failed("the gateway does not tell its requests' stages")
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

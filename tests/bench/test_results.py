@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from distserve.bench.writing import write_together
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -69,3 +71,13 @@ def test_a_full_disk_takes_no_earlier_run_away(
     told, then = (json.loads(of["sys-5-100.run.json"]) for of in (after, before))
     assert then == {name: value for name, value in told.items() if name != "tried"}
     assert ("kept" in bench()[2]) == (limit == "60s")
+
+
+def test_a_linked_file_stays_a_link_when_it_is_made_anew(tmp_path: Path) -> None:
+    """Results that were moved to another disk."""
+    real, link = tmp_path / "disk.exp", tmp_path / "run.exp"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_together({link: "new"}, [link], "make room")
+    assert link.is_symlink() and link.read_text() == real.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.exp", "run.exp"]

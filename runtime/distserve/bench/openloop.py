@@ -63,12 +63,12 @@ async def offer(
     Cancelled, it ends what runs and returns what has ended so far.
     """
     beats: list[float] = []
-    monitor = asyncio.create_task(beat(beats, clock))
+    monitor = asyncio.create_task(_beat(beats, clock))
     outcomes: list[Outcome] = []
     interrupted = False
 
     async def run(request: Planned, due: float) -> None:
-        outcomes.append(await send_due(client, request, due, clock))
+        outcomes.append(await _send(client, request, due, clock))
         on_end(outcomes[-1])
 
     with _quiet_collector():
@@ -91,7 +91,7 @@ async def offer(
     return Observed(outcomes, _lag(outcomes, beats), start, interrupted)
 
 
-async def send_due(
+async def _send(
     client: Client, request: Planned, due: float, clock: Callable[[], float]
 ) -> Outcome:
     """All that can be done ahead is: what is due is only written to the socket."""
@@ -114,7 +114,7 @@ async def _until(due: float, clock: Callable[[], float]) -> None:
         await asyncio.sleep(0)
 
 
-async def beat(late: list[float], clock: Callable[[], float]) -> None:
+async def _beat(late: list[float], clock: Callable[[], float]) -> None:
     """Until it is cancelled. That is no error to its caller, whose frame the task would keep with
     it, and all prompts in that."""
     with contextlib.suppress(asyncio.CancelledError):

@@ -22,7 +22,7 @@ _NOTES = {
     "runs": _OF_COMPLETED,
     "classes": _OF_COMPLETED,
     "normalised": "Latencies are of the completed requests; completed share is the least of them "
-    "in a run up to the rate.",
+    "in the runs that the rate follows from, the first beyond the limit too.",
 }
 
 _STYLE = """

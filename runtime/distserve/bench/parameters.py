@@ -49,7 +49,7 @@ def _prompts(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if parameters.get("endpoint") == "chat":
         kind = "text"
     elif kind == "auto":
-        has_texts = ".ds" in Path(str(parameters.get("dataset"))).suffixes
-        kind = "text" if has_texts else "tokens"
+        dataset = str(parameters.get("dataset")).removesuffix(".gz")
+        kind = "text" if Path(dataset).suffix == ".ds" else "tokens"
     ids = None if kind == "text" else parameters.get("token_ids") or TOKEN_IDS
     return {"prompt_format": kind, "token_ids": ids}

@@ -16,33 +16,32 @@ def write_whole(path: Path, content: str | bytes, cure: str) -> None:
     A link is followed; a device or a pipe has nothing to keep and is written straight. Raises
     BenchError, which ends with the cure.
     """
-    try:
-        # Asked of the path as it is given: that of an open pipe leads to no path of its own.
-        if path.exists() and not path.is_file():
-            path.write_bytes(_raw(content))
-            return
-    except OSError as error:
-        raise _refusal(path, error, cure) from error
     write_together({path: content}, (), cure)
 
 
 def write_together(contents: Mapping[Path, str | bytes], stale: Iterable[Path], cure: str) -> None:
     """All of the files, in this order, once there is room for them all; else none.
 
-    The `stale` ones go before the first is changed. Raises as `write_whole`.
+    The `stale` ones go before the first is changed. Else as `write_whole`.
     """
-    targets = {path: Path(os.path.realpath(path)) for path in contents}
-    parts = {path: one.with_name(f".{one.name}.part") for path, one in targets.items()}
+    parts: dict[Path, Path] = {}
     path = next(iter(contents))
     try:
         for path, content in contents.items():
-            parts[path].write_bytes(_raw(content))
+            # Asked of the path as it is given: that of an open pipe leads to no path of its own.
+            if path.exists() and not path.is_file():
+                path.write_bytes(_raw(content))
+                continue
+            target = Path(os.path.realpath(path))
+            part = target.with_name(f".{target.name}.part")
+            parts[part] = target
+            part.write_bytes(_raw(content))
         for path in stale:
-            path.unlink(missing_ok=True)
-        for path, part in parts.items():
-            os.replace(part, targets[path])
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
+        for part, path in parts.items():
+            os.replace(part, path)
     except OSError as error:
-        for part in parts.values():
+        for part in parts:
             with contextlib.suppress(OSError):
                 part.unlink()
         raise _refusal(path, error, cure) from error

@@ -61,13 +61,11 @@ class Asker:
             )
             for index, tokens in enumerate(prompt_tokens)
         ]  # fmt: skip
-        return await self._deliver(self._client, planned)
-
-    async def _deliver(self, client: Client, planned: Sequence[Planned]) -> list[Outcome]:
-        bodies = [client.target.body(one.prompt, one.output_tokens) for one in planned]
+        target = self._client.target
+        bodies = [target.body(one.prompt, one.output_tokens) for one in planned]
         now = time.perf_counter()
         return await asyncio.gather(
-            *(client.send(one, body, now) for one, body in zip(planned, bodies, strict=True))
+            *(self._client.send(r, body, now) for r, body in zip(planned, bodies, strict=True))
         )
 
     async def moved_bytes(self) -> float:
@@ -120,8 +118,8 @@ def less_than(target: Target, failure: str) -> Target | None:
 
 
 @asynccontextmanager
-async def asking(target: Target, kind: type[Asker] = Asker) -> AsyncIterator[Asker]:
+async def asking(target: Target) -> AsyncIterator[Asker]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=target.timeout_seconds)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        yield kind(http, Client(http, target))
+        yield Asker(http, Client(http, target))
