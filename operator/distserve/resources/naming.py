@@ -10,7 +10,7 @@ from distserve.api.status import UnitPlan
 from distserve.api.strategies import Role
 
 Labels = dict[str, str]
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,6 @@ def instance_labels(instance: Instance, domain: str = "") -> Labels:
 
 def label_value(text: str) -> str:
     """The text, or its hash where it is no valid value of a label."""
-    if _LABEL_VALUE.fullmatch(text):
+    if LABEL_VALUE.fullmatch(text):
         return text
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,7 +13,6 @@ _LABEL_NAME: Final = re.compile(
     r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
-_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -219,10 +218,11 @@ def _labels(text: str) -> dict[str, str]:
     """Of --monitoring-labels. Those of distserve.io say what an object is: nobody else sets one."""
     from distserve.api.labels import GROUP
     from distserve.cli.main import UsageError
+    from distserve.resources.naming import LABEL_VALUE
 
     pairs = [one.partition("=") for one in text.split(",") if one]
     for name, equals, value in pairs:
-        known = _LABEL_NAME.fullmatch(name) and _LABEL_VALUE.fullmatch(value)
+        known = _LABEL_NAME.fullmatch(name) and LABEL_VALUE.fullmatch(value)
         if not equals or not known:
             raise UsageError(
                 f"--monitoring-labels: {name}{equals}{value} is no label; write NAME=VALUE, with "
