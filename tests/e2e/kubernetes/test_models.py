@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tools.cluster.cluster import CHECKOUT, Cluster
+from tools.cluster.errors import CommandFailed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -88,6 +89,20 @@ def messages(deployment: Any) -> list[str]:
     return [one["message"] for one in deployment.live()["status"]["conditions"]]
 
 
+def one_waits(deployment: Any, pods: list[str]) -> bool:
+    """For the other's download. A process that has not come so far may not hear that it is to end:
+    the kernel sends a container's first process no signal before it asks for it."""
+
+    def said(pod: str) -> str:
+        try:
+            where = f"--namespace={deployment.namespace}"
+            return str(deployment.cluster.kubectl("logs", pod, where, "--container=fetch-model"))
+        except CommandFailed:  # it has not begun
+            return ""
+
+    return any("waiting for it" in said(pod) for pod in pods)
+
+
 def test_an_interrupted_download_is_resumed_checked_and_served(
     downloading: Any, hub: str, cache: Path
 ) -> None:
@@ -101,6 +116,7 @@ def test_an_interrupted_download_is_resumed_checked_and_served(
     cluster.wait_for("half of the weights", half_way)
     kept = growing.stat().st_size
     instances = [pod["metadata"]["name"] for role in ROLES for pod in downloading.pods(role=role)]
+    cluster.wait_for("the other to wait", lambda: one_waits(downloading, instances))
     where = f"--namespace={downloading.namespace}"
     # Less than the grace period: a download ends at once.
     cluster.kubectl("delete", "pods", where, "--timeout=30s", *instances)
