@@ -153,4 +153,4 @@ def test_without_grafanas_package_the_cure_is_said(tmp_path: Path) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 2
     (line,) = answer.stderr.splitlines()
-    assert "distserve[observability]" in line
+    assert "pip install '.[observability]'" in line

@@ -32,7 +32,9 @@ try:
         VariableSort,
     )
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(f"{missing}: dashboards need distserve[observability]") from missing
+    raise ModuleNotFoundError(
+        f"{missing}: dashboards need it, in a checkout: pip install '.[observability]'"
+    ) from missing
 
 COLUMNS: Final = 24
 HEIGHT: Final = 8

@@ -89,7 +89,7 @@ def _matplotlib() -> type[Figure]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BenchError(
-            "figures need matplotlib; pip install 'distserve[bench]', or --no-figures"
+            "figures need matplotlib, in a checkout: pip install '.[bench]'; or --no-figures"
         ) from error
     return Figure
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         extra = "engine" if args.profiling is None else "bench"
         raise UsageError(
-            f"{error.name} is not installed: pip install 'distserve[{extra}]'"
+            f"{error.name} is not installed, in a checkout: pip install '.[{extra}]'"
         ) from error
 
 

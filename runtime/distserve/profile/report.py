@@ -100,7 +100,9 @@ def draw(fits: Fits, path: Path) -> list[Path]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ProfileError("--plot needs matplotlib: pip install distserve[bench]") from error
+        raise ProfileError(
+            "--plot needs matplotlib, in a checkout: pip install '.[bench]'"
+        ) from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 

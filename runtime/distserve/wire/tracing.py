@@ -150,8 +150,8 @@ def setup_tracing(process: str, environment: Mapping[str, str]) -> Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracingUnavailable(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: "
-            "pip install 'distserve[tracing]', or unset the variable"
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed, "
+            "in a checkout: pip install '.[tracing]'; or unset the variable"
         ) from error
     # What the environment says (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES) goes first.
     named = environment.get("OTEL_SERVICE_NAME") or f"distserve-{process}"

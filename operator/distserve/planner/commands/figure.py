@@ -24,7 +24,9 @@ def draw_ablation(args: argparse.Namespace, rows: Sequence[tuple[Any, ...]]) -> 
     try:
         import matplotlib
     except ImportError as error:
-        raise InvalidRequest("--figure needs matplotlib: pip install distserve[bench]") from error
+        raise InvalidRequest(
+            "--figure needs matplotlib, in a checkout: pip install '.[bench]'"
+        ) from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 

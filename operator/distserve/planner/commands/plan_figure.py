@@ -15,7 +15,9 @@ def draw_attainment(path: Path, request: PlanRequest, plan: Plan) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise InvalidRequest("--figure needs matplotlib: pip install distserve[bench]") from error
+        raise InvalidRequest(
+            "--figure needs matplotlib, in a checkout: pip install '.[bench]'"
+        ) from error
     if not plan.total_goodput or plan.unit is None:
         raise InvalidRequest("there is no plan to draw: nothing meets the SLO")
     matplotlib.use("agg")

@@ -19,7 +19,7 @@ class Tokens:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise BenchError(
-                "data sets are counted in tokens; pip install 'distserve[bench]'"
+                "data sets need tokenizers, in a checkout: pip install '.[bench]'"
             ) from error
         file = path / "tokenizer.json" if path.is_dir() else path
         try:
