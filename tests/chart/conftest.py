@@ -173,6 +173,7 @@ def install(control_plane: Cluster) -> Install:
                 yield found
             finally:
                 found.helm("uninstall", "--ignore-not-found", "--wait", "--timeout=60s")
+                control_plane.kubectl("delete", "clusterrole", f"{name}-gateway")
 
     return release
 

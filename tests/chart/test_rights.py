@@ -42,14 +42,12 @@ EVERYWHERE: list[Question] = [
     ("update", "distservedeployments.distserve.io/finalizers", "", "foreign"),
     ("create", "secrets", "", "foreign"),
     ("get", "secrets", "tiny-key", "foreign"),
-    ("get", "persistentvolumeclaims", "models", "foreign"),
     ("list", "pods", "", "foreign"),
     ("watch", "pods", "", "foreign"),
     ("list", "resourceclaims.resource.k8s.io", "", "foreign"),
     ("watch", "resourceclaims.resource.k8s.io", "", "foreign"),
     ("delete", "pods", "", "foreign"),
     ("patch", "pods/status", "", "foreign"),
-    ("get", "pods/log", "", "foreign"),
     ("create", "events.events.k8s.io", "", "foreign"),
     ("bind", "clusterroles.rbac.authorization.k8s.io", "distserve-gateway", "foreign"),
 ]
@@ -110,8 +108,11 @@ NEVER: list[Question] = [
     ("create", "resourceclaims.resource.k8s.io", "", "foreign"),
     ("patch", "resourceclaims.resource.k8s.io", "", "foreign"),
     ("patch", "resourceslices.resource.k8s.io", "", "outside"),
-    ("delete", "persistentvolumeclaims", "", "foreign"),
-    ("list", "persistentvolumeclaims", "", "foreign"),
+    ("get", "pods/log", "", "foreign"),
+    *(
+        (verb, "persistentvolumeclaims", "models", "foreign")
+        for verb in ("get", "list", "delete")
+    ),
     *(
         (verb, "customresourcedefinitions.apiextensions.k8s.io", "", "outside")
         for verb in ("create", "patch", "update", "delete")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from distserve.api import labels
 from distserve.operator.course import Course
 from distserve.operator.difference import difference
+from distserve.operator.disruption import protected_units
 from distserve.operator.model import Apply, Delete, Object, Observed, Ref
 from distserve.operator.queues import queue_writes
 from distserve.operator.standings import NO_QUEUE
@@ -30,7 +31,7 @@ def writes(
     """Each part of it, from the first on, is a state to go on from: access, then what is shared,
     the revision, the units, and what goes goes last."""
     wanted, children = course.wanted, observed.children
-    units, kept = _units(course)
+    units, kept = _units(course, protected_units(observed, course))
     units = noted(units, course.live)
     record = wanted.record
     objects = [*wanted.shared, *units]
@@ -57,22 +58,18 @@ def _record(record: Object, live: Object | None) -> list[Apply]:
     return [] if notes.items() <= known.items() else [Apply(record, live["metadata"]["uid"])]
 
 
-def _units(course: Course) -> tuple[list[Object], frozenset[str]]:
+def _units(course: Course, protected: Collection[str]) -> tuple[list[Object], frozenset[str]]:
     """What the units should have, and those that are left as they are."""
     objects: list[Object] = []
-    kept: set[str] = set(course.places.given_up)
-    for number, name in sorted(course.step.revisions.items()):
-        unit = f"u{number}"
-        live = course.live.get(unit)
-        revision = course.wanted.revision(name)
-        place = course.places.found.get(unit)
-        if revision is None or place is None or unit in kept:
-            kept.add(unit)
-            continue
-        held = live is not None and live.held_for(name)
+    for unit, revision in course.made.items():
+        live, place = course.live.get(unit), course.places.found[unit]
+        held = live is not None and live.held_for(revision.name)
         queue = course.places.standings.get(unit, NO_QUEUE)
-        objects += course.wanted.unit(unit, revision, place, held, queue.admission)
-    return objects, frozenset(kept)
+        objects += course.wanted.unit(
+            unit, revision, place, held, unit in protected, queue.admission
+        )
+    asked = {f"u{number}" for number in course.step.revisions}
+    return objects, frozenset(asked - course.made.keys())
 
 
 def _unit_deletions(course: Course, wanted: set[Ref], kept: frozenset[str]) -> list[Delete]:
@@ -105,9 +102,10 @@ def unit_of(found: Object) -> str:
 
 def applies(
     wanted: Iterable[Object], children: Mapping[Ref, Object], foreign: frozenset[Ref]
-) -> list[Apply]:
-    """In the order of `wanted`."""
-    found = []
+) -> list[Apply | Delete]:
+    """In the order of `wanted`. A binding's role can never be changed: with another one it goes,
+    and its end has it made anew."""
+    found: list[Apply | Delete] = []
     for one in wanted:
         ref = Ref.of(one)
         live = children.get(ref)
@@ -115,6 +113,8 @@ def applies(
             continue
         if live is None:
             found.append(Apply(one))
+        elif one.get("roleRef") != live.get("roleRef"):
+            found += deletion(ref, live)
         elif difference(one, live) is not None:
             found.append(Apply(one, live["metadata"]["uid"]))
     return found

@@ -98,6 +98,8 @@ class World:
     """What is known of a pair's link: by default nothing yet."""
     fingerprint: Callable[[str], str] = lambda pod: "f"
     """Of a pod's engine; empty where it does not answer."""
+    trips: bool = False
+    """Faults of the operator are what it is about."""
     foreign: set[Ref] = field(default_factory=set)
     late: Observed | None = None
     fail_after: int | None = None
@@ -156,6 +158,8 @@ class World:
         for _ in range(5):
             observed = self.observe()
             decision = decide(observed, answers, self.settings)
+            if decision.fault is not None and not self.trips:
+                raise decision.fault
             more = self.answered(decision, answers)
             if more == answers:
                 return decision
@@ -371,6 +375,7 @@ class World:
             return  # another one: a conflict
         # Without a uid it was looked for first: it is ours, and was not seen yet.
         assert self.late is not None or action.uid, "an apply that did not see the object"
+        assert wanted.get("roleRef") == live.get("roleRef"), "which no API server changes"
         for name in ("uid", "creationTimestamp"):
             wanted["metadata"][name] = live["metadata"][name]
         if "status" in live:

@@ -54,6 +54,20 @@ def test_nothing_is_left_to_do(world: Any) -> None:
     assert decision.events == ()
 
 
+def test_a_binding_of_another_role_is_made_anew(world: Any) -> None:
+    """Left by a release of another name; the API server never changes a binding's role."""
+    render = replace(world.settle().settings.render, gateway_cluster_role="other-gateway")
+    world.settings = replace(world.settings, render=render)
+    before, pods = len(world.writes), dict(world.pods)
+    world.settle()
+    binding = Ref("rbac.authorization.k8s.io/v1", "RoleBinding", "tiny-gateway")
+    gone, made = world.writes[before:]
+    assert isinstance(gone, Delete) and gone.ref == binding
+    assert made.object == world.objects[binding] | {"metadata": made.object["metadata"]}
+    assert world.objects[binding]["roleRef"]["name"] == "other-gateway"
+    assert world.pods == pods
+
+
 def test_what_goes_is_left_to_the_garbage_collector(world: Any) -> None:
     world.settle().document["metadata"]["deletionTimestamp"] = "2027-01-01T00:00:00Z"
     world.objects.pop(next(iter(world.objects)))
@@ -100,6 +114,7 @@ def test_refused_from_the_start(new_world: Make) -> None:
     world = new_world(prefill=None).settle()
     assert not world.objects
     assert world.condition("Ready")["reason"] == "NotAccepted"
+    assert world.decide().again_seconds is None, "only an edit cures it"
 
 
 def test_the_api_servers_words(world: Any) -> None:
@@ -108,6 +123,11 @@ def test_the_api_servers_words(world: Any) -> None:
     assert not world.objects
     assert world.condition("Accepted")["reason"] == "RefusedByApiServer"
     assert world.refusal in world.condition("Accepted")["message"]
+    assert world.decide().again_seconds == 60, "it may be cured from outside"
+    world.refusal = ""
+    world.settle()
+    assert world.condition("Accepted")["status"] == "True"
+    assert world.decide().again_seconds is None
 
 
 def test_host_paths_where_pod_security_forbids_them(new_world: Make) -> None:
@@ -295,33 +315,6 @@ def test_units_that_serve_together_are_not_all_taken_back(
     world.room, world.unschedulable = 100, lambda pod: False
     world.settle(check=check)
     assert world.condition("Ready")["status"] == "True" and world.ready_units() == units
-
-
-def crash_loop(world: Any, name: str, restarts: int, ran_seconds: float) -> None:
-    world.pods[name] = replace(
-        world.pods[name], ready=False, restarts=restarts, waiting="CrashLoopBackOff",
-        message="engine: exit code 1: no such model", ran_seconds=ran_seconds,
-    )  # fmt: skip
-    world.broken = lambda pod: pod.name == name
-
-
-@pytest.mark.parametrize("restarts,ran,failed", [(6, 3, True), (5, 3, False), (9, 9000, False)])
-def test_the_restart_budget(world: Any, restarts: int, ran: float, failed: bool) -> None:
-    crash_loop(world.settle(), "tiny-u0-decode-0-0", restarts, ran)
-    world.settle()
-    assert (world.condition("Failed")["status"] == "True") is failed
-    assert "no such model" in world.condition("Ready")["message"]
-
-
-def test_failed_stays_until_the_spec_changes(world: Any) -> None:
-    crash_loop(world.settle(), "tiny-u0-decode-0-0", 6, 3)
-    world.settle()
-    assert [e.type for e in world.events if e.reason == "RestartBudgetSpent"] == ["Warning"]
-    world.broken = lambda pod: False
-    world.settle()
-    assert world.condition("Failed")["status"] == "True"
-    world.edit(images={"engine": "mine:2"}).settle()
-    assert world.condition("Failed")["status"] == "False"
 
 
 def test_a_lost_status_is_observed_again(new_world: Make) -> None:
