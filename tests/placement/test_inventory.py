@@ -16,6 +16,7 @@ from distserve.placement.pods import (
     DEPLOYMENT_LABEL,
     UNIT_LABEL,
     pod_amounts,
+    pod_from,
 )
 from distserve.placement.quantities import amounts, describe, parse_quantity
 
@@ -45,6 +46,21 @@ def test_quantities_are_read_as_the_api_server_writes_them(text: str, value: flo
 def test_what_is_no_quantity_is_refused_with_the_cure(text: str) -> None:
     with pytest.raises(ValueError, match="as in 64Mi"):
         parse_quantity(text)
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "9" * 10**6, "1e-100"])
+def test_what_takes_long_to_read_is_refused_at_once(text: str) -> None:
+    with pytest.raises(ValueError, match="as in 64Mi") as refused:
+        parse_quantity(text)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("claims", ["x", "[]", '{"a": "1"}', '{"a": null}', "[" * 10**5])
+def test_a_strangers_claims_are_no_reason_to_stop(pod: Make, claims: str) -> None:
+    """Anybody may write such a pod; whoever watches pods counts on the ValueError."""
+    found = pod("p", "a", unit=UnitId("x", "y", "u0"), annotations={CLAIMS_ANNOTATION: claims})
+    with pytest.raises(ValueError):
+        pod_from(found)
 
 
 def test_amounts_are_rounded_up_as_the_scheduler_does() -> None:

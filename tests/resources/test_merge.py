@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distserve.operator.requests import instance_request
+from distserve.placement.readable import unreadable
+from distserve.placement.requests import UnitId, UnitRequest
 from distserve.resources.errors import MergeError
 from distserve.resources.merge import merge_affinity, merge_pod_template
 
@@ -63,6 +66,12 @@ def test_maps_merge_key_by_key() -> None:
         "requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"memory": "9Gi"},
     }  # fmt: skip
     assert merged(metadata={"labels": {"c": "2"}})["metadata"]["labels"] == {"a": "1", "c": "2"}
+
+
+def test_names_of_labels_are_no_fields() -> None:
+    labels = {"env": "prod", "team.volumes": "x"}
+    assert merged(metadata={"labels": labels})["metadata"]["labels"] == {"a": "1", **labels}
+    assert merged({"nodeSelector": {"env": "prod"}})["spec"]["nodeSelector"] == {"env": "prod"}
 
 
 def test_env_is_replaced_by_name() -> None:
@@ -175,6 +184,133 @@ def test_preferences_and_pod_terms_add_up() -> None:
 def test_what_the_processes_need_stays(template: Object, said: str) -> None:
     with pytest.raises(MergeError, match=said):
         merge_pod_template(RENDERED, template, "spec.prefill.podTemplate")
+
+
+def _matching(*requirements: Any) -> Object:
+    terms = {"nodeSelectorTerms": [{"matchExpressions": list(requirements)}]}
+    return {"spec": {"affinity": {"nodeAffinity": {REQUIRED: terms}}}}
+
+
+def _asking(requests: Any) -> Object:
+    return {"spec": {"containers": [{"name": "engine", "resources": {"requests": requests}}]}}
+
+
+A: Object = {"key": "a", "operator": "Gt", "values": ["1"]}
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ({"spec": None}, "podTemplate.spec: a map is needed, and nothing is there"),
+        ({"spec": ["x"]}, r"podTemplate.spec: a map is needed, not \['x'\]"),
+        ({"metadata": None}, "podTemplate.metadata: a map is needed"),
+        ({"metadata": {"labels": None}}, "metadata.labels: a map is needed"),
+        ({"metadata": {"labels": {"a": 1}}}, "metadata.labels.a: text is needed"),
+        ({"metadata": {"labels": {1: "a"}}}, "the name 1 is no text: quote it"),
+        ({"metadata": {"annotations": {"b": None}}}, "metadata.annotations.b: text is needed"),
+        ({"spec": {"containers": None}}, "spec.containers: a list is needed, and nothing"),
+        ({"spec": {"containers": ["engine"]}}, r"containers\[0\]: a map is needed"),
+        ({"spec": {"containers": [{"name": 5}]}}, "containers: name of each item is text, not 5"),
+        ({"spec": {"containers": [{"name": ["a"]}]}}, "name of each item is text"),
+        (
+            {"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": [1]}]}]}},
+            r"\[engine\].ports: containerPort of each item is a number",
+        ),
+        (
+            {"spec": {"containers": [{"name": "engine", "resources": None}]}},
+            r"containers\[engine\].resources: a map is needed",
+        ),
+        (_asking(None), r"containers\[engine\].resources.requests: a map is needed"),
+        (_asking({"cpu": "2 cores"}), r"requests.cpu: '2 cores' is no quantity"),
+        (_asking({"cpu": None}), "requests.cpu: a quantity is needed"),
+        (_asking({"cpu": True}), "requests.cpu: a quantity is needed, as 64Mi, not True"),
+        (_asking({"cpu": "-1"}), "requests.cpu: 0 or more is needed, not '-1'"),
+        (_asking({"cpu": "1e999999999"}), "requests.cpu: '1e999999999' is no quantity"),
+        (_asking({"cpu": "9" * 10**6}), "requests.cpu: '9+...' is no quantity"),
+        ({"spec": {"overhead": {"memory": "much"}}}, "spec.overhead.memory: 'much' is no"),
+        ({"spec": {"resources": {"limits": "8Gi"}}}, "spec.resources.limits: a map is needed"),
+        ({"spec": {"nodeSelector": ["gpu"]}}, "spec.nodeSelector: a map is needed"),
+        ({"spec": {"nodeSelector": {"gpu": True}}}, "spec.nodeSelector.gpu: text is needed"),
+        ({"spec": {"tolerations": ["x"]}}, r"spec.tolerations\[0\]: a map is needed, not 'x'"),
+        ({"spec": {"tolerations": [{"value": 1}]}}, r"tolerations\[0\].value: text is needed"),
+        ({"spec": {"priorityClassName": []}}, "priorityClassName: text is needed"),
+        ({"spec": {"affinity": {"nodeAffinity": None}}}, "affinity.nodeAffinity: a map is needed"),
+        (
+            {"spec": {"affinity": {"nodeAffinity": {REQUIRED: {}}}}},
+            "nodeSelectorTerms: a list is needed, and nothing is there",
+        ),
+        (
+            {"spec": {"affinity": {"podAffinity": {REQUIRED: None}}}},
+            f"podAffinity.{REQUIRED}: a list is needed",
+        ),
+        (_matching("a"), r"matchExpressions\[0\]: a map is needed"),
+        (
+            _matching(A, A | {"operator": "in"}),
+            r"spec.affinity.nodeAffinity.*\[0\].matchExpressions\[1\].operator: one of In, NotIn, "
+            "Exists, DoesNotExist, Gt, Lt is needed, not 'in'",
+        ),
+        (_matching({"key": "a"}), "operator: one of In.* is needed, and nothing is there"),
+        (_matching({"operator": "Exists"}), r"matchExpressions\[0\].key: text is needed"),
+        (_matching(A | {"values": ["abc"]}), r"values: Gt needs one whole number.*, not \['abc'\]"),
+        (_matching(A | {"values": []}), "values: Gt needs one whole number"),
+        (_matching(A | {"values": [5]}), r"values\[0\]: text is needed"),
+    ],
+)
+def test_what_is_read_before_the_api_server_judges_it_can_be_read(
+    template: Object, said: str
+) -> None:
+    with pytest.raises(MergeError, match=said) as refused:
+        merge_pod_template(RENDERED, template, "spec.prefill.podTemplate")
+    assert str(refused.value).startswith("spec.prefill.podTemplate.")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_nulls_that_mean_nothing_to_kubernetes_are_taken() -> None:
+    """As a list of terms that a tool wrote has them."""
+    none = {"matchExpressions": None, "matchFields": None}
+    exists = {"matchExpressions": [{"key": "a", "operator": "Exists", "values": None}]}
+    required = {REQUIRED: {"nodeSelectorTerms": [none, exists]}}
+    tolerations = [{"key": "a", "operator": "Exists", "value": None, "effect": None}]
+    spec: Object = {"affinity": {"nodeAffinity": required}, "tolerations": tolerations}
+    found = merged(spec)["spec"]
+    assert found["tolerations"] == tolerations
+    assert merge_affinity(found["affinity"], {"nodeAffinity": required})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+FIELDS = [
+    ("metadata",), ("metadata", "labels"), ("metadata", "annotations"), ("spec",),
+    ("spec", "volumes"), ("spec", "resourceClaims"), ("spec", "nodeSelector"),
+    ("spec", "tolerations"), ("spec", "affinity"), ("spec", "affinity", "nodeAffinity"),
+    ("spec", "affinity", "nodeAffinity", REQUIRED), ("spec", "affinity", "podAffinity"),
+    ("spec", "affinity", "nodeAffinity", REQUIRED, "nodeSelectorTerms"), ("spec", "containers"),
+    ("spec", "initContainers"), ("spec", "overhead"), ("spec", "resources"),
+    ("spec", "resources", "requests"), ("spec", "priorityClassName"), ("spec", "schedulerName"),
+]  # fmt: skip
+
+
+@given(field=st.sampled_from(FIELDS), value=json_values)
+def test_whatever_stands_in_a_field_it_is_refused_or_placement_can_read_it(
+    field: tuple[str, ...], value: Any
+) -> None:
+    template = value
+    for name in reversed(field):
+        template = {name: template}
+    try:
+        found = merge_pod_template(RENDERED, template, "f")
+    except MergeError:
+        return
+    request = instance_request(
+        {"metadata": {"name": "i"}, "spec": {"replicas": 1, "template": found}}
+    )
+    assert unreadable(UnitRequest(UnitId("llm", "opt", "u0"), (request,), 0.0)) == ""
+    assert all(count >= 0 for count in request.amounts.values())
 
 
 def test_templates_reach_their_pods(make: Make) -> None:

@@ -14,7 +14,7 @@ def _without_patch_directives(template: dict[str, Any]) -> dict[str, Any]:
     def look(node: Any) -> None:
         if isinstance(node, dict):
             for key, value in node.items():
-                if key.startswith("$"):
+                if str(key).startswith("$"):
                     raise ValueError(f"{key} is not supported: see the merge rules in the docs")
                 look(value)
         elif isinstance(node, list):

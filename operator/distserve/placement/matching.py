@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distserve.placement.nodes import Node, Taint
+from distserve.placement.readable import OPERATORS, integer
 from distserve.placement.requests import InstanceRequest
 
 CONDITION_TAINTS = "node.kubernetes.io/"
@@ -29,7 +30,8 @@ def constraints_key(instance: InstanceRequest) -> str:
 def misfit(instance: InstanceRequest, node: Node, when_well: bool = False) -> str | None:
     """Why the instance's pods may not go to this node, in words to be counted; None: they may.
 
-    `when_well` asks as if the node were ready and not cordoned.
+    `when_well` asks as if the node were ready and not cordoned. Raises ValueError and others where
+    `readable` says that its constraints cannot be read.
     """
     if not node.ready and not when_well:
         return "not ready"
@@ -84,18 +86,10 @@ def _matches(requirement: Mapping[str, Any], value: str | None) -> bool:
         case "DoesNotExist":
             return value is None
         case "Gt":
-            return _integer(value) is not None and int(value or 0) > int(values[0])
+            return integer(value) is not None and int(value or 0) > int(values[0])
         case "Lt":
-            return _integer(value) is not None and int(value or 0) < int(values[0])
+            return integer(value) is not None and int(value or 0) < int(values[0])
         case other:
             raise ValueError(
-                f"node affinity has no operator {other!r}: In, NotIn, Exists, "
-                "DoesNotExist, Gt and Lt are known"
+                f"node affinity has no operator {other!r}: {', '.join(OPERATORS)} are known"
             )
-
-
-def _integer(text: str | None) -> int | None:
-    try:
-        return int(text or "")
-    except ValueError:
-        return None

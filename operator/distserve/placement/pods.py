@@ -57,9 +57,15 @@ def pod_from(document: Mapping[str, Any]) -> Pod | None:
 
 def claimed_amounts(metadata: Mapping[str, Any]) -> dict[str, int]:
     """Devices that a pod of a unit claims, by class: what a claim's template holds cannot be seen
-    in the pod."""
+    in the pod. Raises ValueError for what somebody else wrote there."""
     text = (metadata.get("annotations") or {}).get(CLAIMS_ANNOTATION) or "{}"
-    return {intern(class_resource(name)): count for name, count in json.loads(text).items()}
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        found = None
+    if not isinstance(found, dict) or not all(type(count) is int for count in found.values()):
+        raise ValueError(f"annotation {CLAIMS_ANNOTATION}: a map from classes to counts is needed")
+    return {intern(class_resource(name)): count for name, count in found.items()}
 
 
 def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -17,7 +17,11 @@ Amounts = Mapping[str, int]
 """Resource name -> whole number. Never changed in place: equal ones are shared."""
 
 # The serialised form of apimachinery's resource.Quantity: nodes and pods may carry any of it.
-_QUANTITY = re.compile(r"([+-]?[0-9]*\.?[0-9]+\.?|[+-]?[0-9]+\.)(?:([A-Za-z]{0,2})|[eE]([+-]?\d+))")
+_QUANTITY = re.compile(
+    r"([+-]?[0-9]*\.?[0-9]+\.?|[+-]?[0-9]+\.)(?:([A-Za-z]{0,2})|[eE]([+-]?[0-9]{1,2}))"
+)
+_LONGEST = 64
+"""Characters: a podTemplate may hold any text, and some would be worked at for very long."""
 _FACTORS = {
     "": Fraction(1),
     **{s: Fraction(1, 1000 ** (i + 1)) for i, s in enumerate(("m", "u", "n"))},
@@ -29,9 +33,10 @@ _FACTORS = {
 @lru_cache(maxsize=4096)
 def parse_quantity(text: str) -> Fraction:
     """The number that a served quantity stands for. Raises ValueError."""
-    match = _QUANTITY.fullmatch(text)
+    match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None or (match[2] or "") not in _FACTORS:
-        raise ValueError(f"{text!r} is no quantity: write a number and a suffix, as in 64Mi")
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        raise ValueError(f"{shown!r} is no quantity: write a number and a suffix, as in 64Mi")
     return Fraction(match[1]) * (
         Fraction(10) ** int(match[3]) if match[3] else _FACTORS[match[2] or ""]
     )

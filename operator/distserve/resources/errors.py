@@ -1,7 +1,7 @@
 """Why a deployment cannot be rendered.
 
 RenderError
-├── MergeError    a podTemplate takes away what the processes need
+├── MergeError    a podTemplate takes away what the processes need, or cannot be read
 └── NoPlan        nothing meets the SLO with what may be used
 """
 

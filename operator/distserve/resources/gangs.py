@@ -61,7 +61,7 @@ def refused(deployment: DistServeDeployment) -> str | None:
     if deployment.spec.topology.scheduler != Scheduler.GANG_SCHEDULING:
         return None
     names = {
-        role.value: ((section.pod_template or {}).get("spec") or {}).get("schedulerName")
+        role.value: _scheduler_name(section.pod_template)
         for role, section in deployment.spec.roles.items()
     }
     if len(set(names.values())) < 2:
@@ -71,3 +71,9 @@ def refused(deployment: DistServeDeployment) -> str | None:
         f"spec.{role}.podTemplate.spec.schedulerName: with topology.scheduler GangScheduling all "
         "pods of a unit have the same one; name it in all roles, or in none"
     )
+
+
+def _scheduler_name(template: Object) -> str:
+    """What a podTemplate names; whether it is one is judged where it is merged."""
+    spec = template.get("spec")
+    return str(spec.get("schedulerName") or "") if isinstance(spec, dict) else ""

@@ -24,6 +24,7 @@ import copy
 from typing import Any
 
 from distserve.api.labels import GROUP
+from distserve.placement.readable import as_map, check_pod, check_texts
 from distserve.resources.errors import MergeError
 from distserve.resources.objects import Object
 
@@ -42,34 +43,43 @@ KEYS: dict[str, tuple[str, ...]] = {
 """Lists whose items have an identity, and the fields that make it."""
 REPLACED_ITEMS = frozenset({"env"})
 """Lists of them whose items are one choice among several, so cannot be merged."""
+TEXTS = frozenset({"labels", "annotations", "nodeSelector"})
+"""Maps whose names are the user's: none of them, as `env`, means a field."""
 DEFAULTS = {"protocol": "TCP"}
 PROTECTED = ("name", "command", "args", "restartPolicy")
 """Fields of our own containers that nothing may change."""
 
 
 def merge_pod_template(rendered: Object, template: Object, field: str) -> Object:
-    """The rendered template with the user's parts. `field` is named in errors."""
+    """The rendered template with the user's parts. `field` is named in errors. Raises MergeError.
+
+    The CRD lets any template through, and the API server is asked about the merged one only after
+    placement was: what is read until then is judged here.
+    """
     if unknown := set(template) - {"metadata", "spec"}:
         raise MergeError(f"{field}.{min(unknown)}: unknown; a podTemplate has metadata and spec")
-    metadata = template.get("metadata") or {}
-    if unknown := set(metadata) - {"labels", "annotations"}:
-        raise MergeError(
-            f"{field}.metadata.{min(unknown)}: not taken over; set labels or annotations"
-        )
-    for label in metadata.get("labels") or {}:
-        if label.startswith(f"{GROUP}/"):
-            raise MergeError(
-                f"{field}.metadata.labels.{label}: labels of {GROUP} are the renderer's; remove it"
-            )
-    for note in metadata.get("annotations") or {}:
-        if note.startswith(f"{GROUP}/"):
-            raise MergeError(
-                f"{field}.metadata.annotations.{note}: annotations of {GROUP} are the renderer's; "
-                "remove it"
-            )
+    try:
+        _check_metadata(template.get("metadata", {}), f"{field}.metadata")
+        check_pod(template.get("spec", {}), f"{field}.spec")
+    except ValueError as error:
+        raise MergeError(str(error)) from None
     merged: Object = _merge(rendered, template, field)
     _check_protected(rendered, merged, field)
     return merged
+
+
+def _check_metadata(found: object, field: str) -> None:
+    """Raises MergeError, and ValueError for what cannot be read."""
+    metadata = as_map(found, field)
+    if unknown := set(metadata) - {"labels", "annotations"}:
+        raise MergeError(f"{field}.{min(unknown)}: not taken over; set labels or annotations")
+    for name in metadata:
+        check_texts(metadata[name], f"{field}.{name}")
+        for key in metadata[name]:
+            if key.startswith(f"{GROUP}/"):
+                raise MergeError(
+                    f"{field}.{name}.{key}: {name} of {GROUP} are the renderer's; remove it"
+                )
 
 
 def _merge(ours: Any, theirs: Any, path: str) -> Any:
@@ -77,9 +87,11 @@ def _merge(ours: Any, theirs: Any, path: str) -> Any:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         if name == "affinity":
             return merge_affinity(ours, theirs)
+        if name in TEXTS:
+            return {**ours, **theirs}
         merged = dict(ours)
         for key, value in theirs.items():
-            if key.startswith("$"):
+            if str(key).startswith("$"):
                 raise MergeError(f"{path}.{key}: strategic merge directives are not supported")
             merged[key] = _merge(ours.get(key), value, f"{path}.{key}")
         return merged
@@ -113,7 +125,12 @@ def _identity(item: Any, name: str, path: str) -> tuple[Any, ...]:
     keys = KEYS[name]
     if not isinstance(item, dict) or keys[0] not in item:
         raise MergeError(f"{path}: each item needs {keys[0]}, which says what to merge it with")
-    return tuple(item.get(key, DEFAULTS.get(key)) for key in keys)
+    identity = tuple(item.get(key, DEFAULTS.get(key)) for key in keys)
+    for key, part in zip(keys, identity, strict=True):
+        if not isinstance(part, int if key == "containerPort" else str):
+            needed = "a number" if key == "containerPort" else "text"
+            raise MergeError(f"{path}: {key} of each item is {needed}, not {part!r}")
+    return identity
 
 
 def merge_affinity(ours: Object, theirs: Object) -> Object:
@@ -121,8 +138,6 @@ def merge_affinity(ours: Object, theirs: Object) -> Object:
     affinity terms hold together already."""
     merged = copy.deepcopy(ours)
     for kind, rules in theirs.items():
-        if not isinstance(rules, dict):
-            raise MergeError(f"podTemplate.spec.affinity.{kind}: a map is needed")
         target = merged.setdefault(kind, {})
         for name, value in rules.items():
             if kind == "nodeAffinity" and name.startswith("required") and name in target:
@@ -142,7 +157,8 @@ def merge_affinity(ours: Object, theirs: Object) -> Object:
 
 def _both_terms(a: Object, b: Object) -> Object:
     together = {
-        key: [*a.get(key, []), *b.get(key, [])] for key in ("matchExpressions", "matchFields")
+        key: [*(a.get(key) or []), *(b.get(key) or [])]
+        for key in ("matchExpressions", "matchFields")
     }
     return {key: terms for key, terms in together.items() if terms}
 

@@ -326,6 +326,12 @@ def test_it_leaves_other_schedulers_groups_alone(gangs: Make, scheduler: str) ->
             "InvalidPodTemplate",
             "podTemplate.spec.schedulingGroup: topology.scheduler says whose members",
         ),
+        (
+            {"decode": {"podTemplate": {"spec": ["mine"]}}},
+            SERVED,
+            "InvalidPodTemplate",
+            "spec.decode.podTemplate.spec: a map is needed",
+        ),
     ],
 )
 def test_what_cannot_be_bound_is_refused(
