@@ -17,12 +17,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from distserve.api.conditions import PlacedReason
 from distserve.operator.gathering import Gathering
 from distserve.operator.model import Key, NoPlace, Object, Pending, Placement
 from distserve.placement.better import better_place
 from distserve.placement.decisions import Decision, Placed
 from distserve.placement.inventory import Inventory
 from distserve.placement.placing import place
+from distserve.placement.readable import unreadable
 from distserve.placement.requests import UnitId, UnitRequest
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class Placing:
         self._requests: dict[UnitId, UnitRequest] = {}
         """Of units without StatefulSets: they wait, or were placed just now."""
         self._answers: dict[UnitId, Answer] = {}
+        self._left_out: set[UnitId] = set()
+        """They are answered: nobody can tell where their pods may go."""
         self._reserved: dict[Key, set[UnitId]] = {}
         self._moves: dict[Key, Move] = {}
         self._unsettled: set[Key] = set()
@@ -113,7 +117,8 @@ class Placing:
         if move is not None and unit is not None and _alike(move.request, unit):
             return _placement(move.found)
         self._forget_move(key)
-        if unit is None:
+        asked = [one for one in (unit, beside) if one is not None]
+        if unit is None or any(map(unreadable, asked)):
             return None
         if self._unsettled:
             self._early.add(key)
@@ -150,10 +155,9 @@ class Placing:
         for unit, sets in existing.items():
             self._requests.pop(unit, None)
             self._answers.pop(unit, None)
+            self._left_out.discard(unit)
             if unit not in self._reserved.get(key, ()):
-                request, nodes = self._stated(unit, sets)
-                if nodes:  # Where its place is open it has no room yet.
-                    self._reserve(request, nodes)
+                self._reserve_stated(unit, sets)
         for unit in self._reserved.get(key, set()) - existing.keys():
             # Placed just now is not gone.
             if unit not in self._requests:
@@ -194,7 +198,13 @@ class Placing:
         self._changed.clear()
         self._gathering.done()
         if waiting := self._waiting:
-            for decision in place(self._inventory, waiting, self._clock()):
+            try:
+                decisions = place(self._inventory, waiting, self._clock())
+            except Exception:
+                # It must end neither the process, which does more, nor who happens to ask.
+                log.exception("a fault of the operator: no unit is placed until it is tried again")
+                decisions = []
+            for decision in decisions:
                 self._decided(decision)
             self._passed = self._clock()
 
@@ -204,7 +214,7 @@ class Placing:
         return [
             request
             for unit, request in self._requests.items()
-            if not isinstance(placed.get(unit), Placement)
+            if unit not in self._left_out and not isinstance(placed.get(unit), Placement)
         ]
 
     def _add(self, new: Sequence[UnitRequest]) -> None:
@@ -214,11 +224,32 @@ class Placing:
         for request in new:
             since = request.waiting_since if opened is None else min(opened, request.waiting_since)
             self._requests[request.id] = replace(request, waiting_since=since)
+            if why := unreadable(request):
+                self._leave_out(request.id, why)
             move = self._moves.get(_key(request.id))
             if move is not None and move.request.id == request.id:
                 self._forget_move(_key(request.id))
                 self._reserve(request, move.found.nodes)  # What is reserved is kept if it fits.
         self._changed.set()
+
+    def _reserve_stated(self, unit: UnitId, sets: Sequence[Object]) -> None:
+        """Of a StatefulSet that somebody wrote over only this is lost."""
+        try:
+            request, nodes = self._stated(unit, sets)
+        except ValueError as error:
+            log.warning("its room is not counted: %s", error, extra={"unit": str(unit)})
+            return
+        if nodes:  # Where its place is open it has no room yet.
+            self._reserve(request, nodes)
+
+    def _leave_out(self, unit: UnitId, why: str) -> None:
+        """Answered by itself, so that it stands in nobody's way."""
+        log.warning("left out of placement: %s", why, extra={"unit": str(unit)})
+        self._left_out.add(unit)
+        self._answers[unit] = NoPlace(
+            PlacedReason.NO_MATCHING_NODES,
+            f"unit {unit.unit}: nobody can tell which nodes it may use: {why}",
+        )
 
     def _reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
         self._inventory.reserve(unit, nodes)
@@ -246,6 +277,7 @@ class Placing:
         """Not asked any more, or asked otherwise."""
         del self._requests[unit]
         self._answers.pop(unit, None)
+        self._left_out.discard(unit)
         self._release(unit)
 
     def _release(self, unit: UnitId) -> None:

@@ -1,5 +1,6 @@
 """Room is given once: while units wait, between decision and pods, and when they are gone."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from distserve.operator.model import Key, NoPlace, Pending, Placement
 from distserve.operator.placing import Placing
 from distserve.placement.inventory import Inventory
+from distserve.placement.placing import place
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 
 GPU = "nvidia.com/gpu"
@@ -233,3 +235,84 @@ async def test_a_new_leader_places_nothing_before_it_knows_what_was_given(world:
     world.placing.settle(given, {"u0": [{}]})
     assert isinstance(world.ask("b", unit("b")), NoPlace)
     assert world.free == 0
+
+
+# ---- what is not as it should be ----------------------------------------------------------------
+
+
+def misspelt(deployment: str) -> UnitRequest:
+    term = {"matchExpressions": [{"key": "gpu", "operator": "in", "values": ["h200"]}]}
+    good = unit(deployment)
+    instance = replace(good.instances[0], node_affinity_terms=(term,))
+    return replace(good, instances=(instance,))
+
+
+async def test_a_unit_that_nobody_can_read_is_answered_and_stands_in_nobodys_way(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = Key("ns", "bad")
+    for _ in range(3):
+        said = world.ask("bad", misspelt("bad"))
+        assert isinstance(said, NoPlace) and said.reason == "NoMatchingNodes"
+        assert "one of In, NotIn" in said.message and "not 'in'" in said.message
+    told = [one.getMessage() for one in caplog.records]
+    assert told == [f"left out of placement: bad-{said.message.partition(': bad-')[2]}"], "once"
+    assert not world.placing.gathers(key)
+    assert isinstance(world.ask("a", unit("a")), Placement)
+    world.placing.release(Key("ns", "a"))
+    assert isinstance(world.ask("bad", unit("bad")), Placement), "mended"
+
+
+async def test_nothing_is_better_for_what_nobody_can_read_nor_beside_it(world: World) -> None:
+    key, moving = Key("ns", "a"), unit("a", gpus=4)
+    world.inventory.put_node(node("two", gpus=4))
+    world.inventory.reserve(moving, {"a-u0-prefill-0-0": "one"})
+    assert world.placing.better(key, misspelt("a")) is None
+    assert world.placing.better(key, moving, beside=misspelt("a")) is None
+    assert world.placing.better(key, moving) is not None
+
+
+async def test_the_loop_goes_on_after_a_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found, fails = asyncio.Event(), [True]
+
+    def trips(*asked: Any) -> Any:
+        if fails[0]:
+            raise RuntimeError("a fault")
+        return place(*asked)
+
+    monkeypatch.setattr("distserve.operator.placing.place", trips)
+    world.placing._wake = lambda _: found.set()
+    assert isinstance(world.ask("a", unit("a")), Pending), "who asks does not end by it, too"
+    assert "a fault of the operator" in caplog.text and "RuntimeError: a fault" in caplog.text
+    running = asyncio.create_task(world.placing.run())
+    world.placing.look()
+    caplog.clear()
+    async with asyncio.timeout(10):
+        while "a fault" not in caplog.text:
+            assert not running.done(), "it ended"
+            await asyncio.sleep(0)
+    fails[0] = False
+    world.placing.look()
+    async with asyncio.timeout(10):
+        await found.wait()
+    assert isinstance(world.ask("a", unit("a")), Placement)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_somebody_wrote_over_a_statefulset_does_not_hold_up_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is placed before each deployment was settled once."""
+    spoilt, good = Key("ns", "a"), Key("ns", "b")
+    world.placing.begin([spoilt, good])
+
+    def stated(*_: Any) -> Any:
+        raise ValueError("annotation distserve.io/claims: a map is needed")
+
+    monkeypatch.setattr(world.placing, "_stated", stated)
+    world.placing.settle(spoilt, {"u0": [{}]})
+    world.placing.settle(good, {})
+    assert isinstance(world.ask("b", unit("b")), Placement)
