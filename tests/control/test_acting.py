@@ -58,6 +58,25 @@ async def test_what_is_still_there_is_tried_again() -> None:
     events.tell.assert_not_awaited()
 
 
+async def test_a_fault_is_raised_when_the_rest_is_done() -> None:
+    """So the worker counts it, and tells where it happened."""
+    store, placing, events, cluster = Mock(), Mock(), AsyncMock(), AsyncMock()
+    store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)
+    placing.gathers.return_value = False
+    status = {"conditions": [{"type": "Accepted", "reason": "OperatorFault"}]}
+    fault = KeyError("missing")
+    decision = Decision(
+        actions=(Delete(POD, "old", 0),), status=status, events=(TOLD,), fault=fault
+    )
+    parts = (store, cluster, lambda *_: decision, Mock(), placing, events, *[Mock()] * 3)
+    with pytest.raises(KeyError) as raised:
+        await Reconciler(*parts).reconcile(KEY)
+    assert raised.value is fault
+    cluster.delete.assert_awaited_once()
+    assert cluster.apply.await_args.args[0]["status"] == status
+    events.tell.assert_awaited_once_with(DOCUMENT, TOLD)
+
+
 async def test_units_are_asked_whether_they_are_idle_as_long_as_that_counts() -> None:
     idleness, store, placing, engines = Mock(), Mock(), Mock(), Mock()
     store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)

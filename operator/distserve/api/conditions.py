@@ -44,7 +44,7 @@ class AcceptedReason(StrEnum):
     INVALID = "Invalid"
     """The spec breaks a rule that the API server did not check, since its CRD is another."""
     INVALID_POD_TEMPLATE = "InvalidPodTemplate"
-    """A podTemplate takes away what the processes need."""
+    """A podTemplate takes away what the processes need, or cannot be read."""
     REFUSED_BY_API_SERVER = "RefusedByApiServer"
     """The API server takes an object as rendered not: its words are in the message."""
     NOT_SUPPORTED_BY_ENGINE = "NotSupportedByEngine"
@@ -53,6 +53,8 @@ class AcceptedReason(StrEnum):
     """The spec is valid, but the cluster or the namespace lacks what it needs."""
     NAME_TAKEN = "NameTaken"
     """An object of somebody else has the name of one of ours; it is not touched."""
+    OPERATOR_FAULT = "OperatorFault"
+    """The operator trips over the deployment, which is its fault: its log has the traceback."""
 
 
 class PlannedReason(StrEnum):

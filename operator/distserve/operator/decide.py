@@ -61,7 +61,10 @@ def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> De
     if "deletionTimestamp" in observed.document["metadata"]:
         return Decision()  # owner references clean up
     live = live_units(observed)
-    decision = _decide(observed, answers, settings, live)
+    try:
+        decision = _decide(observed, answers, settings, live)
+    except Exception as fault:
+        decision = _tripped(observed, live, fault)
     return rejoined(healed(decision, heal(observed, answers)), live)
 
 
@@ -103,6 +106,18 @@ def _decide(
             refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
             return report_refusal(observed, live, refusal)
     return _steer(observed, answers, settings, wanted, numbers, live, key)
+
+
+def _tripped(observed: Observed, live: Mapping[str, LiveUnit], fault: Exception) -> Decision:
+    """A fault of ours is told where users look, and what runs is kept alive all the same."""
+    words = " ".join(f"{type(fault).__name__}: {fault}".split())
+    refusal = Refusal(
+        AcceptedReason.OPERATOR_FAULT,
+        f"the operator trips over this deployment: {words}. That is its fault: please report it "
+        "with the traceback from its log. What runs goes on, and it is tried again",
+    )
+    # Asking makes no sense, and its answers would go back and forth with those of the next try.
+    return replace(report_refusal(observed, live, refusal), questions=(), fault=fault)
 
 
 class Ahead(NamedTuple):

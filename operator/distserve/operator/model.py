@@ -318,3 +318,5 @@ class Decision:
     which there are to be."""
     standing: Mapping[str, bool] = field(default_factory=dict)
     """The same of each unit that there is, where it is not known which there are to be."""
+    fault: Exception | None = None
+    """Deciding tripped over this: raised when the rest is done."""

@@ -98,7 +98,8 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Makes the cluster what the deployment says. Returns after how many seconds to look
-        again, None: when something changes. Raises ClusterError, LeaseLost."""
+        again, None: when something changes. Raises ClusterError, LeaseLost, and what deciding
+        tripped over once the rest is done."""
         observed = self._store.observe(key, self._clock())
         if observed is None or "deletionTimestamp" in observed.document["metadata"]:
             # Owner references clean up; nothing is made for what goes.
@@ -124,6 +125,8 @@ class Reconciler:
             await self._report(observed.document, decision.status)
         for event in decision.events:
             await self._events.tell(observed.document, event)
+        if decision.fault is not None:
+            raise decision.fault  # The worker tells of it, and tries again.
         return decision.again_seconds
 
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:

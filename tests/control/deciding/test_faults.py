@@ -1,0 +1,81 @@
+"""Mistakes in podTemplates, and faults of ours: each is a condition, and what runs is healed."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def matching(**requirement: Any) -> dict[str, Any]:
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}
+    return {"spec": {"affinity": {"nodeAffinity": {REQUIRED: terms}}}}
+
+
+def asking(**requests: Any) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "engine", "resources": {"requests": requests}}]}}
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "operator": (matching(key="a", operator="in", values=["b"]), "operator: one of In, NotIn"),
+    "no operator": (matching(key="a"), "operator: one of In, NotIn"),
+    "no number": (matching(key="a", operator="Gt", values=["abc"]), "Gt needs one whole number"),
+    "toleration": ({"spec": {"tolerations": ["x"]}}, "spec.tolerations[0]: a map is needed"),
+    "quantity": (asking(cpu="2 cores"), "requests.cpu: '2 cores' is no quantity"),
+    "huge quantity": (asking(cpu="1e999999999"), "requests.cpu: '1e999999999' is no quantity"),
+    "no spec": ({"spec": None}, "podTemplate.spec: a map is needed"),
+    "spec that is text": ({"spec": "x"}, "podTemplate.spec: a map is needed"),
+    "no labels": ({"metadata": {"labels": None}}, "metadata.labels: a map is needed"),
+    "name that is a number": ({"spec": {"containers": [{"name": 5}]}}, "name of each item is text"),
+}
+
+
+@pytest.fixture
+def running(world: Any) -> Any:
+    """A deployment whose node was just deleted; there is another one."""
+    world.settle()
+    world.silent = {"node-a"}
+    world.nodes = {"node-b": replace(world.nodes["node-a"], name="node-b")}
+    return world
+
+
+def healed(world: Any) -> bool:
+    return bool(world.pods) and {pod.node for pod in world.pods.values()} == {"node-b"}
+
+
+@pytest.mark.parametrize("section", ["decode", "gateway"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_pod_template_is_told_and_what_runs_is_healed(
+    running: Any, section: str, mistake: str
+) -> None:
+    template, words = MISTAKES[mistake]
+    running.edit(**{section: {"podTemplate": template}}).settle()
+    accepted = running.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidPodTemplate")
+    assert accepted["message"].startswith(f"spec.{section}.podTemplate.")
+    assert words in accepted["message"]
+    assert healed(running) and running.condition("Ready")["status"] == "True"
+    running.edit(**{section: {}}).settle()
+    assert running.condition("Accepted")["status"] == "True"
+
+
+def test_a_fault_is_told_and_what_runs_is_healed(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trip(*_: Any) -> Any:
+        raise KeyError("what is\nmissing")
+
+    monkeypatch.setattr("distserve.operator.decide._steer", trip)
+    running.trips = True
+    running.settle()
+    accepted = running.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "OperatorFault")
+    assert "KeyError: " in accepted["message"] and "\n" not in accepted["message"]
+    assert healed(running) and running.condition("Ready")["status"] == "True"
+    decision = running.decide()
+    assert decision.questions == () and decision.fault.__traceback__ is not None
+    monkeypatch.undo()
+    running.trips = False
+    running.settle()
+    assert running.condition("Accepted")["status"] == "True"
