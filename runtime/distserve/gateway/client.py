@@ -40,6 +40,10 @@ ENGINE_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, *NONSENSE)
 """All that can go wrong between gateway and engine: connection, silence, nonsense."""
 
 
+class LineTooLong(aiohttp.ClientPayloadError):
+    """More than MAX_LINE_BYTES without an end."""
+
+
 class EngineClient:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -139,15 +143,26 @@ def _refusal(status: int, body: bytes) -> LegError:
 async def json_lines(
     answer: aiohttp.ClientResponse, decoder: "msgspec.json.Decoder[T]"
 ) -> AsyncGenerator[T, None]:
-    """JSON lines. All lines of one read come without a pause between them."""
-    rest = b""
+    """JSON lines. All lines of one read come without a pause between them. A long line takes time
+    in proportion to its length: what was read is looked through once, and put together at its end.
+    Raises LineTooLong."""
+    pieces: list[bytes] = []
+    size = 0
     async for part in answer.content.iter_any():
-        *lines, rest = (rest + part).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES:
-            raise aiohttp.ClientPayloadError(f"a line is longer than {MAX_LINE_BYTES} bytes")
-        for line in lines:
-            if line:
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            _check_length(size + len(end))
+            if line := b"".join([*pieces, end]):
                 yield decoder.decode(line)
+            pieces, size = [], 0
+        pieces.append(rest)
+        size += len(rest)
+        _check_length(size)
+
+
+def _check_length(size: int) -> None:
+    if size > MAX_LINE_BYTES:
+        raise LineTooLong(f"a line is longer than {MAX_LINE_BYTES} bytes")
 
 
 def make_session(headers: Mapping[str, str], **options: Any) -> aiohttp.ClientSession:
