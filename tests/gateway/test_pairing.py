@@ -259,21 +259,25 @@ def lacks(facts: Facts) -> float:
 
 
 def test_who_was_passed_over_is_not_taken_after_all() -> None:
-    """A full instance nearby sends the request further: not back to itself."""
-    full = Facts("hybrid-0", "hybrid", domain="c0", free_blocks=1, decoding=MAX_SEQS)
-    idle = Facts("decode-1", "decode", free_blocks=0)
-    route = router("LeastOutstanding").choose(waiting(), fleet_of(full, idle))
-    assert not isinstance(route, Wait) and route.stops[-1].member.name == "decode-1"
+    """A full instance nearby sends the request further, and does not call it back by having more
+    room."""
+    full = Facts("full", domain="c0", free_blocks=1, decoding=MAX_SEQS)
+    idle = Facts("idle", free_blocks=0)
+    assert pair(fleet_of(prefill("p", domain="c0"), full, idle)) == ("p", "idle")
 
 
 @given(fleets(), st.sampled_from(sorted(POLICIES)))
 def test_every_pair_is_as_near_as_the_rule_says(fleet: list[Facts], policy: str) -> None:
     answer = router(policy).choose(waiting(), fleet_of(*fleet))
-    able = {p: [d for d in fleet if d.role != "prefill" and d.fingerprint == p.fingerprint]
-            for p in fleet if p.role != "decode"}  # fmt: skip
+    able = {p: [d for d in fleet if d.role == "decode" and d.fingerprint == p.fingerprint]
+            for p in fleet if p.role == "prefill"}  # fmt: skip
     if isinstance(answer, Wait):
-        assert not any(able.values())
+        assert not any(able.values()) and all(one.role != "hybrid" for one in fleet)
         return
+    phases = [(stop.member.role, stop.phases) for stop in answer.stops]
+    if phases == [("hybrid", Phases.BOTH)]:
+        return
+    assert phases == [("prefill", Phases.PREFILL), ("decode", Phases.DECODE)]
     by_name = {facts.name: facts for facts in fleet}
     p, d = (by_name[answer.stops[at].member.name] for at in (0, -1))
     assert p.fingerprint == d.fingerprint

@@ -226,6 +226,67 @@ def test_first_come_first_asked() -> None:
         assert router.order([late, early], fleet_of()) == [early, late]
 
 
+# ---- two strategies at once -----------------------------------------------------------------
+
+
+def units(pairs: int, hybrids: int) -> list[Member]:
+    return [
+        *(member(f"{role[0]}{n}", role, unit=f"u{n}", revision="1")
+          for n in range(pairs) for role in ("prefill", "decode")),
+        *(member(f"h{n}", "hybrid", unit=f"v{n}", revision="2") for n in range(hybrids)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", StrategyName)
+@pytest.mark.parametrize(("pairs", "hybrids"), [(9, 1), (5, 5), (1, 9)])
+def test_a_rollout_to_another_strategy_leaves_no_unit_idle(
+    strategy: StrategyName, pairs: int, hybrids: int
+) -> None:
+    """Of 40 requests each of ten units takes four, whichever strategy the gateway was told."""
+    fleet = fleet_of(*units(pairs, hybrids))
+    for number in range(40):
+        route = choose(fleet, strategy=strategy)
+        assert isinstance(route, list)
+        for name, phases in route:
+            chosen = fleet.members[name]
+            chosen.take_off(Flight(f"{number}-{phases}", chosen, Phases(phases), 8, 4))
+    decoding = [m for m in fleet.members.values() if m.role != "prefill"]
+    assert [m.legs for m in decoding] == [4] * 10
+
+
+@pytest.mark.parametrize(("decoding", "taken"), [(2, ("d0", "decode")), (4, ("h0", "both"))])
+def test_an_idle_prefill_does_not_draw_all_to_a_full_decode(
+    decoding: int, taken: tuple[str, str]
+) -> None:
+    fleet = fleet_of(*units(1, 1))
+    report(fleet.members["h0"], requests=[(f"h{n}", "decode", 8, 4) for n in range(3)])
+    report(fleet.members["d0"], requests=[(f"d{n}", "decode", 8, 4) for n in range(decoding)])
+    for strategy in StrategyName:
+        assert choose(fleet, strategy=strategy)[-1] == taken
+
+
+def test_prompts_that_wait_count_as_much() -> None:
+    fleet = fleet_of(*units(1, 1))
+    report(fleet.members["h0"], requests=[(f"h{n}", "decode", 8, 4) for n in range(3)])
+    report(fleet.members["p0"], requests=[("p", "waiting", 64, 1)])
+    assert choose(fleet) == [("h0", "both")]
+
+
+def test_what_failed_on_one_kind_goes_to_the_other() -> None:
+    fleet = fleet_of(*units(1, 1))
+    report(fleet.members["d0"], requests=[(f"d{n}", "decode", 8, 4) for n in range(8)])
+    assert choose(fleet, avoid=frozenset({"h0"})) == [("p0", "prefill"), ("d0", "decode")]
+    report(fleet.members["h0"], requests=[(f"h{n}", "decode", 8, 4) for n in range(9)])
+    assert choose(fleet, avoid=frozenset({"d0"})) == [("h0", "both")]
+
+
+def test_instances_that_do_both_phases_exchange_nothing() -> None:
+    """They have no migrator."""
+    fleet = fleet_of(*(member(f"h{n}", "hybrid", unit="u", free=90 + n) for n in range(2)))
+    assert choose(fleet) == [("h1", "both")]
+    assert choose(fleet_of(member("p"), member("h", "hybrid"))) == [("h", "both")]
+
+
 # ---- prefix caches --------------------------------------------------------------------------
 
 PROMPT = list(range(1, 9)) * 4

@@ -91,7 +91,6 @@ class Gateway:
             client,
             discovery,
             self.settings.model,
-            self.settings.strategy,
             self._index,
             self.models.meet,
         )

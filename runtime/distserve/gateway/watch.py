@@ -28,7 +28,6 @@ class FleetWatcher:
     client: EngineClient
     discovery: Discovery
     model: str
-    strategy: str
     index: PrefixIndex | None = None
     on_instance: Callable[[Member], Awaitable[None]] | None = None
     """Called before a member takes work: whoever needs something of it gets it here."""
@@ -104,8 +103,6 @@ class FleetWatcher:
             raise Mismatch(f"at {member.url} answers {info.instance!r}")
         if info.model != self.model:
             raise Mismatch(f"it serves {info.model!r}, not {self.model!r}")
-        if info.strategy != self.strategy:
-            raise Mismatch(f"its strategy is {info.strategy}, not {self.strategy}")
         member.info = info
         if self.on_instance is not None:
             await self.on_instance(member)

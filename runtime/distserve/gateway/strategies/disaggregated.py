@@ -19,9 +19,6 @@ from distserve.gateway.routing import (
 )
 from distserve.wire.dialect import Phases
 
-PREFILLS = frozenset({"prefill", "hybrid"})
-DECODES = frozenset({"decode", "hybrid"})
-
 
 def exchange(prefill: Member, decode: Member) -> bool:
     """Whether KV of one means the same to the other."""
@@ -56,8 +53,6 @@ class DisaggregatedRouter:
         }
         prefill = self.policy.pick(pairing.prefills(partners), generation, Phases.PREFILL)
         decode = self.policy.pick(partners[prefill].members, generation, Phases.DECODE)
-        if decode is prefill:
-            return Route((Stop(prefill, Phases.BOTH),))
         return Route((Stop(prefill, Phases.PREFILL), Stop(decode, Phases.DECODE)))
 
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
@@ -71,7 +66,7 @@ class DisaggregatedRouter:
         least = self.options.min_remote_prefill_tokens
         if least <= 0:
             return None
-        decodes = [m for m in ready if m.role in DECODES]
+        decodes = [m for m in ready if m.role == "decode"]
         fits = [
             d
             for d in decodes
@@ -83,9 +78,10 @@ class DisaggregatedRouter:
 
 
 def _pairs(ready: list[Member]) -> dict[Member, list[Member]]:
-    """Prefill instances, each with the decode instances that can take over from it."""
-    decodes = [m for m in ready if m.role in DECODES]
-    found = {p: [d for d in decodes if exchange(p, d)] for p in ready if p.role in PREFILLS}
+    """Prefill instances, each with the decode instances that can take over from it. Hybrid ones
+    have no migrator: they neither give KV nor take it."""
+    decodes = [m for m in ready if m.role == "decode"]
+    found = {p: [d for d in decodes if exchange(p, d)] for p in ready if p.role == "prefill"}
     return {p: partners for p, partners in found.items() if partners}
 
 
@@ -97,9 +93,9 @@ def _with_kin(pairs: dict[Member, list[Member]]) -> list[Member]:
 
 
 def _missing(ready: list[Member]) -> str:
-    for roles, phase in ((PREFILLS, "prefill"), (DECODES, "decode")):
-        if not any(m.role in roles for m in ready):
-            return f"no {phase} instance is ready"
+    for role in ("prefill", "decode"):
+        if not any(m.role == role for m in ready):
+            return f"no {role} instance is ready"
     return "no prefill and decode instance with equal fingerprints are ready"
 
 
