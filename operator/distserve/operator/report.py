@@ -31,13 +31,16 @@ from distserve.operator.status import (
     Overview,
     asked_by,
     failed_fact,
+    Roles,
     health_facts,
     ready_fact,
     same_status,
     serves,
+    roles_of,
 )
 from distserve.resources import naming, processes
 
+from distserve.operator.wanted import stored_revisions
 SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
 
 
@@ -56,8 +59,12 @@ def report(
     )
     status = _status(observed)
     before = find(status.get("conditions") or [], Condition.FAILED)
-    failed = failed_fact(observed.pods, deployment, before, _generation(observed))
+    if (status.get("revision") or {}).get("target") != rules.target:
+        before = None  # A plan's revision comes after the edit that asked for the plan.
+    target = course.wanted.target
+    failed = failed_fact(observed.pods, target, deployment, before, _generation(observed))
     placed = course.places.fact(rules.units)
+        roles_of(course.live, [*course.wanted.stored.values(), course.wanted.target]),
     missing = course.fabric.missing
     if not placed.holds and not course.fabric.apart:
         missing = Fact(False, ReadyReason.NOT_PLACED, placed.message)
@@ -124,8 +131,7 @@ def _as_before(
     observed: Observed, live: Mapping[str, LiveUnit], reason: ReadyReason, message: str
 ) -> Fact:
     """Whether what an earlier spec made still serves."""
-    roles = {i.role for unit in live.values() for i in unit.instances.values()}
-    if roles and serves(live, _gateways(observed), roles):
+    if serves(live, _gateways(observed), _stored_roles(observed, live)):
         return Fact(True, ReadyReason.SERVING, f"what ran before serves on; {message}")
     return Fact(False, reason, message)
 
@@ -159,9 +165,10 @@ def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Fa
         facts = {**health_facts(view), **facts}
     status, events = _finish(observed, new, facts, keep=True)
     nothing = PlacementQuestion(()), BetterQuestion(None)  # No room is kept for what is not done.
-    roles = {one["name"] for one in old.get("roles") or () if one["desired"]}
+    needed = _stored_roles(observed, live)
     standing = {
-        unit.name: _stands(unit) and roles <= {i.role for i in unit.instances.values()}
+        unit.name: _stands(unit)
+        and needed.get(unit.revision, frozenset()) <= {i.role for i in unit.instances.values()}
         for unit in live.values()
         if not unit.ending
     }
@@ -194,9 +201,14 @@ def _stands(unit: LiveUnit) -> bool:
 
 def _finish(
     observed: Observed, new: Object, facts: Facts, keep: bool = False
+        _stored_roles(observed, live),
 ) -> tuple[Object | None, tuple[Event, ...]]:
     old, generation = _status(observed), _generation(observed)
     before = old.get("conditions") or []
+def _stored_roles(observed: Observed, live: Mapping[str, LiveUnit]) -> Roles:
+    return roles_of(live, (revision for _, revision in stored_revisions(observed)))
+
+
     conditions = merged(before, facts, generation, observed.now, keep)
     status = {"observedGeneration": generation, "conditions": conditions, **new}
     if same_status(old, status):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distserve.api import labels
 from distserve.api.conditions import (
     Condition,
     DegradedReason,
@@ -22,6 +23,7 @@ from distserve.operator.health import LiveUnit, crashed
 from distserve.operator.model import Object, Pod
 from distserve.operator.troubles import first_trouble
 from distserve.resources import naming
+from distserve.resources.revisions import Revision
 
 ROLE_CONDITIONS: Mapping[str, Condition] = {
     "prefill": Condition.PREFILL_READY,
@@ -48,6 +50,19 @@ def asked_by(deployment: DistServeDeployment) -> Asked:
     return Asked(instances, spec.units, spec.gateway.replicas)
 
 
+Roles = Mapping[str, frozenset[str]]
+"""By revision: those that it has, and needs all of to serve. Another strategy has others."""
+
+
+def roles_of(live: Mapping[str, LiveUnit], known: Iterable[Revision]) -> Roles:
+    """Of revisions that are not `known` any more, as their units tell."""
+    found: dict[str, frozenset[str]] = {}
+    for unit in live.values():
+        for instance in unit.instances.values():
+            found[instance.revision] = found.get(instance.revision, frozenset()) | {instance.role}
+    return found | {one.name: frozenset(role.value for role in one.templates) for one in known}
+
+
 @dataclass(frozen=True)
 class Overview:
     """What is there of what was asked."""
@@ -61,6 +76,7 @@ class Overview:
     """Units all of whose instances are there and ready."""
     troubles: Mapping[str, str]
     """Node -> what ails it."""
+    needed: Roles
     apart: bool = False
     """Its instances cannot serve with each other."""
 
@@ -74,8 +90,7 @@ class Overview:
 
     @property
     def serving(self) -> bool:
-        roles = set(self.asked.instances)
-        return not self.apart and serves(self.live, self.gateways, roles)
+        return not self.apart and serves(self.live, self.gateways, self.needed)
 
     def roles(self) -> list[Object]:
         found = []
@@ -128,14 +143,14 @@ def ready_pods(pods: Iterable[Pod]) -> int:
     return sum(pod.ready and not pod.terminating for pod in pods)
 
 
-def serves(live: Mapping[str, LiveUnit], gateways: Iterable[Pod], roles: set[str]) -> bool:
-    """Whether some revision has a ready instance of each role, behind a ready gateway."""
+def serves(live: Mapping[str, LiveUnit], gateways: Iterable[Pod], needed: Roles) -> bool:
+    """Whether some revision has a ready instance of each of its roles, behind a ready gateway."""
     ready: dict[str, set[str]] = {}
     for unit in live.values():
         for instance in unit.instances.values():
             if instance.ready:
                 ready.setdefault(instance.revision, set()).add(instance.role)
-    return ready_pods(gateways) > 0 and any(found >= roles for found in ready.values())
+    return ready_pods(gateways) > 0 and any(ready[name] >= needed[name] for name in ready)
 
 
 def health_facts(view: Overview) -> dict[Condition, Fact]:
@@ -217,22 +232,34 @@ def _degraded(view: Overview) -> Fact:
 
 
 def failed_fact(
-    pods: tuple[Pod, ...], deployment: DistServeDeployment, before: Object | None, generation: int
+    pods: Iterable[Pod],
+    target: Revision,
+    deployment: DistServeDeployment,
+    before: Object | None,
+    generation: int,
 ) -> Fact:
-    """Once true it stays so until the spec changes."""
+    """Once true it stays so until the spec changes. `before`: what was said of this target."""
     if before and before["status"] == "True" and before.get("observedGeneration") == generation:
         return Fact(True, before["reason"], before["message"])
     restart = deployment.spec.restart
-    pod = crashed(pods, restart.budget, parse_duration(restart.within))
+    pod = crashed(made_from(target, pods), restart.budget, parse_duration(restart.within))
     if pod is None:
         return Fact(False, FailedReason.WITHIN_BUDGET, "")
+    of = pod.revision if pod.instance else "gateway"
     return Fact(
         True,
         FailedReason.RESTART_BUDGET_SPENT,
-        f"pod {pod.name} ({pod.revision or 'gateway'}) was restarted {pod.restarts} times, more "
-        f"than restart.budget {restart.budget} allows: {pod.message or pod.waiting}; see "
+        f"pod {pod.name} ({of}) was restarted {pod.restarts} times, more than restart.budget "
+        f"{restart.budget} allows: {pod.message or pod.waiting}; see "
         f"`kubectl logs {pod.name} --previous`, then change the spec",
     )
+
+
+def made_from(target: Revision, pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    """Not those of former revisions: they are still there when an edit has cured what ails them.
+    Gateways are told apart where their template names its revision, as older ones do not."""
+    gateway = target.gateway["metadata"]["labels"].get(labels.REVISION, "")
+    return tuple(p for p in pods if p.revision == (target.name if p.instance else gateway))
 
 
 def same_status(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -24,10 +24,14 @@ def gateway_objects(deployment: DistServeDeployment, template: Object) -> list[O
     ]
 
 
-def gateway_template(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
+def gateway_template(
+    deployment: DistServeDeployment, revision: str, settings: RenderSettings
+) -> Object:
     """Pod template of the gateways, with the user's podTemplate. Raises MergeError."""
     return merge_pod_template(
-        _pod(deployment, settings), deployment.spec.gateway.pod_template, "spec.gateway.podTemplate"
+        _pod(deployment, revision, settings),
+        deployment.spec.gateway.pod_template,
+        "spec.gateway.podTemplate",
     )
 
 
@@ -53,11 +57,11 @@ def _deployment(deployment: DistServeDeployment, template: Object) -> Object:
     }
 
 
-def _pod(deployment: DistServeDeployment, settings: RenderSettings) -> Object:
+def _pod(deployment: DistServeDeployment, revision: str, settings: RenderSettings) -> Object:
     return {
         "metadata": {
             "labels": naming.common_labels(deployment)
-            | {labels.APP_COMPONENT: labels.COMPONENT_GATEWAY}
+            | {labels.APP_COMPONENT: labels.COMPONENT_GATEWAY, labels.REVISION: revision}
         },
         "spec": {
             "serviceAccountName": naming.gateway_name(deployment),

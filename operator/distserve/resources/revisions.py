@@ -95,7 +95,7 @@ def make_revision(
             for role in deployment.spec.roles
         },
         claims=engines.claims if engines else _claims(deployment),
-        gateway=gateways.get(gateway_name) or gateway_template(deployment, settings),
+        gateway=gateways.get(gateway_name) or gateway_template(deployment, gateway_name, settings),
         unit=_numbers(deployment),
         plan=plan,
         replan=deployment.metadata.annotations.get(labels.REPLAN, ""),
