@@ -50,11 +50,12 @@ class House:
     def decodes(self) -> list[FakeEngine]:
         return [e for e in self.engines if e.role == "decode"]
 
-    def publish(self, **changes: dict[str, Any]) -> None:
+    def publish(self, *gone: str, **changes: dict[str, Any]) -> None:
         endpoints = [
             {"name": e.name, "url": e.url, "role": e.role, "unit": "u0", "revision": e.revision,
              "domain": "", "ready": True, "terminating": False} | changes.get(e.name, {})
             for e in self.engines
+            if e.name not in gone
         ]  # fmt: skip
         new = self.folder / "endpoints.new"
         new.write_text(json.dumps({"endpoints": endpoints}))

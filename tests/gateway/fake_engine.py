@@ -74,7 +74,7 @@ class Fault:
     """What a leg does instead of going well."""
 
     kind: str
-    """refuse | closed | error | fatal | disconnect | hang | decline"""
+    """refuse | closed | error | fatal | disconnect | hang | decline | fork"""
     after_tokens: int = 0
     phases: Phases | None = None
     """Only legs of these phases."""
@@ -118,6 +118,10 @@ class FakeEngine:
     free_blocks: int = 1000
     draining: bool = False
     ready: bool = True
+    silent: bool = False
+    """As on a node that was lost: what is open stands still, and nothing is answered."""
+    unreachable: set[str] = field(default_factory=set)
+    """Engines whose migrators the one here cannot reach."""
     epoch: int = 1
     url: str = ""
     _sequence: int = 0
@@ -166,6 +170,8 @@ class FakeEngine:
     async def _authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.headers.get("Authorization") != bearer(KEY):
             return web.Response(status=401)
+        if self.silent:
+            await asyncio.Event().wait()
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -207,6 +213,8 @@ class FakeEngine:
         await response.prepare(request)
         while True:
             changed = self._changed
+            if self.silent:
+                await asyncio.Event().wait()
             await response.write(self._state_line())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1.0)
@@ -278,6 +286,9 @@ class FakeEngine:
             return
         if leg.phases is Phases.DECODE:
             assert leg.source is not None
+            if leg.source.migrator.partition(":")[0] in self.unreachable:
+                yield LegError("KV migration failed: unreachable", retryable=True, status=502)
+                return
             await self.transfers.of(leg.source.transfer).wait()
         else:
             if leg.transfer is not None:
@@ -290,7 +301,12 @@ class FakeEngine:
                 yield PromptScores([None, *(scores(t, top) for t in leg.prompt[1:])])
         made = 0
         for event in self._output(leg):
-            if fault is not None and made >= fault.after_tokens:
+            if self.silent:
+                await asyncio.Event().wait()
+            if fault is not None and fault.kind == "fork":
+                if isinstance(event, Token):
+                    event = msgspec.structs.replace(event, id=ord("#"), text="#")
+            elif fault is not None and made >= fault.after_tokens:
                 if fault.kind in {"error", "fatal"}:
                     yield LegError("told to fail", retryable=fault.kind == "error", status=500)
                     return

@@ -10,6 +10,9 @@ import aiohttp
 import pytest
 from tests.gateway.fake_engine import Fault
 
+from distserve.gateway import client
+from distserve.gateway.discovery import Endpoint
+from distserve.gateway.fleet import Member, handover_failed, handover_succeeded
 from distserve.wire.dialect import Phases
 
 
@@ -102,12 +105,78 @@ async def test_attempts_are_bounded(houses: Any) -> None:
 
 
 async def test_a_stream_that_cannot_go_on_ends_in_an_error_event(house: Any) -> None:
-    house.decodes[0].faults += [Fault("error", 2) for _ in range(3)]
+    """Two more attempts brought nothing."""
+    house.decodes[0].faults += [Fault("error", 2), Fault("error"), Fault("error")]
     *events, error, done = await house.stream(max_tokens=20)
     assert done == "[DONE]"
-    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 3 + 2 + 2)
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 3)
     assert error["error"]["type"] == "server_error"
     assert (await house.metrics())['distserve_requests_total{code="502"}'] == 1
+    await house.until_quiet()
+
+
+@pytest.mark.parametrize("restarts", [7, 8])
+async def test_a_long_stream_outlives_restarts_and_a_request_that_breaks_all_does_not(
+    house: Any, restarts: int
+) -> None:
+    """Each time the text grew in between."""
+    house.decodes[0].faults += [Fault("error", 2) for _ in range(restarts)]
+    *events, last, _ = await house.stream(max_tokens=30)
+    text = "".join(e["choices"][0]["text"] for e in events)
+    if restarts == 7:
+        assert text + last["choices"][0]["text"] == alphabet("hello", 30)
+    else:
+        assert text == alphabet("hello", 1 + 2 * 8) and "error" in last
+    await house.until_quiet()
+
+
+async def test_instances_that_are_about_to_end_cost_no_attempt(houses: Any) -> None:
+    house = await houses(decode=6)
+    for engine in house.decodes[:5]:
+        engine.faults.append(Fault("closed"))
+    status, answer = await house.complete()
+    assert (status, answer["choices"][0]["text"]) == (200, alphabet("hello", 8))
+    assert [len(engine.legs) for engine in house.decodes] == [1] * 6
+    await house.until_quiet()
+
+
+@pytest.mark.parametrize("after", [1, 3])
+async def test_a_replay_that_would_go_on_from_another_token_begins_behind_it(
+    house: Any, after: int
+) -> None:
+    house.decodes[0].faults.append(Fault("disconnect", after))
+    house.prefills[0].faults += [Fault("error", 99), Fault("fork")]
+    *events, _ = await house.stream()
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 8)
+    first, forked, behind = house.prefills[0].legs
+    assert (first.prior, forked.prior) == ([], list(alphabet("hello", after).encode()))
+    assert behind.prior == list(alphabet("hello", after + 1).encode())
+    assert forked.id in house.prefills[0].aborted
+    assert not any(m.failures for m in house.gateway.fleet.members.values()), "nobody's fault"
+    await house.until_quiet()
+
+
+async def test_a_last_token_that_comes_out_otherwise_is_the_last_all_the_same(house: Any) -> None:
+    """All of max_tokens are out: nothing follows that would have to fit."""
+    house.decodes[0].faults.append(Fault("disconnect", 7))
+    house.prefills[0].faults += [Fault("error", 99), Fault("fork")]
+    *events, _ = await house.stream()
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 8)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert len(house.prefills[0].legs) == 2
+
+
+async def test_scores_that_are_too_long_are_the_clients_matter(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await houses(prefill=2)
+    monkeypatch.setattr(client, "MAX_LINE_BYTES", 4096)
+    status, answer = await house.complete(prompt="x" * 60, prompt_logprobs=20)
+    assert status == 400
+    assert "ask for fewer prompt_logprobs" in answer["error"]["message"]
+    assert sum(len(engine.legs) for engine in house.prefills) == 1, "no other would do better"
+    assert not any(m.failures for m in house.gateway.fleet.members.values())
+    assert (await house.complete(prompt="x" * 60, prompt_logprobs=1))[0] == 200
     await house.until_quiet()
 
 
@@ -153,6 +222,43 @@ async def test_a_killed_decode_instance_is_replaced(houses: Any) -> None:
     text = "".join(e["choices"][0]["text"] for e in events if "choices" in e)
     assert text == alphabet("hello", 40)
     assert len(house.decodes[1].legs) == 1
+
+
+def followers() -> int:
+    """Tasks that follow an instance's state."""
+    return sum("_follow_state" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+
+async def test_a_node_that_is_lost_and_leaves_discovery_at_once_loses_no_stream(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection breaks: nobody is there to say so."""
+    monkeypatch.setattr(client, "STALE_SECONDS", 1.5)
+    monkeypatch.setattr(client, "CALL_SECONDS", 0.2)
+    house = await houses(decode=2)
+    house.decodes[0].token_seconds = 0.02
+    asked = asyncio.create_task(house.stream(max_tokens=40))
+    await house.until(lambda: house.decodes[0].live)
+    house.decodes[0].silent = True
+    house.publish("decode-0")
+    *events, _ = await asyncio.wait_for(asked, 20)
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 40)
+    assert len(house.decodes[1].legs) == 1
+    await house.until(lambda: followers() == 2)
+
+
+async def test_an_instance_that_left_discovery_ends_its_streams_itself(houses: Any) -> None:
+    house = await houses(decode=2)
+    house.decodes[0].token_seconds = 0.02
+    asked = asyncio.create_task(house.stream(max_tokens=40))
+    await house.until(lambda: house.decodes[0].live)
+    house.publish("decode-0")
+    await house.until(lambda: len(house.gateway.fleet.members) == 2)
+    assert house.decodes[0].live and followers() == 3
+    *events, _ = await asked
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 40)
+    assert not house.decodes[1].legs, "no replay"
+    await house.until(lambda: followers() == 2)
 
 
 async def test_without_any_instance_there_is_an_answer_with_retry_after(
@@ -253,11 +359,82 @@ async def test_a_decode_instance_that_takes_nothing_is_left_alone_until_it_does(
     """Its migrator restarts, say. The prefill instance is not blamed for it."""
     house = await houses()
     house.decodes[0].faults += [Fault("closed")] * 3
-    assert (await house.complete())[0] == 503
+    asked = asyncio.create_task(house.complete())
     members = house.gateway.fleet.members
+    await house.until(lambda: members["decode-0"] not in house.gateway.fleet.ready())
     assert (members["prefill-0"].failures, members["decode-0"].failures) == (0, 3)
-    assert members["decode-0"] not in house.gateway.fleet.ready()
-    assert (await house.complete())[0] == 200, "it waits until the instance is tried again"
+    assert (await asked)[0] == 200, "it waits until the instance is tried again"
+
+
+@pytest.mark.parametrize("decode", [1, 2])
+async def test_a_prefill_instance_that_nobody_can_fetch_from_is_left_alone(
+    houses: Any, decode: int
+) -> None:
+    """Its own legs end well, and as it soon has nothing to do it looks the best."""
+    house = await houses(prefill=2, decode=decode)
+    for engine in house.decodes:
+        engine.unreachable.add("prefill-0")
+    fleet, bad = house.gateway.fleet, house.prefills[0]
+    for _ in range(2):
+        assert (await house.complete())[0] == 200
+    assert len(bad.legs) == 2
+    assert [m.name for m in fleet.ready() if m.role == "prefill"] == ["prefill-1"]
+    assert len([m for m in fleet.ready() if m.role == "decode"]) == decode
+    assert (await house.complete())[0] == 200
+    assert len(bad.legs) == 2
+
+    member = fleet.members["prefill-0"]
+    await house.until(lambda: member in fleet.ready())
+    assert (await house.complete())[0] == 200
+    assert member not in fleet.ready(), "once more, and it is left alone again"
+    for engine in house.decodes:
+        engine.unreachable.clear()
+    await house.until(lambda: member in fleet.ready())
+    assert (await house.complete())[0] == 200
+    assert member.failed_handovers == 0
+    await house.until_quiet()
+
+
+async def test_a_decode_instance_that_can_fetch_from_nobody_is_left_alone_itself(
+    houses: Any,
+) -> None:
+    house = await houses(prefill=3, decode=2, policy="RoundRobin")
+    bad = house.decodes[0]
+    bad.unreachable |= {engine.name for engine in house.prefills}
+    fleet = house.gateway.fleet
+    for _ in range(4):
+        if fleet.members["decode-0"] in fleet.ready():
+            assert (await house.complete())[0] == 200
+    assert len(bad.legs) == 2
+    assert len([m for m in fleet.ready() if m.role == "prefill"]) == 3
+    await house.until_quiet()
+
+
+async def test_who_fails_with_several_is_to_blame() -> None:
+    def make(name: str) -> Member:
+        return Member(Endpoint(name=name, url=""))
+
+    def evicted() -> list[str]:
+        return [m.name for m in (*sources, *targets) if m.evicted_until > 10.0]
+
+    # A source that nobody reaches, always met by the same target.
+    sources, targets = [make("p0"), make("p1")], [make("d0"), make("d1")]
+    for _ in range(2):
+        assert not evicted()
+        handover_failed(sources[0], targets[0], 10.0)
+    assert evicted() == ["p0"]
+    # A target that reaches nobody, with many legs at once.
+    sources, targets = [make("p0"), make("p1"), make("p2")], [make("d0"), make("d1")]
+    for _ in range(20):
+        for source in sources:
+            handover_failed(source, targets[0], 10.0)
+    assert evicted() == ["d0"]
+    # What went well in between clears both.
+    sources, targets = [make("p0")], [make("d0")]
+    for _ in range(5):
+        handover_failed(sources[0], targets[0], 10.0)
+        handover_succeeded(sources[0], targets[0])
+    assert not evicted()
 
 
 async def test_an_instance_that_comes_back_is_used_again(houses: Any) -> None:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distserve.gateway.generation import Progress
+from distserve.gateway.generation import Diverged, Progress
 from distserve.wire.dialect import Finish, Token
 
 CHOICES, TOKENS = 2, 6
@@ -43,3 +44,36 @@ def test_each_token_once_and_in_order(turns: list[int]) -> None:
             progress.accept(event)
     assert not progress.unfinished
     assert len(seen) == CHOICES * (TOKENS + 1)
+
+
+def replayed(seen: list[Any]) -> Progress:
+    """The client has tokens 0 to 2; a replay makes the last one again."""
+    progress = Progress(1, seen.append)
+    for index in range(3):
+        progress.accept(Token(0, index, index, ""))
+    progress.begin_replay(0, repeats=True)
+    # The decode leg is ahead of the prefill leg, which makes that token.
+    progress.accept(Token(0, 3, 3, ""))
+    progress.accept(Finish(0, "length"))
+    assert len(seen) == 3
+    return progress
+
+
+def test_nothing_goes_out_before_the_repeated_token_is_the_same() -> None:
+    seen: list[Any] = []
+    progress = replayed(seen)
+    progress.accept(Token(0, 2, 2, ""))
+    assert [t.id for t in seen[:-1]] == [0, 1, 2, 3]
+    assert not progress.unfinished
+
+
+def test_another_token_is_told_and_nothing_of_it_goes_out() -> None:
+    seen: list[Any] = []
+    progress = replayed(seen)
+    with pytest.raises(Diverged, match="token 9 came for 2"):
+        progress.accept(Token(0, 2, 9, ""))
+    assert len(seen) == 3 and progress.choices[0].diverged
+    progress.begin_replay(0, repeats=False)
+    progress.accept(Token(0, 3, 3, ""))
+    assert [t.id for t in seen] == [0, 1, 2, 3]
+    assert not progress.choices[0].diverged, "what came since can be repeated"

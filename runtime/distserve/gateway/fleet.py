@@ -12,6 +12,7 @@ from distserve.gateway.discovery import Endpoint
 from distserve.wire.dialect import InstanceInfo, InstanceState, Phases
 
 EVICT_AFTER_FAILURES = 3
+EVICT_AFTER_HANDOVERS = 2
 EVICT_SECONDS = 2.0
 MAX_EVICT_SECONDS = 30.0
 
@@ -47,6 +48,8 @@ class Member:
     flights: dict[str, Flight] = field(default_factory=dict)
     failures: int = 0
     """Legs that failed, one after the other."""
+    failed_handovers: int = 0
+    """Hand-overs of KV that failed, from here or to here, one after the other."""
     evicted_until: float = 0.0
     _reported: frozenset[str] = frozenset()
     _landed: set[str] = field(default_factory=set)
@@ -155,7 +158,10 @@ class Member:
         if now < self.evicted_until:
             return
         self.failures += 1
-        excess = self.failures - EVICT_AFTER_FAILURES
+        self.evict(now, self.failures - EVICT_AFTER_FAILURES)
+
+    def evict(self, now: float, excess: int) -> None:
+        """For failures that were so many more than are borne; below zero not at all."""
         if excess >= 0:
             self.evicted_until = now + min(EVICT_SECONDS * 2 ** min(excess, 8), MAX_EVICT_SECONDS)
 
@@ -170,6 +176,22 @@ class Member:
         self.state = None
         self._reported = frozenset()
         self._landed.clear()
+
+
+def handover_succeeded(source: Member, target: Member) -> None:
+    source.failed_handovers = target.failed_handovers = 0
+
+
+def handover_failed(source: Member, target: Member, now: float) -> None:
+    """The target could not fetch, though both answer: the migrator of one of them is not reached,
+    or reaches nobody. The one that fails with others as well has failed more often in a row; as
+    long as that is neither, it is the source, since the target's next one then shows."""
+    if now < max(source.evicted_until, target.evicted_until):
+        return
+    source.failed_handovers += 1
+    target.failed_handovers += 1
+    blamed = max(source, target, key=lambda member: member.failed_handovers)
+    blamed.evict(now, blamed.failed_handovers - EVICT_AFTER_HANDOVERS)
 
 
 def _blocks(tokens: int, block_tokens: int) -> int:

@@ -58,13 +58,27 @@ class ChoiceProgress:
     leg's."""
     finish: Finish | None = None
     """Waits for the tokens before it."""
+    repeats: bool = False
+    """The last of `tokens` is to come once more, before any other."""
+    diverged: bool = False
+    """It came, and was another one; none came since."""
+
+    @property
+    def next_index(self) -> int:
+        return len(self.tokens) - self.repeats
+
+
+class Diverged(Exception):
+    """A replay chose another token than the client has: rounding differs from one batch to the
+    next, and two were almost equally likely. What follows it would not follow the client's."""
 
 
 class Progress:
     """Puts the events of legs in order, drops what the client already has, passes on the rest.
 
     Legs of one generation overlap (prefill and decode, replays), and all of them name a token by
-    choice and index: the first to come is taken.
+    choice and index: the first to come is taken. A replay's first token is held against the one
+    that the client has, and nothing after it is taken before that.
     """
 
     def __init__(self, choices: int, emit: Callable[[Emitted], None]) -> None:
@@ -82,6 +96,7 @@ class Progress:
         return [index for index, c in self.choices.items() if not c.finished]
 
     def accept(self, event: Emitted) -> None:
+        """Raises Diverged."""
         match event:
             case PromptScores():
                 if not self.scored:
@@ -89,7 +104,7 @@ class Progress:
                     self._emit(event)
             case Token():
                 choice = self.choices[event.choice]
-                if not choice.finished and event.index >= len(choice.tokens):
+                if not choice.finished and event.index >= choice.next_index:
                     choice.early[event.index] = event
                     self._advance(choice)
             case Finish():
@@ -98,16 +113,24 @@ class Progress:
                     choice.finish = event
                     self._advance(choice)
 
-    def forget_early(self, index: int) -> None:
-        """Before a replay: its tokens come anew, from what the client has."""
+    def begin_replay(self, index: int, repeats: bool) -> None:
+        """Its tokens come anew, behind what the client has or with the last of that again."""
         choice = self.choices[index]
         choice.early.clear()
         choice.finish = None
+        choice.repeats = repeats
 
     def _advance(self, choice: ChoiceProgress) -> None:
-        while token := choice.early.pop(len(choice.tokens), None):
-            choice.tokens.append(token.id)
-            self._emit(token)
-        if choice.finish and choice.tokens and not choice.early:
+        while token := choice.early.pop(choice.next_index, None):
+            if choice.repeats:
+                choice.repeats = False
+                if token.id != choice.tokens[-1]:
+                    choice.diverged = True
+                    raise Diverged(f"token {token.id} came for {choice.tokens[-1]}")
+            else:
+                choice.tokens.append(token.id)
+                choice.diverged = False
+                self._emit(token)
+        if choice.finish and choice.tokens and not choice.early and not choice.repeats:
             choice.finished = True
             self._emit(choice.finish)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distserve.gateway.dispatch import Dispatched
+from distserve.gateway.fleet import Member, handover_failed, handover_succeeded
 from distserve.gateway.janitor import Janitor
 from distserve.gateway.job import Job
 from distserve.gateway.legs import LegFailed, LegRunner, Progressing
@@ -37,6 +38,8 @@ class Handover:
         self._prior = self.job.prior(self.choices)
         self._without_first = set(self.choices)
         """Choices whose first token the prefill leg still owes."""
+        self._decodes = False
+        """The decode leg has its KV."""
         self._source: asyncio.Future[Source] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> list[LegReport]:
@@ -54,7 +57,7 @@ class Handover:
             await self._until_decided(prefill, decode)
             if not decode.done():
                 return [prefill.result()]
-            report = self._result_of(decode)
+            report = self._result_of(decode, prefill)
             fetched = True
             if not prefill.done():
                 await asyncio.wait({prefill}, timeout=LAST_WORDS_SECONDS)
@@ -96,23 +99,39 @@ class Handover:
         return await self.job.run_leg(self.legs, stop, flight, leg, self._on_decode)
 
     def _on_prefill(self, event: Progressing) -> None:
-        if isinstance(event, Handoff) and not self._source.done():
+        if not isinstance(event, Handoff):
+            self.job.progress.accept(event)
+        elif not self._source.done():
             self._source.set_result(event.source)
         if isinstance(event, Token):
             self._without_first.discard(event.choice)
-        self._on_decode(event)
 
     def _on_decode(self, event: Progressing) -> None:
+        if not self._decodes:
+            self._decodes = True
+            handover_succeeded(*self._members)
         if not isinstance(event, Handoff):
             self.job.progress.accept(event)
 
-    def _result_of(self, decode: asyncio.Task[LegReport]) -> LegReport:
-        """A decode instance that reports a failure may have been let down by its source."""
+    @property
+    def _members(self) -> tuple[Member, Member]:
+        (prefill, _), (decode, _) = self.taken.stops
+        return prefill.member, decode.member
+
+    def _result_of(
+        self, decode: asyncio.Task[LegReport], prefill: asyncio.Task[LegReport]
+    ) -> LegReport:
+        """A decode instance that reports a failure may have been let down by its source. If that
+        one's own leg has failed, it has been counted already."""
         try:
             return decode.result()
         except LegFailed as failure:
+            source, target = self._members
             if not failure.is_own:
-                failure.suspects |= {self.taken.stops[0][0].member.name}
+                failure.suspects |= {source.name}
+            counted = prefill.done() and prefill.exception() is not None
+            if failure.is_transfer and not self._decodes and not counted:
+                handover_failed(source, target, self.legs.fleet.clock())
             raise
 
 

@@ -28,7 +28,20 @@ class Job:
 
     def prior(self, choices: Sequence[int]) -> list[int]:
         """What a leg begins with. Of several choices none has begun."""
-        return self.progress.choices[choices[0]].tokens[:-1] if len(choices) == 1 else []
+        if len(choices) > 1:
+            return []
+        choice = self.progress.choices[choices[0]]
+        return choice.tokens[:] if choice.diverged else choice.tokens[:-1]
+
+    def begin_replay(self, choices: Sequence[int]) -> None:
+        """After the last of max_tokens nothing comes that could follow another one."""
+        for index in choices:
+            choice = self.progress.choices[index]
+            ongoing = 0 < len(choice.tokens) < self.generation.sampling.max_tokens
+            self.progress.begin_replay(index, repeats=ongoing and not choice.diverged)
+
+    def tokens_out(self, choices: Sequence[int]) -> int:
+        return sum(len(self.progress.choices[index].tokens) for index in choices)
 
     def unfinished(self, choices: Sequence[int]) -> list[int]:
         return [c for c in choices if not self.progress.choices[c].finished]

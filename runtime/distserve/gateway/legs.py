@@ -5,8 +5,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
-from distserve.gateway.client import ENGINE_ERRORS, EngineClient
+from distserve.gateway.client import ENGINE_ERRORS, EngineClient, LineTooLong
 from distserve.gateway.fleet import Fleet, Flight, Member
+from distserve.gateway.generation import Diverged
 from distserve.gateway.janitor import Janitor
 from distserve.wire.dialect import (
     Declined,
@@ -22,6 +23,7 @@ from distserve.wire.dialect import (
 )
 
 TAKES_NOTHING = 503
+TRANSFER_FAILED = 502
 
 Progressing = Handoff | Token | Finish | PromptScores
 
@@ -39,6 +41,8 @@ class LegFailed(Exception):
         self.status = status
         self.answered = answered
         """The instance said so itself; otherwise the connection failed."""
+        self.begun = False
+        """There were events before."""
         self.suspects = frozenset({member.name})
         """Instances that another attempt should rather not use."""
 
@@ -47,6 +51,16 @@ class LegFailed(Exception):
         """The instance's own doing, and not that of the one whose KV it was to fetch: it does not
         answer, or takes nothing."""
         return not self.answered or self.status == TAKES_NOTHING
+
+    @property
+    def is_transfer(self) -> bool:
+        """KV did not come from one instance to the other."""
+        return self.answered and self.retryable and self.status == TRANSFER_FAILED
+
+    @property
+    def is_refusal(self) -> bool:
+        """Nothing was done: the instance drains, shuts down, or is without its migrator."""
+        return self.answered and self.status == TAKES_NOTHING and not self.begun
 
 
 class LegDeclined(Exception):
@@ -74,7 +88,7 @@ class LegRunner:
         """Hands each event on as it comes. Raises LegFailed or LegDeclined. However this is left,
         an instance that has not ended the leg itself is told to abort it."""
         member = flight.member
-        ended = False
+        begun = ended = False
         try:
             async with (
                 _breakable(flight),
@@ -99,13 +113,19 @@ class LegRunner:
                             ended = True
                             raise LegDeclined(member, event.state)
                         case _:
+                            begun = True
                             on_event(event)
             raise _broken(member, "the stream broke off")
+        except Diverged as fork:
+            raise _diverged(member, fork) from fork
         except ENGINE_ERRORS as error:
+            if isinstance(error, LineTooLong) and leg.sampling.prompt_logprobs is not None:
+                raise _too_long(member, error) from error
             failure = _broken(member, str(error) or type(error).__name__)
             self._count(flight, failure)
             raise failure from error
         except LegFailed as failure:
+            failure.begun = begun
             self._count(flight, failure)
             raise
         finally:
@@ -122,6 +142,19 @@ class LegRunner:
 
 def _broken(member: Member, message: str) -> LegFailed:
     return LegFailed(member, message, retryable=True, status=502, answered=False)
+
+
+def _diverged(member: Member, fork: Diverged) -> LegFailed:
+    """Nobody's fault."""
+    failure = LegFailed(member, str(fork), retryable=True, status=500, answered=True)
+    failure.suspects = frozenset()
+    return failure
+
+
+def _too_long(member: Member, error: LineTooLong) -> LegFailed:
+    """It would be as long on any other instance."""
+    cure = "ask for fewer prompt_logprobs, or of a shorter prompt"
+    return LegFailed(member, f"{error}: {cure}", retryable=False, status=400, answered=True)
 
 
 @contextlib.asynccontextmanager

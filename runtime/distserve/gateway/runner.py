@@ -7,12 +7,13 @@
 
 A replay sends what the client already has as `prior`. Sampling noise depends on (seed, choice,
 position) alone, so the text goes on as if nothing had happened. The last token is not among them:
-it is made once more and dropped, because the choice may have ended with it.
+it is made once more and dropped, because the choice may have ended with it. Where another one is
+made the leg is given up, and the next one begins with all that the client has.
 """
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distserve.gateway.dispatch import Dispatched, Dispatcher
 from distserve.gateway.errors import BadRequest, EngineFailed, GatewayError
@@ -25,10 +26,42 @@ from distserve.wire.dialect import Handoff
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3
-MAX_DECLINES = 8
+MAX_FAILURES = 8
+MAX_IN_VAIN = 3
+MAX_REFUSALS = 8
 PAUSE_SECONDS = 0.05
+MAX_PAUSE_SECONDS = 1.0
 CLIENT_MISTAKES = frozenset({400, 413, 422})
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How much may still go wrong with a request before its client is told. A long stream outlives
+    the restarts of a rollout; a request that breaks whatever runs it does not go through them all.
+    """
+
+    failures: int = MAX_FAILURES
+    in_vain: int = MAX_IN_VAIN
+    """Failures between which no token came."""
+    refusals: int = MAX_REFUSALS
+    """Of legs that were not begun: declined, or sent to an instance that is about to end."""
+
+    def after_refusal(self) -> "Patience":
+        return replace(self, refusals=self.refusals - 1)
+
+    def after_failure(self, grew: bool) -> "Patience":
+        left = MAX_IN_VAIN if grew else self.in_vain
+        return replace(self, failures=self.failures - 1, in_vain=left - 1)
+
+    @property
+    def attempts(self) -> int:
+        return min(self.failures, self.in_vain, self.refusals)
+
+    @property
+    def pause_seconds(self) -> float:
+        """Longer each time: what fails at once should not use up all of it in a moment."""
+        spent = (MAX_IN_VAIN - self.in_vain) + (MAX_REFUSALS - self.refusals)
+        return min(PAUSE_SECONDS * 2.0**spent, MAX_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -40,43 +73,46 @@ class Runner:
 
     async def run(self, job: Job) -> None:
         """Until every choice is finished. Raises GatewayError."""
-        await self._finish(job, job.progress.unfinished, MAX_ATTEMPTS, frozenset())
+        await self._finish(job, job.progress.unfinished, Patience(), frozenset())
 
     async def _finish(
-        self, job: Job, choices: list[int], attempts: int, avoid: frozenset[str]
+        self, job: Job, choices: list[int], patience: Patience, avoid: frozenset[str]
     ) -> None:
-        declines = 0
         while choices:
+            tokens = job.tokens_out(choices)
             try:
                 await self._attempt(job, choices, avoid)
                 return
             except LegDeclined as declined:
-                declines += 1
-                if declines > MAX_DECLINES:
+                patience = patience.after_refusal()
+                if patience.attempts == 0:
                     raise EngineFailed("every instance declined", status=503) from declined
                 declined.member.observe(declined.state)
                 avoid |= {declined.member.name}
             except LegFailed as failure:
-                attempts -= 1
-                log.warning("leg failed, %d attempts left: %s", attempts, failure)
-                if not failure.retryable or attempts == 0:
+                grew = job.tokens_out(choices) > tokens
+                patience = (
+                    patience.after_refusal() if failure.is_refusal else patience.after_failure(grew)
+                )
+                log.warning("leg failed, %d attempts left: %s", patience.attempts, failure)
+                if not failure.retryable or patience.attempts == 0:
                     raise as_error(failure) from failure
-                avoid |= failure.suspects
-                await asyncio.sleep(PAUSE_SECONDS * 2 ** (MAX_ATTEMPTS - attempts))
+                # Who failed before the text went on may be well again by now.
+                avoid = failure.suspects if grew else avoid | failure.suspects
+                await asyncio.sleep(patience.pause_seconds)
             choices = job.unfinished(choices)
-            for choice in choices:
-                job.progress.forget_early(choice)
+            job.begin_replay(choices)
             if len(choices) > 1 and job.progress.started:
-                return await self._each(job, choices, attempts, avoid)
+                return await self._each(job, choices, patience, avoid)
 
     async def _each(
-        self, job: Job, choices: list[int], attempts: int, avoid: frozenset[str]
+        self, job: Job, choices: list[int], patience: Patience, avoid: frozenset[str]
     ) -> None:
         """Choices differ in how far they are, so each is replayed by itself."""
         try:
             async with asyncio.TaskGroup() as group:
                 for choice in choices:
-                    group.create_task(self._finish(job, [choice], attempts, avoid))
+                    group.create_task(self._finish(job, [choice], patience, avoid))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 

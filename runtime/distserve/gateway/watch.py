@@ -1,9 +1,18 @@
-"""Keeps the fleet up to date: one task per endpoint follows what the instance says of itself."""
+"""Keeps the fleet up to date: one task per endpoint follows what the instance says of itself.
+
+    in discovery ----> left it, streams are open ----> forgotten
+                         '-- it does not answer: they are broken off, and go on elsewhere --^
+
+Discovery does not say why an instance left it: its node may be lost without a word, or it may be
+there and stream on. So it is followed for as long as something is open at it.
+"""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from distserve.gateway.client import ENGINE_ERRORS, EngineClient
 from distserve.gateway.discovery import Discovery, Endpoint
@@ -32,6 +41,9 @@ class FleetWatcher:
     on_instance: Callable[[Member], Awaitable[None]] | None = None
     """Called before a member takes work: whoever needs something of it gets it here."""
     _tasks: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
+    """By instance: who follows its state, and its cache."""
+    _leaving: set[asyncio.Task[None]] = field(default_factory=set)
+    """Follow the states of instances that left discovery."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -39,19 +51,18 @@ class FleetWatcher:
             async for endpoints in self.discovery.watch():
                 self._reconcile(endpoints)
         finally:
-            for name in list(self._tasks):
-                self._drop(name)
+            for task in [*chain(*self._tasks.values()), *self._leaving]:
+                task.cancel()
 
     def _reconcile(self, endpoints: list[Endpoint]) -> None:
         wanted = {endpoint.name: endpoint for endpoint in endpoints}
         for name in [n for n in self.fleet.members if n not in wanted]:
             log.info("instance %s is gone", name)
             self._drop(name)
-            del self.fleet.members[name]
         for name, endpoint in wanted.items():
             member = self.fleet.members.get(name)
             if member is not None and member.url != endpoint.url:
-                # A pod that came back elsewhere: what is open at its old place fails there.
+                # A pod that came back elsewhere.
                 self._drop(name)
                 member = None
             if member is None:
@@ -69,20 +80,27 @@ class FleetWatcher:
         self._tasks[endpoint.name] = tasks
 
     def _drop(self, name: str) -> None:
-        for task in self._tasks.pop(name, []):
+        state, *others = self._tasks.pop(name)
+        member = self.fleet.members.pop(name)
+        for task in others if member.flights else [state, *others]:
             task.cancel()
+        self._leaving.add(state)
+        state.add_done_callback(self._leaving.discard)
         if self.index is not None:
             self.index.forget(name)
 
     async def _follow_state(self, member: Member) -> None:
         failures = 0
-        while True:
+        while self._is_of_use(member):
             try:
                 await self._introduce(member)
-                async for state in self.client.states(member.url):
-                    failures = 0
-                    member.observe(state)
-                    self.fleet.notify()
+                async with contextlib.aclosing(self.client.states(member.url)) as states:
+                    async for state in states:
+                        failures = 0
+                        member.observe(state)
+                        self.fleet.notify()
+                        if not self._is_of_use(member):
+                            return
                 log.info("instance %s ended its state stream", member.name)
             except Mismatch as error:
                 log.error("instance %s is not used: %s", member.name, error)
@@ -95,6 +113,9 @@ class FleetWatcher:
                 member.lost()
             self.fleet.notify()
             await asyncio.sleep(_pause_seconds(failures))
+
+    def _is_of_use(self, member: Member) -> bool:
+        return self.fleet.members.get(member.name) is member or bool(member.flights)
 
     async def _introduce(self, member: Member) -> None:
         info = await self.client.instance(member.url)
