@@ -59,8 +59,8 @@ class Rollout(Model):
     )
     paused: bool = Field(
         default=False,
-        description="Whether a rollout stands still: changes wait until it is false again. "
-        "Default: false.",
+        description="Whether a rollout of units stands still: what changes their pods waits until "
+        "it is false again. Gateways follow at once. Default: false.",
     )
 
 
@@ -71,8 +71,9 @@ class Disruption(Model):
         default=1,
         ge=0,
         le=10000,
-        description="Units that evictions leave whole. With units not above it no pod can be "
-        "evicted. Unit: units. Default: 1.",
+        description="Units that evictions leave whole: ready ones, and where there are enough, "
+        "those without a cordoned node. With units not above it no ready pod can be evicted. Unit: "
+        "units. Default: 1.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from distserve.operator.fabric import Fabric
 from distserve.operator.health import LiveUnit
@@ -13,6 +14,7 @@ from distserve.operator.progress import Progress
 from distserve.operator.repacking import Repacking
 from distserve.operator.rollout import Rules, Step, UnitState
 from distserve.operator.wanted import Wanted
+from distserve.resources.revisions import Revision
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,15 @@ class Course:
     progress: Progress
     fabric: Fabric
     repacking: Repacking
+
+    @cached_property
+    def made(self) -> Mapping[str, Revision]:
+        """Units whose objects are written, in order, and the revision that each has or gets. The
+        others that there are to be are left as they are."""
+        placed = self.places.found.keys() - self.places.given_up
+        known = {
+            f"u{number}": self.wanted.revision(name)
+            for number, name in sorted(self.step.revisions.items())
+            if f"u{number}" in placed
+        }
+        return {unit: found for unit, found in known.items() if found is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
 from distserve.api.status import PlanStatus
@@ -29,19 +30,23 @@ from distserve.operator.provisioning import attempts_status
 from distserve.operator.status import (
     Asked,
     Overview,
+    Roles,
     asked_by,
     failed_fact,
-    Roles,
     health_facts,
     ready_fact,
+    roles_of,
     same_status,
     serves,
-    roles_of,
 )
+from distserve.operator.wanted import stored_revisions
 from distserve.resources import naming, processes
 
-from distserve.operator.wanted import stored_revisions
 SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
+
+REFUSED_AGAIN_SECONDS: Final = 60.0
+"""Until the API server is asked again about what it would not take: a policy or a quota may have
+changed, which nobody tells."""
 
 
 def report(
@@ -55,6 +60,7 @@ def report(
         rules.target,
         frozenset(f"u{number}" for number, state in course.states.items() if state.ready),
         node_troubles(observed),
+        roles_of(course.live, [*course.wanted.stored.values(), course.wanted.target]),
         course.fabric.apart,
     )
     status = _status(observed)
@@ -64,7 +70,6 @@ def report(
     target = course.wanted.target
     failed = failed_fact(observed.pods, target, deployment, before, _generation(observed))
     placed = course.places.fact(rules.units)
-        roles_of(course.live, [*course.wanted.stored.values(), course.wanted.target]),
     missing = course.fabric.missing
     if not placed.holds and not course.fabric.apart:
         missing = Fact(False, ReadyReason.NOT_PLACED, placed.message)
@@ -106,7 +111,9 @@ def report_refusal(observed: Observed, live: Mapping[str, LiveUnit], refusal: Re
         Condition.ACCEPTED: Fact(False, refusal.reason, refusal.message),
         Condition.READY: _as_before(observed, live, ReadyReason.NOT_ACCEPTED, refusal.message),
     }
-    return _only_conditions(observed, live, facts)
+    asked = refusal.reason == AcceptedReason.REFUSED_BY_API_SERVER
+    decision = _only_conditions(observed, live, facts)
+    return replace(decision, again_seconds=REFUSED_AGAIN_SECONDS if asked else None)
 
 
 def report_without_numbers(
@@ -191,7 +198,12 @@ def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overvie
         "",
         frozenset(unit.name for unit in live.values() if _stands(unit)),
         node_troubles(observed),
+        _stored_roles(observed, live),
     )
+
+
+def _stored_roles(observed: Observed, live: Mapping[str, LiveUnit]) -> Roles:
+    return roles_of(live, (revision for _, revision in stored_revisions(observed)))
 
 
 def _stands(unit: LiveUnit) -> bool:
@@ -201,14 +213,9 @@ def _stands(unit: LiveUnit) -> bool:
 
 def _finish(
     observed: Observed, new: Object, facts: Facts, keep: bool = False
-        _stored_roles(observed, live),
 ) -> tuple[Object | None, tuple[Event, ...]]:
     old, generation = _status(observed), _generation(observed)
     before = old.get("conditions") or []
-def _stored_roles(observed: Observed, live: Mapping[str, LiveUnit]) -> Roles:
-    return roles_of(live, (revision for _, revision in stored_revisions(observed)))
-
-
     conditions = merged(before, facts, generation, observed.now, keep)
     status = {"observedGeneration": generation, "conditions": conditions, **new}
     if same_status(old, status):

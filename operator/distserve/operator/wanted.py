@@ -73,15 +73,17 @@ class Wanted:
         revision: Revision,
         place: Placement,
         held: bool,
+        protected: bool,
         admission: Admission | None = None,
     ) -> list[Object]:
         """Budget and StatefulSets. `held` ones have no pods: those of another revision are to be
-        gone before the first one of this revision starts."""
+        gone before the first one of this revision starts. `protected` ones lose no pod to
+        evictions."""
         together = naming.unit_selector(self.deployment, unit) if place.open else {}
         where = affinity.Placement(
             place.level, place.label, place.value, place.nodes, together, place.avoid
         )
-        objects = unit_objects(self.deployment, unit, revision, where)
+        objects = unit_objects(self.deployment, unit, revision, where, protected)
         if gangs.SERVED not in self.settings.served:  # Any more: then nobody asks for it either.
             objects = [one for one in objects if one["apiVersion"] != gangs.API_VERSION]
         objects = [with_admission(found, admission) for found in objects]

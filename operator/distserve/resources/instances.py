@@ -88,9 +88,9 @@ def headless_service(deployment: DistServeDeployment) -> Object:
     }
 
 
-def disruption_budget(deployment: DistServeDeployment, unit: str, *, kept: bool) -> Object:
-    """A kept unit loses no pod to evictions; another may lose all, since a unit is of use only
-    whole."""
+def disruption_budget(deployment: DistServeDeployment, unit: str, protected: bool) -> Object:
+    """A protected unit loses no pod to evictions; another may lose all, since a unit is of use
+    only whole."""
     found = new_object(
         deployment,
         "policy/v1",
@@ -100,7 +100,7 @@ def disruption_budget(deployment: DistServeDeployment, unit: str, *, kept: bool)
     )
     return found | {
         "spec": {
-            "maxUnavailable": 0 if kept else "100%",
+            "maxUnavailable": 0 if protected else "100%",
             "selector": {"matchLabels": naming.unit_selector(deployment, unit)},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         }

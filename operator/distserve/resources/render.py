@@ -51,12 +51,18 @@ def unit_objects(
     unit: str,
     revision: Revision,
     placement: Placement | None = None,
+    protected: bool | None = None,
 ) -> list[Object]:
-    """One unit: its instances, what their pods claim, their group, and its disruption budget: the
-    first minAvailableUnits units are left whole by evictions."""
-    kept = naming.units(deployment)[: deployment.spec.disruption.min_available_units]
+    """One unit: its instances, what their pods claim, their group, and its disruption budget.
+
+    `protected`: whether evictions leave it whole. None, where nobody knows how the units are: the
+    first minAvailableUnits units are.
+    """
+    if protected is None:
+        count = deployment.spec.disruption.min_available_units
+        protected = unit in naming.units(deployment)[:count]
     return [
-        disruption_budget(deployment, unit, kept=unit in kept),
+        disruption_budget(deployment, unit, protected),
         *([gangs.pod_group(deployment, unit, revision)] if gangs.is_of(revision) else []),
         *(
             claims.template(deployment, unit, role, devices)
