@@ -98,6 +98,22 @@ class ProvisioningStatus(Model):
     )
 
 
+class RefusalStatus(Model):
+    """Domains with room in which the scheduler found no nodes for a unit's pods."""
+
+    unit: str = Field(max_length=16, description="Its name.")
+    attempts: int = Field(ge=1, description="How often it was taken back.")
+    last_time: str = Field(
+        description="When it was last.", json_schema_extra={"format": "date-time"}
+    )
+    domains: list[Annotated[str, Field(max_length=320)]] = Field(
+        max_length=8,
+        description="Where, the last one last: tried again when no other domain has room, after a "
+        "pause that doubles each time.",
+    )
+    said: str = Field(default="", max_length=1024, description="The scheduler's words of the last.")
+
+
 class RepackingStatus(Model):
     """Moves of a unit with topology.repack WhenIdle."""
 
@@ -185,6 +201,12 @@ class Status(Model):
         default_factory=list,
         max_length=10000,
         description="Units without a place, for which no nodes were added in time.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["unit"]},
+    )
+    refusals: list[RefusalStatus] = Field(
+        default_factory=list,
+        max_length=10000,
+        description="Units that had a place in which their pods found no nodes.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["unit"]},
     )
     repacking: list[RepackingStatus] = Field(

@@ -108,6 +108,13 @@ class LiveUnit:
             by_role[instance.role] = by_role.get(instance.role, True) and instance.down
         return any(by_role.values())
 
+    def bound(self, names: Collection[str]) -> bool:
+        """Whether just these instances are there and all their pods have nodes."""
+        return self.instances.keys() == set(names) and all(
+            sum(bool(pod.node) for pod in instance.pods) >= max(1, instance.replicas)
+            for instance in self.instances.values()
+        )
+
     def stuck_since(self, gang_seconds: float, needed: bool = False) -> float | None:
         """Since when it waits in vain for a part of its pods, whose others hold nodes meanwhile.
 

@@ -20,6 +20,7 @@ from distserve.operator.flavors import Flavor, KaiQueue, VolcanoQueue
 from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.pairs import LinksQuestion, UnitLinks
 from distserve.placement.nodes import Node
+from distserve.placement.requests import CLUSTER
 from distserve.planner.errors import PlannerError
 from distserve.planner.plan import Plan, PlanRequest
 
@@ -154,7 +155,7 @@ class Placement:
         """What it can be told by later: its domain, and its nodes."""
         chosen = sorted({node for nodes in self.nodes.values() for node in nodes})
         digest = hashlib.sha256(",".join(chosen).encode()).hexdigest()[:8]
-        domain = f"{self.level} {self.value}" if self.value else "the cluster"
+        domain = f"{self.level} {self.value}" if self.value else CLUSTER
         return domain, f"nodes {digest}"
 
 

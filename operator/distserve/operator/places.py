@@ -11,6 +11,7 @@ from distserve.operator.health import LiveUnit, needed_together
 from distserve.operator.model import Answers, NoPlace, Observed, Placement, PlacementQuestion
 from distserve.operator.provisioning import Attempts, attempts_of, still
 from distserve.operator.queues import refused_units, standing
+from distserve.operator.refusals import Refusals, refusals_of
 from distserve.operator.repacking import Repacking
 from distserve.operator.rollout import Step
 from distserve.operator.standings import NO_QUEUE, Standing
@@ -32,6 +33,8 @@ class Places:
     """Until the next unit is given up, or made again."""
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     """Of units for which no nodes were added in time."""
+    refusals: Mapping[str, Refusals] = field(default_factory=dict)
+    """Of units whose pods found no nodes where they were put."""
     standings: Mapping[str, Standing] = field(default_factory=dict)
     """Of all units that there are to be, in their queue."""
 
@@ -69,7 +72,8 @@ def find_places(
 ) -> Places:
     attempts = attempts_of(observed)
     needed = needed_together(live.values())
-    look = Look(observed, answers, wanted, moves, attempts, needed)
+    refusals = refusals_of(observed)
+    look = Look(observed, answers, wanted, moves, attempts, refusals, needed)
     standings: dict[str, Standing] = {}
     units: dict[str, Whereabouts] = {}
     for number, revision in sorted(step.revisions.items()):
@@ -86,6 +90,7 @@ def find_places(
             units[name] = look.at_unplaced(name, made, queue, new=unit is None)
     waiting = {name: one.waits for name, one in units.items() if one.waits is not None}
     failed = {name: one.failed for name, one in units.items() if one.failed is not None}
+    refused = {name: one.refused for name, one in units.items() if one.refused is not None}
     timers = [one.again_seconds for one in units.values() if one.again_seconds is not None]
     return Places(
         {name: one.place for name, one in units.items() if one.place is not None},
@@ -94,5 +99,6 @@ def find_places(
         PlacementQuestion(tuple(one.request for one in units.values() if one.request is not None)),
         min(timers, default=None),
         still({**attempts, **failed}, waiting),
+        {unit: one for unit, one in {**refusals, **refused}.items() if unit in waiting},
         standings,
     )

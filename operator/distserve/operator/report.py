@@ -27,6 +27,7 @@ from distserve.operator.model import (
 from distserve.operator.moved import moved_status
 from distserve.operator.plans import Numbers
 from distserve.operator.provisioning import attempts_status
+from distserve.operator.refusals import refusals_status
 from distserve.operator.status import (
     Asked,
     Overview,
@@ -98,6 +99,8 @@ def report(
         new["migratorPlacement"] = deployment.spec.migrator_placement.value
     if course.places.attempts:
         new["provisioning"] = attempts_status(course.places.attempts)
+    if course.places.refusals:
+        new["refusals"] = refusals_status(course.places.refusals)
     if moved := moved_status(course.repacking.moved):
         new["repacking"] = moved
     if course.numbers.plan is not None:

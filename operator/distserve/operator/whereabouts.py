@@ -8,7 +8,7 @@ without one --> waits in its queue | for its former pods | asks for room: placed
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distserve.api.conditions import Condition, PlacedReason
 from distserve.api.deployment import DistServeDeployment
@@ -27,6 +27,7 @@ from distserve.operator.provisioning import (
     pauses,
     place_of,
 )
+from distserve.operator.refusals import CURE, Refusals
 from distserve.operator.repacking import Repacking
 from distserve.operator.requests import unit_request
 from distserve.operator.standings import Standing
@@ -36,6 +37,7 @@ from distserve.resources import gangs
 from distserve.resources.revisions import Revision
 
 NONE = Attempts()
+NEVER = Refusals()
 MOVES = "it goes to a better domain"
 PLACING = "a place is being looked for"
 ENDING = "a place is looked for when its former pods end"
@@ -54,6 +56,8 @@ class Whereabouts:
     """Until it is given up, or made again."""
     failed: Attempts | None = None
     """No nodes were added for it in time, or it got no quota."""
+    refused: Refusals | None = None
+    """The scheduler found no nodes for it where it was put."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Look:
     wanted: Wanted
     moves: Repacking
     attempts: Mapping[str, Attempts]
+    refusals: Mapping[str, Refusals]
     needed: Collection[str] = ()
     """Units without which nobody serves, though they have lost a part."""
 
@@ -84,26 +89,32 @@ class Look:
             return Whereabouts(place, why, given_up=True)
         patience = _patience_seconds(self.wanted.deployment, place, queue.lacks)
         if (stuck := unit.stuck_since(patience, unit.name in self.needed)) is not None:
-            return self._at_stuck(unit, place, queue, stuck + patience - self.observed.now)
+            left = stuck + patience - self.observed.now
+            return self._at_stuck(unit, place, queue, left, patience)
         if place.open and not queue.lacks:
             return Whereabouts(place, self._comes(unit))
         waits = displaced(unit, self.observed.nodes) or queue.waits or queue.unbound
+        if not unit.bound(names):
+            waits = waits or self._tried_in(unit.name, place)
         return Whereabouts(place, waits)
 
     def _at_stuck(
-        self, unit: LiveUnit, place: Placement, queue: Standing, left: float
+        self, unit: LiveUnit, place: Placement, queue: Standing, left: float, patience: float
     ) -> Whereabouts:
-        """Pods of it find no node; `left` seconds until it is given up."""
-        why = self._comes(unit) if place.open else _unschedulable(unit)
+        """Pods of it find no node; `left` seconds until it is given up, of its `patience`."""
+        refusals = self.refusals.get(unit.name, NEVER)
+        why = self._comes(unit) if place.open else _unschedulable(unit, place, refusals)
         if queue.lacks and queue.unbound is not None:
             why = queue.unbound
         if left > 0:
             return Whereabouts(place, why, again_seconds=left)
-        tried = None
         if place.open or queue.lacks:
             known = self.attempts.get(unit.name, NONE)
             tried = failed(unit, place, self.observed, known, queue.lacks)
-        return Whereabouts(place, why, given_up=True, failed=tried)
+            return Whereabouts(place, why, given_up=True, failed=tried)
+        said, now = _waiting_pod(unit).unschedulable, self.observed.now
+        refused = refusals.once_more(place.names[0], said, now, patience)
+        return Whereabouts(place, why, given_up=True, refused=refused)
 
     def at_unplaced(self, name: str, revision: Revision, queue: Standing, new: bool) -> Whereabouts:
         """`new`: nothing of it exists."""
@@ -114,19 +125,36 @@ class Look:
         deployment, now = self.wanted.deployment, self.observed.now
         waits_since = max(_waiting_since(self.observed), queue.since)
         priorities = self.observed.features.priorities
-        request = unit_request(deployment, name, revision, waits_since, priorities, queue.admission)
+        refusals = self.refusals.get(name, NEVER)
+        request = replace(
+            unit_request(deployment, name, revision, waits_since, priorities, queue.admission),
+            refused=refusals.avoided,
+            elsewhere=refusals.retry > now,
+        )
         answer = self.answers.placements.get(name)
         if isinstance(answer, Placement):
-            return Whereabouts(self.moves.mark(answer), queue.unbound, request=request)
+            place = self.moves.mark(answer)
+            waits = queue.unbound or self._tried_in(name, place)
+            return Whereabouts(place, waits, request=request)
         if not isinstance(answer, NoPlace):
             return Whereabouts(waits=NoPlace(PlacedReason.PLACING, PLACING), request=request)
         tried = self.attempts.get(name, NONE)
         if provisioned(deployment, answer, tried, now):
             return Whereabouts(open_place(deployment, tried), queue.told(answer), request=request)
-        if tried.retry > now and not tried.lacked:
+        timers = [refusals.retry - now, 0.0 if tried.lacked else tried.retry - now]
+        again = min((left for left in timers if left > 0), default=None)
+        if timers[0] > 0:
+            why = queue.told(refusals.paused(name))
+        elif timers[1] > 0:
             why = pauses(deployment, name, tried, answer.message)
-            return Whereabouts(waits=why, request=request, again_seconds=tried.retry - now)
-        return Whereabouts(waits=queue.told(answer), request=request)
+        else:
+            why = queue.told(answer)
+        return Whereabouts(waits=why, request=request, again_seconds=again)
+
+    def _tried_in(self, name: str, place: Placement) -> NoPlace | None:
+        """Until its pods have nodes; without a refusal before it is just placed."""
+        refusals = self.refusals.get(name, NEVER)
+        return refusals.tried_in(name, place) if refusals.count else None
 
     def _comes(self, unit: LiveUnit) -> NoPlace:
         return comes(self.wanted.deployment, unit, self.observed)
@@ -151,14 +179,20 @@ def _ends(pod: Pod) -> bool:
     return bool(pod.controller) and not pod.terminating
 
 
-def _unschedulable(unit: LiveUnit) -> NoPlace:
-    waiting = (pod for pod in unit.pods if pod.unschedulable)
-    pod = min(waiting, key=lambda pod: pod.unschedulable.startswith(gangs.WAITS_FOR_OTHERS))
+def _unschedulable(unit: LiveUnit, place: Placement, before: Refusals) -> NoPlace:
+    pod = _waiting_pod(unit)
     return NoPlace(
         PlacedReason.UNSCHEDULABLE,
-        f"{unit.name}: the scheduler finds no node for pod {pod.name}: {pod.unschedulable}; "
-        "after topology.gangTimeout the unit is placed anew",
+        f"{unit.name}: the scheduler finds no node in {place.names[0]} for pod {pod.name}: "
+        f"{pod.unschedulable}; after topology.gangTimeout the unit is placed anew"
+        f"{f'. {CURE}' if before.count else ''}",
     )
+
+
+def _waiting_pod(unit: LiveUnit) -> Pod:
+    """The one that says why."""
+    waiting = (pod for pod in unit.pods if pod.unschedulable)
+    return min(waiting, key=lambda pod: pod.unschedulable.startswith(gangs.WAITS_FOR_OTHERS))
 
 
 def _waiting_since(observed: Observed) -> float:

@@ -1,8 +1,8 @@
 """In which order domains are tried for a unit: the score, as a key to sort by.
 
-First those with fewest of the deployment's other units in their failure domain (the loosest
-level), then the fullest that could do, so that large gaps stay large, then those with fewest of the
-deployment's units themselves.
+First those in whose failure domain (the loosest level) the scheduler refused the unit least often,
+then those with fewest of the deployment's other units there, then the fullest that could do, so
+that large gaps stay large, then those with fewest of the deployment's units themselves.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from heapq import heapify, heappop
 
 from distserve.placement.domains import Group, Layer, domain_of
 from distserve.placement.ladder import spread_over
-from distserve.placement.requests import Domain, Level, UnitRequest
+from distserve.placement.requests import CLUSTER, Domain, Level, UnitRequest
 from distserve.placement.room import Room
 from distserve.placement.view import View
 
@@ -28,19 +28,28 @@ class Choice:
     """Nodes where pods of the unit run already."""
     siblings: Collection[Collection[str]]
     """Nodes of each other unit of the deployment."""
+    refused: Collection[Collection[str]] = ()
+    """Nodes of each domain that refused the unit."""
 
     def ranked(self, view: View, room: Room) -> Iterator[Group]:
         """Those whose sum of the scarce resource would do, best first."""
         scarce = view.scarce(self.unit)
         need = 0 if self.pinned else self.unit.total.get(scarce, 0)
         failure = spread_over(self.unit, self.promised)
-        far, near = self._units_in(view, failure), self._units_in(view, self.level)
+        shy = _counts(view, self.refused, failure)
+        far, near = (_counts(view, self.siblings, level) for level in (failure, self.level))
         layer = self.possible(view)
         groups, shelves = layer.groups, room.shelves(layer, scarce)
         outer = view.outer(layer, failure)
         # Sorted as far as it is asked for: nearly always the first will do.
         heap = [
-            (far[outside] if far else 0, shelf.total, near[group.domain] if near else 0, position)
+            (
+                shy[outside] if shy else 0,
+                far[outside] if far else 0,
+                shelf.total,
+                near[group.domain] if near else 0,
+                position,
+            )
             for position, (group, shelf, outside) in enumerate(
                 zip(groups, shelves, outer, strict=True)
             )
@@ -66,10 +75,25 @@ class Choice:
             )
         )
 
-    def _units_in(self, view: View, level: Level | None) -> Counter[Domain | None]:
-        found: Counter[Domain | None] = Counter()
-        if level is not None:
-            nodes = view.inventory.nodes
-            for names in self.siblings:
-                found.update({domain_of(nodes[name], level) for name in names})
-        return found
+
+def refused_nodes(unit: UnitRequest, view: View) -> list[frozenset[str]]:
+    """Of each domain that refused the unit, in the request's order, if it is still there."""
+    found: dict[str, set[str]] = {name: set() for name in unit.refused}
+    if found:
+        for node in view.inventory.nodes.values():
+            for name in (CLUSTER, *(str(domain_of(node, level)) for level in unit.levels)):
+                if name in found:
+                    found[name].add(node.name)
+    return [frozenset(nodes) for nodes in found.values() if nodes]
+
+
+def _counts(
+    view: View, some: Collection[Collection[str]], level: Level | None
+) -> Counter[Domain | None]:
+    """How many of these sets of nodes have one in each domain."""
+    found: Counter[Domain | None] = Counter()
+    if level is not None:
+        nodes = view.inventory.nodes
+        for names in some:
+            found.update({domain_of(nodes[name], level) for name in names})
+    return found

@@ -6,9 +6,10 @@ from a file. It changes nothing: who acts on a decision reserves it in the inven
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from distserve.placement.candidates import Choice
-from distserve.placement.decisions import Decision, Placed, Waiting
+from distserve.placement.candidates import Choice, refused_nodes
+from distserve.placement.decisions import Decision, Placed, Reason, Waiting
 from distserve.placement.domains import Group, share_together
 from distserve.placement.explain import Explainer
 from distserve.placement.inventory import Inventory
@@ -175,15 +176,35 @@ class Pass:
         return places
 
     def _anew(self, unit: UnitRequest, pins: Places) -> Places | None:
-        """The best place of those that fit, taken."""
-        parts = parts_of(unit, self._open, pins)
+        """The best place of those that fit, taken; of those that refused it only if no other does,
+        that of longest ago first."""
+        refused = [] if pins else refused_nodes(unit, self.view)
+        last = 0 if unit.elsewhere else len(refused)
+        for tried in range(last + 1):
+            away = frozenset[str]().union(*refused[tried:])
+            places = self._away_from(away, refused, unit, pins)
+            if places is not None:
+                return places
+        return None
+
+    def _away_from(
+        self,
+        away: frozenset[str],
+        refused: Sequence[frozenset[str]],
+        unit: UnitRequest,
+        pins: Places,
+    ) -> Places | None:
+        parts = parts_of(unit, partial(self._open, away=away), pins)
         several = any(len(part.pods) > 1 for part in parts)
+        here, siblings = set(pins.values()), self._siblings(unit)
         for promised in ladder_now(unit, self.now):
             for level in [*tighter(unit, promised), promised]:
-                choice = Choice(unit, level, promised, set(pins.values()), self._siblings(unit))
+                choice = Choice(unit, level, promised, here, siblings, refused)
                 for group in choice.ranked(self.view, self.room):
+                    if away.issuperset(group.nodes):
+                        continue
                     inner = tighter(unit, level) if several else ()
-                    seats = self._pack(unit, parts, group, inner, bool(pins))
+                    seats = self._pack(unit, parts, group, inner, not (pins or away))
                     if seats is not None:
                         places = places_of(seats) | pins
                         self._remember(unit, promised, parts, seats, pins)
@@ -196,16 +217,17 @@ class Pass:
         parts: Sequence[Part],
         group: Group,
         inner: Sequence[Level],
-        pinned: bool,
+        plain: bool,
     ) -> Seats | None:
-        """`pack`, not tried again for units alike until something in the group changes."""
+        """`pack`; for `plain` units, that may go anywhere, not tried again for those alike until
+        something in the group changes."""
         key, scarce = (self.view.shape(unit), group), self.view.scarce(unit)
         shelf = self.room.shelf(group, scarce)
-        if not pinned and self._failed.get(key) == (shelf.changes, len(self.held)):
+        if plain and self._failed.get(key) == (shelf.changes, len(self.held)):
             return None
         domains = self.view.inside(group, inner)
         seats = pack(parts, group, self.room, scarce, self.search, domains)
-        if seats is None and not pinned:
+        if seats is None and plain:
             self._failed[key] = (shelf.changes, len(self.held))
         return seats
 
@@ -224,7 +246,7 @@ class Pass:
     def _rearranged(self, unit: UnitRequest, pins: Places) -> Places | None:
         """A place that others of this pass make way for, if both fit then."""
         key = self.view.shape(unit)
-        if pins or unit.within or self._stuck.get(key) == self.settled:
+        if pins or unit.within or unit.elsewhere or self._stuck.get(key) == self.settled:
             return None
         parts = parts_of(unit, self._open)
         newcomer = Movable(unit.id, parts, None, {})
@@ -247,6 +269,10 @@ class Pass:
         return None
 
     def _wait(self, unit: UnitRequest, pins: Places) -> Waiting:
+        if unit.elsewhere and not pins:
+            where = ", ".join(unit.refused)
+            message = f"unit {unit.id.unit}: there is no room for it but in {where}"
+            return Waiting(unit.id, Reason.NO_ROOM, message)
         level = ladder_now(unit, self.now)[-1]
         choice = Choice(unit, level, level, set(pins.values()), ())
         finding = self.explainer.finding(unit, level, choice.possible(self.view), pins)
@@ -262,7 +288,7 @@ class Pass:
         placed when enough of what runs there has ended.
         """
         patience = unit.reserve_after_seconds
-        if patience is None or unit.waited(self.now) < patience:
+        if patience is None or unit.elsewhere or unit.waited(self.now) < patience:
             return ()
         parts, scarce = parts_of(unit, self._open), self.view.scarce(unit)
         for promised in ladder_now(unit, self.now):
@@ -290,9 +316,12 @@ class Pass:
     def _settle(self, unit: UnitId, nodes: set[str]) -> None:
         self.homes.setdefault(unit[:2], {})[unit] = nodes & self.inventory.nodes.keys()
 
-    def _open(self, instance: InstanceRequest) -> frozenset[str]:
+    def _open(
+        self, instance: InstanceRequest, away: frozenset[str] = frozenset()
+    ) -> frozenset[str]:
         allowed = self.view.allowed(instance)
-        return allowed - self.held if self.held else allowed
+        closed = self.held | away
+        return allowed - closed if closed else allowed
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

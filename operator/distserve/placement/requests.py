@@ -40,6 +40,10 @@ class Domain(NamedTuple):
         return f"{self.level} {self.value}"
 
 
+CLUSTER = "the cluster"
+"""Where a domain is named: all of it, for units that may lie anywhere."""
+
+
 class Enforcement(StrEnum):
     REQUIRED = "Required"
     PREFERRED = "Preferred"
@@ -91,6 +95,11 @@ class UnitRequest:
     """After this wait, nodes are kept free of units behind it. None: never."""
     within: Domain | None = None
     """The domain that the unit's StatefulSets require already: no other is considered."""
+    refused: tuple[str, ...] = ()
+    """Domains, as `str(Domain)` or CLUSTER, where its pods found no nodes though there was room:
+    taken when no other will do, the one that was tried longest ago first."""
+    elsewhere: bool = False
+    """And not even then."""
 
     def __post_init__(self) -> None:
         if self.pack_within is not None and self.pack_within not in [n for n, _ in self.levels]:
