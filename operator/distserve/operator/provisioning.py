@@ -140,7 +140,7 @@ def failed(
 def _pause_seconds(count: int, lacked: str) -> float:
     """After so many attempts."""
     longest = LONGEST_QUOTA_PAUSE_SECONDS if lacked else LONGEST_PAUSE_SECONDS
-    return min(longest, FIRST_PAUSE_SECONDS * 2.0 ** (count - 1))
+    return min(longest, FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 10))
 
 
 def comes(deployment: DistServeDeployment, unit: LiveUnit, observed: Observed) -> NoPlace:

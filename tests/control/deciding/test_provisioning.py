@@ -9,6 +9,7 @@ from tests.control.deciding.said import placed
 
 from distserve.operator.health import read_place, write_place
 from distserve.operator.model import Features, Placement
+from distserve.operator.provisioning import Attempts
 
 Make = Callable[..., Any]
 CLIQUE = "nvidia.com/gpu.clique"
@@ -227,3 +228,9 @@ def test_places_are_written_as_before_unless_something_is_avoided() -> None:
     assert open_one.open and not usual.open
     for place in (usual, open_one):
         assert read_place(write_place(place)) == place
+
+
+def test_pauses_have_a_bound_however_often_it_was_tried() -> None:
+    for lacked in ("", "quota"):
+        last = Attempts(5000, 1e9, lacked=lacked)
+        assert 0 < last.retry - last.failed_at <= 1800
