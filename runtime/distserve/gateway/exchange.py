@@ -25,6 +25,8 @@ from distserve.wire.dialect import Slo
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_SECONDS = 5.0
+"""For a client to read what there is after the deadline of its request."""
 DONE = b"data: [DONE]\n\n"
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [
@@ -67,8 +69,14 @@ class Exchange(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         talk = asyncio.create_task(self._talk(scope, send))
         gone = asyncio.create_task(_until_gone(receive))
+        left = self.work.deadline - asyncio.get_running_loop().time()
         try:
-            await asyncio.wait({talk, gone}, return_when=asyncio.FIRST_COMPLETED)
+            # The work ends by its deadline; who then still has not read all of it, reads nothing.
+            await asyncio.wait(
+                {talk, gone},
+                timeout=max(left, 0.0) + LAST_WORDS_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if talk.done():
                 talk.result()
             else:

@@ -12,6 +12,8 @@ from distserve.gateway.settings import Settings
 from distserve.wire.tracing import Tracing
 
 BACKLOG = 2048
+UNREAD_SECONDS = 60
+"""How much longer than a request a client may take nothing that was sent to it."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients and load balancers keep idle connections, so that they close them first."""
 
@@ -48,6 +50,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings, bound: socket.socket, tracing: Tracing) -> None:
     """Until SIGTERM or SIGINT."""
+    # Connections have it from the socket that accepts them. Closing alone waits for the client to
+    # read what was sent: with one that stopped, for ever.
+    unread_ms = int((settings.request_timeout_seconds + UNREAD_SECONDS) * 1000)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     gateway = Gateway(settings)
     config = uvicorn.Config(
         make_app(gateway, tracing),
