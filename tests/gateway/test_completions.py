@@ -193,7 +193,7 @@ async def test_a_stream_ends_with_its_finish_reason_and_done(
         ({"include_usage": False}, False, False),
         ({"include_usage": True}, True, False),
         ({"include_usage": True, "continuous_usage_stats": True}, True, True),
-        ({"include_usage": False, "continuous_usage_stats": True}, False, False),
+        ({"include_usage": False, "continuous_usage_stats": False}, False, False),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])

@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from pydantic import ValidationError
 from schemathesis.checks import not_a_server_error
+
+from distserve.gateway.schema import ChatBody, CompletionBody, DetokenizeBody
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 UNSUPPORTED: list[tuple[str, Any]] = [
@@ -49,6 +53,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("min_tokens", 300),
     ("stream", "yes"),
     ("stream_options", {"include_usage": True}),
+    ("logit_bias", {str(token): 1 for token in range(1025)}),
     ("seed", 1.5),
     ("model", None),
 ]
@@ -127,6 +132,118 @@ async def test_the_context_length(client: openai.AsyncOpenAI) -> None:
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}])
+async def test_running_usage_alone_would_have_no_effect(house: Any, options: Any) -> None:
+    asked = {"stream": True, "stream_options": {"continuous_usage_stats": True, **options}}
+    status, answer = await house.complete(**asked)
+    assert status == 400
+    assert answer["error"]["param"] == "stream_options"
+    assert "include_usage" in answer["error"]["message"]
+
+
+WRONG: list[tuple[Any, dict[str, Any]]] = [
+    (CompletionBody, {"prompt": "x"} | {f"field{i}": 1 for i in range(5000)}),
+    (CompletionBody, {"prompt": "x", "logit_bias": {str(i): "x" for i in range(5000)}}),
+    (CompletionBody, {"prompt": "x", "stop": [1] * 5000}),
+    (ChatBody, {"messages": [1] * 5000}),
+    (ChatBody, {"messages": [{"role": "user", "content": [1] * 5000}]}),
+    (DetokenizeBody, {"tokens": ["x"] * 5000}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), WRONG)
+def test_a_body_that_is_wrong_all_over_is_not_told_all_of_it(kind: Any, body: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({"model": "test"} | body)
+    assert caught.value.error_count() < 50
+
+
+async def test_of_many_unknown_fields_the_first_is_named(house: Any) -> None:
+    unknown = {f"field{i}": None for i in range(3)}
+    status, answer, _ = await house.post(
+        "/v1/completions", unknown | {"model": "test", "prompt": "x"}
+    )
+    assert status == 400
+    assert answer["error"]["param"] == "field0"
+
+
+def tokenises_nothing(house: Any) -> None:
+    async def encode(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("it is tokenised")
+
+    house.gateway.models.current().text.encode = encode
+
+
+@pytest.mark.parametrize("prompt", [["a"] * 5, [[97]] * 5], ids=["texts", "ids"])
+async def test_a_batch_that_may_not_wait_is_not_tokenised(houses: Any, prompt: Any) -> None:
+    house = await houses(max_waiting_requests=4)
+    tokenises_nothing(house)
+    status, answer = await house.complete(prompt=prompt)
+    assert status == 400
+    assert "5 prompts is more than the 4 that may wait" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
+async def test_nothing_is_tokenised_where_nothing_may_wait(houses: Any, path: str) -> None:
+    house = await houses(max_waiting_requests=0)
+    tokenises_nothing(house)
+    body = {"tokens": [97]} if path == "/detokenize" else {"prompt": "a"}
+    status, answer, _ = await house.post(path, {"model": "test"} | body)
+    assert status == 429
+    assert answer["error"]["code"] == "overloaded"
+
+
+async def test_what_is_refused_after_it_was_tokenised_leaves_its_place(house: Any) -> None:
+    status, _ = await house.complete(prompt=["x" * 300] * 3)
+    assert status == 400
+    for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [97]})):
+        assert (await house.post(path, body))[0] == 200
+    assert house.gateway.admission.waiting == 0
+
+
+@pytest.mark.parametrize("prompt", [["a"] * 4097, [[1]] * 4097], ids=["texts", "ids"])
+async def test_a_batch_beyond_any_bound_is_not_looked_through(houses: Any, prompt: Any) -> None:
+    house = await houses(max_waiting_requests=10000)
+    status, answer = await house.complete(prompt=prompt)
+    assert status == 400
+    assert answer["error"]["param"] == "prompt"
+    assert "in parts" in answer["error"]["message"]
+
+
+async def test_a_text_beyond_any_context_is_not_tokenised(house: Any) -> None:
+    """The longest token has four characters, the context 256 tokens."""
+    text = "x" * 1024
+    assert (await house.post("/tokenize", {"prompt": text}))[1]["count"] == 1024
+    tokenises_nothing(house)
+    for path, own, param in (
+        ("/v1/completions", {"prompt": ["short", text]}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}, "messages"),
+    ):
+        status, answer, _ = await house.post(path, {"model": "test", **own})
+        assert status == 400
+        assert answer["error"]["code"] == "context_length_exceeded"
+        assert answer["error"]["param"] == param
+        assert "maximum context length is 256" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+async def test_json_that_is_not_said_to_be_json(house: Any, kind: str | None) -> None:
+    """As curl -d sends it."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(
+            f"{house.url}/v1/completions",
+            data=b'{"model": "test", "prompt": "hi"}',
+            headers={"Content-Type": kind} if kind else None,
+            skip_auto_headers=["Content-Type"],
+        ) as reply,
+    ):
+        assert reply.status == 400
+        error = (await reply.json())["error"]
+    assert "Content-Type: application/json" in error["message"]
+    assert error["param"] is None
+
+
 async def test_an_unknown_model(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await client.completions.create(model="test:my-lora", prompt="hi")
@@ -138,8 +255,6 @@ async def test_an_unknown_model(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_bodies_that_are_too_long_or_no_json(houses: Any) -> None:
-    import aiohttp
-
     house = await houses(max_body_bytes=2000)
     status, answer = await house.complete(prompt="x" * 3000)
     assert status == 413

@@ -1,8 +1,19 @@
-"""How much may wait: beyond the bound a client hears so at once, instead of waiting unseen."""
+"""How much may come, and wait: beyond the bounds a client hears so at once."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from distserve.gateway.errors import BadRequest, Overloaded
+
+BODY_BYTES_PER_TOKEN = 16
+"""An id has up to seven digits; a token some four characters, or one that JSON escapes with 12."""
+LEAST_BODY_BYTES = 8 << 20
+"""Batches of many short prompts, with any context."""
+
+
+def body_bound(most_bytes: int, context: int) -> int:
+    """What a body may have, given the tokens of a prompt: it is parsed on the event loop."""
+    return min(most_bytes, max(LEAST_BODY_BYTES, BODY_BYTES_PER_TOKEN * context))
 
 
 class Ticket:
@@ -26,6 +37,25 @@ class Admission:
         self._bound = bound
         self._retry_after_seconds = retry_after_seconds
         self.waiting = 0
+
+    @contextlib.contextmanager
+    def admitting(self, prompts: int) -> Iterator[list[Ticket]]:
+        """A place for what is still to be tokenised, so that this too is bounded. It is kept
+        where the block ends well. Raises as `admit`."""
+        tickets = self.admit(prompts)
+        try:
+            yield tickets
+        except BaseException:
+            for ticket in tickets:
+                ticket.leave()
+            raise
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """A place for a text that is only tokenised. Raises as `admit`."""
+        with self.admitting(1) as [ticket]:
+            yield
+        ticket.leave()
 
     def admit(self, prompts: int) -> list[Ticket]:
         """All of a request's prompts or none. Raises Overloaded, or BadRequest for a batch that

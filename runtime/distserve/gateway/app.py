@@ -25,6 +25,7 @@ from distserve.gateway.parse import (
     parse_completion,
     parse_lifecycle,
     parse_slo,
+    tokenized,
 )
 from distserve.gateway.render import Envelope
 from distserve.gateway.schema import (
@@ -71,7 +72,7 @@ def make_app(gateway: Gateway, tracing: Tracing) -> FastAPI:
     )
     settings = gateway.settings
     app.add_middleware(
-        BodyBounds, max_bytes=settings.max_body_bytes, pause_seconds=settings.body_seconds
+        BodyBounds, max_bytes=gateway.max_body_bytes, pause_seconds=settings.body_seconds
     )
     app.add_middleware(RequestContext, gateway=gateway, tracing=tracing)
     app.add_exception_handler(GatewayError, _on_gateway_error)
@@ -94,8 +95,9 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         slo = parse_slo(request.headers, settings.slo)
         lifecycle = parse_lifecycle(request.headers)
         model = gateway.models.current()
-        parsed = await parse_completion(body, model, arrival.request_id, slo)
-        work = gateway.take(parsed, arrival)
+        with gateway.admission.admitting(len(body.prompts)) as tickets:
+            parsed = await parse_completion(body, model, arrival.request_id, slo)
+        work = gateway.take(parsed, tickets, arrival)
         envelope = Envelope(f"cmpl-{arrival.request_id}", int(time.time()), settings.model)
         answer = CompletionAnswer(body, parsed, model.text, envelope)
         return Exchange(gateway, body, parsed, answer, work, slo, lifecycle)
@@ -107,8 +109,9 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         slo = parse_slo(request.headers, settings.slo)
         lifecycle = parse_lifecycle(request.headers)
         model = gateway.models.current()
-        parsed = await parse_chat(body, model, arrival.request_id, slo)
-        work = gateway.take(parsed, arrival)
+        with gateway.admission.admitting(1) as tickets:
+            parsed = await parse_chat(body, model, arrival.request_id, slo)
+        work = gateway.take(parsed, tickets, arrival)
         envelope = Envelope(f"chatcmpl-{arrival.request_id}", int(time.time()), settings.model)
         answer = ChatAnswer(body, parsed, model.text, envelope)
         return Exchange(gateway, body, parsed, answer, work, slo, lifecycle)
@@ -141,20 +144,17 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
         check_model(body.model, settings.model)
         current = gateway.models.current()
-        if body.prompt is not None:
-            special = body.add_special_tokens is not False
-            ids = await current.text.encode(body.prompt, add_special_tokens=special, param="prompt")
-        else:
-            ids = await current.text.encode_chat(
-                [message.for_template() for message in body.messages or ()],
-                add_special_tokens=body.add_special_tokens is True,
-            )
+        with gateway.admission.passing():
+            ids = await tokenized(body, current)
         return {"count": len(ids), "max_model_len": current.info.max_model_len, "tokens": ids}
 
     @app.post("/detokenize", responses=ERRORS)
     async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
         check_model(body.model, settings.model)
-        return {"prompt": gateway.models.current().text.decode(body.tokens)}
+        text = gateway.models.current().text
+        with gateway.admission.passing():
+            [prompt] = await text.decode([body.tokens])
+        return {"prompt": prompt}
 
 
 def _add_pages(app: FastAPI, gateway: Gateway) -> None:
@@ -201,7 +201,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     path = [str(part) for part in first["loc"][1:] if isinstance(part, str | int)]
     param = first.get("ctx", {}).get("param") or (path[0] if path else None)
     message = first["msg"]
-    if first["type"] == "extra_forbidden":
+    if len(first["loc"]) == 1 and isinstance(first.get("input"), bytes):
+        # The framework reads only what says that it is JSON.
+        message = "the body is taken for no JSON: send it with Content-Type: application/json"
+    elif first["type"] == "extra_forbidden":
         message = f"{'.'.join(path)} is not known here, and nothing is ignored"
     elif first["type"] == "json_invalid":
         message, param = f"the body is no JSON: {first.get('ctx', {}).get('error', '')}", None

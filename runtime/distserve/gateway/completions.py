@@ -168,7 +168,7 @@ class CompletionAnswer:
         if choice.logprobs is not None and (scores := self._scores.get(choice.prompt)):
             for token, score in zip(prompt.ids, scores.logprobs, strict=False):
                 choice.logprobs.add(token, _cut(score, self.body.logprobs or 0))
-        return prompt.text if prompt.text is not None else self.text.decode(prompt.ids)
+        return prompt.text or ""
 
     def _prompt_logprobs(self, prompt: int) -> list[dict[str, Any] | None]:
         scores = self._scores.get(prompt)

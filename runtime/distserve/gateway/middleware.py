@@ -1,6 +1,7 @@
 """Around every request: its id, its trace, its log context, its outcome; and the body's bounds."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,7 +73,7 @@ class RequestContext:
 class BodyBounds:
     """Bounds a body's size and its pauses, before anything is parsed."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, pause_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: Callable[[], int], pause_seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._pause_seconds = pause_seconds
@@ -82,6 +83,7 @@ class BodyBounds:
             return await self._app(scope, receive, send)
         read = 0
         complete = False
+        max_bytes = self._max_bytes()
 
         async def bounded() -> Message:
             nonlocal read, complete
@@ -94,9 +96,10 @@ class BodyBounds:
                 raise HTTPException(408, "the request's body did not come in time") from None
             read += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if read > self._max_bytes:
+            if read > max_bytes:
                 raise HTTPException(
-                    413, f"the request's body is longer than {self._max_bytes} bytes"
+                    413,
+                    f"the request's body is longer than {max_bytes} bytes: send a batch in parts",
                 )
             return message
 

@@ -7,9 +7,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from distserve.gateway.errors import BadRequest, UnknownModel
 from distserve.gateway.generation import Generation
-from distserve.gateway.schema import ChatBody, CompletionBody, GenerationBody
+from distserve.gateway.schema import ChatBody, CompletionBody, GenerationBody, TokenizeBody
 from distserve.gateway.text import TextModel
 from distserve.wire.dialect import InstanceInfo, SamplingParams, Slo
 
@@ -22,7 +24,8 @@ LIFECYCLE_HEADER = "x-lifecycle"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One of the prompts of a request. `text` is None for one of token ids."""
+    """One of the prompts of a request. `text` is None where it is not needed: of a chat, and of
+    token ids that are not echoed."""
 
     ids: list[int]
     text: str | None
@@ -38,6 +41,18 @@ class Model:
 
     def check_name(self, asked: str | None) -> None:
         check_model(asked, self.name)
+
+    def check_length(self, text: str, param: str) -> None:
+        """Refuses, before it is tokenised, what could not fit in the longest of tokens. Raises
+        BadRequest."""
+        longest, context = self.text.longest_token, self.info.max_model_len
+        if longest is not None and (least := -(-len(text) // longest)) >= context:
+            raise BadRequest(
+                f"this model's maximum context length is {context} tokens, but the {len(text)} "
+                f"characters in {param} are {least} at least: shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
 
 
 @dataclass(frozen=True)
@@ -95,58 +110,70 @@ def parse_lifecycle(headers: Mapping[str, str]) -> bool:
 async def parse_completion(body: CompletionBody, model: Model, request_id: str, slo: Slo) -> Parsed:
     """Raises BadRequest."""
     model.check_name(body.model)
-    given = body.prompt
-    items = given if isinstance(given, list) and type(given[0]) is not int else [given]
-    special = body.add_special_tokens is not False
-    prompts = []
-    for item in items:
-        if isinstance(item, str):
-            ids = await model.text.encode(item, add_special_tokens=special, param="prompt")
-            prompts.append(Prompt(ids, item))
-        else:
-            prompts.append(Prompt(item, None))
+    prompts = await _prompts(body, model)
     scores = [
         k for k in (body.prompt_logprobs, body.logprobs if body.echo else None) if k is not None
     ]
     limit = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    generations = [
-        _generation(
-            body, model, prompt, index, request_id, slo,
-            limit=limit,
-            clip=body.max_tokens is None,
-            prompt_logprobs=max(scores, default=None),
-            param="prompt",
-        )
-        for index, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    generations = _generations(
+        body, model, prompts, request_id, slo,
+        limit=limit,
+        clip=body.max_tokens is None,
+        prompt_logprobs=max(scores, default=None),
+        param="prompt",
+    )  # fmt: skip
+    if body.echo and prompts[0].text is None:
+        texts = await model.text.decode([prompt.ids for prompt in prompts])
+        prompts = [Prompt(p.ids, text) for p, text in zip(prompts, texts, strict=True)]
     return Parsed(prompts, generations, discard_output=limit == 0)
 
 
 async def parse_chat(body: ChatBody, model: Model, request_id: str, slo: Slo) -> Parsed:
     """Raises BadRequest."""
     model.check_name(body.model)
+    text = model.text.render([message.for_template() for message in body.messages])
+    model.check_length(text, "messages")
     # The template writes the special tokens itself.
-    ids = await model.text.encode_chat(
-        [message.for_template() for message in body.messages],
-        add_special_tokens=body.add_special_tokens is True,
-    )
-    prompt = Prompt(ids, None)
+    special = body.add_special_tokens is True
+    [ids] = await model.text.encode([text], add_special_tokens=special, param="messages")
+    prompts = [Prompt(ids, None)]
     limit = body.max_completion_tokens or body.max_tokens
-    generation = _generation(
-        body, model, prompt, 0, request_id, slo,
+    generations = _generations(
+        body, model, prompts, request_id, slo,
         limit=limit or model.info.max_model_len,
         clip=limit is None,
         prompt_logprobs=body.prompt_logprobs,
         param="messages",
     )  # fmt: skip
-    return Parsed([prompt], [generation], discard_output=False)
+    return Parsed(prompts, generations, discard_output=False)
 
 
-def _generation(
+async def tokenized(body: TokenizeBody, model: Model) -> list[int]:
+    """Of any length: it is asked for to see how long a text is. Raises BadRequest."""
+    if body.prompt is not None:
+        text, param, special = body.prompt, "prompt", body.add_special_tokens is not False
+    else:
+        text = model.text.render([message.for_template() for message in body.messages or ()])
+        param, special = "messages", body.add_special_tokens is True
+    [ids] = await model.text.encode([text], add_special_tokens=special, param=param)
+    return ids
+
+
+async def _prompts(body: CompletionBody, model: Model) -> list[Prompt]:
+    given = body.prompts
+    if not isinstance(given[0], str):
+        return [Prompt(ids, None) for ids in given]
+    for text in given:
+        model.check_length(text, "prompt")
+    special = body.add_special_tokens is not False
+    encoded = await model.text.encode(given, add_special_tokens=special, param="prompt")
+    return [Prompt(ids, text) for ids, text in zip(encoded, given, strict=True)]
+
+
+def _generations(
     body: CompletionBody | ChatBody,
     model: Model,
-    prompt: Prompt,
-    index: int,
+    prompts: list[Prompt],
     request_id: str,
     slo: Slo,
     *,
@@ -154,24 +181,40 @@ def _generation(
     clip: bool,
     prompt_logprobs: int | None,
     param: str,
-) -> Generation:
-    max_tokens = _fit(len(prompt.ids), limit, clip, model.info.max_model_len, param)
-    if max(prompt.ids) >= model.info.vocab_size:
-        raise BadRequest(
-            f"{param}: {max(prompt.ids)} is outside the vocabulary of {model.info.vocab_size}",
-            param=param,
+) -> list[Generation]:
+    """One for each prompt: alike but for seeds that are drawn, and what the context leaves."""
+    sampling = _sampling(body, model.info, prompt_logprobs)
+    made = []
+    for index, prompt in enumerate(prompts):
+        max_tokens = _fit(len(prompt.ids), limit, clip, model.info.max_model_len, param)
+        _check_ids(prompt.ids, model.info.vocab_size, param)
+        if sampling.min_tokens > max_tokens:
+            raise BadRequest(
+                f"min_tokens {sampling.min_tokens} is more than max_tokens {max_tokens}",
+                param="min_tokens",
+            )
+        seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 63)
+        made.append(
+            Generation(
+                id=f"{request_id}-{index}",
+                request_id=request_id,
+                index=index,
+                prompt=prompt.ids,
+                sampling=msgspec.structs.replace(sampling, seed=seed, max_tokens=max_tokens),
+                choices=body.choices,
+                tokenizer=model.text.key,
+                salt=body.cache_salt or "",
+                slo=slo,
+            )
         )
-    return Generation(
-        id=f"{request_id}-{index}",
-        request_id=request_id,
-        index=index,
-        prompt=prompt.ids,
-        sampling=_sampling(body, model.info, max_tokens, prompt_logprobs),
-        choices=body.choices,
-        tokenizer=model.text.key,
-        salt=body.cache_salt or "",
-        slo=slo,
-    )
+    return made
+
+
+def _check_ids(ids: list[int], vocab_size: int, param: str) -> None:
+    if max(ids) >= vocab_size:
+        raise BadRequest(
+            f"{param}: {max(ids)} is outside the vocabulary of {vocab_size}", param=param
+        )
 
 
 def _fit(prompt_tokens: int, limit: int, clip: bool, context: int, param: str) -> int:
@@ -194,22 +237,14 @@ def _fit(prompt_tokens: int, limit: int, clip: bool, context: int, param: str) -
 
 
 def _sampling(
-    body: CompletionBody | ChatBody,
-    info: InstanceInfo,
-    max_tokens: int,
-    prompt_logprobs: int | None,
+    body: CompletionBody | ChatBody, info: InstanceInfo, prompt_logprobs: int | None
 ) -> SamplingParams:
+    """All that a request's prompts share: seed and max_tokens are each one's own."""
     defaults = info.sampling_defaults
 
     def chosen(given: float | None, name: str, otherwise: float) -> float:
         return given if given is not None else float(defaults.get(name, otherwise))
 
-    seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 63)
-    min_tokens = body.min_tokens or 0
-    if min_tokens > max_tokens:
-        raise BadRequest(
-            f"min_tokens {min_tokens} is more than max_tokens {max_tokens}", param="min_tokens"
-        )
     for token in body.stop_token_ids or []:
         if token >= info.vocab_size:
             raise BadRequest(
@@ -218,9 +253,9 @@ def _sampling(
             )
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return SamplingParams(
-        seed=seed,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
+        seed=0,
+        max_tokens=0,
+        min_tokens=body.min_tokens or 0,
         temperature=chosen(body.temperature, "temperature", 1.0),
         top_k=max(0, int(chosen(body.top_k, "top_k", 0))),
         top_p=chosen(body.top_p, "top_p", 1.0),

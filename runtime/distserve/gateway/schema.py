@@ -6,12 +6,23 @@ ones as unknown. Null means "not given", as in OpenAI's own API.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
 MAX_CHOICES = 64
+MAX_PROMPTS = 4096
+"""However many may wait: what is longer is not even looked through."""
+MAX_BIASES = 1024
 
 Neutral = tuple[Any, ...]
 
@@ -63,7 +74,11 @@ def _prompt(value: Any) -> Any:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        if all(type(item) is str for item in value) or _is_ids(value):
+        if _is_ids(value):
+            return value
+        if len(value) > MAX_PROMPTS:
+            raise refuse("prompt", f"prompt: more than {MAX_PROMPTS} in a batch: send it in parts")
+        if all(type(item) is str for item in value):
             return value
         if all(isinstance(item, list) and item and _is_ids(item) for item in value):
             return value
@@ -71,7 +86,15 @@ def _prompt(value: Any) -> Any:
 
 
 def _is_ids(items: list[Any]) -> bool:
-    return all(type(item) is int and 0 <= item < 1 << 31 for item in items)
+    """Without a step of Python for each: they may be a million."""
+    return set(map(type, items)) == {int} and min(items) >= 0 and max(items) < 1 << 31
+
+
+def _few(value: Any) -> Any:
+    """Before each is looked at: all that are wrong would be told."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise refuse("logit_bias", f"logit_bias: at most {MAX_BIASES} tokens")
+    return value
 
 
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
@@ -104,11 +127,16 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         kept = {}
+        unknown = False
         for field, value in data.items():
-            if field not in cls.model_fields and field in UNSUPPORTED:
+            if field in cls.model_fields:
+                kept[field] = value
+            elif field in UNSUPPORTED:
                 if value not in UNSUPPORTED[field]:
                     raise refuse(field, f"{field} is not supported")
-            else:
+            elif not unknown:
+                # One is told. Of a million each would be an error of its own.
+                unknown = True
                 kept[field] = value
         return kept
 
@@ -116,6 +144,15 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_usage(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise refuse(
+                "stream_options",
+                "stream_options: continuous_usage_stats needs include_usage: true",
+            )
+        return self
 
 
 class GenerationBody(Body):
@@ -132,9 +169,9 @@ class GenerationBody(Body):
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=1024
-    )
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, BeforeValidator(_few)
+    ] = Field(None, max_length=MAX_BIASES)
     user: str | None = Field(None, max_length=512, description="Appears in the gateway's log.")
 
     top_k: int | None = Field(None, ge=-1, lt=1 << 31)
@@ -172,8 +209,7 @@ class GenerationBody(Body):
 
     @property
     def usage_in_chunks(self) -> bool:
-        options = self.stream_options
-        return bool(options and options.include_usage and options.continuous_usage_stats)
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class CompletionBody(GenerationBody):
@@ -191,6 +227,12 @@ class CompletionBody(GenerationBody):
         return self
 
     @property
+    def prompts(self) -> list[Any]:
+        """Texts or lists of token ids, also where it is one alone."""
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else self.prompt
+
+    @property
     def top_logprobs_asked(self) -> int | None:
         return self.logprobs
 
@@ -205,7 +247,7 @@ _MESSAGE_UNSUPPORTED = ("tool_calls", "function_call", "tool_call_id", "refusal"
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: str | None = Field(None, max_length=256)
 
     @model_validator(mode="before")
@@ -236,8 +278,11 @@ class Message(Body):
         return {"role": role, "content": self.text} | named
 
 
+Messages = Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
+
+
 class ChatBody(GenerationBody):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -264,7 +309,7 @@ class TokenizeBody(Body):
 
     model: str | None = Field(None, max_length=256)
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
@@ -276,7 +321,7 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     model: str | None = Field(None, max_length=256)
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
 
 
 class ErrorDetail(BaseModel):

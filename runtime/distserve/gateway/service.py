@@ -8,7 +8,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from distserve.gateway.admission import Admission
+from distserve.gateway.admission import Admission, Ticket, body_bound
 from distserve.gateway.client import EngineClient, make_session
 from distserve.gateway.discovery import make_discovery
 from distserve.gateway.dispatch import Dispatcher
@@ -130,9 +130,8 @@ class Gateway:
             return False
         return not self.ending and self.router.complete(self.fleet)
 
-    def take(self, parsed: Parsed, arrival: Arrival) -> Work:
-        """Admit a request. Raises Overloaded, or BadRequest."""
-        tickets = self.admission.admit(len(parsed.generations))
+    def take(self, parsed: Parsed, tickets: list[Ticket], arrival: Arrival) -> Work:
+        """What an admitted request becomes."""
         already = self.clock() - arrival.at
         loop = asyncio.get_running_loop()
         return Work(
@@ -145,6 +144,14 @@ class Gateway:
             span=arrival.span,
             clock=self.clock,
         )
+
+    def max_body_bytes(self) -> int:
+        """As the model is now; the least while there is none."""
+        try:
+            context = self.models.current().info.max_model_len
+        except NoRoute:
+            context = 0
+        return body_bound(self.settings.max_body_bytes, context)
 
     def _waiting_bound(self) -> int:
         """This gateway's share of what may wait in all of them, rounded up."""

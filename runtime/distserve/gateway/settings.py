@@ -23,7 +23,7 @@ class Settings:
     """Of requests whose headers name none."""
     attainment_percent: float = 90.0
     max_body_bytes: int = 32 << 20
-    """A million token ids written out are 8 MB."""
+    """With the longest of contexts; the bound follows from it (admission.body_bound)."""
     body_seconds: float = 30.0
     """Longest pause of a client while it sends a body."""
     shutdown_seconds: float = 25.0

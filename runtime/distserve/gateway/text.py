@@ -2,19 +2,29 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from tokenizers import Tokenizer
 
 from distserve.gateway.chat_template import ChatTemplate
 from distserve.gateway.errors import BadRequest, ServerFault
+from distserve.gateway.vocabulary import TokenizerFile, byte_alphabet, byte_of, longest_token
 from distserve.wire.dialect import InstanceInfo
 
 LONG_TEXT = 8192
 """Characters from which on tokenising leaves the event loop: some milliseconds."""
+LONG_IDS = 2048
+"""Tokens from which on putting them together does."""
+PART = 1 << 18
+"""Characters or tokens that a thread takes at once: what they become is large."""
+THREADS = 2
+"""That tokenise at a time; the others wait their turn."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,20 @@ class TextModel:
         """Takes up to seconds for a large vocabulary."""
         self.key = key
         self.vocab_size = info.vocab_size
+        self.longest_token: int | None = None
+        """Characters that a token stands for at most; None where that is not known."""
         self._tokenizer = None
         self._alphabet: dict[str, int] | None = None
+        self._byte_fallback = False
         if "tokenizer.json" in files:
             self._tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
+            file = msgspec.json.decode(files["tokenizer.json"], type=TokenizerFile)
+            self.longest_token = longest_token(file, self._tokenizer.get_vocab())
+            self._byte_fallback = file.model.byte_fallback
             if b'"ByteLevel"' in files["tokenizer.json"]:
-                self._alphabet = _byte_alphabet()
+                self._alphabet = byte_alphabet()
         self._template = None
         if info.chat_template:
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
@@ -49,43 +65,67 @@ class TextModel:
                 eos_token=self._special(config, "eos_token", next(iter(info.eos_token_ids), None)),
             )
         self.piece = lru_cache(maxsize=16384)(self._piece)
+        self._turn = asyncio.Semaphore(THREADS)
 
-    async def encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
-        if len(text) > LONG_TEXT:
-            return await asyncio.to_thread(self._encode, text, add_special_tokens, param)
-        return self._encode(text, add_special_tokens, param)
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool, param: str
+    ) -> list[list[int]]:
+        """Raises BadRequest."""
+        tokenizer = self._need(param)
 
-    async def encode_chat(
-        self, messages: list[dict[str, str]], *, add_special_tokens: bool
-    ) -> list[int]:
+        def encode(part: list[str]) -> list[list[int]]:
+            encoded = tokenizer.encode_batch_fast(part, add_special_tokens=add_special_tokens)
+            return [one.ids for one in encoded]
+
+        try:
+            return await self._in_parts(encode, texts, LONG_TEXT)
+        except (ValueError, TypeError, UnicodeError) as error:
+            raise BadRequest(f"the text cannot be tokenised: {error}", param=param) from error
+
+    def render(self, messages: list[dict[str, str]]) -> str:
         """With the prompt that makes the assistant speak. Raises BadRequest."""
         if self._template is None:
             raise BadRequest(
                 "the model has no chat template: use /v1/completions", param="messages"
             )
-        text = self._template.render(messages)
-        return await self.encode(text, add_special_tokens=add_special_tokens, param="messages")
+        return self._template.render(messages)
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+    async def decode(self, batch: Sequence[list[int]]) -> list[str]:
+        """Raises BadRequest."""
         tokenizer = self._need("prompt")
-        return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
-        try:
-            encoded = self._need(param).encode(text, add_special_tokens=add_special_tokens)
-        except (ValueError, TypeError, UnicodeError) as error:
-            raise BadRequest(f"the text cannot be tokenised: {error}", param=param) from error
-        return list(encoded.ids)
+        def decode(part: list[list[int]]) -> list[str]:
+            return tokenizer.decode_batch(part, skip_special_tokens=False)
+
+        return await self._in_parts(decode, batch, LONG_IDS)
+
+    async def _in_parts(
+        self,
+        work: Callable[[list[Any]], list[Made]],
+        items: Sequence[Any],
+        long: int,
+    ) -> list[Made]:
+        """Little is done here; much in a thread, part by part, when it is its turn."""
+        if sum(map(len, items)) <= long:
+            return work(list(items))
+        async with self._turn:
+            # Only calls for whole batches let other threads run meanwhile.
+            made = []
+            for part in _parts(items):
+                made += await asyncio.to_thread(work, part)
+            return made
 
     def _piece(self, token: int) -> Piece:
         """Raises nothing: an id without a token is shown as nothing."""
         raw = self._tokenizer.id_to_token(token) if self._tokenizer else None
-        if raw is None:
+        if self._tokenizer is None or raw is None:
             return Piece("", [])
+        if self._byte_fallback and (byte := byte_of(raw)) is not None:
+            return Piece(bytes([byte]).decode("utf-8", "replace"), [byte])
         if self._alphabet is not None and all(c in self._alphabet for c in raw):
             data = bytes(self._alphabet[c] for c in raw)
             return Piece(data.decode("utf-8", "replace"), list(data))
-        text = self.decode([token])
+        text = self._tokenizer.decode([token], skip_special_tokens=False)
         if raw.startswith("▁") and not text.startswith(" "):
             text = " " + text
         return Piece(text, list(text.encode()))
@@ -112,9 +152,15 @@ async def load_text_model(info: InstanceInfo, files: Mapping[str, bytes], key: s
         raise ServerFault(f"the model's tokenizer files cannot be used: {error}") from error
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: printable bytes as themselves,
-    the others from U+0100 on in order (GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
+def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """As many at a time as are PART long together, one at least."""
+    part: list[Any] = []
+    length = 0
+    for item in items:
+        if part and length + len(item) > PART:
+            yield part
+            part, length = [], 0
+        part.append(item)
+        length += len(item)
+    if part:
+        yield part
