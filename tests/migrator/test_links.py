@@ -1,6 +1,7 @@
 """Who may connect, over what, and what operators see of it."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from distserve.migrator import peer_messages as peer
 from distserve.migrator.http import HttpServer
+from distserve.migrator.http import Request as HttpRequest
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pools import NONCE_SIZE
 from distserve.migrator.process import handlers
@@ -259,6 +261,51 @@ async def test_a_peer_is_met_and_measured_before_any_transfer(harness, transport
     assert link.status.probe.bandwidth_bytes_per_second > 0
     assert isinstance(await one(harness, p, d), messages.Fetched)
     assert reader.target.links == [link]
+
+
+async def test_listeners_outlive_a_moment_without_descriptors(harness, monkeypatch):
+    """Of engines, of readers, of readers that want to share memory."""
+    loop, short = asyncio.get_running_loop(), set()
+    accept = loop.sock_accept
+
+    async def short_once(listening):
+        if listening not in short:
+            short.add(listening)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await accept(listening)
+
+    monkeypatch.setattr(loop, "sock_accept", short_once)
+    p, d = await harness.pair("SharedMemory")
+    assert isinstance(await one(harness, p, d), messages.Fetched)
+    assert len(short) == 6
+
+
+async def test_all_links_are_answered_for_in_time_and_the_rest_is_still_measured(
+    harness, monkeypatch
+):
+    """Each takes its time, and so would all of them together, or one that stands still."""
+    reader = await harness.migrator("d")
+    held, measured = asyncio.Event(), []
+    harness.stack.callback(held.set)
+
+    async def probe(link):
+        await held.wait()
+        measured.append(link.address)
+
+    monkeypatch.setattr(reader.target, "probe", probe)
+    monkeypatch.setattr("distserve.migrator.target.PROBE_SECONDS", 0.05)
+    for port in range(1, 41):
+        reader.target._link(f"127.0.0.1:{port}")
+    ask = handlers(reader, harness.key)["POST", "/links"]
+    headers = {"authorization": auth.bearer(harness.key)}
+    for _ in range(2):  # who asks again meanwhile does not begin again
+        async with asyncio.timeout(10):
+            answer = await ask(HttpRequest("POST", "/links", {}, headers))
+        assert len(json.loads(answer.body)["links"]) == 40
+        assert not measured
+    held.set()
+    await harness.until(lambda: len(measured) == 40, "the last probe")
+    assert measured == [f"127.0.0.1:{port}" for port in range(1, 41)]
 
 
 async def test_a_peer_that_cannot_be_met_says_why(harness):

@@ -17,7 +17,14 @@ from distserve.wire.sockets import RawStream
 SESSION = b"s" * peer.SESSION_BYTES
 
 
-async def test_a_reader_that_stops_reading_does_not_keep_the_blocks(harness):
+@pytest.fixture(autouse=True)
+def patient_sockets(monkeypatch):
+    """What ends here, ends before the sockets' own time is over."""
+    monkeypatch.setattr("distserve.migrator.transports.tcp.IDLE_TIMEOUT_SECONDS", 60)
+
+
+async def stopped_reading(harness):
+    """A source of `t` and the control connection of a reader that takes none of its bytes."""
     await harness.migrator("p")
     p = await harness.engine("p", harness.layout(blocks=2048))
     there = harness.span(0, 32000, *range(2000))
@@ -46,6 +53,11 @@ async def test_a_reader_that_stops_reading_does_not_keep_the_blocks(harness):
     )
     control.send(request)
     await data.receive(HEADER.size)  # 49 MB are on their way, and nobody takes them
+    return p, control
+
+
+async def test_a_reader_that_stops_reading_does_not_keep_the_blocks(harness):
+    p, control = await stopped_reading(harness)
     p.abort("t")
     async with asyncio.timeout(10):
         while not isinstance(message := await anext(control), peer.PullAbort):
@@ -155,3 +167,141 @@ async def test_bytes_that_were_not_asked_for_end_the_transfer(harness, data):
     d.fetch("t", harness.span(0, 32, 5, 1))
     failed = await d.ending("t")
     assert (failed.reason, failed.retryable) == ("connection lost", True)
+
+
+# ---- a lane that many transfers share -----------------------------------------------------------
+
+PIECE = 64 << 10
+
+
+class SlowNet:
+    """Stands between a reader and its source: on data connections, what the source sends passes in
+    small pieces with a pause after each, or nothing passes at all, not even their end."""
+
+    def __init__(self, harness, address):
+        self.harness = harness
+        self.host, self.port = address.rsplit(":", 1)
+        self.passes = asyncio.Event()
+        self.passes.set()
+        self.passed = 0
+        self.writers = []
+        self.connections = 0
+
+    async def start(self):
+        self.server = await asyncio.start_server(self.meet, "127.0.0.1", 0)
+        self.harness.stack.push_async_callback(self.close)
+        host, port = self.server.sockets[0].getsockname()
+        return f"{host}:{port}"
+
+    async def close(self):
+        self.passes.set()
+        self.server.close()
+        for writer in self.writers:
+            writer.transport.abort()
+
+    async def meet(self, reader, writer):
+        self.connections += 1
+        is_data = self.connections % 2 == 0  # each link's control connection comes first
+        sock = socket.socket()
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE
+        )  # so that it waits at the source
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (self.host, int(self.port)))
+        upstream, sender = await asyncio.open_connection(sock=sock, limit=PIECE)
+        self.writers += [writer, sender]
+        back = self.pump(upstream, writer, is_data)
+        await asyncio.gather(self.pump(reader, sender, is_data), back)
+
+    async def pump(self, reader, writer, slow=False):
+        try:
+            while data := await reader.read(PIECE):
+                if slow:
+                    await asyncio.sleep(0.01)
+                    await self.passes.wait()
+                    self.passed += len(data) > 64  # not what opens it
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            if slow:
+                await self.passes.wait()
+            writer.close()
+
+
+async def one_behind_another(harness):
+    """A transfer `t` that fills a slow lane, and `u`, whose reads wait behind it at the source."""
+    await harness.migrator("p", transport="TCP")
+    await harness.migrator("d", transport="TCP")
+    pool = harness.layout(blocks=2048)
+    p, d = await harness.engine("p", pool), await harness.engine("d", pool)
+    net = SlowNet(harness, p.address)
+    address = await net.start()
+    there, here = harness.span(0, 14400, *range(900)), harness.span(0, 14400, *range(1000, 1900))
+    await p.offer("t", there, lease_ms=60_000)
+    d.expect("t", address, timeout_ms=60_000)
+    d.fetch("t", here)
+    for start in range(0, 14400, 2400):  # 22 MB: two reads of each chunk are under way
+        p.ready("t", there, TokenRange(start, start + 2400))
+    p.commit("t")
+    await harness.until(lambda: net.passed, "the first bytes")
+    behind = harness.span(0, 32, 1950, 1951)
+    await p.offer("u", behind, lease_ms=60_000)
+    d.expect("u", address, timeout_ms=60_000)
+    d.fetch("u", harness.span(0, 32, 2000, 2001))
+    p.ready("u", behind)
+    offers = harness.migrators["p"].source._transfers
+    await harness.until(lambda: offers["u"].reads, "the read of `u`")
+    return p, d, net, here
+
+
+async def test_a_client_that_leaves_a_slow_lane_breaks_nobodys_transfer(harness):
+    """Its reads wait behind others' for longer than a stalled lane is left alone."""
+    p, d, _, here = await one_behind_another(harness)
+    (link,) = harness.migrators["d"].target.links
+    path = link.path
+    d.abort("u")
+    p.abort("u")
+    assert (await d.ending("u")).reason == "aborted"
+    assert not (await p.hear(messages.Released, "u")).fetched
+    fetched = await d.ending("t")
+    assert isinstance(fetched, messages.Fetched)
+    assert d.holds(here)
+    assert link.path is path
+    out = 'distserve_kv_transfer_bytes_total{direction="out",transport="TCP"} '
+    sent = harness.migrators["p"].metrics.text().decode().split(out)[1].split()[0]
+    assert float(sent) == fetched.timings.bytes, "nothing of what nobody wants any more was sent"
+
+
+@pytest.mark.parametrize("side", ["source", "reader"])
+async def test_a_lane_that_stands_still_is_broken_for_who_waits_behind(harness, side):
+    p, d, net, _ = await one_behind_another(harness)
+    net.passes.clear()
+    if side == "reader":
+        d.abort("u")
+        assert (await d.ending("u")).reason == "aborted"
+    else:
+        p.abort("u")
+        assert not (await p.hear(messages.Released, "u")).fetched
+    net.passes.set()
+    failed = await d.ending("t")
+    assert (failed.reason, failed.retryable) == ("connection lost", True)
+
+
+@pytest.mark.parametrize("side", ["source", "reader"])
+async def test_a_lane_is_not_waited_for_when_the_engine_is_gone(harness, monkeypatch, side):
+    """It takes its blocks back after the lease, and does not ask. Here every lane seems to move."""
+    for end in ("TcpPath", "TcpSender"):
+        monkeypatch.setattr(
+            f"distserve.migrator.transports.tcp.{end}.still_seconds", lambda self: 0.0
+        )
+    if side == "reader":
+        _, d, net, _ = await one_behind_another(harness)
+        net.passes.clear()
+        await d.die()
+        await harness.until(lambda: not len(harness.migrators["d"].target), "the end of all reads")
+    else:
+        p, _ = await stopped_reading(harness)
+        await p.die()
+        await harness.until(lambda: not len(harness.migrators["p"].source), "the end of all sends")

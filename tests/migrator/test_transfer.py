@@ -31,6 +31,8 @@ class Transfer(RuleBasedStateMachine):
         self.generation = 0
         self.targets = []
         self.reads = {}
+        self.lane = []
+        self.moving = True
         self.ends = {}
         self.released = []
         self.good = {}
@@ -52,8 +54,9 @@ class Transfer(RuleBasedStateMachine):
                     self.to_source.append(message)
                 case tr.StartRead(tokens=tokens):
                     self.reads[target.generation].append(tokens)
-                case tr.CutReader():
-                    while self.source.reads:
+                case tr.CutReader() if not self.moving:
+                    while self.lane:
+                        self.lane.pop()
                         self.act(self.source.read_ended(READER))
 
     @rule()
@@ -180,12 +183,24 @@ class Transfer(RuleBasedStateMachine):
             self.good[target.generation] = False  # these bytes may be somebody else's
         self.act(target.read_ended(0 if error else tokens.tokens, error, self.now), target)
 
-    @rule(start=st.booleans())
-    def source_sends(self, start):
-        if start and self.source.may_read(READER, self.generation, self.now):
+    @rule()
+    def read_is_asked(self):
+        if self.source.may_read(READER, self.generation, self.now):
             self.source.read_started(READER)
-        elif self.source.reads:
-            self.act(self.source.read_ended(READER))
+            self.lane.append(self.generation)
+
+    @precondition(lambda self: self.lane and self.moving)
+    @rule()
+    def source_sends(self):
+        """The turn of the lane's first read: its bytes go out if it still may be read."""
+        generation = self.lane.pop(0)
+        if self.source.may_read(READER, generation, self.now):
+            assert not self.released, "bytes out of blocks that were given back"
+        self.act(self.source.read_ended(READER))
+
+    @rule(moving=st.booleans())
+    def lane_stalls_or_moves(self, moving):
+        self.moving = moving
 
     @rule()
     def heartbeat(self):
@@ -203,6 +218,12 @@ class Transfer(RuleBasedStateMachine):
     @invariant()
     def one_release(self):
         assert len(self.released) == (1 if self.source.over else 0)
+
+    @invariant()
+    def no_release_while_a_reader_may_be_sent_bytes(self):
+        """Except to one that has said DONE, and so has all bytes."""
+        if messages.Released(transfer="t", fetched=False) in self.released:
+            assert not self.lane
 
     @invariant()
     def one_end_each(self):
@@ -224,7 +245,9 @@ class Transfer(RuleBasedStateMachine):
             assert target.bytes == 32
 
     def teardown(self):
-        """Left alone, everything ends by its deadlines: nothing waits for ever."""
+        """Left alone, everything ends by its deadlines: nothing waits for ever, also where the
+        lane moved as long as it was looked at, and then stands still."""
+        self.moving = False
         for _ in range(3):
             self.now += 200
             self.act(self.source.tick(self.now))
@@ -269,3 +292,17 @@ def test_ranges_that_overlap_are_read_once():
     target.pulling(1, SPANS)
     reads = target.ready(1, [TokenRange(0, 16), TokenRange(0, 32)], 0)
     assert reads == [tr.StartRead(TokenRange(0, 16)), tr.StartRead(TokenRange(16, 32))]
+
+
+def test_a_lane_that_moves_is_looked_at_again_until_the_reads_have_ended():
+    """It may stand still later; the blocks wait for it, and not for ever."""
+    source = tr.SourceTransfer("t", 1, SPANS, LEASE, LEASE)
+    source.pulled(READER, 1, 1, 0)
+    source.read_started(READER)
+    source.abort(0)
+    for now in (1.0, 2.0, 3.0):
+        assert source.deadline == now
+        assert source.tick(now) == [tr.CutReader(READER)]
+    released = messages.Released(transfer="t", fetched=False)
+    assert source.read_ended(READER) == [tr.ToEngine(released)]
+    assert source.tick(4.0) == []

@@ -17,7 +17,7 @@ from distserve.migrator.transports.tcp import TcpSender
 from distserve.wire import auth
 from distserve.wire.channel import Channel
 from distserve.wire.frames import RELAYED_FRAME_BYTES, Codec, ProtocolError
-from distserve.wire.sockets import RawStream
+from distserve.wire.sockets import RawStream, accept
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +74,10 @@ class Listener:
                 session.reader.send(self._own_hello(session.token))
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._strangers.acquire()
             try:
-                sock, _ = await loop.sock_accept(self._listening)
-            except OSError as error:  # out of descriptors, or the caller was gone already
-                self._strangers.release()
-                log.warning("cannot accept: %s", error)
-                await asyncio.sleep(0.1)
-                continue
+                sock = await accept(self._listening)
             except BaseException:
                 self._strangers.release()
                 raise

@@ -69,8 +69,7 @@ def handlers(migrator: Migrator, key: bytes) -> dict[tuple[str, str], Handler]:
             return refusal
         match request.query.get("peer", []):
             case []:
-                for link in migrator.target.links:
-                    await migrator.target.probe(link)
+                await migrator.target.probe_all()
                 return shown(migrator.target.links)
             case [peer]:
                 try:

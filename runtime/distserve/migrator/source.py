@@ -13,6 +13,7 @@ from distserve.migrator.instance import LocalInstance
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pieces import check_spans, slot_runs
 from distserve.migrator.transfer import (
+    ACK_SECONDS,
     CutReader,
     SourceAction,
     SourceTransfer,
@@ -193,9 +194,15 @@ class Source:
             self._spawn(reader, data.refuse(request.read))
             return
 
+        clock = asyncio.get_running_loop().time
+
         async def send(sender: TcpSender, transfer: SourceTransfer) -> None:
+            def wanted() -> bool:
+                return transfer.may_read(reader.number, request.generation, clock())
+
             try:
-                self._metrics.moved("TCP", "out", await sender.send(request.read, window, runs))
+                sent = await sender.send(request.read, window, runs, wanted)
+                self._metrics.moved("TCP", "out", sent)
             finally:
                 self._act(transfer, transfer.read_ended(reader.number))
 
@@ -225,8 +232,7 @@ class Source:
                 if reader := self._readers.get(action.reader):
                     reader.send(action.message)
             elif isinstance(action, CutReader):
-                if (reader := self._readers.get(action.reader)) and reader.data:
-                    reader.data.close()
+                self._cut(transfer, self._readers.get(action.reader))
             elif self._instance and self._instance.epoch == transfer.epoch:
                 self._instance.send(action.message)
         if transfer.over and self._transfers.get(transfer.transfer) is transfer:
@@ -236,6 +242,16 @@ class Source:
             self._ended()
         elif not transfer.over:
             self._alarm.at(transfer.deadline)
+
+    def _cut(self, transfer: SourceTransfer, reader: Reader | None) -> None:
+        """Others' bytes are not cut off for one transfer that waits behind them; but an engine
+        that is gone takes its blocks back without asking."""
+        if reader is None or reader.data is None:
+            return
+        is_served = self._instance is not None and self._instance.epoch == transfer.epoch
+        if reader.data.still_seconds() >= ACK_SECONDS or not is_served:
+            log.warning("what reader %s asked for stands still: it is cut off", reader.name)
+            reader.data.close()
 
     def _tick(self) -> float | None:
         now = self._now

@@ -21,7 +21,7 @@ from distserve.migrator.transfer import (
     ToEngine,
     ToSource,
 )
-from distserve.migrator.transports.base import ReadJob
+from distserve.migrator.transports.base import ReadJob, ReadPath
 from distserve.wire import messages
 from distserve.wire.pool import TokenRange
 
@@ -34,7 +34,10 @@ MAX_LINKS: Final = 256
 MEET_SECONDS: Final = 3.0
 """For a peer to be met without a transfer; whoever asks over HTTP has an answer within five."""
 CANCEL_SECONDS: Final = 1.0
-"""How long reads of an ended transfer may stand still before their connection is broken."""
+"""How long the connection of an ended transfer's reads may stand still before it is broken. While
+it moves, their turn comes, behind what other transfers wait for."""
+PROBE_SECONDS: Final = 3.0
+"""After which whoever asked for all links to be measured has an answer."""
 
 
 class Target:
@@ -51,6 +54,7 @@ class Target:
         self._generations = itertools.count(1)
         self._alarm = Alarm(self._tick)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._probing: asyncio.Task[None] | None = None
 
         metrics.count_links(
             lambda transport: sum(link.status.transport == transport for link in self.links)
@@ -181,9 +185,11 @@ class Target:
             match action:
                 case StartRead():
                     self._spawn(transfer, link, action.tokens)
-                case CancelReads():
+                case CancelReads() if (path := link.path) is not None:
                     loop = asyncio.get_running_loop()
-                    loop.call_later(CANCEL_SECONDS, self._break, transfer, link)
+                    loop.call_later(CANCEL_SECONDS, self._break, transfer, link, path)
+                case CancelReads():
+                    pass  # the link is lost, and its reads with it
                 case ToSource():
                     link.send(action.message)
                 case ToEngine():
@@ -210,7 +216,9 @@ class Target:
         """Connect to a peer before any transfer needs it, and measure the path."""
         link = self._link(address)
         await link.meet(MEET_SECONDS)
-        await self.probe(link)
+        probing = asyncio.create_task(self.probe(link))
+        self._keep(probing)
+        await asyncio.shield(probing)  # who asked may leave; bytes that were asked for still come
         return link
 
     async def probe(self, link: Link) -> None:
@@ -218,10 +226,29 @@ class Target:
         if not self._of(link) and (result := await link.probe()):
             self._metrics.probed(result)
 
-    def _break(self, transfer: TargetTransfer, link: Link) -> None:
-        if transfer.outstanding:
-            log.warning("reads from %s stand still: the link is made anew", link.address)
-            link.drop()
+    async def probe_all(self) -> None:
+        """One link after another: two at a time would measure one another. Returns after
+        PROBE_SECONDS at the latest; what is left then goes on."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe_each())
+            self._keep(self._probing)
+        await asyncio.wait({self._probing}, timeout=PROBE_SECONDS)
+
+    async def _probe_each(self) -> None:
+        for link in self.links:
+            await self.probe(link)
+
+    def _break(self, transfer: TargetTransfer, link: Link, path: ReadPath) -> None:
+        """Others' bytes are not cut off for one transfer that waits behind them; but an engine
+        that is gone takes its blocks back without asking."""
+        if not transfer.outstanding or link.path is not path:
+            return
+        rest = CANCEL_SECONDS - path.still_seconds()
+        if rest > 0 and self._instance is not None and self._instance.epoch == transfer.epoch:
+            asyncio.get_running_loop().call_later(rest, self._break, transfer, link, path)
+            return
+        log.warning("reads from %s stand still: the link is made anew", link.address)
+        link.drop()
 
     def _spawn(self, transfer: TargetTransfer, link: Link, tokens: TokenRange) -> None:
         self._keep(asyncio.create_task(self._read(transfer, link, tokens)))

@@ -16,7 +16,6 @@ Target half::
 Events that do not fit the state (duplicates, latecomers, other generations) change nothing.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -56,12 +55,13 @@ class StartRead:
 
 @dataclass(frozen=True, slots=True)
 class CancelReads:
-    """Stop the bytes in motion; their `read_ended` is still reported."""
+    """Stop the bytes in motion, or see them come; their `read_ended` is still reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutReader:
-    """Break the reader's data connection: it stands still with bytes of an ending transfer."""
+    """Break the reader's data connection if it stands still, with bytes of an ending transfer in
+    motion or waiting. While it moves, their turn comes."""
 
     reader: int
 
@@ -190,7 +190,7 @@ class SourceTransfer:
             return []
         if self.ending:
             self.awaited = None
-            self.deadline = math.inf
+            self.deadline = now + ACK_SECONDS
             return [CutReader(reader) for reader in sorted(set(self.reads))] + self._settle()
         actions = self._to_pull(lambda t, g: peer.PullFailed(t, g, "expired"))
         self.ending, self.expired, self.pull = True, True, None

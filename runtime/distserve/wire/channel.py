@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 
 from distserve.wire.frames import PREFIX, RELAYED_FRAME_BYTES, Codec, ProtocolError, read_message
 from distserve.wire.messages import EngineMessage, Hello, MigratorMessage
-from distserve.wire.sockets import RawStream, close_fds, connect_unix, listen_unix
+from distserve.wire.sockets import RawStream, accept, close_fds, connect_unix, listen_unix
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +155,8 @@ class ChannelServer:
         self._accepting = asyncio.create_task(self._accept())
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(self._listener)
+            sock = await accept(self._listener)
             session = asyncio.create_task(self._serve(RawStream(sock)))
             self._sessions.add(session)
             session.add_done_callback(self._sessions.discard)

@@ -5,13 +5,17 @@ socket itself: the engine's first frame (channel), and migrators that share memo
 """
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+log = logging.getLogger(__name__)
+
 MAX_FDS: Final = 64
+ACCEPT_PAUSE_SECONDS: Final = 0.1
 
 
 class RawStream:
@@ -84,6 +88,18 @@ def listen_unix(path: str | Path) -> socket.socket:
         listener.close()
         raise OSError(error.errno, error.strerror, str(path)) from error
     return listener
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """The next connection, non-blocking. Out of descriptors, or the caller gone already, is said
+    and tried again: whoever listens must not stop at it."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return (await loop.sock_accept(listener))[0]
+        except OSError as error:
+            log.warning("cannot accept: %s", error)
+            await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
 
 
 async def connect_unix(path: str | Path) -> socket.socket:

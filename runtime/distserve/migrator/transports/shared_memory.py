@@ -27,7 +27,7 @@ from distserve.migrator.pools import MappedPool, copy
 from distserve.migrator.transports.base import ReadJob
 from distserve.wire import auth
 from distserve.wire.frames import PREFIX, Codec, ProtocolError
-from distserve.wire.sockets import RawStream, close_fds, connect_unix, listen_unix
+from distserve.wire.sockets import RawStream, accept, close_fds, connect_unix, listen_unix
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,9 @@ class SharedMemoryPath:
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, measure)
 
+    def still_seconds(self) -> float:
+        return 0.0  # a copy waits for no peer
+
     def close(self) -> None:
         """The mapping ends with the last copy that uses it."""
         self._closed = True
@@ -159,7 +162,7 @@ class Share:
 
     async def _accept(self) -> None:
         while True:
-            sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            sock = await accept(self._listener)
             task = asyncio.create_task(self._hand_over(RawStream(sock)))
             self._readers.add(task)
             task.add_done_callback(self._readers.discard)

@@ -27,6 +27,8 @@ from distserve.wire import auth
 from distserve.wire.sockets import RawStream
 
 T = TypeVar("T")
+Move = Callable[[list[memoryview]], int]
+"""Moves the first bytes of these buffers over a socket and says how many."""
 HEADER: Final = struct.Struct(">QQ")
 """Number of the read, bytes that follow (none: the source refuses it)."""
 IDLE_TIMEOUT_SECONDS: Final = 10.0
@@ -41,19 +43,20 @@ BUFFERS_PER_CALL: Final = 512
 """Below the kernel's IOV_MAX of 1024."""
 
 
-def send_rows(sock: socket.socket, read: int, parts: Sequence[Bytes]) -> None:
+def send_rows(send: Move, read: int, parts: Sequence[Bytes]) -> int:
     """Header and rows, straight from their memory; rows with gaps (a slice of the heads) are
-    packed one by one. Blocks; raises OSError."""
+    packed one by one. The rows' bytes. Blocks; raises OSError."""
     size = sum(part.size for part in parts)
     buffers = [memoryview(HEADER.pack(read, size))]
     buffers += [np.ascontiguousarray(part).data.cast("B") for part in parts]
-    _each(buffers, sock.sendmsg)
+    _each(buffers, send)
+    return size
 
 
-def receive_rows(sock: socket.socket, read: int, parts: Sequence[Bytes]) -> int:
+def receive_rows(receive: Move, read: int, parts: Sequence[Bytes]) -> int:
     """Fill rows with the next read's bytes. Blocks; raises OSError, TransportError."""
     header = bytearray(HEADER.size)
-    _each([memoryview(header)], lambda buffers: sock.recvmsg_into(buffers)[0])
+    _each([memoryview(header)], receive)
     number, size = HEADER.unpack(header)
     expected = sum(part.size for part in parts)
     if number == read and size == 0:
@@ -63,13 +66,13 @@ def receive_rows(sock: socket.socket, read: int, parts: Sequence[Bytes]) -> int:
     packed = [(part, np.empty(part.shape, np.uint8)) for part in parts if not part.data.contiguous]
     into = iter([buffer for _, buffer in packed])
     direct = [part if part.data.contiguous else next(into) for part in parts]
-    _each([d.data.cast("B") for d in direct], lambda bufs: sock.recvmsg_into(bufs)[0])
+    _each([d.data.cast("B") for d in direct], receive)
     for part, buffer in packed:
         part[:] = buffer
     return expected
 
 
-def _each(buffers: list[memoryview], move: Callable[[list[memoryview]], int]) -> None:
+def _each(buffers: list[memoryview], move: Move) -> None:
     """Call `move` until it has moved all of `buffers`."""
     position = 0
     while position < len(buffers):
@@ -102,11 +105,26 @@ class _Lane:
         sock.settimeout(IDLE_TIMEOUT_SECONDS)
         self.sock = sock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-data")
+        self._moved_at = time.monotonic()
         self.closed = False
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Do `work` after all that was given before."""
         return asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def send(self, buffers: list[memoryview]) -> int:
+        return self._moved(self.sock.sendmsg(buffers))
+
+    def receive(self, buffers: list[memoryview]) -> int:
+        return self._moved(self.sock.recvmsg_into(buffers)[0])
+
+    def _moved(self, count: int) -> int:
+        self._moved_at = time.monotonic()
+        return count
+
+    def still_seconds(self) -> float:
+        """For how long no byte of any read has moved, though some may wait here."""
+        return time.monotonic() - self._moved_at
 
     def close(self) -> None:
         """Ends what blocks on the socket at once; the thread then closes it."""
@@ -125,26 +143,32 @@ class TcpSender:
     def __init__(self, sock: socket.socket) -> None:
         self._lane = _Lane(sock)
 
-    async def send(self, read: int, window: Bytes, runs: Sequence[SlotRun]) -> int:
-        """Bytes sent. Raises OSError."""
+    async def send(
+        self, read: int, window: Bytes, runs: Sequence[SlotRun], wanted: Callable[[], bool]
+    ) -> int:
+        """Bytes sent. `wanted` is asked, in the lane's thread, when the read's turn has come: if it
+        is not any more, the read is refused. Raises OSError."""
         parts = list(rows(window, runs))
-        await self._send(read, parts)
-        return sum(part.size for part in parts)
+        return await self._send(read, lambda: parts if wanted() else [])
 
     async def refuse(self, read: int) -> None:
-        await self._send(read, [])
+        await self._send(read, list)
 
     async def probe(self, read: int, size: int) -> None:
-        await self._send(read, _repeated(_probe_bytes(), size))
+        await self._send(read, lambda: _repeated(_probe_bytes(), size))
 
-    async def _send(self, read: int, parts: Sequence[Bytes]) -> None:
+    async def _send(self, read: int, parts: Callable[[], Sequence[Bytes]]) -> int:
         if self._lane.closed:
             raise ConnectionError("the data connection is closed")
         try:
-            await self._lane.run(lambda: send_rows(self._lane.sock, read, parts))
+            return await self._lane.run(lambda: send_rows(self._lane.send, read, parts()))
         except OSError:
             self._lane.close()
             raise
+
+    def still_seconds(self) -> float:
+        """For how long no byte has gone out."""
+        return self._lane.still_seconds()
 
     def close(self) -> None:
         self._lane.close()
@@ -220,12 +244,15 @@ class TcpPath:
         # Asked and queued in one step of the event loop: bytes come in the order of the requests.
         self._ask(request)
         try:
-            return await self._lane.run(lambda: receive_rows(self._lane.sock, read, parts))
+            return await self._lane.run(lambda: receive_rows(self._lane.receive, read, parts))
         except (OSError, TransportError) as error:
             if str(error) == "refused":
                 raise
             self._lane.close()
             raise TransportError("connection lost") from error
+
+    def still_seconds(self) -> float:
+        return self._lane.still_seconds()
 
     def close(self) -> None:
         self._lane.close()
