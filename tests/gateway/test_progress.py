@@ -53,8 +53,9 @@ def replayed(seen: list[Any]) -> Progress:
         progress.accept(Token(0, index, index, ""))
     progress.begin_replay(0, repeats=True)
     # The decode leg is ahead of the prefill leg, which makes that token.
-    progress.accept(Token(0, 3, 3, ""))
     progress.accept(Finish(0, "length"))
+    assert progress.unfinished
+    progress.accept(Token(0, 3, 3, ""))
     assert len(seen) == 3
     return progress
 
