@@ -23,6 +23,7 @@ from distserve.operator.model import (
     DryRunQuestion,
     Object,
     Observed,
+    Ref,
 )
 from distserve.operator.places import Places, find_places, units_without_room
 from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
@@ -32,7 +33,7 @@ from distserve.operator.report import report, report_refusal, report_without_num
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
 from distserve.operator.wanted import Wanted, stored_revisions
 from distserve.operator.worlds import rejoined
-from distserve.operator.writes import writes
+from distserve.operator.writes import is_made_anew, writes
 from distserve.resources.errors import RenderError
 from distserve.resources.revisions import Revision, make_revision
 from distserve.resources.settings import RenderSettings
@@ -98,7 +99,7 @@ def _decide(
     if wanted.target not in (revision for _, revision in stored):
         words = answers.refusals.get(wanted.target.digest)
         if words is None:
-            dry_run = DryRunQuestion(wanted.target.digest, wanted.sample())
+            dry_run = DryRunQuestion(wanted.target.digest, _asked_about(wanted, observed))
             # The place first: units that come together are gathered sooner than calls are made.
             ahead = _ahead(observed, answers, wanted, live)
             return Decision(questions=(ahead.places.question, dry_run))
@@ -106,6 +107,16 @@ def _decide(
             refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
             return report_refusal(observed, live, refusal)
     return _steer(observed, answers, settings, wanted, numbers, live, key)
+
+
+def _asked_about(wanted: Wanted, observed: Observed) -> tuple[Object, ...]:
+    """Without what is made anew before: changing it would be refused."""
+    live = observed.children
+    return tuple(
+        one
+        for one in wanted.sample()
+        if (ref := Ref.of(one)) not in live or not is_made_anew(one, live[ref])
+    )
 
 
 def _tripped(observed: Observed, live: Mapping[str, LiveUnit], fault: Exception) -> Decision:

@@ -113,11 +113,16 @@ def applies(
             continue
         if live is None:
             found.append(Apply(one))
-        elif one.get("roleRef") != live.get("roleRef"):
+        elif is_made_anew(one, live):
             found += deletion(ref, live)
         elif difference(one, live) is not None:
             found.append(Apply(one, live["metadata"]["uid"]))
     return found
+
+
+def is_made_anew(wanted: Object, live: Object) -> bool:
+    """Where the API server would refuse to change it."""
+    return bool(wanted.get("roleRef") != live.get("roleRef"))
 
 
 def prunes(

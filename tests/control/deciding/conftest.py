@@ -174,6 +174,7 @@ class World:
             match question:
                 case DryRunQuestion(revision, objects):
                     assert objects
+                    assert not any(map(self._binds_otherwise, objects)), "which is refused"
                     refusals[revision] = self.refusal
                 case PlanQuestion(request):
                     key = request.inputs_hash
@@ -375,12 +376,16 @@ class World:
             return  # another one: a conflict
         # Without a uid it was looked for first: it is ours, and was not seen yet.
         assert self.late is not None or action.uid, "an apply that did not see the object"
-        assert wanted.get("roleRef") == live.get("roleRef"), "which no API server changes"
+        assert not self._binds_otherwise(wanted), "which no API server changes"
         for name in ("uid", "creationTimestamp"):
             wanted["metadata"][name] = live["metadata"][name]
         if "status" in live:
             wanted["status"] = live["status"]
         self.objects[ref] = wanted
+
+    def _binds_otherwise(self, wanted: Object) -> bool:
+        live = self.objects.get(Ref.of(wanted), wanted)
+        return bool(live.get("roleRef") != wanted.get("roleRef"))
 
     def _links(self, pairs: tuple[Pair, ...]) -> UnitLinks:
         engines = {

@@ -60,12 +60,22 @@ def test_a_binding_of_another_role_is_made_anew(world: Any) -> None:
     world.settings = replace(world.settings, render=render)
     before, pods = len(world.writes), dict(world.pods)
     world.settle()
+    assert world.status["revision"]["current"] == world.status["revision"]["target"]
     binding = Ref("rbac.authorization.k8s.io/v1", "RoleBinding", "tiny-gateway")
     gone, made = world.writes[before:]
     assert isinstance(gone, Delete) and gone.ref == binding
     assert made.object == world.objects[binding] | {"metadata": made.object["metadata"]}
     assert world.objects[binding]["roleRef"]["name"] == "other-gateway"
     assert world.pods == pods
+
+
+def test_an_edit_meanwhile_is_asked_about_all_the_same(world: Any) -> None:
+    render = replace(world.settle().settings.render, gateway_cluster_role="other-gateway")
+    world.settings = replace(world.settings, render=render)
+    before = world.status["revision"]["current"]
+    world.edit(images={"engine": "mine:2"}).settle()
+    assert world.condition("Accepted")["status"] == "True"
+    assert world.status["revision"]["current"] != before
 
 
 def test_what_goes_is_left_to_the_garbage_collector(world: Any) -> None:
