@@ -208,3 +208,26 @@ async def test_seeded_sampling_does_not_depend_on_the_way(fleets: Any, model_fol
     assert await sample(apart) == first
     assert await sample(together) == first
     assert await sample(chunked) == first
+
+
+async def test_instances_of_every_strategy_behind_one_gateway(
+    fleets: Any, model_folder: Any
+) -> None:
+    """As a rollout has them, halfway and when the last of the former ones is gone."""
+    folder = model_folder("llama")
+    prompts = mixed_prompts(12, seed=29)
+    expected = await asyncio.to_thread(reference, folder, prompts, OUTPUT_TOKENS)
+    fleet = await fleets(folder)
+    for strategy in ("Colocated", "ChunkedPrefill"):
+        fleet.add_instance(
+            "hybrid", str(folder), transport="Auto", strategy=strategy,
+            extra=["--dtype", "float64"],
+        )  # fmt: skip
+    fleet.publish()
+    await fleet.wait_ready()
+
+    assert await tokens_of(fleet, prompts) == expected
+    for instance in fleet.instances[:2]:
+        instance.engine.stop()
+    fleet.publish()
+    assert await tokens_of(fleet, prompts) == expected
