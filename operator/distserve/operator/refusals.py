@@ -31,7 +31,7 @@ MOST_DOMAINS: Final = 8
 MOST_SAID: Final = 1024
 """Characters of the scheduler's words."""
 CURE: Final = (
-    "Placement sees no volumes, host ports, spread rules and pods in namespaces that the operator "
+    "Placement sees no volumes, host ports, spread rules or pods in namespaces that the operator "
     "does not watch: where one of these is the cause, name the nodes that will do in podTemplate's "
     "nodeSelector or nodeAffinity. A changed spec is tried at once"
 )
