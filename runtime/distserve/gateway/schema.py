@@ -126,10 +126,11 @@ class Body(BaseModel):
     def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        known = cls.model_fields
         kept = {}
         unknown = False
         for field, value in data.items():
-            if field in cls.model_fields:
+            if field in known:
                 kept[field] = value
             elif field in UNSUPPORTED:
                 if value not in UNSUPPORTED[field]:
