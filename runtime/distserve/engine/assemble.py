@@ -64,7 +64,8 @@ def assemble(settings: Settings) -> Instance:
     max_model_len = _max_model_len(settings, model, layout.blocks)
     pool = KvPool.create(layout)
     runner = ModelRunner(model, pool)
-    runner.warm_up(min(settings.max_num_batched_tokens, max_model_len), settings.max_num_seqs)
+    most_tokens = min(settings.max_num_batched_tokens, max_model_len)
+    token_ms = runner.warm_up(most_tokens, settings.max_num_seqs)
     blocks = BlockManager(layout.blocks, settings.block_tokens, caching=settings.prefix_caching)
     limits = Limits(settings.max_num_seqs, settings.max_num_batched_tokens)
     epoch = new_epoch()
@@ -79,6 +80,7 @@ def assemble(settings: Settings) -> Instance:
         ),
         epoch=epoch,
         lease_seconds=settings.lease_seconds,
+        warm_up_token_ms=token_ms,
     )
     return Instance(parts, pool, _info(settings, model, layout.blocks, max_model_len, epoch))
 

@@ -46,6 +46,9 @@ from distserve.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+LONG_STEP_SECONDS = 30.0
+"""Every request of the instance waits for a step's end."""
+
 
 class Engine:
     def __init__(self, parts: Parts, deliver: Deliver) -> None:
@@ -56,10 +59,13 @@ class Engine:
         self._choices = parts.choices
         self._metrics = parts.metrics
         self._clock = parts.clock
-        self._timer = StepTimer()
+        self._timer = StepTimer(parts.warm_up_token_ms)
+        self._said_long = False
         self._reports = Reports(parts, deliver)
         self._transfers = Transfers(parts.blocks, self._reports.send, parts.lease_seconds)
         self._legs = Legs(parts, self._transfers, self._reports, self._timer)
+        self.expected_ms = 0.0
+        """Of the step that runs, or ran last."""
         self.is_over = False
 
     # ---- commands --------------------------------------------------------------------------------
@@ -120,8 +126,8 @@ class Engine:
         entries = step.entries
         if not entries:
             return False
-        expected_ms = self._timer.predict_ms(step.prefill_tokens, len(step.decodes))
-        self._reports.flush(self._view(), expected_ms)
+        self.expected_ms = self._timer.predict_ms(step.prefill_tokens, len(step.decodes))
+        self._reports.flush(self._view(), self.expected_ms)
         begun = self._clock()
         try:
             self._copy_blocks(step.copies)
@@ -131,11 +137,22 @@ class Engine:
             return True
         took_ms = (self._clock() - begun) * 1000
         self._timer.observe(step.prefill_tokens, len(step.decodes), took_ms)
+        self._say_if_long(step, took_ms / 1000)
         self._metrics.step(step.tokens, sum(len(r.draws) for r in results), step.preempted)
         for entry, result in zip(entries, results, strict=True):
             self._postprocess(entry, result)
         self._reports.changed()
         return True
+
+    def _say_if_long(self, step: Step, seconds: float) -> None:
+        if seconds > LONG_STEP_SECONDS and step.prefill_tokens and not self._said_long:
+            self._said_long = True
+            log.warning(
+                "a step of %d tokens takes %.0f s, and all requests here wait for it: "
+                "lower maxNumBatchedTokens",
+                step.tokens,
+                seconds,
+            )
 
     def _begin(self, step: Step) -> None:
         """What admission means for transfers, metrics and lifetimes."""

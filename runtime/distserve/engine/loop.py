@@ -18,7 +18,10 @@ from distserve.engine.engine import Engine
 log = logging.getLogger(__name__)
 
 STUCK_SECONDS = 120.0
-"""A step that takes longer will not end: the process is not well."""
+STUCK_RATIO = 4.0
+"""A step that takes longer than the one, and than the other times what was predicted, will not
+end: the process is not well. Slow machines have long steps; ended for one, they would meet it again
+with the next try of the same prompt."""
 
 
 class EngineLoop:
@@ -45,8 +48,9 @@ class EngineLoop:
     def is_well(self) -> bool:
         """The thread lives, and is not stuck in one step."""
         busy_since = self._busy_since
-        stuck = busy_since is not None and self._clock() - busy_since > STUCK_SECONDS
-        return self._thread.is_alive() and not stuck
+        busy_seconds = 0.0 if busy_since is None else self._clock() - busy_since
+        is_stuck = busy_seconds > max(STUCK_SECONDS, STUCK_RATIO * self._engine.expected_ms / 1000)
+        return self._thread.is_alive() and not is_stuck
 
     def stop(self, timeout_seconds: float) -> bool:
         """Tell every leg and end. False when a step does not end in time."""

@@ -28,4 +28,5 @@ class Parts:
     metrics: EngineMetrics
     epoch: int
     lease_seconds: float
+    warm_up_token_ms: float = 0.0
     clock: Callable[[], float] = time.monotonic

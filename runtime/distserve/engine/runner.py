@@ -3,6 +3,7 @@
 The scheduler's loop calls `run` once a step, from one thread at a time.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -46,10 +47,11 @@ class ModelRunner:
             placed[index] = result
         return placed
 
-    def warm_up(self, max_tokens: int, max_seqs: int) -> None:
+    def warm_up(self, max_tokens: int, max_seqs: int) -> float:
         """Run a prefill and a decode step, so that the first request does not pay for lazy
         initialisation; then give back what start-up no longer needs. Overwrites the pool's
-        blocks: before anything is served.
+        blocks: before anything is served. Returns the milliseconds of a prompt token, which are
+        more than later ones take.
 
         Long prefills initialise no more than one of _WARM_UP_TOKENS, but touch the whole pool.
         """
@@ -58,9 +60,12 @@ class ModelRunner:
         params = SamplingParams(seed=0, max_tokens=1, temperature=1.0)
         draw = Draw(params, choice=0, prompt=[0], output=[])
         table = range(-(-tokens // layout.block_tokens))
+        begun = time.perf_counter()
         self.run([Span([0] * tokens, 0, table, [draw])])
+        took_ms = (time.perf_counter() - begun) * 1000
         self.run([Span([0], 0, [0], [draw])] * max(1, max_seqs))
         give_back_free_memory()
+        return took_ms / tokens
 
     def _run(self, spans: Sequence[Span]) -> list[SpanResult]:
         hidden = self._hidden(spans)

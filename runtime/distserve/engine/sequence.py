@@ -131,7 +131,9 @@ class Request:
 
     @property
     def wants_scores(self) -> bool:
-        return self.leg.sampling.prompt_logprobs is not None and not self.leg.prior
+        """Until they are sent, with the first tokens: what is preempted later does without."""
+        is_asked = self.leg.sampling.prompt_logprobs is not None and not self.leg.prior
+        return is_asked and not self.forked
 
     def state(self, now: float) -> RequestState:
         longest = max(self.sequences, key=lambda s: s.length, default=None)

@@ -12,11 +12,14 @@ _WEIGHT = 0.2
 
 @dataclass(slots=True)
 class StepTimer:
+    warm_up_token_ms: float = 0.0
+    """What is known of prompts before the first one."""
     prefill_token_ms: float = 0.0
     decode_step_ms: float = 0.0
 
     def predict_ms(self, prefill_tokens: int, decodes: int) -> float:
-        return self.prefill_token_ms * prefill_tokens + self.decode_step_ms * (decodes > 0)
+        prefill_token_ms = self.prefill_token_ms or self.warm_up_token_ms
+        return prefill_token_ms * prefill_tokens + self.decode_step_ms * (decodes > 0)
 
     def observe(self, prefill_tokens: int, decodes: int, took_ms: float) -> None:
         if not prefill_tokens:

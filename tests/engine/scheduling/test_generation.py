@@ -141,6 +141,29 @@ def test_prompt_scores_come_whole_also_from_chunks(make_bench: Any, make_leg: An
         assert isinstance(bench.ends(leg.id)[0], End)
 
 
+def test_prompt_scores_that_were_sent_are_not_computed_again(
+    make_bench: Any, make_leg: Any, reference: Any
+) -> None:
+    """A preempted sequence takes what the prefix cache still has, and computes the rest without."""
+    bench = make_bench(blocks=16)
+    asked = {"prompt_logprobs": 0}
+    legs = [bench.start(make_leg([i] * 9, 30, sampling=asked)) for i in range(1, 7)]
+    bench.run()
+    assert sum(bench.ends(leg.id)[0].preemptions for leg in legs) > 0
+    for leg in legs:
+        assert bench.tokens(leg.id) == reference.continuation(leg.prompt, 30)
+        assert len([e for e in bench.events[leg.id] if isinstance(e, PromptScores)]) == 1
+    scored = [span for step in bench.runner.steps for span in step if span.score_prompt is not None]
+    assert len(scored) == len(legs)
+    again = [
+        span
+        for step in bench.runner.steps
+        for span in step
+        if len(span.tokens) > 1 and span.score_prompt is None
+    ]
+    assert any(span.start > 0 for span in again), "from what is cached"
+
+
 @pytest.mark.parametrize("after", range(6))
 def test_an_abort_at_any_state_lets_go(make_bench: Any, make_leg: Any, after: int) -> None:
     bench = make_bench(tokens=8)

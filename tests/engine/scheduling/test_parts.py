@@ -25,6 +25,8 @@ INFO = InstanceInfo(
 def test_prediction_follows_the_steps() -> None:
     timer = StepTimer()
     assert timer.predict_ms(100, 4) == 0.0
+    assert StepTimer(warm_up_token_ms=3.0).predict_ms(100, 4) == 300.0
+    timer = StepTimer(warm_up_token_ms=3.0)
     timer.observe(prefill_tokens=100, decodes=0, took_ms=50.0)
     timer.observe(prefill_tokens=0, decodes=8, took_ms=10.0)
     assert timer.predict_ms(200, 0) == pytest.approx(100.0)

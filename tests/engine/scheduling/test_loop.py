@@ -1,0 +1,118 @@
+"""The engine's thread and its watch: what is a long step, and what is one that will not end."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distserve.engine.batch import Span, SpanResult
+from distserve.engine.commands import StartLeg
+from distserve.engine.engine import Engine
+from distserve.engine.loop import EngineLoop
+
+BOUND_SECONDS = 20
+
+
+class SlowRunner:
+    """A step ends when the test says so."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self._begun = threading.Semaphore(0)
+        self._ends = threading.Semaphore(0)
+
+    def run(self, spans: Sequence[Span]) -> list[SpanResult]:
+        self._begun.release()
+        assert self._ends.acquire(timeout=BOUND_SECONDS)
+        result: list[SpanResult] = self._runner.run(spans)
+        return result
+
+    def begun(self) -> None:
+        assert self._begun.acquire(timeout=BOUND_SECONDS), "no step began"
+
+    def end(self) -> None:
+        self._ends.release()
+
+
+class Watched:
+    """An engine in its thread, in a time that the test moves."""
+
+    def __init__(self, bench: Any, make_leg: Any, warm_up_token_ms: float) -> None:
+        self.clock, self.runner = bench.clock, SlowRunner(bench.runner)
+        self._make_leg = make_leg
+        parts = replace(bench.parts, runner=self.runner, warm_up_token_ms=warm_up_token_ms)
+        self.fatal: list[BaseException] = []
+        self.loop = EngineLoop(Engine(parts, bench.deliver), self.fatal.append, self.clock)
+        self.loop.start()
+
+    def prompt(self, first: int, tokens: int) -> None:
+        """Begin the one step of a prompt."""
+        leg = self._make_leg(range(first, first + tokens), 1, timeout_ms=1e8)
+        self.loop.tell(StartLeg(leg, self.clock()))
+        self.runner.begun()
+
+    def well_after(self, seconds: float) -> bool:
+        self.clock.now += seconds
+        return self.loop.is_well()
+
+
+@pytest.fixture
+def watched(make_bench: Any, make_leg: Any) -> Iterator[Callable[..., Watched]]:
+    made: list[Watched] = []
+
+    def make(warm_up_token_ms: float = 0.0) -> Watched:
+        made.append(Watched(make_bench(caching=False), make_leg, warm_up_token_ms))
+        return made[-1]
+
+    yield make
+    for each in made:
+        assert each.loop.stop(BOUND_SECONDS)
+        assert not each.fatal
+
+
+def test_a_step_is_stuck_when_it_takes_far_longer_than_predicted(watched: Any) -> None:
+    engine = watched()
+    engine.prompt(1, tokens=8)
+    assert engine.well_after(119)
+    assert not engine.well_after(2), "nothing is known yet"
+    engine.runner.end()  # 8 tokens took 121 s
+    engine.prompt(20, tokens=16)
+    assert engine.well_after(242)
+    assert engine.well_after(3 * 242 - 10)
+    assert not engine.well_after(20)
+    engine.runner.end()
+
+
+def test_a_quick_machine_has_two_minutes(watched: Any) -> None:
+    engine = watched()
+    for first in (1, 20):
+        engine.prompt(first, tokens=8)
+        assert engine.well_after(0.1)
+        if first == 20:
+            assert engine.well_after(118)
+            assert not engine.well_after(3)
+        engine.runner.end()
+
+
+def test_before_the_first_prompt_the_warm_up_predicts(watched: Any) -> None:
+    """Or a long prompt that ended an engine would end it again, each time that it is new."""
+    engine = watched(warm_up_token_ms=10_000)
+    engine.prompt(1, tokens=8)
+    assert engine.well_after(4 * 80 - 10)
+    assert not engine.well_after(20)
+    engine.runner.end()
+
+
+def test_a_long_step_is_said_once_with_the_cure(
+    watched: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = watched()
+    for first in (1, 20, 40):
+        engine.prompt(first, tokens=8)
+        engine.clock.now += 40
+        engine.runner.end()
+    assert engine.loop.stop(BOUND_SECONDS)
+    (said,) = [r.getMessage() for r in caplog.records if "maxNumBatchedTokens" in r.getMessage()]
+    assert said.startswith("a step of 8 tokens takes 40 s")
