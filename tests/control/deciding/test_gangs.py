@@ -34,21 +34,30 @@ class Gangs:
     room: int = 100
     member_of: dict[str, str] = field(default_factory=dict)
     """Pods' groups, as they were made."""
+    let_in: set[str] = field(default_factory=set)
+    """Pods for which room was found together: others do not take it while they are bound."""
     whole: set[str] = field(default_factory=set)
+    """Groups that were bound whole, and their pods then: Kubernetes keeps a group while it has
+    pods, here it may be made anew beside them."""
     partial: int = 0
     """Times that a part of a group was bound that had never been bound whole."""
 
     def unschedulable(self, pod: Pod) -> bool:
         """Asked before each try to bind it."""
+        if pod.uid in self.let_in:
+            return False
         template = self.template(pod)
         if template is None or not (group := template["spec"].get("schedulingGroup")):
             return False
         name = self.member_of.setdefault(pod.uid, group["podGroupName"])
         found = self.groups.get(name)
         there = len([one for one in self.members(name) if not one.terminating])
-        left = self.room - len([one for one in self.world.pods.values() if one.unit and one.node])
+        taken = [p for p in self.world.pods.values() if p.unit and (p.node or p.uid in self.let_in)]
         missing = there - len(self.bound(name))
-        return found is None or there < count(found) or left < missing
+        if found is None or there < count(found) or self.room - len(taken) < missing:
+            return True
+        self.let_in |= {one.uid for one in self.members(name)}
+        return False
 
     def template(self, pod: Pod) -> Object | None:
         found = self.world.named("StatefulSet").get(pod.instance)
@@ -78,10 +87,10 @@ class Gangs:
 
     def look(self, world: Any = None) -> None:
         for name, one in self.groups.items():
-            bound, uid = len(self.bound(name)), one["metadata"]["uid"]
-            if bound == count(one):
-                self.whole.add(uid)
-            elif bound and uid not in self.whole:
+            bound, uid = {pod.uid for pod in self.bound(name)}, one["metadata"]["uid"]
+            if len(bound) == count(one):
+                self.whole |= {uid, *bound}
+            elif uid not in self.whole and not bound <= self.whole:
                 self.partial += 1
 
     def settle(self) -> Any:
