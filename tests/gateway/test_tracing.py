@@ -72,7 +72,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(TracingUnavailable, match=r"distserve\[tracing\]"):
+    with pytest.raises(TracingUnavailable, match=r"\.\[tracing\]"):
         setup_tracing("gateway", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
 
 

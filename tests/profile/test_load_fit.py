@@ -7,6 +7,7 @@ from statistics import fmean, median
 import pytest
 
 from distserve.planner.errors import InvalidProfile
+from distserve.planner.least_squares import scattered
 from distserve.planner.load_fit import _news_ms, fit_loads
 from distserve.planner.load_pace import pace_of
 from distserve.planner.loads import Cover, LoadRecord, LoadRequest, decoded, encoded
@@ -183,6 +184,28 @@ def test_the_mean_is_in_the_terms_and_what_varies_around_it_in_the_pace() -> Non
     assert 1.3 * ms < found.applied(TIMES).decode_ms(6, 900) < 1.6 * ms
     assert fmean(found.pace.decode) == pytest.approx(1.0, abs=0.04)
     assert max(found.pace.prefill) < 1.1 < max(found.pace.decode)
+
+
+def test_a_step_counts_once_however_many_streams_tell_of_it() -> None:
+    """One stream whose steps take twice as long, then four of the machine's usual pace."""
+
+    def streams(count: int, begin_ms: float, pace: float) -> list[LoadRequest]:
+        step_ms = pace * TIMES.decode_ms(count, 105 * count)
+        tokens = tuple(begin_ms + step_ms * n for n in range(11))
+        return [LoadRequest(100, begin_ms - 20, begin_ms - 15, begin_ms, None, tokens)] * count
+
+    load = LoadRecord(1, 4, [*streams(1, 20.0, pace=2.0), *streams(4, 400.0, pace=1.0)])
+    one_ms, four_ms = TIMES.decode_ms(1, 105), TIMES.decode_ms(4, 420)
+    seen = pace_of([load], TIMES, Serving()).decode[0]
+    assert seen == pytest.approx((2 * one_ms + four_ms) / (one_ms + four_ms), rel=0.01)
+    assert sorted(w.once for w in load.windows(TIMES)) == [*[0.25] * 4, 1.0]
+
+
+def test_a_weight_is_a_number_of_rows() -> None:
+    rows, times = [(1.0, 2.0), (1.0, 5.0), (1.0, 9.0)], [4.0, 6.0, 12.0]
+    twice = scattered([*rows, rows[1]], [*times, times[1]])
+    assert scattered(rows, times, [1.0, 2.0, 1.0]) == pytest.approx(twice)
+    assert scattered(rows, times) != pytest.approx(twice)
 
 
 def test_answers_that_are_too_short_to_tell_steps_add_nothing_to_them() -> None:

@@ -17,17 +17,22 @@ _STEPS, _TOLERANCE = 3, 1e-12
 
 
 def relative(
-    rows: Sequence[Row], measured: Sequence[float], expected: Sequence[float] | None = None
+    rows: Sequence[Row],
+    measured: Sequence[float],
+    expected: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
     """Coefficients of each column.
 
     Errors are relative to `expected`, by default to what was `measured`; both are above 0. Of times
     that scatter those that came out short would count for more than the long ones, relative to
-    themselves.
+    themselves. A row of weight 2 counts as two rows.
     """
     import numpy
 
     scales = numpy.asarray(measured if expected is None else expected, dtype=float)
+    if weights is not None:
+        scales = scales / numpy.sqrt(numpy.asarray(weights, dtype=float))
     wanted = numpy.asarray(measured, dtype=float) / scales
     weighted = numpy.asarray(rows, dtype=float) / scales[:, None]
     scale = numpy.abs(weighted).max(axis=0)  # columns differ by orders of magnitude
@@ -61,11 +66,13 @@ def _not_negative(rows: Any, wanted: Any) -> Any:
     return found
 
 
-def scattered(rows: Sequence[Row], measured: Sequence[float]) -> tuple[float, ...]:
+def scattered(
+    rows: Sequence[Row], measured: Sequence[float], weights: Sequence[float] | None = None
+) -> tuple[float, ...]:
     """The same of single times, not medians: relative to what is expected of them."""
-    found = relative(rows, measured)
+    found = relative(rows, measured, weights=weights)
     for _ in range(_ROUNDS):
         predicted = [sum(c * x for c, x in zip(found, row, strict=True)) for row in rows]
         expected = [max(ms, _LEAST * time) for ms, time in zip(predicted, measured, strict=True)]
-        found = relative(rows, measured, expected)
+        found = relative(rows, measured, expected, weights)
     return found

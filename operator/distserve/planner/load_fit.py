@@ -74,17 +74,22 @@ def _mixed(loads: Sequence[LoadRecord], times: TimeModel) -> bool:
 
 
 def _beside(
-    rows: Sequence[tuple[float, ...]], shares: Sequence[float], measured: Sequence[float]
+    rows: Sequence[tuple[float, ...]],
+    shares: Sequence[float],
+    measured: Sequence[float],
+    weights: Sequence[float],
 ) -> tuple[Sequence[float], float]:
     """Coefficients of each column, and by which share all of them grow while others compute, which
     they do for `shares` of the time. The first column's is 1 as far as the times leave it open."""
     belief = (1.0, *[0.0] * len(rows[0]))
-    beliefs = 1 + len(rows) // _BELIEF
+    beliefs = 1 + int(sum(weights)) // _BELIEF
     alone_ms = [row[0] for row in rows]
     for _ in range(_ROUNDS):
         all_rows = [(*r, share * ms) for r, share, ms in zip(rows, shares, alone_ms, strict=True)]
         *own, slowed = least_squares.scattered(
-            [*all_rows, *[belief] * beliefs], [*measured, *[1.0] * beliefs]
+            [*all_rows, *[belief] * beliefs],
+            [*measured, *[1.0] * beliefs],
+            [*weights, *[1.0] * beliefs],
         )
         alone_ms = [sum(c * x for c, x in zip(own, row, strict=True)) for row in rows]
     return own, slowed
@@ -114,6 +119,7 @@ def _prefills(loads: Sequence[LoadRecord], times: TimeModel, beside: bool) -> _P
         [(times.prefill_ms(p.tokens, p.squared_tokens), len(p.requests)) for _, p in seen],
         [load.decoding.share(p.begun_ms, p.ended_ms) if beside else 0.0 for load, p in seen],
         [p.ended_ms - p.begun_ms for _, p in seen],
+        [1.0] * len(seen),
     )
     return _Prefills(share - 1, prompt_ms, slowed)
 
@@ -157,7 +163,7 @@ def _decodes(loads: Sequence[LoadRecord], times: TimeModel, beside: bool, mixed:
         for w in windows
     ]
     shares = [w.prefilling_ms / w.ms if beside else 0.0 for w in windows]
-    own, slowed = _beside(rows, shares, measured)
+    own, slowed = _beside(rows, shares, measured, [w.once for w in windows])
     share, step_ms, stream_ms, padding_ms, prefill_share, *moments = own
     came_ms, prefilled_ms, joined_ms, ended_ms = moments
     # When one comes another has ended, more often than not; and it joins after its prefill.

@@ -15,7 +15,7 @@ from distserve.strategies.time_model import TimeModel
 
 @dataclass(frozen=True)
 class Explained:
-    """A prefill step, or a few decode steps."""
+    """A prefill step, or a few decode steps: of each of their streams its part."""
 
     middle_ms: float
     ms: float
@@ -75,9 +75,12 @@ def _decodes(load: LoadRecord, served: TimeModel, added: Serving) -> Iterator[Ex
         alone_ms += added.joining_ms * (window.prefilled + window.joined) / 2
         if load.migrated:
             slowed = added.decode_slowed * window.prefilling_ms / window.ms
-            yield Explained(window.middle_ms, window.ms, (1 + slowed) * alone_ms)
+            ms, alone_ms = window.ms, (1 + slowed) * alone_ms
         elif window.tells:
-            yield Explained(window.middle_ms, window.between_ms, alone_ms)
+            ms = window.between_ms
+        else:
+            continue
+        yield Explained(window.middle_ms, window.once * ms, window.once * alone_ms)
 
 
 def _by_interval(steps: Sequence[Explained], intervals: int) -> list[float | None]:

@@ -134,6 +134,11 @@ class Window(NamedTuple):
         return self.ms - self.prefilling_ms
 
     @property
+    def once(self) -> float:
+        """Its weight: each stream of a step tells the same of it, and it counts once."""
+        return self.steps / self.tokens
+
+    @property
     def tells(self) -> bool:
         """Of what is next to nothing beside such prefills nothing can be said."""
         return self.between_ms > self.steps_ms / 2
