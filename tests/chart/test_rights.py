@@ -109,10 +109,7 @@ NEVER: list[Question] = [
     ("patch", "resourceclaims.resource.k8s.io", "", "foreign"),
     ("patch", "resourceslices.resource.k8s.io", "", "outside"),
     ("get", "pods/log", "", "foreign"),
-    *(
-        (verb, "persistentvolumeclaims", "models", "foreign")
-        for verb in ("get", "list", "delete")
-    ),
+    *((verb, "persistentvolumeclaims", "models", "foreign") for verb in ("get", "list", "delete")),
     *(
         (verb, "customresourcedefinitions.apiextensions.k8s.io", "", "outside")
         for verb in ("create", "patch", "update", "delete")
