@@ -1,8 +1,16 @@
 """A gateway before engines of several strategies, as a rollout from one to another has them."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
+from tests.gateway.test_routing import fleet_of, generation, member
+
+from distserve.gateway.fleet import Fleet
+from distserve.gateway.mixture import Mixture
+from distserve.gateway.routing import Route, Stop, Waiting
+from distserve.wire.dialect import Phases
 
 
 @pytest.mark.parametrize("told", ["Disaggregated", "Colocated", "ChunkedPrefill"])
@@ -25,3 +33,29 @@ async def test_engines_of_every_strategy_serve_whatever_it_was_told(houses: Any,
 
 async def until_ready(house: Any, names: set[str]) -> None:
     await house.until(lambda: {member.name for member in house.gateway.fleet.ready()} == names)
+
+
+@dataclass
+class Always:
+    """A router that knows one route."""
+
+    route: Route
+
+    def choose(self, waiting: Waiting, fleet: Fleet) -> Route:
+        return self.route
+
+
+def alone(name: str, step_tokens: int, outstanding: int) -> Route:
+    """On one instance, which takes so many tokens a step and has so many before it."""
+    made = member(name, "hybrid", requests=[("r", "waiting", outstanding, 0)], free=100_000)
+    assert made.info is not None
+    made.info = msgspec.structs.replace(made.info, max_num_batched_tokens=step_tokens)
+    return Route((Stop(made, Phases.BOTH),))
+
+
+@pytest.mark.parametrize(("small", "large"), [(512, 4096), (4096, 512)])
+def test_tokens_that_wait_weigh_the_same_in_small_steps(small: int, large: int) -> None:
+    routes = alone("small", 512, small), alone("large", 8192, large)
+    mixture = Mixture(tuple(Always(route) for route in routes))  # type: ignore[arg-type]
+    chosen = mixture.choose(Waiting(generation(), 0.0), fleet_of())
+    assert chosen == routes[small > large]

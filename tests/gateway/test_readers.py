@@ -59,14 +59,22 @@ async def test_who_stops_to_read_is_let_go_some_seconds_after_the_deadline(
         assert not data.endswith(b"data: [DONE]\n\n"), "all of it was in buffers: nothing was seen"
 
 
-def test_what_nobody_reads_does_not_hold_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed connection too has to send what it still has: the kernel bounds that."""
+@pytest.mark.parametrize(
+    ("timeout_seconds", "unread_ms"), [(30.0, 90_000), (30 * 86400.0, 2**31 - 1)]
+)
+def test_what_nobody_reads_does_not_hold_its_connection(
+    monkeypatch: pytest.MonkeyPatch, timeout_seconds: float, unread_ms: int
+) -> None:
+    """A closed connection too has to send what it still has: the kernel bounds that, by 24 days
+    at most."""
     monkeypatch.setattr(server._Server, "run", lambda self, sockets: None)
-    settings = Settings(model="test", key=b"k", discovery="file:x", request_timeout_seconds=30.0)
+    settings = Settings(
+        model="test", key=b"k", discovery="file:x", request_timeout_seconds=timeout_seconds
+    )
     with server.listen("127.0.0.1", 0) as bound, socket.socket() as client:
         server.serve(settings, bound, PassingTracing())
         client.connect(bound.getsockname())
         accepted, _ = bound.accept()
         with accepted:
             told = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    assert told == 90_000
+    assert told == unread_ms

@@ -25,7 +25,8 @@ class Mixture:
         routes = [answer for answer in answers if isinstance(answer, Route)]
         if not routes:
             return answers[0]
-        return min(routes, key=lambda route: (_failed_before(route, waiting), burden(route)))
+        batch = max(_step_tokens(route) for route in routes)
+        return min(routes, key=lambda route: (_failed_before(route, waiting), burden(route, batch)))
 
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         return self.routers[0].order(waiting, fleet)
@@ -34,16 +35,17 @@ class Mixture:
         return any(router.complete(fleet) for router in self.routers)
 
 
-def burden(route: Route) -> float:
+def burden(route: Route, batch: int) -> float:
     """How much there is to do on a route, so that routes of any strategy compare: batches of
-    prompts before its prefill, and the share that is taken of the instance where it decodes."""
-    return _batches(route.stops[0].member) + _taken(route.stops[-1].member)
+    prompts before its prefill, and the share that is taken of the instance where it decodes.
+    `batch` in tokens is one for all: by its own steps an engine with small ones would seem full."""
+    prefill, decode = route.stops[0].member, route.stops[-1].member
+    return prefill.outstanding_tokens / batch + _taken(decode)
 
 
-def _batches(member: Member) -> float:
-    if member.info is None:
-        return 0.0
-    return member.outstanding_tokens / max(1, member.info.max_num_batched_tokens)
+def _step_tokens(route: Route) -> int:
+    info = route.stops[0].member.info
+    return max(1, info.max_num_batched_tokens) if info else 1
 
 
 def _taken(member: Member) -> float:
