@@ -201,14 +201,11 @@ A: Object = {"key": "a", "operator": "Gt", "values": ["1"]}
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ({"spec": None}, "podTemplate.spec: a map is needed, and nothing is there"),
         ({"spec": ["x"]}, r"podTemplate.spec: a map is needed, not \['x'\]"),
-        ({"metadata": None}, "podTemplate.metadata: a map is needed"),
-        ({"metadata": {"labels": None}}, "metadata.labels: a map is needed"),
         ({"metadata": {"labels": {"a": 1}}}, "metadata.labels.a: text is needed"),
         ({"metadata": {"labels": {1: "a"}}}, "the name 1 is no text: quote it"),
         ({"metadata": {"annotations": {"b": None}}}, "metadata.annotations.b: text is needed"),
-        ({"spec": {"containers": None}}, "spec.containers: a list is needed, and nothing"),
+        ({"spec": {"containers": [None]}}, r"containers\[0\]: a map is needed, and nothing is"),
         ({"spec": {"containers": ["engine"]}}, r"containers\[0\]: a map is needed"),
         ({"spec": {"containers": [{"name": 5}]}}, "containers: name of each item is text, not 5"),
         ({"spec": {"containers": [{"name": ["a"]}]}}, "name of each item is text"),
@@ -216,11 +213,6 @@ A: Object = {"key": "a", "operator": "Gt", "values": ["1"]}
             {"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": [1]}]}]}},
             r"\[engine\].ports: containerPort of each item is a number",
         ),
-        (
-            {"spec": {"containers": [{"name": "engine", "resources": None}]}},
-            r"containers\[engine\].resources: a map is needed",
-        ),
-        (_asking(None), r"containers\[engine\].resources.requests: a map is needed"),
         (_asking({"cpu": "2 cores"}), r"requests.cpu: '2 cores' is no quantity"),
         (_asking({"cpu": None}), "requests.cpu: a quantity is needed"),
         (_asking({"cpu": True}), "requests.cpu: a quantity is needed, as 64Mi, not True"),
@@ -230,18 +222,14 @@ A: Object = {"key": "a", "operator": "Gt", "values": ["1"]}
         ({"spec": {"overhead": {"memory": "much"}}}, "spec.overhead.memory: 'much' is no"),
         ({"spec": {"resources": {"limits": "8Gi"}}}, "spec.resources.limits: a map is needed"),
         ({"spec": {"nodeSelector": ["gpu"]}}, "spec.nodeSelector: a map is needed"),
+        ({"spec": {"nodeSelector": {"gpu": None}}}, "spec.nodeSelector.gpu: text is needed"),
         ({"spec": {"nodeSelector": {"gpu": True}}}, "spec.nodeSelector.gpu: text is needed"),
         ({"spec": {"tolerations": ["x"]}}, r"spec.tolerations\[0\]: a map is needed, not 'x'"),
         ({"spec": {"tolerations": [{"value": 1}]}}, r"tolerations\[0\].value: text is needed"),
         ({"spec": {"priorityClassName": []}}, "priorityClassName: text is needed"),
-        ({"spec": {"affinity": {"nodeAffinity": None}}}, "affinity.nodeAffinity: a map is needed"),
         (
             {"spec": {"affinity": {"nodeAffinity": {REQUIRED: {}}}}},
             "nodeSelectorTerms: a list is needed, and nothing is there",
-        ),
-        (
-            {"spec": {"affinity": {"podAffinity": {REQUIRED: None}}}},
-            f"podAffinity.{REQUIRED}: a list is needed",
         ),
         (_matching("a"), r"matchExpressions\[0\]: a map is needed"),
         (
@@ -265,16 +253,39 @@ def test_what_is_read_before_the_api_server_judges_it_can_be_read(
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
 
 
-def test_nulls_that_mean_nothing_to_kubernetes_are_taken() -> None:
-    """As a list of terms that a tool wrote has them."""
-    none = {"matchExpressions": None, "matchFields": None}
-    exists = {"matchExpressions": [{"key": "a", "operator": "Exists", "values": None}]}
-    required = {REQUIRED: {"nodeSelectorTerms": [none, exists]}}
-    tolerations = [{"key": "a", "operator": "Exists", "value": None, "effect": None}]
-    spec: Object = {"affinity": {"nodeAffinity": required}, "tolerations": tolerations}
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"spec": None},
+        {"metadata": None, "spec": {}},
+        {"metadata": {"labels": None, "annotations": None}},
+        {"spec": dict.fromkeys(("nodeSelector", "priorityClassName", "containers", "volumes"))},
+        {"spec": {"containers": [{"name": "engine", "resources": None, "command": None}]}},
+        _asking(None),
+    ],
+)
+def test_null_is_nothing_said(template: Object) -> None:
+    """As Kubernetes reads what tools write for a field that is not set."""
+    assert merge_pod_template(RENDERED, template, "spec.prefill.podTemplate") == RENDERED
+
+
+def test_what_a_user_adds_has_no_nulls() -> None:
+    exists = {"key": "a", "operator": "Exists"}
+    terms = [{"matchExpressions": [exists | {"values": None}], "matchFields": None}]
+    affinity = {
+        "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": terms}, PREFERRED: None},
+        "podAffinity": None,
+    }
+    extra = {"name": "extra", "resources": {"limits": None}, "env": None}
+    spec: Object = {
+        "affinity": affinity, "tolerations": [exists | {"effect": None}], "containers": [extra],
+    }  # fmt: skip
     found = merged(spec)["spec"]
-    assert found["tolerations"] == tolerations
-    assert merge_affinity(found["affinity"], {"nodeAffinity": required})
+    assert found["affinity"] == {
+        "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [exists]}]}}
+    }
+    assert found["tolerations"] == [exists]
+    assert found["containers"][1] == {"name": "extra", "resources": {}}
 
 
 json_values = st.recursive(

@@ -16,7 +16,8 @@ other maps                                                merged key by key
 anything else                                             replaced
 ========================================================  ========================================
 
-`$patch` and its kin are refused. Labels and volumes that we set, and the names, commands,
+A field that is null says nothing, as in Kubernetes: what is rendered stays. But a name of the
+user's own, as a label's, needs a value. `$patch` and its kin are refused. Labels and volumes that we set, and the names, commands,
 arguments, ports, mounts and POD_ variables of our own containers, stay as they are.
 """
 
@@ -45,6 +46,8 @@ REPLACED_ITEMS = frozenset({"env"})
 """Lists of them whose items are one choice among several, so cannot be merged."""
 TEXTS = frozenset({"labels", "annotations", "nodeSelector"})
 """Maps whose names are the user's: none of them, as `env`, means a field."""
+NAMED = TEXTS | {"matchLabels", "limits", "requests", "overhead"}
+"""All such maps: there a name without a value is a mistake, and no field left out."""
 DEFAULTS = {"protocol": "TCP"}
 PROTECTED = ("name", "command", "args", "restartPolicy")
 """Fields of our own containers that nothing may change."""
@@ -56,6 +59,7 @@ def merge_pod_template(rendered: Object, template: Object, field: str) -> Object
     The CRD lets any template through, and the API server is asked about the merged one only after
     placement was: what is read until then is judged here.
     """
+    template = _said(template)
     if unknown := set(template) - {"metadata", "spec"}:
         raise MergeError(f"{field}.{min(unknown)}: unknown; a podTemplate has metadata and spec")
     try:
@@ -66,6 +70,15 @@ def merge_pod_template(rendered: Object, template: Object, field: str) -> Object
     merged: Object = _merge(rendered, template, field)
     _check_protected(rendered, merged, field)
     return merged
+
+
+def _said(template: Any, name: str = "") -> Any:
+    """Without the fields that are null: tools write them for what is not set."""
+    if isinstance(template, list):
+        return [_said(item) for item in template]
+    if not isinstance(template, dict) or name in NAMED:
+        return template
+    return {key: _said(value, key) for key, value in template.items() if value is not None}
 
 
 def _check_metadata(found: object, field: str) -> None:

@@ -24,9 +24,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "toleration": ({"spec": {"tolerations": ["x"]}}, "spec.tolerations[0]: a map is needed"),
     "quantity": (asking(cpu="2 cores"), "requests.cpu: '2 cores' is no quantity"),
     "huge quantity": (asking(cpu="1e999999999"), "requests.cpu: '1e999999999' is no quantity"),
-    "no spec": ({"spec": None}, "podTemplate.spec: a map is needed"),
     "spec that is text": ({"spec": "x"}, "podTemplate.spec: a map is needed"),
-    "no labels": ({"metadata": {"labels": None}}, "metadata.labels: a map is needed"),
+    "no label": ({"metadata": {"labels": {"a": None}}}, "metadata.labels.a: text is needed"),
     "name that is a number": ({"spec": {"containers": [{"name": 5}]}}, "name of each item is text"),
 }
 
