@@ -22,7 +22,7 @@ from distserve.engine.commands import (
     StartLeg,
     StopLeg,
 )
-from distserve.engine.legs import Legs
+from distserve.engine.legs import TAKES_NOTHING, Legs
 from distserve.engine.outbox import Deliver
 from distserve.engine.parts import Parts
 from distserve.engine.reports import Reports
@@ -87,7 +87,7 @@ class Engine:
             case StartDrain():
                 self._legs.drain()
             case Shutdown():
-                self.fail_all("the instance shuts down", retryable=True)
+                self.fail_all("the instance shuts down", TAKES_NOTHING)
                 self.is_over = True
         self._reports.changed()
 
@@ -103,11 +103,13 @@ class Engine:
     def flush(self) -> None:
         self._reports.flush(self._view(), step_rest_ms=0.0)
 
-    def fail_all(self, message: str, *, retryable: bool) -> None:
-        """Nobody is left waiting for an answer that will not come, nor does from now on."""
-        self._legs.closed = LegError(message, retryable, 503)
+    def fail_all(self, message: str, status: int) -> None:
+        """Nobody is left waiting for an answer that will not come, nor does from now on. What is
+        here is told `status`: any of it may be what broke the engine, and a leg that was refused
+        is tried on more instances than one that failed."""
+        self._legs.closed = LegError(message, True, TAKES_NOTHING)
         for request in list(self._legs.active):
-            self._legs.fail(request, self._legs.closed)
+            self._legs.fail(request, LegError(message, True, status))
 
     def check_integrity(self) -> None:
         """Raises IntegrityError when a block is lost or held by nobody that lives."""

@@ -30,6 +30,8 @@ from distserve.wire.messages import ChoiceProgress, CommitRecord, Failed, Fetche
 log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
+TRANSFER_FAILED = 502
+TAKES_NOTHING = 503
 TIMED_OUT = 504
 
 
@@ -91,11 +93,12 @@ class Legs:
         if leg.id in self._ended_early or (transfer or "") in self._ended_early:
             return LegError("it was aborted before it began", False, CLIENT_GONE)
         if self._reports.draining:
-            return LegError("the instance is draining: choose another one", True, 503)
+            return LegError("the instance is draining: choose another one", True, TAKES_NOTHING)
         if leg.id in self._active or (transfer is not None and transfer in self._transfers):
             return LegError("this leg or transfer is here already", False, 409)
         if transfer is not None and self._transfers.address is None:
-            return LegError("the instance's migrator is not there: choose another", True, 503)
+            reason = "the instance's migrator is not there: choose another"
+            return LegError(reason, True, TAKES_NOTHING)
         if leg.only_if is not None and not self._holds(leg.only_if, leg):
             return Declined(self._reports.state([*self.active, *self.offered]))
         return None
@@ -216,24 +219,24 @@ class Legs:
         self._transfers.over(message.transfer)
         if request := self._by_transfer.pop(message.transfer, None):
             reason = f"KV migration failed: {message.reason}"
-            self.fail(request, LegError(reason, message.retryable, 502))
+            self.fail(request, LegError(reason, message.retryable, TRANSFER_FAILED))
 
     def released(self, message: Released) -> None:
         self._transfers.over(message.transfer)
         request = self._by_transfer.pop(message.transfer, None)
         if request is not None and request.leg.id in self._active and not message.fetched:
             reason = "the offered KV was let go of before it was fetched: its lease ran out"
-            self.fail(request, LegError(reason, True, 502))
+            self.fail(request, LegError(reason, True, TRANSFER_FAILED))
 
     def migrator_gone(self) -> None:
         """Fetches fail by it, and so do prefills that could not be handed over any more. What was
-        offered waits for its lease."""
-        reason = "the instance's migrator is gone"
+        offered waits for its lease. No transfer is said to have failed: their peers are well."""
+        gone = LegError("the instance's migrator is gone", True, TAKES_NOTHING)
         for transfer in self._transfers.migrator_gone(self._clock()):
             if request := self._by_transfer.pop(transfer, None):
-                self.fail(request, LegError(reason, True, 502))
+                self.fail(request, gone)
         for request in [r for r in self._active.values() if r.offers]:
-            self.fail(request, LegError(reason, True, 502))
+            self.fail(request, gone)
 
 
 def _mismatch(leg: Leg, record: CommitRecord) -> str:

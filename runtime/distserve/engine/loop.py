@@ -17,6 +17,7 @@ from distserve.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
+BROKEN = 500
 STUCK_SECONDS = 120.0
 STUCK_RATIO = 4.0
 """A step that takes longer than the one, and than the other times what was predicted, will not
@@ -91,7 +92,7 @@ class EngineLoop:
 
     def _give_up(self, error: BaseException) -> None:
         try:
-            self._engine.fail_all(f"the engine broke: {error}", retryable=True)
+            self._engine.fail_all(f"the engine broke: {error}", BROKEN)
             self._refuse_the_rest()
         finally:
             self._on_fatal(error)

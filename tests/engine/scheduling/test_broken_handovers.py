@@ -149,6 +149,7 @@ def test_offered_blocks_outlive_their_migrator_until_the_lease_is_over(
     (end,) = both.prefill.ends(running.id)
     assert isinstance(end, LegError)
     assert end.retryable
+    assert end.status == 503
     assert both.prefill.blocks.held == held
     both.prefill.engine.handle(MigratorUp("h:2"))
     both.prefill.clock.now += 29
@@ -171,6 +172,7 @@ def test_fetches_fail_at_once_with_their_migrator(pair: Any, make_leg: Any) -> N
     (end,) = both.decode.ends(decode.id)
     assert isinstance(end, LegError)
     assert end.retryable
+    assert end.status == 503, "not a failed transfer: its source is well"
     # Only its channel is known to be gone: it may still write.
     assert both.decode.blocks.held == held
     both.decode.clock.now += 31

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from distserve.engine.batch import Span, SpanResult
-from distserve.engine.commands import StartLeg
+from distserve.engine.commands import Shutdown, StartLeg
 from distserve.engine.engine import Engine
 from distserve.engine.loop import EngineLoop
+from distserve.wire.dialect import LegError
 
 BOUND_SECONDS = 20
 
@@ -116,3 +117,44 @@ def test_a_long_step_is_said_once_with_the_cure(
     assert engine.loop.stop(BOUND_SECONDS)
     (said,) = [r.getMessage() for r in caplog.records if "maxNumBatchedTokens" in r.getMessage()]
     assert said.startswith("a step of 8 tokens takes 40 s")
+
+
+class ForgetfulRunner:
+    """Breaks the engine behind its step, where no single leg can be blamed."""
+
+    def run(self, spans: Sequence[Span]) -> list[SpanResult]:
+        return []
+
+
+def test_what_a_broken_engine_took_has_failed_and_what_it_did_not_is_refused(
+    make_bench: Any, make_leg: Any
+) -> None:
+    """A refused leg may be sent to many instances, one that broke each of them to few."""
+    bench, fatal = make_bench(caching=False), threading.Event()
+    engine = Engine(replace(bench.parts, runner=ForgetfulRunner()), bench.deliver)
+    loop = EngineLoop(engine, lambda error: fatal.set(), bench.clock)
+    taken, late = (make_leg(range(first, first + 8), 1, timeout_ms=1e8) for first in (1, 20))
+    loop.tell(StartLeg(taken, bench.clock()))
+    loop.start()
+    assert fatal.wait(BOUND_SECONDS), "the engine did not break"
+    engine.handle(StartLeg(late, bench.clock()))
+    engine.flush()
+    assert [_how(event) for event in bench.ends(taken.id)] == [(500, True)]
+    assert [_how(event) for event in bench.ends(late.id)] == [(503, True)]
+
+
+def test_a_shutdown_refuses_all(make_bench: Any, make_leg: Any) -> None:
+    """Nothing is wrong with the legs."""
+    bench = make_bench(caching=False)
+    taken, late = (make_leg(range(first, first + 8), 1) for first in (1, 20))
+    bench.start(taken)
+    bench.engine.handle(Shutdown())
+    bench.start(late)
+    bench.engine.flush()
+    for leg in (taken, late):
+        assert [_how(event) for event in bench.ends(leg.id)] == [(503, True)]
+
+
+def _how(event: Any) -> tuple[int, bool]:
+    assert isinstance(event, LegError)
+    return event.status, event.retryable
