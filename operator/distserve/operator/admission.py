@@ -6,7 +6,7 @@ other kinds, deletions, status, metadata and whatever leaves the spec as it is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from distserve.operator.model import Features, Key, Object
 from distserve.operator.store import Store
 from distserve.operator.wanted import stored_revisions
 from distserve.resources.errors import RenderError
-from distserve.resources.revisions import Revision, make_revision
+from distserve.resources.revisions import Revision, make_revision, revision_of, with_numbers
 
 _UNNAMED = "unnamed"
 
@@ -49,7 +49,7 @@ def changes_a_spec(request: Object) -> bool:
 
 
 def refusal(
-    document: Object, features: Features, known: Iterable[Revision], settings: DecideSettings
+    document: Object, features: Features, known: Sequence[Revision], settings: DecideSettings
 ) -> str:
     """What reconciling would say of it. `known` are its stored revisions: what is rendered already
     is not merged again, neither here nor there."""
@@ -60,18 +60,27 @@ def refusal(
         return accepted.message
     try:
         render = replace(settings.render, served=features.served)
-        make_revision(_with_any_numbers(accepted), render, known)
+        make_revision(_with_any_numbers(accepted, known), render, known)
     except RenderError as error:
         return str(error)
     return ""
 
 
-def _with_any_numbers(deployment: DistServeDeployment) -> DistServeDeployment:
-    """Without waiting for a plan: whether a template can be merged does not depend on it."""
-    if not deployment.spec.planning.automatic:
+def _with_any_numbers(
+    deployment: DistServeDeployment, known: Sequence[Revision]
+) -> DistServeDeployment:
+    """Without waiting for a plan: whether a template can be merged does not depend on it. With
+    those numbers, if any, for which it is rendered already."""
+    spec = deployment.spec
+    if not spec.planning.automatic:
         return deployment
-    spec = deployment.spec.model_copy(update={"planning": Planning()})
-    return deployment.model_copy(update={"spec": spec})
+    names = {revision.name for revision in known}
+    for revision in known:
+        if set(revision.templates) == set(spec.roles):
+            numbered = with_numbers(deployment, revision)
+            if revision_of(numbered) in names:
+                return numbered
+    return deployment.model_copy(update={"spec": spec.model_copy(update={"planning": Planning()})})
 
 
 def _named(request: Object) -> Object:

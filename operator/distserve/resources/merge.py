@@ -17,8 +17,9 @@ anything else                                             replaced
 ========================================================  ========================================
 
 A field that is null says nothing, as in Kubernetes: what is rendered stays. But a name of the
-user's own, as a label's, needs a value. `$patch` and its kin are refused. Labels and volumes that we set, and the names, commands,
-arguments, ports, mounts and POD_ variables of our own containers, stay as they are.
+user's own, as a label's, needs a value. `$patch` and its kin are refused. Labels and volumes that
+we set, and the names, commands, arguments, ports, mounts and POD_ variables of our own containers,
+stay as they are.
 """
 
 import copy

@@ -29,6 +29,12 @@ SLIPPED = [
 REPLACED: Object = {"prefill": {"podTemplate": {"spec": {"containers": [
     {"name": "engine", "command": ["sleep"]}
 ]}}}}  # fmt: skip
+LENGTHS = {"promptTokens": {"mean": 10, "p90": 20}, "outputTokens": {"mean": 10, "p90": 20}}
+AUTO: Object = {
+    "planning": {"mode": "Auto"},
+    "slo": {"ttft": "1s", "tpot": "1s"},
+    "workload": {"lengths": LENGTHS},
+}
 LABEL = "pod-security.kubernetes.io/enforce"
 
 
@@ -115,14 +121,8 @@ def test_many_of_them_are_refused(deployment: Any) -> None:
 
 def test_a_merge_is_tried_without_a_plan(deployment: Any) -> None:
     """With mode Auto the reconciler says it only when there is a plan."""
-    lengths = {"promptTokens": {"mean": 10, "p90": 20}, "outputTokens": {"mean": 10, "p90": 20}}
-    auto = {
-        "planning": {"mode": "Auto"},
-        "slo": {"ttft": "1s", "tpot": "1s"},
-        "workload": {"lengths": lengths},
-    }
-    assert judge(asked(deployment(auto)), Store(), SETTINGS) == ""
-    assert "podTemplate" in judge(asked(deployment({**auto, **REPLACED})), Store(), SETTINGS)
+    assert judge(asked(deployment(AUTO)), Store(), SETTINGS) == ""
+    assert "podTemplate" in judge(asked(deployment({**AUTO, **REPLACED})), Store(), SETTINGS)
 
 
 def test_only_changes_of_a_spec_are_looked_at(deployment: Any) -> None:
@@ -182,11 +182,30 @@ def test_a_template_that_runs_already_is_not_merged_again(
 ) -> None:
     """After an upgrade that is stricter, units of an older deployment can still be changed."""
     document = deployment()
-    parsed = parse_deployment(
-        {k: v for k, v in document.items() if k != "metadata"}
-        | {"metadata": {"name": "tiny", "namespace": "llm", "uid": "u1"}},
-        "",
-    )
+    store = _storing(document, document)
+    more = deployment({"units": 3})
+    _make_stricter(monkeypatch)
+    assert judge(asked(more, document), store, SETTINGS) == ""
+    assert judge(asked(more, document), Store(), SETTINGS) == "stricter"
+    more["metadata"]["uid"] = "u2"
+    assert judge(asked(more), store, SETTINGS) == "stricter", "another one of that name"
+
+
+def test_nor_is_one_that_was_planned(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of a plan are not in the spec, and its templates are named by them."""
+    document = deployment(AUTO)
+    store = _storing(document, deployment({"prefill": {"parallelism": {"tensor": 2}}}))
+    _make_stricter(monkeypatch)
+    later = deployment({**AUTO, "rollout": {"paused": True}})
+    assert judge(asked(later, document), store, SETTINGS) == ""
+    other = deployment({**AUTO, "images": {"engine": "r.example/e:2"}})
+    assert judge(asked(other, document), store, SETTINGS) == "stricter"
+
+
+def _storing(document: Object, rendered: Object) -> Store:
+    """The deployment, and the revision of what it was rendered from."""
+    metadata = {"name": "tiny", "namespace": "llm", "uid": "u1"}
+    parsed = parse_deployment({**rendered, "metadata": metadata}, "")
     record = to_object(parsed, make_revision(parsed, SETTINGS.render))
     record["metadata"] |= {"uid": "c1", "resourceVersion": "2"}
     store = Store()
@@ -195,12 +214,7 @@ def test_a_template_that_runs_already_is_not_merged_again(
     store.put(kind, record)
     observed = store.observe(Key("llm", "tiny"), 0.0)
     assert observed is not None and len(stored_revisions(observed)) == 1
-    more = deployment({"units": 3})
-    _make_stricter(monkeypatch)
-    assert judge(asked(more, document), store, SETTINGS) == ""
-    assert judge(asked(more, document), Store(), SETTINGS) == "stricter"
-    more["metadata"]["uid"] = "u2"
-    assert judge(asked(more), store, SETTINGS) == "stricter", "another one of that name"
+    return store
 
 
 def _make_stricter(monkeypatch: pytest.MonkeyPatch) -> None:
