@@ -5,7 +5,7 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from distserve.operator.errors import Conflict
+from distserve.operator.errors import Conflict, Tripped
 from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.kinds import DEPLOYMENTS, PODS, kind_of
 from distserve.operator.model import (
@@ -66,12 +66,16 @@ async def test_a_fault_is_raised_when_the_rest_is_done() -> None:
     status = {"conditions": [{"type": "Accepted", "reason": "OperatorFault"}]}
     fault = KeyError("missing")
     decision = Decision(
-        actions=(Delete(POD, "old", 0),), status=status, events=(TOLD,), fault=fault
+        actions=(Delete(POD, "old", 0),),
+        status=status,
+        events=(TOLD,),
+        again_seconds=30.0,
+        fault=fault,
     )
     parts = (store, cluster, lambda *_: decision, Mock(), placing, events, *[Mock()] * 3)
-    with pytest.raises(KeyError) as raised:
+    with pytest.raises(Tripped) as raised:
         await Reconciler(*parts).reconcile(KEY)
-    assert raised.value is fault
+    assert raised.value.__cause__ is fault and raised.value.again_seconds == 30.0
     cluster.delete.assert_awaited_once()
     assert cluster.apply.await_args.args[0]["status"] == status
     events.tell.assert_awaited_once_with(DOCUMENT, TOLD)

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import AsyncMock, Mock
 
+import pytest
+
 from distserve.operator.errors import Conflict
 from distserve.operator.metrics import Metrics
-from distserve.operator.model import Features, Key, Observed
+from distserve.operator.model import Decision, Features, Key, Observed
 from distserve.operator.process import Operator, add_gauges
 from distserve.operator.reconciler import Reconciler
 from distserve.operator.settings import QueueSettings, Settings
@@ -39,6 +41,29 @@ async def test_a_deployment_fails_until_it_goes() -> None:
         results.get_nowait()
     assert await asyncio.wait_for(results.get(), SECONDS) == "done"
     assert queue.failing == 0
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
+async def test_healing_is_not_late_for_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """What a timer of the decision waits for comes before the pause after a failure is over."""
+    decision = Decision(again_seconds=0.0, fault=KeyError("missing"))
+    store, placing = Mock(), Mock()
+    store.observe.return_value = Observed(DOCUMENT, {}, (), Features(), 0.0)
+    placing.gathers.return_value = False
+    deciding = Mock(return_value=decision)
+    parts: list[Any] = [Mock(), placing, AsyncMock(), *[Mock() for _ in range(3)]]
+    reconciler = Reconciler(store, AsyncMock(), deciding, *parts)
+    slow = QueueSettings(backoff_seconds=3600.0, backoff_cap_seconds=3600.0)
+    queue: WorkQueue[Key] = WorkQueue(slow)
+    results: asyncio.Queue[str] = asyncio.Queue()
+    worker = Worker(queue, reconciler.reconcile, lambda result, _: results.put_nowait(result))
+    working = asyncio.create_task(worker.run())
+    queue.add(KEY)
+    for _ in range(slow.failing_after):
+        assert await asyncio.wait_for(results.get(), SECONDS) == "error"
+    assert queue.failing == 1
+    assert "KeyError: 'missing'" in caplog.text and "again in 0.0 s" in caplog.text
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 

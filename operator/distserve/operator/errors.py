@@ -8,6 +8,7 @@ ClusterError
                    `retry_after_seconds`
 
 LeaseLost          this replica may not write any more: the process ends
+Tripped            deciding about one deployment ended in a fault of ours; the others go on
 """
 
 
@@ -37,3 +38,12 @@ class Unavailable(ClusterError):
 
 class LeaseLost(Exception):
     """Another replica may lead now; writing on would undo what it does."""
+
+
+class Tripped(Exception):
+    """What deciding about a deployment tripped over is its cause; what could be done is done."""
+
+    def __init__(self, again_seconds: float | None) -> None:
+        super().__init__("deciding tripped over a fault of the operator")
+        self.again_seconds = again_seconds
+        """Until something runs out that healing waits for."""

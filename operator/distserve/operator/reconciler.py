@@ -23,7 +23,14 @@ from distserve.api.planning import ConfigMapKey
 from distserve.operator.cluster import Cluster
 from distserve.operator.conditions import timestamp
 from distserve.operator.engines import Engines
-from distserve.operator.errors import ClusterError, Conflict, LeaseLost, NotFound, Refused
+from distserve.operator.errors import (
+    ClusterError,
+    Conflict,
+    LeaseLost,
+    NotFound,
+    Refused,
+    Tripped,
+)
 from distserve.operator.events import Events
 from distserve.operator.idle import IdleQuestion
 from distserve.operator.idleness import Idleness
@@ -98,8 +105,8 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Makes the cluster what the deployment says. Returns after how many seconds to look
-        again, None: when something changes. Raises ClusterError, LeaseLost, and what deciding
-        tripped over once the rest is done."""
+        again, None: when something changes. Raises ClusterError, LeaseLost, and Tripped once the
+        rest is done."""
         observed = self._store.observe(key, self._clock())
         if observed is None or "deletionTimestamp" in observed.document["metadata"]:
             # Owner references clean up; nothing is made for what goes.
@@ -126,7 +133,8 @@ class Reconciler:
         for event in decision.events:
             await self._events.tell(observed.document, event)
         if decision.fault is not None:
-            raise decision.fault  # The worker tells of it, and tries again.
+            # The worker tells of it, and tries again.
+            raise Tripped(decision.again_seconds) from decision.fault
         return decision.again_seconds
 
     async def _settle(self, key: Key, observed: Observed) -> tuple[Decision, Answers]:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from distserve.operator.errors import Conflict, LeaseLost, NotFound, Refused, Unavailable
+from distserve.operator.errors import Conflict, LeaseLost, NotFound, Refused, Tripped, Unavailable
 from distserve.operator.model import Key
 from distserve.operator.workqueue import WorkQueue
 
@@ -54,9 +54,12 @@ class Worker:
             return "refused"
         except LeaseLost:
             raise
-        except Exception:
+        except Exception as error:
             # One deployment that trips over a fault of ours must not stop the others.
             pause = self._queue.retry(key)
+            if isinstance(error, Tripped) and error.again_seconds is not None:
+                self._queue.add_after(key, error.again_seconds)  # The sooner of the two counts.
+                pause = min(pause, error.again_seconds)
             log.exception("a fault of the operator, trying again in %.1f s", pause, extra=extra)
             return "error"
         self._queue.succeeded(key)
