@@ -112,6 +112,11 @@ class RefusalStatus(Model):
         "pause that doubles each time.",
     )
     said: str = Field(default="", max_length=1024, description="The scheduler's words of the last.")
+    inputs_hash: str = Field(
+        default="",
+        max_length=64,
+        description="Hash of what the unit was made from: all this is forgotten when that changes.",
+    )
 
 
 class RepackingStatus(Model):

@@ -72,7 +72,9 @@ def find_places(
 ) -> Places:
     attempts = attempts_of(observed)
     needed = needed_together(live.values())
-    refusals = refusals_of(observed)
+    revisions = {f"u{number}": revision for number, revision in step.revisions.items()}
+    has = {name: unit.revision for name, unit in live.items() if unit.revision}
+    refusals = refusals_of(observed, wanted, revisions | has)
     look = Look(observed, answers, wanted, moves, attempts, refusals, needed)
     standings: dict[str, Standing] = {}
     units: dict[str, Whereabouts] = {}
@@ -99,6 +101,6 @@ def find_places(
         PlacementQuestion(tuple(one.request for one in units.values() if one.request is not None)),
         min(timers, default=None),
         still({**attempts, **failed}, waiting),
-        {unit: one for unit, one in {**refusals, **refused}.items() if unit in waiting},
+        {u: one for u, one in {**refusals, **refused}.items() if u in waiting and one.count},
         standings,
     )

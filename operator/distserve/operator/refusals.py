@@ -8,21 +8,26 @@ there again.
 
 Placement knows room, labels and taints. Of volumes, host ports, spread rules and pods in other
 namespaces only the scheduler knows, and it says so when the pods are there. It stands in the
-status, so a new leader goes on with it, and is forgotten when all pods have nodes, or the spec
-changes.
+status, so a new leader goes on with it, and is forgotten when all pods have nodes, or the unit is
+made from something else.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from distserve.api.conditions import PlacedReason
+from distserve.api.deployment import DistServeDeployment
 from distserve.api.status import RefusalStatus
 from distserve.operator.conditions import seconds, timestamp
 from distserve.operator.model import NoPlace, Object, Observed, Placement
+from distserve.operator.wanted import Wanted
 from distserve.placement.requests import CLUSTER
+from distserve.resources.revisions import HASH_LENGTH, Revision
 
 FIRST_PAUSE_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 600.0
@@ -33,7 +38,7 @@ MOST_SAID: Final = 1024
 CURE: Final = (
     "Placement sees no volumes, host ports, spread rules or pods in namespaces that the operator "
     "does not watch: where one of these is the cause, name the nodes that will do in podTemplate's "
-    "nodeSelector or nodeAffinity. A changed spec is tried at once"
+    "nodeSelector or nodeAffinity. A changed podTemplate or topology is tried at once"
 )
 
 
@@ -48,6 +53,8 @@ class Refusals:
     """`Placement.names[0]` of each; that of the last time comes last."""
     said: str = ""
     """The scheduler's words of that."""
+    inputs_hash: str = ""
+    """Of what it was made from then."""
 
     @property
     def retry(self) -> float:
@@ -68,7 +75,8 @@ class Refusals:
         if self.count and now < self.at + patience_seconds:
             return self
         others = [one for one in self.domains if one != domain]
-        return Refusals(self.count + 1, now, (*others, domain)[-MOST_DOMAINS:], said)
+        domains = (*others, domain)[-MOST_DOMAINS:]
+        return replace(self, count=self.count + 1, at=now, domains=domains, said=said)
 
     def paused(self, unit: str) -> NoPlace:
         """What is said while no other domain has room."""
@@ -89,20 +97,44 @@ class Refusals:
         )
 
 
-def refusals_of(observed: Observed) -> dict[str, Refusals]:
-    """As the status has them; what cannot be read is as if it had not been."""
-    status, metadata = observed.document.get("status") or {}, observed.document["metadata"]
-    found: dict[str, Refusals] = {}
-    if status.get("observedGeneration") != metadata.get("generation"):
-        return found
-    for one in status.get("refusals") or ():
+def inputs_hash(deployment: DistServeDeployment, revision: Revision) -> str:
+    """Of what the pods of a unit and the domains for them follow from. Not of the generation: that
+    changes with each write to /scale, and an edit counts only when it was accepted."""
+    topology = deployment.spec.topology.model_dump(mode="json", exclude_defaults=True)
+    numbers = revision.unit.model_dump(mode="json", exclude_none=True)
+    text = json.dumps([revision.name, numbers, topology], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def refusals_of(
+    observed: Observed, wanted: Wanted, revisions: Mapping[str, str]
+) -> dict[str, Refusals]:
+    """As the status has them, of each unit with a revision that is known; what cannot be read, or
+    was made from something else, is as if it had not been.
+
+    `revisions`: the one that each unit has, or gets.
+    """
+    hashes = {
+        name: inputs_hash(wanted.deployment, made)
+        for name in set(revisions.values())
+        if (made := wanted.revision(name)) is not None
+    }
+    found = {
+        unit: Refusals(inputs_hash=hashes[name])
+        for unit, name in revisions.items()
+        if name in hashes
+    }
+    for one in (observed.document.get("status") or {}).get("refusals") or ():
         try:
             known = RefusalStatus.model_validate(one)
-            found[known.unit] = Refusals(
-                known.attempts, seconds(known.last_time), tuple(known.domains), known.said
-            )
+            at = seconds(known.last_time)
         except ValueError:
             continue
+        now = found.get(known.unit)
+        if now is not None and known.inputs_hash == now.inputs_hash:
+            found[known.unit] = Refusals(
+                known.attempts, at, tuple(known.domains), known.said, known.inputs_hash
+            )
     return found
 
 
@@ -113,6 +145,7 @@ def refusals_status(refusals: Mapping[str, Refusals]) -> list[Object]:
             "attempts": one.count,
             "lastTime": timestamp(one.at),
             "domains": list(one.domains),
+            "inputsHash": one.inputs_hash,
             **({"said": one.said[:MOST_SAID]} if one.said else {}),
         }
         for unit, one in sorted(refusals.items())

@@ -196,6 +196,52 @@ def test_a_changed_spec_is_tried_at_once(zones: Callable[..., Zones]) -> None:
     assert found.zone == "b" and placed(found.world) == ("True", "Placed")
 
 
+def test_an_edit_that_is_accepted_later_is_tried_at_once(zones: Callable[..., Zones]) -> None:
+    found = paused(zones)
+    world, found.refusing = found.world, set()
+    world.refusal = "a policy says no"
+    world.edit(decode={"podTemplate": {"spec": {"nodeSelector": {ZONE: "b"}}}}).settle()
+    assert world.condition("Accepted")["reason"] == "RefusedByApiServer"
+    world.refusal = ""
+    world.settle()
+    assert found.zone == "b" and placed(world) == ("True", "Placed")
+
+
+def test_a_changed_topology_is_tried_at_once(zones: Callable[..., Zones]) -> None:
+    found = paused(zones)
+    found.refusing = set()
+    found.world.edit(topology={"gangTimeout": "40s"}).settle()
+    assert found.world.units() and placed(found.world) == ("True", "Placed")
+
+
+def test_an_edit_that_changes_nothing_for_its_pods_ends_no_pause(
+    zones: Callable[..., Zones],
+) -> None:
+    """As an autoscaler's, that writes to /scale again and again."""
+    found = paused(zones)
+    found.world.edit(disruption={"minAvailableUnits": 0}).settle()
+    assert not found.zone and found.wait() > 40
+
+
+def test_each_domain_has_its_turn_whatever_else_is_edited(zones: Callable[..., Zones]) -> None:
+    found, visited = zones("abc", a=64, b=32, c=16), []
+    for times in range(6):
+        visited += found.visited(1)
+        found.world.edit(disruption={"minAvailableUnits": times}).settle()
+    assert visited == ["c", "b", "a", "c", "b", "a"]
+
+
+def test_of_former_pods_the_new_ones_know_nothing(zones: Callable[..., Zones]) -> None:
+    """The edit comes at the moment at which the unit is taken back."""
+    found = zones("b", a=64, b=16)
+    assert found.zone == "b"
+    found.world.now += 30
+    found.refusing = set()
+    found.asleep = True
+    found.world.edit(images={"engine": "mine:2"}).settle()
+    assert found.zone == "b"
+
+
 def test_without_levels_the_cluster_is_waited_for(new_world: Make) -> None:
     world = Zones(new_world(), a=64).world
     world.unschedulable = lambda pod: bool(pod.instance)
