@@ -15,7 +15,7 @@ from enum import IntEnum
 
 from distserve.api import labels
 from distserve.operator.course import Course
-from distserve.operator.health import LiveUnit
+from distserve.operator.health import LiveUnit, needed_together
 from distserve.operator.model import Observed
 from distserve.placement.nodes import Node
 
@@ -25,7 +25,8 @@ class Use(IntEnum):
 
     WHOLE = 0
     PART = 1
-    """It serves, with less than it should have."""
+    """It serves, with less than it should have; or it cannot by itself, and others need what it
+    has left."""
     NONE = 2
     """Nothing of it serves, or it is about to be replaced."""
 
@@ -47,12 +48,15 @@ class Candidate:
 
 
 def protected_units(observed: Observed, course: Course) -> frozenset[str]:
-    """Names. All of them where there are to be no more than that many units."""
+    """Names. All of them where there are to be no more than that many units. Units that serve only
+    together are as many as they are: without one of them nobody serves."""
     count = course.wanted.deployment.spec.disruption.min_available_units
     if course.rules.units <= count:
         return frozenset(course.made)
+    needed = needed_together(course.live.values()) & course.made.keys()
     before = _protected_before(observed)
-    return choose([_candidate(name, course, observed, before) for name in course.made], count)
+    candidates = [_candidate(name, course, observed, before, needed) for name in course.made]
+    return choose(candidates, max(count, len(needed)) if count else 0)
 
 
 def choose(candidates: Collection[Candidate], count: int) -> frozenset[str]:
@@ -63,11 +67,19 @@ def choose(candidates: Collection[Candidate], count: int) -> frozenset[str]:
     return frozenset(chosen if chosen <= before else chosen | before)
 
 
-def _candidate(name: str, course: Course, observed: Observed, before: Collection[str]) -> Candidate:
+def _candidate(
+    name: str,
+    course: Course,
+    observed: Observed,
+    before: Collection[str],
+    needed: Collection[str],
+) -> Candidate:
     number, live = int(name[1:]), course.live.get(name)
     state = course.states.get(number)
     use = Use.NONE
-    if state is not None and state.revision == course.made[name].name and not state.down:
+    if needed:
+        use = Use.PART if name in needed else Use.NONE
+    elif state is not None and state.revision == course.made[name].name and not state.down:
         use = Use.WHOLE if state.ready else Use.PART
     cordoned = live is not None and _is_cordoned(live, observed.nodes)
     return Candidate(use, cordoned, name not in before, number)

@@ -111,6 +111,33 @@ def test_what_serves_in_part_is_protected_before_what_does_not(new_world: Make) 
     assert protected(world.settle()) == {"u1"}
 
 
+def test_units_that_serve_only_together_are_kept_together(new_world: Make) -> None:
+    """Gateways pair what u1 has left with what u2 has; u0 is of no use."""
+    world = spread(new_world(units=3).settle())
+    assert protected(world) == {"u0"}
+    lost = {"tiny-u1-decode-0-0", "tiny-u2-prefill-0-0"}
+    world.broken = lambda pod: pod.name in lost or pod.unit == "u0"
+    for pod in list(world.pods.values()):
+        world.pods[pod.name] = replace(pod, ready=pod.ready and not world.broken(pod))
+    assert protected(world.settle()) == {"u1", "u2"}
+    assert not drains(world, "of-u1", 0) and not drains(world, "of-u2", 0)
+    ready = {name for name, pod in world.pods.items() if pod.unit and pod.ready}
+    assert ready == {"tiny-u1-prefill-0-0", "tiny-u2-decode-0-0"}
+    world.broken = lambda pod: False
+    world.settle()
+    assert world.ready_units() == 3 and len(protected(world)) == 1
+
+
+def test_units_that_serve_only_together_are_not_kept_where_nothing_is_promised(
+    new_world: Make,
+) -> None:
+    world = spread(new_world(units=2, disruption={"minAvailableUnits": 0}).settle())
+    world.broken = lambda pod: pod.name in ("tiny-u0-decode-0-0", "tiny-u1-prefill-0-0")
+    for pod in list(world.pods.values()):
+        world.pods[pod.name] = replace(pod, ready=pod.ready and not world.broken(pod))
+    assert protected(world.settle()) == set()
+
+
 def whole(world: Any) -> set[str]:
     """Units all of whose pods serve."""
     found: dict[str, list[bool]] = {}
