@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.conftest import WAIT_SECONDS
-from tests.gateway.fake_engine import make_tokenizer
+from tests.gateway.fake_text import make_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from distserve.gateway.admission import LEAST_BODY_BYTES, body_bound
-from distserve.gateway.text import LONG_TEXT, PART, THREADS, TextModel
+from distserve.gateway.text import LONG_TEXT, PART, THREADS, THREADS_ASIDE, TextModel
 from distserve.gateway.vocabulary import TokenizerFile, longest_token
 from distserve.wire.dialect import InstanceInfo
 
@@ -147,21 +147,23 @@ def test_a_byte_that_is_a_token_is_that_byte() -> None:
 
 
 class Held:
-    """A tokenizer whose calls wait until they are let go."""
+    """A tokenizer whose calls wait until they are let go: those of texts that begin so."""
 
-    def __init__(self) -> None:
+    def __init__(self, beginning: str = "") -> None:
+        self.beginning = beginning
         self.go = threading.Event()
         self.inside = 0
         self.most = 0
-        self.parts: list[int] = []
+        self.parts: list[list[str]] = []
         self._lock = threading.Lock()
 
     def encode_batch_fast(self, part: list[str], add_special_tokens: bool) -> list[Any]:
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
-            self.parts.append(len(part))
-        assert self.go.wait(WAIT_SECONDS), "the event loop waits for the tokenizer"
+            self.parts.append(part)
+        if part[0].startswith(self.beginning):
+            assert self.go.wait(WAIT_SECONDS), "the event loop waits for the tokenizer"
         with self._lock:
             self.inside -= 1
         return [Encoded([len(text)]) for text in part]
@@ -188,7 +190,75 @@ async def test_much_text_leaves_the_event_loop_and_waits_its_turn(texts: list[st
         held.go.set()
         assert await asyncio.gather(*asked) == [[[len(text)] for text in texts]] * len(asked)
     assert held.most == THREADS
-    assert all(count == 1 or count * 100 <= PART for count in held.parts)
+    assert all(len(part) == 1 or len(part) * 100 <= PART for part in held.parts)
+
+
+async def test_short_texts_do_not_wait_for_the_threads_of_large_batches() -> None:
+    """The library gives what comes with others to its own threads, and waits for them."""
+    model = text_model(make_tokenizer())
+    held = model._tokenizer = Held()  # type: ignore[assignment]
+    held.go.set()
+    made = await model.encode(["a", "bc"], add_special_tokens=False, param="prompt")
+    assert made == [[1], [2]]
+    assert held.parts == [["a"], ["bc"]]
+
+
+async def test_a_text_waits_for_parts_of_large_batches_not_for_all_of_them() -> None:
+    model = text_model(make_tokenizer())
+    held = model._tokenizer = Held()  # type: ignore[assignment]
+    held.go.set()
+    large, text = ["x" * PART] * 4, "y" * (LONG_TEXT + 1)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await asyncio.gather(
+            *(
+                model.encode(texts, add_special_tokens=False, param="prompt")
+                for texts in [large] * THREADS + [[text]]
+            )
+        )
+    assert held.parts.index([text]) == THREADS
+    assert len(held.parts) == THREADS * len(large) + 1
+
+
+async def test_texts_that_are_only_tokenised_hold_up_nothing_that_is_generated() -> None:
+    model = text_model(make_tokenizer())
+    held = model._tokenizer = Held("x")  # type: ignore[assignment]
+    aside = [
+        asyncio.create_task(
+            model.encode(["x" * PART], add_special_tokens=False, param="prompt", aside=True)
+        )
+        for _ in range(THREADS + 2)
+    ]
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not held.inside:
+            await asyncio.sleep(0.01)
+        await model.encode(["y" * PART], add_special_tokens=False, param="prompt")
+        assert held.inside == THREADS_ASIDE
+        held.go.set()
+        await asyncio.gather(*aside)
+
+
+async def test_who_gives_up_leaves_its_turn_to_its_thread() -> None:
+    model = text_model(make_tokenizer())
+    held = model._tokenizer = Held()  # type: ignore[assignment]
+
+    def ask() -> asyncio.Task[list[list[int]]]:
+        return asyncio.create_task(
+            model.encode(["x" * PART], add_special_tokens=False, param="prompt")
+        )
+
+    async with asyncio.timeout(WAIT_SECONDS):
+        given_up = [ask() for _ in range(THREADS)]
+        while held.inside < THREADS:
+            await asyncio.sleep(0.01)
+        for task in given_up:
+            task.cancel()
+        await asyncio.wait(given_up)
+        others = [ask() for _ in range(THREADS)]
+        for _ in range(10):
+            await asyncio.to_thread(int)  # behind what went to threads before it
+        held.go.set()
+        assert await asyncio.gather(*others) == [[[PART]]] * THREADS
+    assert held.most == THREADS
 
 
 async def test_many_ids_become_the_same_text_in_parts() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import importlib.metadata
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 
 from distserve.gateway.chat import ChatAnswer
 from distserve.gateway.completions import CompletionAnswer
-from distserve.gateway.errors import BadRequest, BodyTooLarge, GatewayError, NoRoute
+from distserve.gateway.errors import BadRequest, BodyTooLarge, ClientGone, GatewayError, NoRoute
 from distserve.gateway.exchange import Exchange
 from distserve.gateway.middleware import BodyBounds, RequestContext
 from distserve.gateway.parse import (
+    Parsed,
     check_model,
     parse_chat,
     parse_completion,
@@ -27,6 +28,7 @@ from distserve.gateway.parse import (
     parse_slo,
     tokenized,
 )
+from distserve.gateway.presence import while_waited_for
 from distserve.gateway.render import Envelope
 from distserve.gateway.schema import (
     ChatBody,
@@ -37,6 +39,8 @@ from distserve.gateway.schema import (
 )
 from distserve.gateway.service import Arrival, Gateway
 from distserve.gateway.stats import check_may_read, stats_of
+from distserve.gateway.timing import PromptTiming, overdue
+from distserve.wire.dialect import Slo
 from distserve.wire.tracing import Tracing
 
 VERSION = importlib.metadata.version("distserve")
@@ -88,6 +92,18 @@ def make_app(gateway: Gateway, tracing: Tracing) -> FastAPI:
 def _add_openai(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
 
+    async def parsed_in_time(
+        parsing: Coroutine[Any, Any, Parsed], request: Request, slo: Slo
+    ) -> Parsed:
+        arrival: Arrival = request.state.arrival
+        try:
+            left = gateway.seconds_left(arrival)
+            return await while_waited_for(parsing, request.receive, left)
+        except ClientGone:
+            timing = PromptTiming(arrival.at, gateway.metrics)
+            request.state.overdue = overdue([timing], slo, gateway.clock())
+            raise
+
     @app.post("/v1/completions", responses=STREAMED, response_class=Response)
     async def completions(body: CompletionBody, request: Request) -> Response:
         arrival: Arrival = request.state.arrival
@@ -96,7 +112,9 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         lifecycle = parse_lifecycle(request.headers)
         model = gateway.models.current()
         with gateway.admission.admitting(len(body.prompts)) as tickets:
-            parsed = await parse_completion(body, model, arrival.request_id, slo)
+            parsed = await parsed_in_time(
+                parse_completion(body, model, arrival.request_id, slo), request, slo
+            )
         work = gateway.take(parsed, tickets, arrival)
         envelope = Envelope(f"cmpl-{arrival.request_id}", int(time.time()), settings.model)
         answer = CompletionAnswer(body, parsed, model.text, envelope)
@@ -110,7 +128,9 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         lifecycle = parse_lifecycle(request.headers)
         model = gateway.models.current()
         with gateway.admission.admitting(1) as tickets:
-            parsed = await parse_chat(body, model, arrival.request_id, slo)
+            parsed = await parsed_in_time(
+                parse_chat(body, model, arrival.request_id, slo), request, slo
+            )
         work = gateway.take(parsed, tickets, arrival)
         envelope = Envelope(f"chatcmpl-{arrival.request_id}", int(time.time()), settings.model)
         answer = ChatAnswer(body, parsed, model.text, envelope)
@@ -141,19 +161,25 @@ def _add_openai(app: FastAPI, gateway: Gateway) -> None:
         return model_card()
 
     @app.post("/tokenize", responses=ERRORS)
-    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+    async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
         check_model(body.model, settings.model)
         current = gateway.models.current()
         with gateway.admission.passing():
-            ids = await tokenized(body, current)
+            ids = await while_waited_for(
+                tokenized(body, current), request.receive, settings.request_timeout_seconds
+            )
         return {"count": len(ids), "max_model_len": current.info.max_model_len, "tokens": ids}
 
     @app.post("/detokenize", responses=ERRORS)
-    async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
+    async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, Any]:
         check_model(body.model, settings.model)
         text = gateway.models.current().text
         with gateway.admission.passing():
-            [prompt] = await text.decode([body.tokens])
+            [prompt] = await while_waited_for(
+                text.decode([body.tokens], aside=True),
+                request.receive,
+                settings.request_timeout_seconds,
+            )
         return {"prompt": prompt}
 
 

@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from distserve.gateway.errors import ClientGone, GatewayError
 from distserve.gateway.parse import Parsed
+from distserve.gateway.presence import until_gone
 from distserve.gateway.render import Chunk, Usage
 from distserve.gateway.schema import ChatBody, CompletionBody
 from distserve.gateway.service import Gateway
@@ -68,7 +69,7 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         talk = asyncio.create_task(self._talk(scope, send))
-        gone = asyncio.create_task(_until_gone(receive))
+        gone = asyncio.create_task(until_gone(receive))
         left = self.work.deadline - asyncio.get_running_loop().time()
         try:
             # The work ends by its deadline; who then still has not read all of it, reads nothing.
@@ -147,11 +148,6 @@ class Exchange(Response):
             extra["user"] = self.asked.user
         log.info("request answered", extra=extra)
         return met
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _start(status: int, headers: list[tuple[bytes, bytes]]) -> Message:

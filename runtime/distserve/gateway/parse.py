@@ -155,7 +155,7 @@ async def tokenized(body: TokenizeBody, model: Model) -> list[int]:
     else:
         text = model.text.render([message.for_template() for message in body.messages or ()])
         param, special = "messages", body.add_special_tokens is True
-    [ids] = await model.text.encode([text], add_special_tokens=special, param=param)
+    [ids] = await model.text.encode([text], add_special_tokens=special, param=param, aside=True)
     return ids
 
 

@@ -130,9 +130,12 @@ class Gateway:
             return False
         return not self.ending and self.router.complete(self.fleet)
 
+    def seconds_left(self, arrival: Arrival) -> float:
+        """Of a request's time. Below zero where it is over."""
+        return self.settings.request_timeout_seconds - (self.clock() - arrival.at)
+
     def take(self, parsed: Parsed, tickets: list[Ticket], arrival: Arrival) -> Work:
         """What an admitted request becomes."""
-        already = self.clock() - arrival.at
         loop = asyncio.get_running_loop()
         return Work(
             generations=parsed.generations,
@@ -140,7 +143,7 @@ class Gateway:
             timings=[PromptTiming(arrival.at, self.metrics) for _ in parsed.generations],
             runner=self._runner,
             janitor=self._janitor,
-            deadline=loop.time() + self.settings.request_timeout_seconds - already,
+            deadline=loop.time() + self.seconds_left(arrival),
             span=arrival.span,
             clock=self.clock,
         )

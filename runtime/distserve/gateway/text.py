@@ -22,7 +22,9 @@ LONG_IDS = 2048
 PART = 1 << 18
 """Characters or tokens that a thread takes at once: what they become is large."""
 THREADS = 2
-"""That tokenise at a time; the others wait their turn."""
+"""That tokenise at a time for what is generated; the others wait their turn."""
+THREADS_ASIDE = 1
+"""For who only wants a text tokenised, of any length: nothing that is generated waits for it."""
 
 Made = TypeVar("Made")
 
@@ -66,11 +68,12 @@ class TextModel:
             )
         self.piece = lru_cache(maxsize=16384)(self._piece)
         self._turn = asyncio.Semaphore(THREADS)
+        self._turn_aside = asyncio.Semaphore(THREADS_ASIDE)
 
     async def encode(
-        self, texts: Sequence[str], *, add_special_tokens: bool, param: str
+        self, texts: Sequence[str], *, add_special_tokens: bool, param: str, aside: bool = False
     ) -> list[list[int]]:
-        """Raises BadRequest."""
+        """`aside`: nothing is to be generated from it. Raises BadRequest."""
         tokenizer = self._need(param)
 
         def encode(part: list[str]) -> list[list[int]]:
@@ -78,7 +81,7 @@ class TextModel:
             return [one.ids for one in encoded]
 
         try:
-            return await self._in_parts(encode, texts, LONG_TEXT)
+            return await self._in_parts(encode, texts, LONG_TEXT, aside)
         except (ValueError, TypeError, UnicodeError) as error:
             raise BadRequest(f"the text cannot be tokenised: {error}", param=param) from error
 
@@ -90,30 +93,37 @@ class TextModel:
             )
         return self._template.render(messages)
 
-    async def decode(self, batch: Sequence[list[int]]) -> list[str]:
-        """Raises BadRequest."""
+    async def decode(self, batch: Sequence[list[int]], *, aside: bool = False) -> list[str]:
+        """`aside` as in `encode`. Raises BadRequest."""
         tokenizer = self._need("prompt")
 
         def decode(part: list[list[int]]) -> list[str]:
             return tokenizer.decode_batch(part, skip_special_tokens=False)
 
-        return await self._in_parts(decode, batch, LONG_IDS)
+        return await self._in_parts(decode, batch, LONG_IDS, aside)
 
     async def _in_parts(
         self,
         work: Callable[[list[Any]], list[Made]],
         items: Sequence[Any],
         long: int,
+        aside: bool,
     ) -> list[Made]:
-        """Little is done here; much in a thread, part by part, when it is its turn."""
+        """Little is done here; much in a thread, part by part, each when it is its turn."""
         if sum(map(len, items)) <= long:
-            return work(list(items))
-        async with self._turn:
+            # One by one: several at once go to the library's threads, behind all that large
+            # batches have given to them.
+            return [made for item in items for made in work([item])]
+        turn = self._turn_aside if aside else self._turn
+        results: list[Made] = []
+        for part in _parts(items):
+            await turn.acquire()
             # Only calls for whole batches let other threads run meanwhile.
-            made = []
-            for part in _parts(items):
-                made += await asyncio.to_thread(work, part)
-            return made
+            working = asyncio.create_task(asyncio.to_thread(work, part))
+            # Who gives up leaves the thread behind: the turn is that thread's.
+            working.add_done_callback(lambda _: turn.release())
+            results += await asyncio.shield(working)
+        return results
 
     def _piece(self, token: int) -> Piece:
         """Raises nothing: an id without a token is shown as nothing."""
