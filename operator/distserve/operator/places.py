@@ -58,6 +58,7 @@ def units_without_room(observed: Observed, answers: Answers, wanted: Wanted) -> 
         int(unit[1:])
         for unit, found in answers.placements.items()
         if isinstance(found, NoPlace)
+        and found.reason != PlacedReason.PLACING  # A fault: nobody knows yet.
         and not provisioned(wanted.deployment, found, attempts.get(unit, NONE), observed.now)
     )
 

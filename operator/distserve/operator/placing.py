@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -37,7 +38,7 @@ Stated = Callable[[UnitId, Sequence[Object]], tuple[UnitRequest, Mapping[str, st
 PAUSE_SECONDS = 0.1
 """Between passes: what changes together is decided together."""
 AGAIN_SECONDS = 15.0
-"""While units wait: some rules count from how long they did."""
+"""While units wait: some rules count from how long they did, and faults may be over."""
 
 
 class Move(NamedTuple):
@@ -63,8 +64,8 @@ class Placing:
         self._requests: dict[UnitId, UnitRequest] = {}
         """Of units without StatefulSets: they wait, or were placed just now."""
         self._answers: dict[UnitId, Answer] = {}
-        self._left_out: set[UnitId] = set()
-        """They are answered: nobody can tell where their pods may go."""
+        self._left_out: dict[UnitId, float] = {}
+        """Until when: they are answered by themselves, and stand in nobody's way."""
         self._reserved: dict[Key, set[UnitId]] = {}
         self._moves: dict[Key, Move] = {}
         self._unsettled: set[Key] = set()
@@ -155,7 +156,7 @@ class Placing:
         for unit, sets in existing.items():
             self._requests.pop(unit, None)
             self._answers.pop(unit, None)
-            self._left_out.discard(unit)
+            self._left_out.pop(unit, None)
             if unit not in self._reserved.get(key, ()):
                 self._reserve_stated(unit, sets)
         for unit in self._reserved.get(key, set()) - existing.keys():
@@ -198,23 +199,34 @@ class Placing:
         self._changed.clear()
         self._gathering.done()
         if waiting := self._waiting:
-            try:
-                decisions = place(self._inventory, waiting, self._clock())
-            except Exception:
-                # It must end neither the process, which does more, nor who happens to ask.
-                log.exception("a fault of the operator: no unit is placed until it is tried again")
-                decisions = []
+            self._place(sorted(waiting, key=lambda unit: (-unit.priority, unit.waiting_since)))
+            self._passed = self._clock()
+
+    def _place(self, waiting: Sequence[UnitRequest]) -> None:
+        """A fault must end neither the process, which does more, nor who happens to ask, and hold
+        up nobody else: halves are placed by themselves, until who trips is alone."""
+        try:
+            decisions = place(self._inventory, waiting, self._clock())
+        except Exception as error:
+            fault = error
+        else:
             for decision in decisions:
                 self._decided(decision)
-            self._passed = self._clock()
+            return
+        if len(waiting) == 1:
+            self._tripped(waiting[0].id, fault)
+            return
+        half = len(waiting) // 2
+        self._place(waiting[:half])
+        self._place(waiting[half:])
 
     @property
     def _waiting(self) -> list[UnitRequest]:
-        placed = self._answers
+        placed, now = self._answers, self._clock()
         return [
             request
             for unit, request in self._requests.items()
-            if unit not in self._left_out and not isinstance(placed.get(unit), Placement)
+            if self._left_out.get(unit, now) <= now and not isinstance(placed.get(unit), Placement)
         ]
 
     def _add(self, new: Sequence[UnitRequest]) -> None:
@@ -243,13 +255,24 @@ class Placing:
             self._reserve(request, nodes)
 
     def _leave_out(self, unit: UnitId, why: str) -> None:
-        """Answered by itself, so that it stands in nobody's way."""
+        """Until it is asked otherwise."""
         log.warning("left out of placement: %s", why, extra={"unit": str(unit)})
-        self._left_out.add(unit)
+        self._left_out[unit] = math.inf
         self._answers[unit] = NoPlace(
             PlacedReason.NO_MATCHING_NODES,
             f"unit {unit.unit}: nobody can tell which nodes it may use: {why}",
         )
+
+    def _tripped(self, unit: UnitId, fault: Exception) -> None:
+        """It is tried again, but not at each of the others' turns; each fault is logged once."""
+        words = " ".join(f"{type(fault).__name__}: {fault}".split())
+        why = (
+            f"unit {unit.unit}: the operator trips over finding its place: {words}. That is its "
+            "fault: please report it with the traceback from its log. It is tried again"
+        )
+        self._left_out[unit] = self._clock() + AGAIN_SECONDS
+        if self._answer(unit, NoPlace(PlacedReason.PLACING, why)):
+            log.error("a fault of the operator", exc_info=fault, extra={"unit": str(unit)})
 
     def _reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
         self._inventory.reserve(unit, nodes)
@@ -263,9 +286,15 @@ class Placing:
             log.info("placed", extra={"unit": str(decision.unit), "domain": str(decision.domain)})
         else:
             answer = NoPlace(str(decision.reason), decision.message)
-        if self._answers.get(decision.unit) != answer:
-            self._answers[decision.unit] = answer
-            self._wake(_key(decision.unit))
+        self._answer(decision.unit, answer)
+
+    def _answer(self, unit: UnitId, answer: Answer) -> bool:
+        """Whether it is another one than before."""
+        if self._answers.get(unit) == answer:
+            return False
+        self._answers[unit] = answer
+        self._wake(_key(unit))
+        return True
 
     def _forget_move(self, key: Key) -> None:
         move = self._moves.pop(key, None)
@@ -277,7 +306,7 @@ class Placing:
         """Not asked any more, or asked otherwise."""
         del self._requests[unit]
         self._answers.pop(unit, None)
-        self._left_out.discard(unit)
+        self._left_out.pop(unit, None)
         self._release(unit)
 
     def _release(self, unit: UnitId) -> None:

@@ -35,8 +35,14 @@ MOST_AVOIDED: Final = 16
 """Domains; the last ones are kept."""
 MOST_SAID: Final = 1024
 """Characters of a queue's words."""
-HELD: Final = frozenset({PlacedReason.HELD_FOR_ANOTHER.value, PlacedReason.DOMAIN_SPLIT.value})
-"""Reasons that new nodes would not cure: there is room, or pods run."""
+HELD: Final = frozenset(
+    {
+        PlacedReason.HELD_FOR_ANOTHER.value,
+        PlacedReason.DOMAIN_SPLIT.value,
+        PlacedReason.PLACING.value,
+    }
+)
+"""Reasons that new nodes would not cure: there is room, pods run, or nobody knows yet."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from distserve.operator.model import NoPlace
+
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
@@ -78,3 +80,28 @@ def test_a_fault_is_told_and_what_runs_is_healed(
     running.trips = False
     running.settle()
     assert running.condition("Accepted")["status"] == "True"
+
+
+@pytest.fixture
+def unplaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placement trips over each unit that is asked for."""
+    trips = NoPlace("Placing", "unit u1: the operator trips over finding its place")
+    monkeypatch.setattr("tests.control.deciding.conftest.World._place", lambda *_: trips)
+
+
+@pytest.mark.usefixtures("unplaced")
+def test_no_nodes_are_asked_for_because_of_a_fault(new_world: Any) -> None:
+    world = new_world(topology={"whenNoFit": "Provision"}).settle()
+    assert not world.named("StatefulSet")
+    placed = world.condition("Placed")
+    assert (placed["status"], placed["reason"]) == ("Unknown", "Placing")
+    assert "the operator trips" in placed["message"]
+
+
+def test_no_unit_makes_room_because_of_a_fault(world: Any, request: Any) -> None:
+    world.settle()
+    before = set(world.pods)
+    request.getfixturevalue("unplaced")
+    world.edit(rollout={"whenFull": "ReplaceOne"}, images={"engine": "mine:2"}).settle()
+    assert world.status["revision"]["current"] != world.status["revision"]["target"]
+    assert set(world.pods) == before

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distserve.operator.model import Key, NoPlace, Pending, Placement
-from distserve.operator.placing import Placing
+from distserve.operator.placing import AGAIN_SECONDS, Placing
 from distserve.placement.inventory import Inventory
 from distserve.placement.placing import place
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
@@ -272,34 +272,68 @@ async def test_nothing_is_better_for_what_nobody_can_read_nor_beside_it(world: W
     assert world.placing.better(key, moving) is not None
 
 
-async def test_the_loop_goes_on_after_a_fault(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    found, fails = asyncio.Event(), [True]
+@pytest.fixture
+def tripping(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Deployments over whose units placement trips."""
+    deployments: set[str] = set()
 
-    def trips(*asked: Any) -> Any:
-        if fails[0]:
-            raise RuntimeError("a fault")
-        return place(*asked)
+    def trips(inventory: Any, waiting: Sequence[UnitRequest], now: float) -> Any:
+        for one in waiting:
+            if one.id.deployment in deployments:
+                raise RuntimeError(f"a fault\nwith {one.id.deployment}")
+        return place(inventory, waiting, now)
 
     monkeypatch.setattr("distserve.operator.placing.place", trips)
-    world.placing._wake = lambda _: found.set()
-    assert isinstance(world.ask("a", unit("a")), Pending), "who asks does not end by it, too"
+    return deployments
+
+
+async def test_the_loop_goes_on_after_a_fault(
+    world: World, tripping: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tripping.add("a")
+    said = world.ask("a", unit("a"))
+    assert isinstance(said, NoPlace) and said.reason == "Placing", "who asks does not end by it"
+    assert "trips over finding its place: RuntimeError: a fault with a." in said.message
     assert "a fault of the operator" in caplog.text and "RuntimeError: a fault" in caplog.text
-    running = asyncio.create_task(world.placing.run())
-    world.placing.look()
     caplog.clear()
+    found = asyncio.Event()
+    world.placing._wake = lambda _: found.set()
+    running = asyncio.create_task(world.placing.run())
+    world.now += AGAIN_SECONDS
+    passed = world.now
+    world.placing.look()
     async with asyncio.timeout(10):
-        while "a fault" not in caplog.text:
+        while world.placing._passed < passed:
             assert not running.done(), "it ended"
             await asyncio.sleep(0)
-    fails[0] = False
+    assert not found.is_set() and not caplog.text, "told once"
+    tripping.clear()
+    world.now += AGAIN_SECONDS
     world.placing.look()
     async with asyncio.timeout(10):
         await found.wait()
     assert isinstance(world.ask("a", unit("a")), Placement)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_unit_that_placement_trips_over_stands_in_nobodys_way(
+    world: World, tripping: set[str]
+) -> None:
+    tripping.update(("bad", "worse"))
+    names = ["a", "bad", "b", "c", "worse"]
+    world.placing.begin([Key("ns", "z")])
+    for name in names:
+        world.ask(name, unit(name, gpus=2))
+    world.placing.settle(Key("ns", "z"), {})
+    found = {name: world.ask(name, unit(name, gpus=2)) for name in names}
+    assert {name for name, one in found.items() if isinstance(one, Placement)} == {"a", "b", "c"}
+    assert "a fault with worse" in found["worse"].message
+    assert world.free == 2
+    tripping.clear()
+    assert isinstance(world.ask("d", unit("d", gpus=1)), Placement)
+    assert world.ask("bad", unit("bad", gpus=2)) == found["bad"], "not at each turn of others"
+    assert isinstance(world.ask("bad", unit("bad", gpus=1)), Placement), "asked otherwise"
 
 
 async def test_what_somebody_wrote_over_a_statefulset_does_not_hold_up_the_others(
