@@ -77,6 +77,8 @@ class FakeEngine:
     token_seconds: float = 0.0
     prefill_gate: asyncio.Event | None = None
     """Prefills wait for it where there is one."""
+    fetch_gate: asyncio.Event | None = None
+    """Decodes wait for it before they fetch."""
     eos_at: int | None = None
     """Output index at which the model ends by itself."""
     faults: list[Fault] = field(default_factory=list)
@@ -259,6 +261,8 @@ class FakeEngine:
             return
         if leg.phases is Phases.DECODE:
             assert leg.source is not None
+            if self.fetch_gate is not None:
+                await self.fetch_gate.wait()
             if leg.source.migrator.partition(":")[0] in self.unreachable:
                 yield LegError("KV migration failed: unreachable", retryable=True, status=502)
                 return

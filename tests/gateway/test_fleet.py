@@ -1,6 +1,7 @@
 """Which instances are used: they come and go, are lost, or are left alone for what failed there."""
 
 import asyncio
+import math
 from typing import Any
 
 import aiohttp
@@ -9,8 +10,7 @@ from tests.gateway.fake_engine import Fault
 from tests.gateway.fake_text import alphabet
 
 from distserve.gateway import client
-from distserve.gateway.discovery import Endpoint
-from distserve.gateway.fleet import Member, handover_failed, handover_succeeded
+from distserve.gateway.fleet import handover_succeeded
 
 
 async def test_a_killed_decode_instance_is_replaced(houses: Any) -> None:
@@ -165,6 +165,7 @@ async def test_a_decode_instance_that_takes_nothing_is_left_alone_until_it_does(
     members = house.gateway.fleet.members
     await house.until(lambda: members["decode-0"] not in house.gateway.fleet.ready())
     assert (members["prefill-0"].failures, members["decode-0"].failures) == (0, 3)
+    assert not any(member.failed_handovers for member in members.values())
     assert (await asked)[0] == 200, "it waits until the instance is tried again"
 
 
@@ -212,31 +213,92 @@ async def test_a_decode_instance_that_can_fetch_from_nobody_is_left_alone_itself
     await house.until_quiet()
 
 
-async def test_who_fails_with_several_is_to_blame() -> None:
-    def make(name: str) -> Member:
-        return Member(Endpoint(name=name, url=""))
+LATER, BEFORE = math.inf, 0.0
+"""When a hand-over began: since the last that failed, or before any had."""
 
-    def evicted() -> list[str]:
-        return [m.name for m in (*sources, *targets) if m.evicted_until > 10.0]
 
-    # A source that nobody reaches, always met by the same target.
-    sources, targets = [make("p0"), make("p1")], [make("d0"), make("d1")]
-    for _ in range(2):
-        assert not evicted()
-        handover_failed(sources[0], targets[0], 10.0)
-    assert evicted() == ["p0"]
-    # A target that reaches nobody, with many legs at once.
-    sources, targets = [make("p0"), make("p1"), make("p2")], [make("d0"), make("d1")]
+class Pairs:
+    """Instances between which hand-overs fail and go well."""
+
+    def __init__(self, house: Any) -> None:
+        self.fleet = house.gateway.fleet
+
+    def fail(self, source: str, target: str, begun: float = LATER) -> None:
+        members = self.fleet.members
+        self.fleet.handover_failed(members[source], members[target], begun)
+
+    def succeed(self, source: str, target: str) -> None:
+        members = self.fleet.members
+        handover_succeeded(members[source], members[target])
+
+    @property
+    def evicted(self) -> list[str]:
+        return sorted(m.name for m in self.fleet.members.values() if m.evicted_until)
+
+
+async def test_a_source_that_nobody_reaches_is_to_blame(houses: Any) -> None:
+    """Though it is always met by the same target."""
+    pairs = Pairs(await houses(prefill=2, decode=2))
+    pairs.fail("prefill-0", "decode-0")
+    assert not pairs.evicted
+    pairs.fail("prefill-0", "decode-0")
+    assert pairs.evicted == ["prefill-0"]
+
+
+async def test_a_target_that_reaches_nobody_is_to_blame(houses: Any) -> None:
+    """With many legs at once."""
+    pairs = Pairs(await houses(prefill=3, decode=2))
     for _ in range(20):
-        for source in sources:
-            handover_failed(source, targets[0], 10.0)
-    assert evicted() == ["d0"]
-    # What went well in between clears both.
-    sources, targets = [make("p0")], [make("d0")]
+        for source in ("prefill-0", "prefill-1", "prefill-2"):
+            pairs.fail(source, "decode-0", BEFORE)
+    assert pairs.evicted == ["decode-0"]
+
+
+async def test_hand_overs_that_go_well_in_between_clear_both(houses: Any) -> None:
+    pairs = Pairs(await houses(prefill=2))
     for _ in range(5):
-        handover_failed(sources[0], targets[0], 10.0)
-        handover_succeeded(sources[0], targets[0])
-    assert not evicted()
+        pairs.fail("prefill-0", "decode-0")
+        pairs.succeed("prefill-0", "decode-0")
+    assert not pairs.evicted
+
+
+async def test_a_lost_connection_is_one_fault_however_many_hand_overs_it_ends(
+    houses: Any,
+) -> None:
+    pairs = Pairs(await houses(prefill=2, decode=2))
+    for _ in range(20):
+        pairs.fail("prefill-0", "decode-0", BEFORE)
+    assert not pairs.evicted
+    pairs.fail("prefill-0", "decode-0", LATER)
+    assert pairs.evicted == ["prefill-0"], "the next one began after it"
+
+
+@pytest.mark.parametrize(("prefill", "decode", "blamed"), [(1, 1, []), (1, 2, ["decode-0"])])
+async def test_without_a_reason_nobody_is_left_alone_whom_no_other_replaces(
+    houses: Any, prefill: int, decode: int, blamed: list[str]
+) -> None:
+    pairs = Pairs(await houses(prefill=prefill, decode=decode))
+    for _ in range(10):
+        pairs.fail("prefill-0", "decode-0")
+    assert pairs.evicted == blamed
+
+
+async def test_hand_overs_that_fail_side_by_side_are_counted_once(houses: Any) -> None:
+    house = await houses()
+    (decode,) = house.decodes
+    first, second = asyncio.Event(), asyncio.Event()
+    decode.fetch_gate = first
+    asked = [asyncio.create_task(house.complete()) for _ in range(4)]
+    await house.until(lambda: len(decode.live) == 4)
+    decode.unreachable.add("prefill-0")
+    decode.fetch_gate = second
+    first.set()
+    await house.until(lambda: len(decode.legs) == 8)
+    assert [m.failed_handovers for m in house.gateway.fleet.members.values()] == [1, 1]
+    decode.unreachable.clear()
+    second.set()
+    assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 4
+    await house.until_quiet()
 
 
 async def test_an_instance_that_comes_back_is_used_again(houses: Any) -> None:

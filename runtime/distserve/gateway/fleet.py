@@ -4,8 +4,9 @@ Engines are the authority on their load. Between two reports this gateway's own 
 added, so that a burst does not land on the one instance that looked best.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from distserve.gateway.discovery import Endpoint
@@ -50,6 +51,8 @@ class Member:
     """Legs that failed, one after the other."""
     failed_handovers: int = 0
     """Hand-overs of KV that failed, from here or to here, one after the other."""
+    handover_failed_at: dict[str, float] = field(default_factory=dict)
+    """When the last one from here failed, by its target's name."""
     evicted_until: float = 0.0
     _reported: frozenset[str] = frozenset()
     _landed: set[str] = field(default_factory=set)
@@ -180,18 +183,20 @@ class Member:
 
 def handover_succeeded(source: Member, target: Member) -> None:
     source.failed_handovers = target.failed_handovers = 0
+    source.handover_failed_at.clear()
 
 
-def handover_failed(source: Member, target: Member, now: float) -> None:
-    """The target could not fetch, though both answer: the migrator of one of them is not reached,
-    or reaches nobody. The one that fails with others as well has failed more often in a row; as
-    long as that is neither, it is the source, since the target's next one then shows."""
-    if now < max(source.evicted_until, target.evicted_until):
-        return
-    source.failed_handovers += 1
-    target.failed_handovers += 1
-    blamed = max(source, target, key=lambda member: member.failed_handovers)
-    blamed.evict(now, blamed.failed_handovers - EVICT_AFTER_HANDOVERS)
+def to_blame(source: Member, target: Member, ready: Collection[Member]) -> Member | None:
+    """For hand-overs between the two that failed. The one that fails with others as well has failed
+    more often in a row. As long as that is neither, it is the source, since the target's next one
+    then shows; but nobody is left alone on a mere guess whom no other of its role replaces."""
+    if source.failed_handovers != target.failed_handovers:
+        return max(source, target, key=lambda member: member.failed_handovers)
+    return next((member for member in (source, target) if _is_replaced(member, ready)), None)
+
+
+def _is_replaced(member: Member, ready: Collection[Member]) -> bool:
+    return any(other.role == member.role and other is not member for other in ready)
 
 
 def _blocks(tokens: int, block_tokens: int) -> int:
@@ -210,6 +215,20 @@ class Fleet:
         """Members that take work, by name."""
         now = self.clock()
         return sorted((m for m in self.members.values() if m.takes_work(now)), key=lambda m: m.name)
+
+    def handover_failed(self, source: Member, target: Member, begun: float) -> None:
+        """The target could not fetch, though both answer: the migrator of one of them is not
+        reached, or reaches nobody. What had begun when the last one between the two failed is the
+        same fault: one lost connection takes many with it."""
+        now = self.clock()
+        is_known = begun <= source.handover_failed_at.get(target.name, -math.inf)
+        if is_known or now < max(source.evicted_until, target.evicted_until):
+            return
+        source.handover_failed_at[target.name] = now
+        source.failed_handovers += 1
+        target.failed_handovers += 1
+        if blamed := to_blame(source, target, self.ready()):
+            blamed.evict(now, blamed.failed_handovers - EVICT_AFTER_HANDOVERS)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)

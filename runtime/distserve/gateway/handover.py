@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distserve.gateway.dispatch import Dispatched
-from distserve.gateway.fleet import Member, handover_failed, handover_succeeded
+from distserve.gateway.fleet import Member, handover_succeeded
 from distserve.gateway.janitor import Janitor
 from distserve.gateway.job import Job
 from distserve.gateway.legs import LegFailed, LegRunner, Progressing
@@ -53,11 +53,12 @@ class Handover:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not self._source.done() or not self._unfinished:
                 return [await prefill]
+            begun = self.legs.fleet.clock()
             decode = asyncio.create_task(self._decode(self._source.result()))
             await self._until_decided(prefill, decode)
             if not decode.done():
                 return [prefill.result()]
-            report = self._result_of(decode, prefill)
+            report = self._result_of(decode, prefill, begun)
             fetched = True
             if not prefill.done():
                 await asyncio.wait({prefill}, timeout=LAST_WORDS_SECONDS)
@@ -119,10 +120,10 @@ class Handover:
         return prefill.member, decode.member
 
     def _result_of(
-        self, decode: asyncio.Task[LegReport], prefill: asyncio.Task[LegReport]
+        self, decode: asyncio.Task[LegReport], prefill: asyncio.Task[LegReport], begun: float
     ) -> LegReport:
         """A decode instance that reports a failure may have been let down by its source. If that
-        one's own leg has failed, it has been counted already."""
+        one's own leg has failed, it has been counted already. `begun`: when it was asked."""
         try:
             return decode.result()
         except LegFailed as failure:
@@ -131,7 +132,7 @@ class Handover:
                 failure.suspects |= {source.name}
             counted = prefill.done() and prefill.exception() is not None
             if failure.is_transfer and not self._decodes and not counted:
-                handover_failed(source, target, self.legs.fleet.clock())
+                self.legs.fleet.handover_failed(source, target, begun)
             raise
 
 
