@@ -5,16 +5,15 @@ then those with fewest of the deployment's other units there, then the fullest t
 that large gaps stay large, then those with fewest of the deployment's units themselves.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
 
-from distserve.placement.domains import Group, Layer, domain_of
+from distserve.placement.domains import Group, Layer
 from distserve.placement.ladder import spread_over
-from distserve.placement.requests import CLUSTER, Domain, Level, UnitRequest
+from distserve.placement.requests import Level, UnitRequest
 from distserve.placement.room import Room
-from distserve.placement.view import View
+from distserve.placement.view import NOWHERE, Refused, View
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,15 @@ class Choice:
     """Nodes where pods of the unit run already."""
     siblings: Collection[Collection[str]]
     """Nodes of each other unit of the deployment."""
-    refused: Collection[Collection[str]] = ()
-    """Nodes of each domain that refused the unit."""
+    refused: Refused = NOWHERE
 
     def ranked(self, view: View, room: Room) -> Iterator[Group]:
         """Those whose sum of the scarce resource would do, best first."""
         scarce = view.scarce(self.unit)
         need = 0 if self.pinned else self.unit.total.get(scarce, 0)
         failure = spread_over(self.unit, self.promised)
-        shy = _counts(view, self.refused, failure)
-        far, near = (_counts(view, self.siblings, level) for level in (failure, self.level))
+        shy = view.refusals(self.refused, failure)
+        far, near = (view.counts(self.siblings, level) for level in (failure, self.level))
         layer = self.possible(view)
         groups, shelves = layer.groups, room.shelves(layer, scarce)
         outer = view.outer(layer, failure)
@@ -74,26 +72,3 @@ class Choice:
                 and (not within or view.domain(group.nodes[0], self.promised) == within)
             )
         )
-
-
-def refused_nodes(unit: UnitRequest, view: View) -> list[frozenset[str]]:
-    """Of each domain that refused the unit, in the request's order, if it is still there."""
-    found: dict[str, set[str]] = {name: set() for name in unit.refused}
-    if found:
-        for node in view.inventory.nodes.values():
-            for name in (CLUSTER, *(str(domain_of(node, level)) for level in unit.levels)):
-                if name in found:
-                    found[name].add(node.name)
-    return [frozenset(nodes) for nodes in found.values() if nodes]
-
-
-def _counts(
-    view: View, some: Collection[Collection[str]], level: Level | None
-) -> Counter[Domain | None]:
-    """How many of these sets of nodes have one in each domain."""
-    found: Counter[Domain | None] = Counter()
-    if level is not None:
-        nodes = view.inventory.nodes
-        for names in some:
-            found.update({domain_of(nodes[name], level) for name in names})
-    return found

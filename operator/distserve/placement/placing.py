@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from distserve.placement.candidates import Choice, refused_nodes
+from distserve.placement.candidates import Choice
 from distserve.placement.decisions import Decision, Placed, Reason, Waiting
 from distserve.placement.domains import Group, share_together
 from distserve.placement.explain import Explainer
@@ -25,7 +25,7 @@ from distserve.placement.packing import (
 from distserve.placement.rearranging import Budgets, Movable, rearrange
 from distserve.placement.requests import InstanceRequest, Level, UnitId, UnitRequest
 from distserve.placement.room import Room
-from distserve.placement.view import View
+from distserve.placement.view import NOWHERE, Refused, View
 
 SEARCH_STEPS = 100_000
 """A pass's bound on the searches that follow when the quick packing fails, in nodes looked at."""
@@ -53,6 +53,8 @@ def place(inventory: Inventory, waiting: Sequence[UnitRequest], now: float) -> l
 
 Places = dict[str, str]
 """Pod name -> node name, of one unit."""
+
+NO_NODES = frozenset[str]()
 
 
 @dataclass
@@ -178,11 +180,10 @@ class Pass:
     def _anew(self, unit: UnitRequest, pins: Places) -> Places | None:
         """The best place of those that fit, taken; of those that refused it only if no other does,
         that of longest ago first."""
-        refused = [] if pins else refused_nodes(unit, self.view)
-        last = 0 if unit.elsewhere else len(refused)
+        refused = NOWHERE if pins else self.view.refused(unit)
+        last = 0 if unit.elsewhere else len(refused.domains)
         for tried in range(last + 1):
-            away = frozenset[str]().union(*refused[tried:])
-            places = self._away_from(away, refused, unit, pins)
+            places = self._away_from(refused.away(tried), refused, unit, pins)
             if places is not None:
                 return places
         return None
@@ -190,13 +191,14 @@ class Pass:
     def _away_from(
         self,
         away: frozenset[str],
-        refused: Sequence[frozenset[str]],
+        refused: Refused,
         unit: UnitRequest,
         pins: Places,
     ) -> Places | None:
         parts = parts_of(unit, partial(self._open, away=away), pins)
         several = any(len(part.pods) > 1 for part in parts)
         here, siblings = set(pins.values()), self._siblings(unit)
+        shape, scarce = self.view.shape(unit), self.view.scarce(unit)
         for promised in ladder_now(unit, self.now):
             for level in [*tighter(unit, promised), promised]:
                 choice = Choice(unit, level, promised, here, siblings, refused)
@@ -204,7 +206,9 @@ class Pass:
                     if away.issuperset(group.nodes):
                         continue
                     inner = tighter(unit, level) if several else ()
-                    seats = self._pack(unit, parts, group, inner, not (pins or away))
+                    closed = away if not away.isdisjoint(group.nodes) else NO_NODES
+                    alike = None if pins else (shape, closed)
+                    seats = self._pack(parts, group, inner, scarce, alike)
                     if seats is not None:
                         places = places_of(seats) | pins
                         self._remember(unit, promised, parts, seats, pins)
@@ -213,21 +217,20 @@ class Pass:
 
     def _pack(
         self,
-        unit: UnitRequest,
         parts: Sequence[Part],
         group: Group,
         inner: Sequence[Level],
-        plain: bool,
+        scarce: str,
+        alike: object | None,
     ) -> Seats | None:
-        """`pack`; for `plain` units, that may go anywhere, not tried again for those alike until
-        something in the group changes."""
-        key, scarce = (self.view.shape(unit), group), self.view.scarce(unit)
-        shelf = self.room.shelf(group, scarce)
-        if plain and self._failed.get(key) == (shelf.changes, len(self.held)):
+        """`pack`; not tried again for units that are `alike`, until something in the group
+        changes. None: as no other, with pods that run."""
+        key, shelf = (alike, group), self.room.shelf(group, scarce)
+        if alike is not None and self._failed.get(key) == (shelf.changes, len(self.held)):
             return None
         domains = self.view.inside(group, inner)
         seats = pack(parts, group, self.room, scarce, self.search, domains)
-        if seats is None and plain:
+        if seats is None and alike is not None:
             self._failed[key] = (shelf.changes, len(self.held))
         return seats
 

@@ -1,7 +1,7 @@
 """What does not change during a pass: domains, who may go where, what is scarce."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,7 +9,27 @@ from distserve.placement.domains import Group, Layer, domain_of, layer_of
 from distserve.placement.inventory import Inventory
 from distserve.placement.matching import constraints_key, misfit
 from distserve.placement.quantities import PODS, Amounts
-from distserve.placement.requests import Domain, InstanceRequest, Level, UnitRequest
+from distserve.placement.requests import CLUSTER, Domain, InstanceRequest, Level, UnitRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """Domains that refused some units. Made once a pass for all of whom they are the same."""
+
+    domains: tuple[frozenset[str], ...]
+    """Nodes of each, in the order of the requests, of those that are still there."""
+
+    def away(self, tried: int) -> frozenset[str]:
+        """Nodes that are left out when the first `tried` are let in again."""
+        return self._away[tried]
+
+    @cached_property
+    def _away(self) -> list[frozenset[str]]:
+        count = len(self.domains)
+        return [frozenset[str]().union(*self.domains[tried:]) for tried in range(count + 1)]
+
+
+NOWHERE = Refused(())
 
 
 @dataclass
@@ -21,6 +41,9 @@ class View:
     _group_of: dict[Level | None, dict[str, Group]] = field(default_factory=dict)
     _allowed: dict[tuple[str, bool], frozenset[str]] = field(default_factory=dict)
     _keys: dict[int, tuple[InstanceRequest, str]] = field(default_factory=dict)
+    _named: dict[Level, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    _refused: dict[object, Refused] = field(default_factory=dict)
+    _refusals: dict[tuple[Refused, Level], Counter[Domain | None]] = field(default_factory=dict)
 
     @cached_property
     def totals(self) -> Amounts:
@@ -67,6 +90,52 @@ class View:
             found = {name: group for group in self.layer(level).groups for name in group.nodes}
             self._group_of[level] = found
         return found[node]
+
+    def refused(self, unit: UnitRequest) -> Refused:
+        if not unit.refused:
+            return NOWHERE
+        key = (unit.refused, unit.levels)
+        found = self._refused.get(key)
+        if found is None:
+            sets = (self._nodes_of(name, unit.levels) for name in unit.refused)
+            found = self._refused[key] = Refused(tuple(nodes for nodes in sets if nodes))
+        return found
+
+    def refusals(self, refused: Refused, level: Level | None) -> Counter[Domain | None]:
+        """How many of them have nodes in each domain of the level."""
+        if level is None or not refused.domains:
+            return Counter()
+        found = self._refusals.get((refused, level))
+        if found is None:
+            found = self._refusals[(refused, level)] = self.counts(refused.domains, level)
+        return found
+
+    def counts(
+        self, some: Collection[Collection[str]], level: Level | None
+    ) -> Counter[Domain | None]:
+        """How many of these sets of nodes have one in each domain."""
+        found: Counter[Domain | None] = Counter()
+        if level is not None:
+            nodes = self.inventory.nodes
+            for names in some:
+                found.update({domain_of(nodes[name], level) for name in names})
+        return found
+
+    def _nodes_of(self, name: str, levels: Sequence[Level]) -> frozenset[str]:
+        if name == CLUSTER:
+            return frozenset(self.inventory.nodes)
+        return frozenset[str]().union(*(self._by_name(one).get(name, ()) for one in levels))
+
+    def _by_name(self, level: Level) -> Mapping[str, frozenset[str]]:
+        """Nodes of each domain, usable or not. Without the level's label one may be named alike."""
+        found = self._named.get(level)
+        if found is None:
+            names: dict[str, set[str]] = defaultdict(set)
+            for group in self.layer(level, usable=False).groups:
+                names[str(group.domain)].update(group.nodes)
+            found = {name: frozenset(nodes) for name, nodes in names.items()}
+            self._named[level] = found
+        return found
 
     def constraints(self, instance: InstanceRequest) -> str:
         # By identity: an instance's mappings have no hash, and it lives as long as the pass.
