@@ -57,15 +57,20 @@ check: $(STAMP) ## format, lint, types, layers, generated files
 .PHONY: test
 test: check ## check, then every test in its short form, on a real Kubernetes too
 	@$(KUBERNETES) install
-	@# Two at a time: what waits for Kubernetes leaves time to what computes.
-	@$(MAKE) --no-print-directory --jobs=2 test-on-kubernetes test-without
+	@# At a time: what waits for Kubernetes, or for a clock, leaves cores to what computes.
+	@$(MAKE) --no-print-directory --jobs=3 test-on-kubernetes test-without
 
-.PHONY: test-on-kubernetes test-without
+.PHONY: test-on-kubernetes test-without test-deployments test-rooms
 test-on-kubernetes:
 	@$(RUN)/pytest -q --cluster -m "cluster and not soak"
 
-test-without:
-	@$(RUN)/pytest -q -m "not cluster and not soak"
+test-without: test-deployments test-rooms
+
+test-deployments:
+	@$(RUN)/pytest -q -m "e2e and not cluster and not soak"
+
+test-rooms:
+	@$(RUN)/pytest -q -m "not e2e and not cluster and not soak"
 
 .PHONY: e2e
 e2e: $(STAMP) ## helm install, kubectl apply, a token through the Service, on two real nodes

@@ -144,7 +144,8 @@ def watched(cluster: Cluster, namespace: str) -> Iterator[History]:
 
     def read(output: Any) -> None:
         for line in output:
-            history.tell(json.loads(line))
+            if line.endswith(b"\n"):  # or its end was cut off with the watch's
+                history.tell(json.loads(line))
 
     kinds = (
         ("api/v1", "pods"),

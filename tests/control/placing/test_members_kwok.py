@@ -62,7 +62,10 @@ def operator(kinds_served: None, start_distserve: Callable[..., Any]) -> Any:
     return found
 
 
-def test_it_asks_with_its_pods_and_is_taken_back(fabric: Any, see: Any) -> None:
+@pytest.mark.parametrize(
+    "again", [False, pytest.param(True, marks=pytest.mark.soak, id="tried again after a minute")]
+)
+def test_it_asks_with_its_pods_and_is_taken_back(fabric: Any, see: Any, again: bool) -> None:
     shape = fabric.Shape(1, 1, 2)
     here = f"--namespace={fabric.namespace}"
     with fabric.watched() as history, fabric.domains(1, 2, "members-"):
@@ -111,7 +114,8 @@ def test_it_asks_with_its_pods_and_is_taken_back(fabric: Any, see: Any) -> None:
 
         # Somebody who knows that there is quota now deletes the group: the next one is tried.
         fabric.cluster.kubectl("delete", PODGROUPS, group["metadata"]["name"], here)
-        seen.wait("they are made again", lambda: bool(history.units()))
+        if again:
+            seen.wait("they are made again", lambda: bool(history.units()))
         fabric.cluster.kubectl("delete", "dsd/opt", here, "--wait=false")
         seen.wait("nothing is left", lambda: not seen.groups("opt") and not history.units())
         fabric.cluster.kubectl("delete", QUEUES, "team-a")
