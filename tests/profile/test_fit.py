@@ -2,7 +2,9 @@
 
 import json
 import random
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +161,39 @@ def test_times_of_two_devices_are_not_mixed(tmp_path: Path) -> None:
     assert fit_database(path, wanted={"device": "slow"})["m", 1].origin.device == "slow"
     with pytest.raises(InvalidProfile, match="no records of model x; the database has: m float32"):
         fit_database(path, "x")
+
+
+def foreign(path: Path, **models: TimeModel) -> Path:
+    """As DistServe's profiler leaves it: a model is its tag, and all have one file."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            "CREATE TABLE records (tp_world_size, batch_size, input_len, avg_prefill_time_usage, "
+            "avg_decoding_time_usage, tag)"
+        )
+        database.executemany(
+            "INSERT INTO records VALUES (1, ?, ?, ?, ?, ?)",
+            [
+                (r.batch_size, r.input_tokens, r.prefill_ms, r.decode_ms, tag)
+                for tag, times in models.items()
+                for r in records(times)
+            ],
+        )
+        database.commit()
+    return path
+
+
+def test_models_that_only_a_tag_tells_apart_are_not_mixed(tmp_path: Path) -> None:
+    slow = replace(TIMES, prefill=Coefficients(15.0, 0.25, 2e-4))
+    path = foreign(tmp_path / "p.sqlite", small=TIMES, large=slow)
+    with pytest.raises(InvalidProfile, match="several tags; choose one with --tag: 'large', 'sma"):
+        fit_database(path, "opt-13b")
+    fits = fit_database(path, "opt-13b", {"tag": "small"})
+    assert set(fits) == {("opt-13b", 1)}
+    assert fits["opt-13b", 1].times.prefill == pytest.approx(TIMES.prefill, rel=1e-4)
+    with pytest.raises(InvalidProfile, match="no records of tag huge; the database has: large; sm"):
+        fit_database(path, "opt-13b", {"tag": "huge"})
+    alone = foreign(tmp_path / "alone.sqlite", large=slow)
+    assert fit_database(alone, "opt-66b")["opt-66b", 1].prefill.seen.worst < 1e-5
 
 
 def test_a_profile_says_what_a_deployment_adds(tmp_path: Path) -> None:

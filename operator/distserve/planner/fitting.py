@@ -218,7 +218,7 @@ def fit_database(
     """Fit every model and tensor parallel degree that the database holds, by (model, TP).
 
     Databases of other profilers do not name the model: there `model` is the name, elsewhere the
-    one that is wanted. `wanted` chooses between devices and the like, by fields of `Origin`.
+    one that is wanted. `wanted` chooses between devices, tags and the like, by fields of `Origin`.
     """
     records, serving = read_records(path), read_serving(path)
     if not records:

@@ -1,8 +1,8 @@
 """Reads profile databases: what profilers measured, for the fit. Any of three layouts is known.
 
 DistServe's profiler writes a table `records` with tp_world_size, batch_size, input_len,
-avg_prefill_time_usage, avg_decoding_time_usage (ms) and tag, one row for a batch of equal prompts;
-LoongServe's adds sp_world_size. `distserve profile` writes the same columns and says besides what
+avg_prefill_time_usage, avg_decoding_time_usage (ms) and tag, one row for a batch of equal prompts
+of the model that the tag stands for; LoongServe's adds sp_world_size. `distserve profile` writes the same columns and says besides what
 was measured on what; its tables `serving` and `loads` have what clients of a whole deployment saw,
 idle and busy (`distserve.planner.loads` reads the latter).
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from distserve.planner.errors import InvalidProfile
 
-ORIGIN = ("dtype", "device", "engine_version")
+ORIGIN = ("dtype", "device", "engine_version", "tag")
 """Columns that say what a time belongs to, besides model and parallelism."""
 _COLUMNS = {
     "records": (
@@ -41,6 +41,8 @@ class Origin:
     dtype: str = ""
     device: str = ""
     engine_version: str = ""
+    tag: str = ""
+    """Other profilers' word for the model, the folder that it was in; empty where it has a name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Record:
     input_tokens: int
     prefill_ms: float | None
     decode_ms: float | None
-    tag: str = ""
     context_tokens: float | None = None
     """Of each request in the decode step that `decode_ms` is the time of."""
     origin: Origin = Origin()
@@ -100,7 +101,6 @@ def read_records(path: Path | str) -> list[Record]:
             int(row["input_len"]),
             _time(row["avg_prefill_time_usage"]),
             _time(row["avg_decoding_time_usage"]),
-            str(row["tag"] or ""),
             row.get("decode_context_len"),
             origin_of(row),
         )
@@ -155,7 +155,8 @@ def _time(value: Any) -> float | None:
 
 
 def origin_of(row: Mapping[str, Any]) -> Origin:
-    return Origin(*(str(row.get(name) or "") for name in ("model", *ORIGIN)))
+    said = {name: str(row.get(name) or "") for name in ("model", *ORIGIN)}
+    return Origin(**(said | {"tag": ""} if said["model"] else said))
 
 
 def of_one_origin(origins: Sequence[Origin], wanted: Mapping[str, str]) -> set[Origin]:
@@ -179,8 +180,9 @@ def of_one_origin(origins: Sequence[Origin], wanted: Mapping[str, str]) -> set[O
             if len(values) > 1:
                 flag = "--" + name.replace("_", "-")
                 raise InvalidProfile(
-                    f"{model} was measured with several {name.replace('_', ' ')}s; choose one with "
-                    f"{flag}: {', '.join(map(repr, values))}"
+                    f"{model or 'a model without a name'} was measured with several "
+                    f"{name.replace('_', ' ')}s; choose one with {flag}: "
+                    f"{', '.join(map(repr, values))}"
                 )
     return left
 

@@ -179,6 +179,7 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     _shared(add, "--db", "profile database: ours or another profiler's", Path, "FILE")
     _shared(add, "--model", "only this one; names the model where the database does not")
     _origin_arguments(parser)
+    add("--tag", help="of the model, where another profiler's database has several")
     add(
         "--large-batch", type=_positive, metavar="N",
         help="decode is fitted apart from so many requests on (default: where it helps most)",
@@ -203,8 +204,8 @@ def _shared(
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, str]:
-    names = ("dtype", "device", "engine_version")
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    names = ("dtype", "device", "engine_version", "tag")
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def _fit(args: argparse.Namespace) -> int:
