@@ -8,8 +8,8 @@ of its own. Once it says `ready`, the same client measures it:
     distserve bench run --url http://127.0.0.1:18000 --model tiny --prefix vllm --gpus 2 ...
 
 Two of them on a core each behind `distserve bench front` are vLLM's data-parallel baseline. What
-follows `--` is given to vLLM. Eager mode, since compiling for a CPU takes minutes; float32, as the
-project's own engine has the tiny model.
+follows `--` is given to vLLM. Eager mode, since compiling for a CPU takes minutes; the type of
+the weights is the checkpoint's own, as in the project's engine.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def command(args: argparse.Namespace) -> list[str]:
         args.python, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(args.model), "--served-model-name", args.name,
         "--host", "127.0.0.1", "--port", str(args.port),
-        "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager",
+        "--dtype", "auto", "--max-model-len", "2048", "--enforce-eager",
         "--no-enable-log-requests", *args.more,
     ]  # fmt: skip
 

@@ -111,11 +111,13 @@ def test_it_asks_with_its_pods_and_is_taken_back(fabric: Any, see: Any, again: b
         fabric.cluster.kubectl("patch", f"pod/{pod['metadata']['name']}", here, *how)
         seen.until("opt", "QueuedByKAI", "taken back once", WORDS[:-1])
         seen.wait("its pods are gone", lambda: not history.units())
+        if not again:
+            return
 
         # Somebody who knows that there is quota now deletes the group: the next one is tried.
         fabric.cluster.kubectl("delete", PODGROUPS, group["metadata"]["name"], here)
-        if again:
-            seen.wait("they are made again", lambda: bool(history.units()))
+        seen.wait("they are made again", lambda: bool(history.units()))
         fabric.cluster.kubectl("delete", "dsd/opt", here, "--wait=false")
+        # Kubernetes looks for new kinds, of which it collects garbage, every half minute.
         seen.wait("nothing is left", lambda: not seen.groups("opt") and not history.units())
         fabric.cluster.kubectl("delete", QUEUES, "team-a")
