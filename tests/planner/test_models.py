@@ -54,11 +54,63 @@ def test_a_model_by_its_config(tmp_path):
     assert model.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
 
 
+FALCON = {"model_type": "falcon", "vocab_size": 65024, "max_position_embeddings": 2048}
+FALCON_7B = FALCON | {"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71}
+FALCON_40B = FALCON | {"hidden_size": 8192, "num_hidden_layers": 60, "num_attention_heads": 128}
+STARCODER = {
+    "model_type": "gpt_bigcode",
+    "n_embd": 6144,
+    "n_head": 48,
+    "n_layer": 40,
+    "n_positions": 8192,
+    "n_inner": 24576,
+    "vocab_size": 49152,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "kv_heads", "parameters"),
+    [
+        (FALCON_7B | {"multi_query": True, "num_kv_heads": 71}, 1, 6_921_720_704),
+        (FALCON_7B, 1, 6_921_720_704),
+        (FALCON_40B | {"new_decoder_architecture": True, "num_kv_heads": 8}, 8, 41_303_293_952),
+        (STARCODER | {"multi_query": True}, 1, 15_517_456_384),
+        (STARCODER, 1, 15_517_456_384),
+    ],
+)
+def test_kv_heads_by_the_key_of_the_model_s_family(config, kv_heads, parameters):
+    # Parameters as transformers counts them in the model that it makes of the config.
+    model = from_config(config)
+    assert model.kv_bytes_per_token == 2 * model.layers * kv_heads * model.head_dim * 2
+    assert model.parameters == pytest.approx(parameters, rel=0.001)
+
+
+def test_without_multi_query_each_head_has_keys_and_values():
+    assert from_config(FALCON_7B | {"multi_query": False}).kv_heads == 71
+    assert from_config(STARCODER | {"multi_query": False}).kv_heads == 48
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("num_local_experts", "a mixture of experts"),
+        ("num_experts", "a mixture of experts"),
+        ("n_routed_experts", "a mixture of experts"),
+        ("moe_num_experts", "a mixture of experts"),
+        ("kv_lora_rank", "latent attention"),
+    ],
+)
+def test_what_a_shape_cannot_say_is_refused_with_its_key(key, what):
+    with pytest.raises(InvalidRequest, match=f"has {key}: {what} is not modelled; .*mode: Manual"):
+        from_config(STARCODER | {key: 64})
+    with pytest.raises(InvalidRequest, match=key):
+        from_config({"text_config": STARCODER | {key: 64}})
+    assert from_config(STARCODER | {key: None}).kv_heads == 1, "a dense one of such a family"
+
+
 def test_configs_that_cannot_be_used(tmp_path):
     with pytest.raises(InvalidRequest, match="lacks num_hidden_layers"):
         from_config({"hidden_size": 8, "num_attention_heads": 2})
-    with pytest.raises(InvalidRequest, match="mixture-of-experts"):
-        from_config({"num_local_experts": 8})
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InvalidRequest):
         find_model(str(tmp_path))

@@ -125,13 +125,44 @@ def find_model(name: str) -> ModelShape:
     )
 
 
+_NOT_MODELLED = {
+    "num_local_experts": "a mixture of experts",
+    "num_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "moe_num_experts": "a mixture of experts",
+    "kv_lora_rank": "latent attention",
+}
+"""Keys of a config by what they tell: read as a dense model it would be planned far too small, or
+with many times its KV cache."""
+
+_FFN_KEYS = ("ffn_dim", "intermediate_size", "n_inner", "ffn_hidden_size")
+# Families by what their configs may leave unsaid, as transformers' own classes take it.
+_PLAIN_FFN = ("opt", "gpt2", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "phi")
+_LEARNED_POSITIONS = ("opt", "gpt2", "gpt_bigcode")
+_TIED = ("opt", "gpt2", "gpt_bigcode", "bloom", "falcon")
+_MULTI_QUERY = ("gpt_bigcode", "falcon")
+
+
+def _kv_heads(config: Mapping[str, Any], kind: str, heads: int) -> int:
+    """Falcon's newer layout has groups (`num_kv_heads`); its older one ignores their number."""
+    grouped = bool(config.get("new_decoder_architecture"))
+    if config.get("multi_query", kind in _MULTI_QUERY) and not grouped:
+        return 1
+    return int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads)
+
+
 def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShape:
-    """The shape that a transformers `config.json` describes (decoder-only, dense)."""
+    """The shape that a transformers `config.json` describes (decoder-only, dense).
+
+    Raises InvalidRequest where it lacks a size or describes what a shape cannot say.
+    """
     config = config.get("text_config", config)
-    if config.get("num_local_experts", 0) or config.get("num_experts", 0):
-        raise InvalidRequest(
-            "mixture-of-experts models cannot be estimated; give a measured --hardware-profile"
-        )
+    for key, what in _NOT_MODELLED.items():
+        if config.get(key):
+            raise InvalidRequest(
+                f"the model's config has {key}: {what} is not modelled; give a dense model, or "
+                "write units, instancesPerUnit and parallelism into the spec with mode: Manual"
+            )
 
     def value(*keys: str) -> int:
         for key in keys:
@@ -142,7 +173,6 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
     hidden = value("hidden_size", "n_embd")
     heads = value("num_attention_heads", "n_head")
     kind = str(config.get("model_type", ""))
-    plain_ffn = kind in ("opt", "gpt2", "gpt_neox", "bloom", "falcon", "phi")
     return ModelShape(
         name=name or str(config.get("_name_or_path", kind)),
         layers=value("num_hidden_layers", "n_layer"),
@@ -150,11 +180,11 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
         hidden=hidden,
         vocabulary=value("vocab_size"),
         max_positions=value("max_position_embeddings", "n_positions"),
-        ffn=int(config.get("ffn_dim") or config.get("intermediate_size") or 4 * hidden),
-        kv_heads=int(config.get("num_key_value_heads") or heads),
+        ffn=next((int(config[key]) for key in _FFN_KEYS if config.get(key)), 4 * hidden),
+        kv_heads=_kv_heads(config, kind, heads),
         head_dim=int(config.get("head_dim") or hidden // heads),
-        ffn_matrices=2 if plain_ffn else 3,
-        learned_positions=kind in ("opt", "gpt2"),
-        tied_embeddings=bool(config.get("tie_word_embeddings", kind in ("opt", "gpt2"))),
+        ffn_matrices=2 if kind in _PLAIN_FFN else 3,
+        learned_positions=kind in _LEARNED_POSITIONS,
+        tied_embeddings=bool(config.get("tie_word_embeddings", kind in _TIED)),
         dtype_bytes=4 if str(config.get("torch_dtype", config.get("dtype"))) == "float32" else 2,
     )
