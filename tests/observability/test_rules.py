@@ -164,6 +164,22 @@ def test_every_request_may_fail_though_more_are_refused(promtool: Promtool, tmp_
     promtool("test", "rules", "test.yaml")
 
 
+@pytest.mark.parametrize(("failed", "minute", "called"), [(2, 609, False), (13, 637, True)])
+def test_a_few_failures_call_nobody(
+    promtool: Promtool, tmp_path: Path, failed: int, minute: int, called: bool
+) -> None:
+    """After a quiet night one request is answered and one fails every three minutes."""
+    answered = [now // 3 for now in range(60)]
+    failing = [min(count, failed) for count in answered]
+    series = {}
+    for code, values in (("200", answered), ("502", failing)):
+        series |= counter("requests", "0x600 " + " ".join(map(str, values)), code=code)
+    once = fired("DistServeRequestsFailing", 90, "50%")
+    expected = (f"{minute}m", "DistServeRequestsFailing", [once] if called else [])
+    suite(tmp_path, 90, series, expected)
+    promtool("test", "rules", "test.yaml")
+
+
 def test_refusals_alone_are_no_failures(promtool: Promtool, tmp_path: Path) -> None:
     series = counter("requests", "0+10x400", code="200")
     series |= counter("requests", "0+90x400", code="429")

@@ -19,6 +19,8 @@ from distserve.observability.selecting import (
 ATTAINMENT: Final = "deployment:distserve_slo_attained:ratio_rate5m"
 FAILED_RATIO: Final = 0.05
 """Share of requests that end in a server's error before somebody is called."""
+LEAST_FAILURES: Final = 10
+"""Within an hour: fewer call nobody, however large a share of few requests they are."""
 LEAST_MISSES: Final = 10
 """In the long window: fewer call nobody, however large a share of few requests they are. An
 objective of 100 % allows none, so there each one is reported."""
@@ -116,10 +118,14 @@ def _burning(service: Service, limit: Threshold, percent: int, misses: str) -> A
 
 
 def _failing(service: Service) -> Alert:
+    """Of the last minutes, and of the last hour enough: who is asked a little all the time is heard
+    as well, and two single failures call nobody."""
     failed, every = service.series(REQUESTS, FAILED), service.series(REQUESTS, SERVED)
+    share = ratio(total(failed, window="5m"), total(every, window="5m"))
+    enough = f"sum(increase({failed}[1h])) >= {LEAST_FAILURES}"
     return service.alert(
         "DistServeRequestsFailing",
-        f"{ratio(total(failed, window='5m'), total(every, window='5m'))} > {FAILED_RATIO}",
+        f"{share} > {FAILED_RATIO} and on () {enough}",
         "critical",
         "{{ $value | humanizePercentage }} of the requests taken in end in an error of the server",
         f"`distserve why {service.name}` joins conditions, events, pods and logs. 503: no "
