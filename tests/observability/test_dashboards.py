@@ -120,6 +120,13 @@ def test_the_verb_writes_the_pack(tmp_path: Path) -> None:
         assert rule["annotations"]["runbook_url"] == f"https://r/{rule['alert']}.md"
 
 
+def test_runbooks_that_nobody_publishes_are_the_checkouts(tmp_path: Path) -> None:
+    assert observability(f"--output-dir={tmp_path}", "--runbook-url=").returncode == 0
+    rules = yaml.safe_load((tmp_path / "rules/operator.yaml").read_text())["groups"][0]["rules"]
+    found = {rule["annotations"]["runbook_url"] for rule in rules}
+    assert found == {f"docs/runbooks/{rule['alert']}.md" for rule in rules}
+
+
 def test_prometheus_takes_the_pack(tmp_path: Path, promtool: Any) -> None:
     assert observability(f"--output-dir={tmp_path}", f"--file={SAMPLE}").returncode == 0
     config = yaml.safe_load((tmp_path / "prometheus.yaml").read_text())

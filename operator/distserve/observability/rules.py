@@ -41,7 +41,7 @@ class Alert:
             "annotations": {
                 "summary": self.summary,
                 "description": self.description,
-                "runbook_url": f"{runbooks.rstrip('/')}/{self.name}.md",
+                "runbook_url": f"{runbooks.rstrip('/') or RUNBOOKS}/{self.name}.md",
             },
         }
 
