@@ -12,11 +12,14 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from distserve.gateway.metrics import Metrics as GatewayMetrics
 from distserve.observability.dashboards import DASHBOARDS
 from distserve.observability.dashboards.operator import OPERATOR
+from distserve.observability.dashboards.service import SERVICE
 from distserve.observability.dashboards.topology import TOPOLOGY
 from distserve.observability.panels import Dashboard, Query
 from distserve.observability.selecting import TARGET_LABELS, prometheus_name
+from distserve.wire.dialect import Slo
 
 VALUE = 3
 GROWING = f"0+{60 * VALUE}x10"
@@ -64,9 +67,9 @@ def series(registries: list[CollectorRegistry]) -> dict[str, str]:
                 labels = POD | {DEPLOYMENT: "tiny"} | sample.labels
                 words = ", ".join(f'{name}="{value}"' for name, value in labels.items())
                 found[f"{sample.name}{{{words}}}"] = GROWING if grows else STAYING
-    (leader,) = (one for one in found if one.startswith("distserve_operator_leader{"))
+    leader = (one for one in found if one.startswith("distserve_operator_leader{"))
     judged = (one for one in found if one.startswith("distserve_slo_judged_total{"))
-    return found | {leader: "1x10"} | dict.fromkeys(judged, f"0+{2 * 60 * VALUE}x10")
+    return found | dict.fromkeys(leader, "1x10") | dict.fromkeys(judged, f"0+{2 * 60 * VALUE}x10")
 
 
 def asked(query: Query) -> str:
@@ -85,6 +88,14 @@ def queries(dashboard: Dashboard, *titles: str) -> Iterator[Query]:
 def test_every_panel_moves(evaluate: Evaluate, registries: list[CollectorRegistry]) -> None:
     every = [query for one in DASHBOARDS for panel in one.panels for query in panel.queries]
     evaluate(series(registries), {f"sgn(count(({asked(q)}) != 0))": {"{}": 1} for q in every})
+
+
+def test_what_was_not_promised_is_no_line(evaluate: Evaluate) -> None:
+    """A deployment without spec.slo has no objectives, and meets none."""
+    found = series([GatewayMetrics(Slo(), 90).registry])
+    every = [query for panel in SERVICE.panels for query in panel.queries if query.target]
+    assert len(every) == 3
+    evaluate(found, {asked(query): {} for query in every})
 
 
 LINK = '{level="leaf", transport="TCP", unit="u0"}'

@@ -162,6 +162,8 @@ class Metrics:
         for name, ms in (("ttft", slo.ttft_ms), ("tpot", slo.tpot_ms)):
             if ms is not None:
                 target.labels(name).set(ms / 1000)
+        if slo == Slo():
+            return  # a share of nothing is no promise
         Gauge(
             "distserve_slo_target_ratio",
             "Share of requests that is to meet both objectives",
