@@ -140,6 +140,33 @@ def test_a_link_of_one_s_own(tmp_path):
         load_link("token-ring")
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "1000,1\n2000,2,4",
+        "1000,1,\n2000,2,4",
+        "1000,1,2\n2000,2,0",
+        "1000,1,2\n2000,2,-4\n3000,1,5",
+        "1000,1,2\n2000,2,inf",
+        "1000,1,nan\n2000,2,4",
+        "0,1,2\n2000,2,4",
+        "1000,1,2",
+        "1000,1,2\n1000,1,2",
+    ],
+)
+def test_a_network_table_with_a_row_that_cannot_be_is_refused(tmp_path, rows):
+    path = tmp_path / "probe.csv"
+    path.write_text(f"size_bytes,intra_node_ms,inter_node_ms\n{rows}\n")
+    with pytest.raises(InvalidProfile, match=r"probe\.csv .*above 0"):
+        load_link(str(path), "inter_node")
+
+
+def test_a_network_table_from_a_spreadsheet_starts_with_a_mark(tmp_path):
+    path = tmp_path / "probe.csv"
+    path.write_text("size_bytes,intra_node_ms,inter_node_ms\n1000,1,2\n2000,2,4\n", "utf-8-sig")
+    assert load_link(str(path)).transfer_ms(1500) == 1.5
+
+
 def test_profiles_that_are_missing_or_wrong(tmp_path):
     with pytest.raises(InvalidProfile, match="unknown hardware profile"):
         load_profile("abacus")

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import inf
 from pathlib import Path
 
 from distserve.planner.errors import InvalidProfile
@@ -49,22 +50,25 @@ def load_link(network: str = DEFAULT_NETWORK, level: str = "intra_node") -> Link
         raise InvalidProfile(f"unknown fabric level {level}; choose one of {', '.join(LEVELS)}")
     shipped = files("distserve.planner") / "data" / "network" / f"{network}.csv"
     try:
-        text = (Path(network) if Path(network).suffix == ".csv" else shipped).read_text()
+        source = Path(network) if Path(network).suffix == ".csv" else shipped
         rows = sorted(
-            (float(row["size_bytes"]), float(row[f"{level}_ms"]))
-            for row in csv.DictReader(text.splitlines())
+            (float(row["size_bytes"] or "nan"), float(row[f"{level}_ms"] or "nan"))
+            for row in csv.DictReader(source.read_text("utf-8-sig").splitlines())
         )
     except OSError as error:
         raise InvalidProfile(
             f"unknown network {network}; give a shipped name such as {DEFAULT_NETWORK} or a csv of "
             "size_bytes,intra_node_ms,inter_node_ms"
         ) from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, csv.Error) as error:
         raise InvalidProfile(
             f"{network} is not a network table: {error!r}; "
             "its columns must be size_bytes,intra_node_ms,inter_node_ms"
         ) from error
-    if len(rows) < 2 or rows[0][1] <= 0:
-        raise InvalidProfile(f"{network} needs at least two sizes with times above 0")
+    usable = all(0 < size < inf and 0 < time_ms < inf for size, time_ms in rows)
+    if not usable or len(dict(rows)) < 2:
+        raise InvalidProfile(
+            f"{network} needs at least two sizes, and in each row a size and {level}_ms above 0"
+        )
     sizes, times = zip(*rows, strict=True)
     return Link(f"{network} {level}", sizes, times)
