@@ -2,12 +2,18 @@
 
 import asyncio
 import contextlib
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
 import pytest
+from tools.cluster.cluster import CHECKOUT
 
-from distserve.gateway.metrics import Metrics
+from distserve.api.durations import parse_duration
+from distserve.api.loading import load_deployments
+from distserve.bench.slos import NAMED_SLOS
+from distserve.gateway.metrics import TPOT_BUCKETS, TTFT_BUCKETS, Metrics
 from distserve.gateway.stages import LegReport, stage_seconds
 from distserve.gateway.timing import PromptTiming, Window, overdue, record_answer
 from distserve.wire.dialect import End, Lifecycle, Slo
@@ -44,6 +50,27 @@ async def test_series_exist_before_the_first_request(houses: Any) -> None:
     assert metrics["distserve_requests_in_flight"] == 0
     assert metrics['distserve_time_per_output_token_seconds_bucket{le="0.0025"}'] == 0
     assert metrics['distserve_time_to_first_token_seconds_bucket{le="120.0"}'] == 0
+
+
+def test_usual_objectives_are_bounds_of_the_histograms() -> None:
+    """So that a percentile says on which side of the objective it is. Usual are round ones, those
+    of the samples and of the papers that docs/bench.md names."""
+    files = (CHECKOUT / "manifests/samples").glob("*.yaml")
+    slos = [one.spec.slo for file in files for one in load_deployments(file) if one.spec.slo]
+    assert slos
+    papers = [slo for name, slo in NAMED_SLOS.items() if not name.startswith("adaserve-coding")]
+    ttfts = {parse_duration(slo.ttft) for slo in slos} | seconds(slo.ttft for slo in papers)
+    tpots = {parse_duration(slo.tpot) for slo in slos} | seconds(slo.tpot for slo in papers)
+    ttfts |= {.05, .1, .3, .5, .75, 1, 1.5, 2, 3, 5, 6, 8, 10, 20, 30, 60}  # fmt: skip
+    tpots |= {.01, .015, .02, .025, .03, .04, .06, .075, .08, .125, .175, .25}  # fmt: skip
+    assert not ttfts - set(TTFT_BUCKETS)
+    assert not tpots - set(TPOT_BUCKETS)
+    assert max(len(TTFT_BUCKETS), len(TPOT_BUCKETS)) <= 30, "each is a series of each gateway"
+
+
+def seconds(limits: Iterable[object]) -> set[float]:
+    """Without multiples of what is measured."""
+    return {limit for limit in limits if isinstance(limit, int | float) and limit < math.inf}
 
 
 async def test_counts_after_requests(houses: Any) -> None:

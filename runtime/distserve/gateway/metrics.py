@@ -11,12 +11,12 @@ from distserve.gateway.stages import STAGES
 from distserve.wire.dialect import Slo
 
 TTFT_BUCKETS = (
-    .001, .005, .01, .02, .04, .06, .08, .1, .15, .2, .25, .35, .5, .75, 1, 2.5, 5, 7.5, 10, 20,
-    40, 60, 80, 120,
+    .005, .01, .02, .03, .05, .075, .1, .125, .15, .2, .25, .3, .4, .5, .75, 1, 1.5, 2, 2.5, 3, 4,
+    5, 6, 8, 10, 15, 20, 30, 60, 120,
 )  # fmt: skip
 TPOT_BUCKETS = (
-    .001, .0025, .005, .0075, .01, .015, .02, .025, .03, .04, .05, .075, .1, .15, .2, .3, .4, .5,
-    .75, 1, 2.5,
+    .001, .0025, .005, .0075, .01, .015, .02, .025, .03, .04, .05, .06, .075, .08, .1, .125, .15,
+    .175, .2, .25, .3, .4, .5, .75, 1, 2.5,
 )  # fmt: skip
 DURATION_BUCKETS = (
     .01, .02, .04, .08, .16, .32, .64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
@@ -26,7 +26,9 @@ STAGE_BUCKETS = (
     .0005, .001, .0025, .005, .01, .025, .05, .075, .1, .2, .3, .5, .75, 1, 2.5, 5, 10, 20, 40, 80,
     160, 320,
 )  # fmt: skip
-"""Upper bounds in seconds. Fine at the low end: a fast decoder's TPOT lies below 10 ms."""
+"""Upper bounds in seconds. Fine at the low end: a fast decoder's TPOT lies below 10 ms. Usual
+objectives are bounds, and no gateway adds its own: after an edit of the SLO its deployment's
+gateways would differ while they are replaced, and buckets that differ cannot be summed."""
 
 OBJECTIVES = ("deployment", "own")
 """spec.slo's, or what a request's headers name. Apart: one client's wish is nobody's promise."""
