@@ -38,6 +38,9 @@ class Stub:
             model = self.then
         if model == "busy":
             return refusal(429, "too many prompts wait")
+        if model == "overloaded":
+            asked = len(self.bodies)
+            return refusal(503, f"overloaded, {10 * asked} wait, id req-{asked}f")
         if model == "hangs":
             await asyncio.Event().wait()  # until its client has gone
         if model == "refuses":

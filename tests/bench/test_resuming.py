@@ -125,6 +125,35 @@ def test_a_kept_run_is_judged_by_the_limit_of_now(
     assert told(path)["lag"]["send_p99_ms"] < 60_000
 
 
+def test_a_run_that_lost_its_server_is_made_anew(bench: Run, stub: Any, tmp_path: Path) -> None:
+    stub.after, stub.then = 2, "truncates"
+    assert bench()[0] == 1
+    stub.after = None
+    code, _, err = bench()
+    assert (code, err) == (
+        0, f"{tmp_path / 'sys-5-100.exp'}: the connections of 4 requests failed: made anew\n"
+    )  # fmt: skip
+    assert told(tmp_path / "sys-5-100.run.json")["failures"] == {}
+    assert "kept" in bench()[2]
+
+
+def test_a_kept_run_says_what_failed_and_how_to_ask_again(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    stub.after = 2
+    assert bench()[0] == 0
+    stub.after = None
+    path = tmp_path / "sys-5-100.exp"
+    code, _, err = bench()
+    assert (code, err.splitlines()) == (0, [
+        f"{path} is there, made with the same parameters: kept, failed requests too; delete it to "
+        "have them asked again",
+        "sys-5-100.exp: 4 of 5 requests failed: HTTP 429: too many prompts wait",
+    ])  # fmt: skip
+    path.unlink()
+    assert bench()[0] == 0 and told(tmp_path / "sys-5-100.run.json")["failures"] == {}
+
+
 def test_a_file_is_known_by_what_is_in_it(bench: Run, tmp_path: Path) -> None:
     first, about = tmp_path / "first.csv", tmp_path / "sys-5-100.run.json"
     words = requests_file(first, 6)

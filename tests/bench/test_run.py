@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from distserve.bench import prompts
-from distserve.bench.outcome import Planned
+from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.question import Pair
 from distserve.bench.reading import read_run
+from distserve.bench.results import failures
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -223,9 +225,13 @@ def test_requests_that_fail_are_counted_and_meet_nothing(
 ) -> None:
     stub.after, stub.then = 4, then  # one to warm up, three of five
     code, out, err = bench("--slo-ttft", "60s", "--slo-tpot", "60s", *words)
-    assert code == 0
     reason = whole if words else stream
-    assert err == f"sys-5-100.exp: 2 of 5 requests failed: {reason}\n"
+    lines = [f"sys-5-100.exp: 2 of 5 requests failed: {reason}"]
+    if then == "truncates":
+        lines.append(
+            "sys-5-100.exp: its server was gone meanwhile: the same command makes this run anew"
+        )
+    assert (code, err.splitlines()) == (len(lines) - 1, lines)
     assert ("60.0%" in out) == (not words)
     run = read_run(tmp_path / "sys-5-100.exp")
     assert (run.requests, len(run.samples)) == (5, 3)
@@ -248,6 +254,40 @@ def test_a_server_that_dies_leaves_the_results_so_far(
         "sys-5-100.exp is there, made with the same parameters: kept"
     ]
     assert len(read_run(tmp_path / "sys-4-100.exp").samples) == 4
+
+
+def test_a_reason_is_one_whatever_numbers_it_has(bench: Run, stub: Any, tmp_path: Path) -> None:
+    stub.after, stub.then = 2, "overloaded"
+    code, _, err = bench()
+    reason = r"HTTP 503: overloaded, \d+ wait, id req-\d+f \(and the like\)"
+    assert code == 0
+    assert re.fullmatch(rf"sys-5-100.exp: 4 of 5 requests failed: {reason}\n", err)
+    counted = json.loads((tmp_path / "sys-5-100.run.json").read_text())["failures"]
+    assert list(counted.values()) == [4]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "counted"),
+    [
+        (["HTTP 503: a", "HTTP 502: a"], {"HTTP 503: a": 1, "HTTP 502: a": 1}),
+        (["timed out after 2 s"] * 2, {"timed out after 2 s": 2}),
+        (
+            ["HTTP 400: 3000 tokens", "HTTP 400: 2900 tokens", "HTTP 400: 1 tokens"],
+            {"HTTP 400: 3000 tokens (and the like)": 3},
+        ),
+        (['{"at":1,"m":"full"}', '{"at":2,"m":"off"}'], {'{"at":1,"m":"full"}': 1,
+                                                         '{"at":2,"m":"off"}': 1}),
+    ],
+    ids=["statuses", "alike", "numbers", "json"],
+)  # fmt: skip
+def test_reasons_are_told_apart_by_their_words(
+    reasons: Sequence[str], counted: dict[str, int]
+) -> None:
+    outcomes = [
+        Outcome(at, 1, 1, planned=0.0, sent=0.0, ended=0.0, failure=reason)
+        for at, reason in enumerate(reasons)
+    ]
+    assert failures(outcomes) == counted
 
 
 def test_other_servers(bench: Run, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 DistServe's profiler writes a table `records` with tp_world_size, batch_size, input_len,
 avg_prefill_time_usage, avg_decoding_time_usage (ms) and tag, one row for a batch of equal prompts
-of the model that the tag stands for; LoongServe's adds sp_world_size. `distserve profile` writes the same columns and says besides what
-was measured on what; its tables `serving` and `loads` have what clients of a whole deployment saw,
-idle and busy (`distserve.planner.loads` reads the latter).
+of the model that the tag stands for; LoongServe's adds sp_world_size. `distserve profile` writes
+the same columns and says besides what was measured on what; its tables `serving` and `loads` have
+what clients of a whole deployment saw, idle and busy (`distserve.planner.loads` reads the latter).
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from distserve.workload import NO_OBJECTIVES, Objectives
 
+CONNECTION_FAILURES = ("cannot connect", "connection lost", "truncated")
+"""How failures begin of requests whose connection was not to be had, or broke: the server or the
+way to it was gone."""
+
 
 @dataclass(frozen=True)
 class Planned:

@@ -12,7 +12,7 @@ import contextlib
 import csv
 import io
 import json
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +22,12 @@ from typing import Any
 from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import STAGES, as_events, stages
 from distserve.bench.openloop import Observed
-from distserve.bench.outcome import Outcome
+from distserve.bench.outcome import CONNECTION_FAILURES, Outcome
 from distserve.bench.writing import write_together, write_whole
 
+_NUMBERED = re.compile(r"(?<![\w-])(?<!^HTTP )[\w-]*\d[\w-]*")
+"""A word with a digit in it, but for the status of an answer."""
+_AND_THE_LIKE = " (and the like)"
 EXP_FORMATS = ("distserve", "loongserve")
 _CURE = "mend that and run again: whole runs are kept"
 _CSV = (
@@ -72,7 +75,7 @@ class RunFiles:
             "lag": asdict(observed.lag),
             "requests": len(outcomes),
             "completed": len(rows),
-            "failures": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
+            "failures": failures(outcomes),
             "started": observed.started + epoch,
             "stage_seconds": mean_stage_seconds(outcomes),
             "prompts_off": prompts_off(outcomes),
@@ -119,7 +122,18 @@ def next_attempt(about: Mapping[str, Any]) -> int:
 
 def trusted(about: Mapping[str, Any]) -> bool:
     """Whether a run answers its question; else it is made anew when it is asked for again."""
-    return bool(about["complete"] and about["valid"] and about["completed"])
+    return bool(
+        about["complete"] and about["valid"] and about["completed"] and not disconnected(about)
+    )
+
+
+def disconnected(about: Mapping[str, Any]) -> int:
+    """Requests whose connection failed. They tell that a server was gone, not what one can do."""
+    return sum(
+        count
+        for reason, count in about["failures"].items()
+        if reason.startswith(CONNECTION_FAILURES)
+    )
 
 
 def distserve_row(outcome: Outcome, epoch: float) -> dict[str, Any]:
@@ -142,6 +156,18 @@ def mean_stage_seconds(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
     """Of the completed requests whose stages are known; LoongServe's file has no room for them."""
     told = [found for o in outcomes if o.complete and (found := _stages(o))]
     return {stage: fmean(one[stage] for one in told) for stage in STAGES} if told else None
+
+
+def failures(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many failed for each reason. Texts that differ in numbers and ids only are one reason, by
+    the first of them."""
+    texts: dict[str, list[str]] = {}
+    for text in (o.failure for o in outcomes if o.failure is not None):
+        texts.setdefault(_NUMBERED.sub("#", text), []).append(text)
+    return {
+        same[0] if len(set(same)) == 1 else f"{same[0]}{_AND_THE_LIKE}": len(same)
+        for same in texts.values()
+    }
 
 
 def prompts_off(outcomes: Sequence[Outcome]) -> dict[str, float] | None:

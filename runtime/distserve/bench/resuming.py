@@ -17,7 +17,7 @@ from distserve.bench.errors import BenchError
 from distserve.bench.openloop import Lag
 from distserve.bench.parameters import OF_EACH_RATE, as_they_act
 from distserve.bench.question import LABEL
-from distserve.bench.results import RunFiles, next_attempt, trusted
+from distserve.bench.results import RunFiles, disconnected, next_attempt, trusted
 
 _OF_ONE_RUN = {"requests", "rate", "seed", "exp_format"}
 """May differ within a curve. The seed too: it gives a set's texts another turn at each rate."""
@@ -39,10 +39,13 @@ class Earlier:
         return trusted(self.about) and self.files.exp.exists()
 
     @property
-    def too_late(self) -> str:
-        """Why a run whose records are all there is made anew; empty where its client kept up."""
-        if self.about["valid"] or not self.about["complete"] or not self.files.exp.exists():
+    def made_anew(self) -> str:
+        """Why a run is, whose records are all there; empty of any other."""
+        if not self.about["complete"] or not self.files.exp.exists():
             return ""
+        if self.about["valid"]:
+            lost = disconnected(self.about)
+            return f"the connections of {lost} requests failed: made anew" if lost else ""
         lag, limit_ms = self.about["lag"], self.about["max_lag_ms"]
         sends = lag["send_p99_ms"] > limit_ms
         what, late_ms = ("sends", "send_p99_ms") if sends else ("its event loop", "loop_p99_ms")

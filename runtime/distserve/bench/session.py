@@ -25,7 +25,7 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.progress import Progress
 from distserve.bench.question import Pair
-from distserve.bench.results import RunFiles, next_attempt, trusted
+from distserve.bench.results import RunFiles, disconnected, next_attempt, trusted
 from distserve.bench.resuming import Earlier, earlier_runs, with_shared_prompts
 
 WARM_UP_AT_ONCE = 8
@@ -96,7 +96,11 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
             files = RunFiles(session.folder, session.prefix, pair.label)
             if left is not None and left.kept:
                 left.keep()
-                say(f"{files.exp} is there, made with the same parameters: kept")
+                failed = ", failed requests too; delete it to have them asked again"
+                say(
+                    f"{files.exp} is there, made with the same parameters: kept"
+                    f"{failed if left.about['failures'] else ''}"
+                )
                 _told(Ran(pair, left.about, kept=True), files, done, say)
                 continue
             client = client or await warm_up(http, session, pair, say)
@@ -122,7 +126,7 @@ def _beforehand(
     """What a user should know before anything is sent."""
     again = [earlier[pair.label] for pair in wanted if pair.label in earlier]
     for run in again:
-        if why := run.too_late:
+        if why := run.made_anew:
             yield f"{run.files.exp}: {why}"
     if wanted and session.recipe.own_texts:
         if len(session.pairs) > 1:
@@ -214,6 +218,8 @@ def remarks(ran: Ran) -> Iterator[str]:
         yield f"interrupted after {about['requests']} of {ran.pair.requests} requests{stays}"
     for reason, count in sorted(about["failures"].items(), key=lambda item: -item[1]):
         yield f"{count} of {about['requests']} requests failed: {reason}"
+    if about["completed"] and disconnected(about):
+        yield "its server was gone meanwhile: the same command makes this run anew"
     if not about["valid"]:
         lag, at_once = about["lag"], about["parameters"]["request_distribution"] == "burst"
         less = "fewer at one instant" if at_once or ran.pair.rate == math.inf else "a lower rate"
