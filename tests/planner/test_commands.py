@@ -124,6 +124,45 @@ def test_an_slo_that_nothing_meets_is_exit_3_with_the_nearest_miss(readme_file, 
     assert ("Best" in done.stdout) == (compat == "--compat")
 
 
+LOOSE = ("--prefill-target", 3000, "--decode-target", 500)
+
+
+def test_a_best_that_only_the_bound_stops_is_said(readme_file):
+    """The reference's answer stays: of all that pass throughout it takes the smallest."""
+    done = simulate("search", *LOOSE, "--requests", readme_file)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "Best per GPU rate: 4.84",
+        "Best config: pp_cross=1, tp_prefill=1, pp_prefill=1, tp_decode=1, pp_decode=1",
+    ]
+    assert "passed at every rate up to --max-per-gpu-rate 5," in done.stderr
+    higher = simulate("search", *LOOSE, "--requests", readme_file, "--max-per-gpu-rate", 100)
+    assert "pp_prefill=2" in higher.stdout and "max-per-gpu-rate" not in higher.stderr
+
+
+def test_the_default_mode_looks_as_high_as_the_accelerators_can(tmp_path):
+    path = tmp_path / "short.csv"
+    path.write_text("prompt_len,output_len\n" + "100,8\n" * 50)
+    search = ("search", "--no-compat", *LOOSE, "--N", 50, "--requests", path, "--output", "json")
+    done, wide = simulate(*search), simulate(*search, "--max-per-gpu-rate", 640)
+    assert done.returncode == 0 and "max-per-gpu-rate" not in done.stderr
+    best = json.loads(done.stdout)["best"]
+    assert best["per_gpu_rate"] > 5 and best == json.loads(wide.stdout)["best"]
+    narrow = simulate(*search, "--max-per-gpu-rate", 5)
+    assert json.loads(narrow.stdout)["best"]["per_gpu_rate"] < 5
+    assert "passed at every rate up to --max-per-gpu-rate 5," in narrow.stderr
+
+
+def test_few_requests_pass_no_rate_that_the_accelerators_cannot_sustain(readme_file):
+    targets = ("--prefill-target", 1e9, "--decode-target", 1e9)
+    source = ("--N", 3, "--requests", readme_file)
+    done = simulate("search", "--no-compat", *targets, *source, "--max-per-gpu-rate", 640)
+    assert 3 < float(done.stdout.split()[4]) < 4, "three requests by themselves pass at any rate"
+    done = simulate("search", "--no-compat", *targets, *source, "--esp", 100)
+    assert done.returncode == 3
+    assert "--esp 100 tells no rates apart below; give a smaller one" in done.stderr
+
+
 def test_float_rates_and_targets(readme_file):
     done = simulate(
         *("search", "--max-per-gpu-rate", 2.5, "--prefill-target", 250.5, "--N", 50),
@@ -148,7 +187,8 @@ def test_float_rates_and_targets(readme_file):
             ["search", "--requests", "README", "--no-compat", "--decode-percentage", "80"],
             "the same value",
         ),
-        (["search", "--requests", "README", "--esp", "0"], "above 0"),
+        (["search", "--requests", "README", "--esp", "0"], "not above 1e-06"),
+        (["search", "--requests", "README", "--max-per-gpu-rate", "inf"], "at most 1e+06"),
         (["run", "--requests", "README", "--arrival", "recorded"], "no arrival times"),
         (["run", "--requests", "README", "--tp-decode", "0"], "at least 1"),
         (["run", "--requests", "README", "--rate", "-1"], "above 0"),

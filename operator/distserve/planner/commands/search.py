@@ -35,6 +35,9 @@ from distserve.planner.profiles import HardwareProfile
 from distserve.planner.result import Slo
 from distserve.workload import ArrivalProcess
 
+MAX_PER_GPU_RATE = 5.0
+"""Requests per second and accelerator: where the reference stops looking unless told otherwise."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ngpu-per-node", type=integer_from(1), default=4)
@@ -64,11 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of requests that must meet the TPOT target (%(default)g)",
     )
     parser.add_argument(
-        "--max-per-gpu-rate", type=number_in(0), default=5.0, help="upper bound (%(default)g)"
+        "--max-per-gpu-rate",
+        type=number_in(0, 1e6),
+        help=f"upper bound ({MAX_PER_GPU_RATE:g}; with --no-compat what the accelerators can do)",
     )
     parser.add_argument(
         "--esp",
-        type=number_in(0),
+        type=number_in(1e-6),
         default=0.25,
         help="stop when the bracket is this narrow (%(default)g)",
     )
@@ -111,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     progress = Progress("configurations", len(tried))
-    verdicts = judge_all(search, tried, args.max_per_gpu_rate, args.esp, progress.advance)
+    highest = args.max_per_gpu_rate or MAX_PER_GPU_RATE
+    verdicts = judge_all(search, tried, highest, args.esp, progress.advance)
     progress.close()
     best = winner(verdicts)
     if best is not None and not best.per_gpu_rate:
@@ -136,6 +142,13 @@ def report(args: argparse.Namespace, verdicts: list[Verdict], profile: HardwareP
             print(json.dumps(document | ({"reason": short} if short else {})))
         return EXIT_INFEASIBLE if short else EXIT_WRONG_INPUT
     feasible = bool(best.per_gpu_rate)
+    if feasible and best.unlimited:
+        print(
+            "distserve simulate search: the best passed at every rate up to --max-per-gpu-rate "
+            f"{args.max_per_gpu_rate or MAX_PER_GPU_RATE:g}, where all that do count as equal; "
+            "give a higher one to know which does most",
+            file=sys.stderr,
+        )
     if output == "json":
         document = {
             "best": _as_json(best) | {"feasible": feasible},

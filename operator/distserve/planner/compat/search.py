@@ -84,6 +84,8 @@ class Verdict:
     miss: float | None = None
     missed_rate: float | None = None
     """Per accelerator: the lowest rate that was probed and missed."""
+    unlimited: bool = False
+    """Every probed rate passed: the search's upper bound says how high, not the configuration."""
 
 
 class Search:
@@ -161,7 +163,8 @@ class Search:
         except PlannerError as error:
             return Verdict(configuration, None, reason=str(error))
         if best or miss is None:
-            return Verdict(configuration, best, None if best else "no rate probed")
+            reason = None if best else "no rate probed"
+            return Verdict(configuration, best, reason, unlimited=miss is None)
         return Verdict(configuration, 0.0, _missed(high, miss), miss.ratio, high)
 
     def measured(self, verdict: Verdict) -> Verdict:
