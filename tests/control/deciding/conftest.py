@@ -1,4 +1,4 @@
-"""A little cluster in memory: it takes what `decide` decides and plays controllers and kubelet."""
+"""The operator's `decide` beside a cluster that is played: what it decides is done there."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from tests.control.deciding.played_cluster import NODE, PlayedCluster
 
 from distserve.api import labels
 from distserve.api.conditions import REASONS, Condition
 from distserve.api.status import Status
-from distserve.operator.conditions import timestamp
 from distserve.operator.decide import DecideSettings, decide
 from distserve.operator.idle import Idle, IdleQuestion
-from distserve.operator.keys import key_of
 from distserve.operator.model import (
     Answers,
     Apply,
@@ -38,17 +37,14 @@ from distserve.operator.model import (
     Plan,
     PlannerError,
     PlanQuestion,
-    Pod,
     Ref,
     TextsQuestion,
 )
 from distserve.operator.pairs import Link, LinksQuestion, Pair, UnitLinks
 from distserve.operator.stages import stages
-from distserve.placement.nodes import Node
 from distserve.resources.settings import RenderSettings, released_images
 
 NAME = "tiny"
-NODE = "node-a"
 SPEC: Object = {
     "model": {"id": "tiny", "source": {"builtin": "tiny"}},
     "accelerator": {"type": "CPU", "cpusPerRank": 1, "kvCache": "64Mi"},
@@ -58,24 +54,16 @@ SPEC: Object = {
 SETTINGS = DecideSettings(RenderSettings(released_images()), new_key=lambda: "k" * 64)
 
 
-def node(name: str, **facts: Any) -> Node:
-    return replace(Node(name, {}, {}, (), cordoned=False, ready=True), **facts)
-
-
 class Crash(Exception):
     """The operator ends before this write."""
 
 
 @dataclass
-class World:
-    """One deployment in one namespace. `reconcile` is what an operator does, `step` everybody
-    else."""
+class World(PlayedCluster):
+    """One deployment in one namespace. `reconcile` is what an operator does."""
 
     document: Object = field(default_factory=dict)
     settings: DecideSettings = SETTINGS
-    objects: dict[Ref, Object] = field(default_factory=dict)
-    pods: dict[str, Pod] = field(default_factory=dict)
-    now: float = 1_800_000_000.0
     better: Callable[[str], Placement | None] = lambda unit: None
     """Where a unit that runs would lie better."""
     kept: dict[str, Placement] = field(default_factory=dict)
@@ -90,9 +78,6 @@ class World:
     texts: dict[str, str] = field(default_factory=dict)
     """What users' ConfigMaps hold, by name/key."""
     refusal: str = ""
-    broken: Callable[[Pod], bool] = lambda pod: False
-    """Pods that never get ready."""
-    unschedulable: Callable[[Pod], bool] = lambda pod: False
     features: Features = field(default_factory=Features)
     link: Callable[[Pair], Link] = Link
     """What is known of a pair's link: by default nothing yet."""
@@ -100,20 +85,12 @@ class World:
     """Of a pod's engine; empty where it does not answer."""
     trips: bool = False
     """Faults of the operator are what it is about."""
-    foreign: set[Ref] = field(default_factory=set)
-    late: Observed | None = None
     fail_after: int | None = None
     """Writes until the operator crashes."""
     writes: list[Apply | Delete] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     questions: list[Any] = field(default_factory=list)
-    keys: int = 0
-    serial: int = 0
     accelerators: tuple[int, ...] = ()
-    nodes: dict[str, Node] = field(default_factory=lambda: {NODE: node(NODE)})
-    """As the API server has them."""
-    silent: set[str] = field(default_factory=set)
-    """Nodes whose kubelet ends no pod any more."""
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
     # what users do
@@ -241,37 +218,6 @@ class World:
             return False
         return True
 
-    # what everybody else does
-
-    def step(self) -> None:
-        """Controllers and kubelet do one thing each; a second goes by."""
-        self.now += 1.0
-        self._end_pods()
-        self._make_pods()
-        for name, pod in list(self.pods.items()):
-            if pod.terminating or pod.ready:
-                continue
-            if self.unschedulable(pod) and not pod.node:
-                self.pods[name] = replace(pod, unschedulable="0/1 nodes are available")
-            elif not pod.node:
-                self._schedule(pod)
-            elif pod.node in self.silent:
-                continue
-            elif pod.key not in self.named("Secret"):
-                continue  # Its volume is awaited.
-            elif not self.broken(pod):
-                ready = pod.fabric_gate is not False
-                self.pods[name] = replace(
-                    pod, ready=ready, containers_ready=True, host="10.0.0.1", starting_since=None
-                )
-        for found in self.objects.values():
-            if found["kind"] == "StatefulSet":
-                mine = [p for p in self.pods.values() if p.instance == found["metadata"]["name"]]
-                found["status"] = {
-                    "replicas": len(mine),
-                    "readyReplicas": sum(p.ready for p in mine),
-                }
-
     def settle(self, rounds: int = 200, check: Callable[[World], None] = lambda w: None) -> World:
         """Until nothing is left to do and nothing moves."""
         for _ in range(rounds):
@@ -292,9 +238,6 @@ class World:
 
     def condition(self, name: str) -> Object:
         return next(c for c in self.status["conditions"] if c["type"] == name)
-
-    def named(self, kind: str) -> dict[str, Object]:
-        return {ref.name: found for ref, found in self.objects.items() if ref.kind == kind}
 
     def units(self) -> dict[str, set[str]]:
         """Unit -> revisions of its StatefulSets."""
@@ -343,10 +286,6 @@ class World:
                 raise Crash
             self.fail_after -= 1
 
-    def _uid(self) -> str:
-        self.serial += 1
-        return f"uid-{self.serial}"
-
     def _place(self, unit: Any) -> Placement | NoPlace:
         if unit.id.unit in self.kept:
             return self.kept[unit.id.unit]
@@ -354,112 +293,12 @@ class World:
             return NoPlace("NoRoom", f"unit {unit.id.unit} needs 2 CPUs; the fullest has 1 free")
         return Placement("", "", "", {i.name: (NODE,) for i in unit.instances})
 
-    def _apply(self, action: Apply) -> None:
-        wanted = copy.deepcopy(action.object)
-        if action.subresource:
-            return self._open_gate(action)
-        ref = Ref(wanted["apiVersion"], wanted["kind"], wanted["metadata"]["name"])
-        live = self.objects.get(ref)
-        assert ref not in self.foreign
-        if ref.kind == "Secret" and live is None:
-            self.keys += 1
-        if live is None:
-            if action.uid:
-                return  # it is not there any more: a conflict
-            wanted["metadata"]["uid"] = self._uid()
-            wanted["metadata"]["creationTimestamp"] = timestamp(self.now)
-            self.objects[ref] = wanted
-            return
-        if action.create_only:
-            return
-        if action.uid not in ("", live["metadata"]["uid"]):
-            return  # another one: a conflict
-        # Without a uid it was looked for first: it is ours, and was not seen yet.
-        assert self.late is not None or action.uid, "an apply that did not see the object"
-        assert not self._binds_otherwise(wanted), "which no API server changes"
-        for name in ("uid", "creationTimestamp"):
-            wanted["metadata"][name] = live["metadata"][name]
-        if "status" in live:
-            wanted["status"] = live["status"]
-        self.objects[ref] = wanted
-
-    def _binds_otherwise(self, wanted: Object) -> bool:
-        live = self.objects.get(Ref.of(wanted), wanted)
-        return bool(live.get("roleRef") != wanted.get("roleRef"))
-
     def _links(self, pairs: tuple[Pair, ...]) -> UnitLinks:
         engines = {
             one.life: self.fingerprint(one.pod) for p in pairs for one in (p.reader, p.source)
         }
         known = {life: found for life, found in engines.items() if found}
         return UnitLinks(tuple(map(self.link, pairs)), known)
-
-    def _open_gate(self, action: Apply) -> None:
-        """The one thing that is written to pods' status."""
-        (condition,) = action.object["status"]["conditions"]
-        assert (condition["type"], condition["status"]) == (labels.FABRIC_VERIFIED, "True")
-        pod = self.pods[action.object["metadata"]["name"]]
-        if pod.uid == action.uid:
-            self.pods[pod.name] = replace(pod, fabric_gate=True)
-
-    def _delete(self, action: Delete) -> None:
-        if action.ref.kind == "Pod":
-            pod = self.pods.get(action.ref.name)
-            if pod is None or pod.uid != action.uid:
-                assert self.late is not None, "the end of a pod that is not there"
-            elif action.grace_seconds == 0:
-                del self.pods[pod.name]
-            else:
-                self.pods[pod.name] = replace(pod, terminating=True, ready=False)
-            return
-        live = self.objects.get(action.ref)
-        if live is not None and live["metadata"]["uid"] == action.uid:
-            del self.objects[action.ref]
-
-    def _end_pods(self) -> None:
-        sets = self.named("StatefulSet")
-        for name, pod in list(self.pods.items()):
-            if pod.terminating:
-                if pod.node not in self.silent:
-                    del self.pods[name]
-            elif pod.instance and (
-                pod.instance not in sets or sets[pod.instance]["spec"]["replicas"] == 0
-            ):
-                self.pods[name] = replace(pod, terminating=True, ready=False)
-        for name, one in self.named("Deployment").items():
-            for pod in [p for p in self.pods.values() if p.name.startswith(f"{name}-")]:
-                if pod.key != key_of(one["spec"]["template"]["spec"]):
-                    del self.pods[pod.name]  # Its ReplicaSet is scaled down.
-
-    def _schedule(self, pod: Pod) -> None:
-        well = [n.name for n in self.nodes.values() if n.usable and n.unreachable_since is None]
-        self.pods[pod.name] = (
-            replace(pod, node=well[0], unschedulable="", starting_since=self.now)
-            if well
-            else replace(pod, unschedulable="0/1 nodes are available")
-        )
-
-    def _make_pods(self) -> None:
-        for name, one in self.named("StatefulSet").items():
-            for index in range(one["spec"]["replicas"]):
-                if f"{name}-{index}" not in self.pods:
-                    template = one["spec"]["template"]
-                    self._make_pod(f"{name}-{index}", template, f"StatefulSet/{name}")
-        for name, one in self.named("Deployment").items():
-            for index in range(one["spec"]["replicas"]):
-                if f"{name}-{index}" not in self.pods:
-                    made = f"ReplicaSet/{name}-5d4f8"
-                    self._make_pod(f"{name}-{index}", one["spec"]["template"], made)
-
-    def _make_pod(self, name: str, template: Object, controller: str) -> None:
-        marks = template["metadata"]["labels"]
-        gates = [gate["conditionType"] for gate in template["spec"].get("readinessGates", [])]
-        self.pods[name] = Pod(
-            name, self._uid(), marks.get(labels.INSTANCE, ""), marks.get(labels.UNIT, ""),
-            marks.get(labels.REVISION, ""), "", False, False, self.now, controller=controller,
-            fabric_gate=False if labels.FABRIC_VERIFIED in gates else None,
-            key=key_of(template["spec"]),
-        )  # fmt: skip
 
 
 @pytest.fixture
