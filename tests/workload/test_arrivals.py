@@ -28,10 +28,16 @@ def test_a_window_of_one_and_of_no_time() -> None:
     assert ArrivalProcess("window").times_ms(3, float("inf")) == [0.0] * 3
 
 
-@pytest.mark.parametrize("cv", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("cv", [0.0, -1.0, 1e-200, 1e200, float("nan"), float("inf")])
 def test_gaps_vary_by_a_finite_number(cv: float) -> None:
-    with pytest.raises(ValueError, match="cv must be above 0"):
+    with pytest.raises(WorkloadError, match=r"cv must be from 0\.001 to 100"):
         ArrivalProcess("gamma", cv)
+
+
+@pytest.mark.parametrize("cv", [0.001, 100.0])
+def test_the_least_and_the_most_variation_can_be_drawn(cv: float) -> None:
+    times = ArrivalProcess("gamma", cv).times_ms(100, 2.0)
+    assert all(0 <= later - earlier < float("inf") for earlier, later in itertools.pairwise(times))
 
 
 @pytest.mark.parametrize("kind", ["poisson", "gamma", "window"])

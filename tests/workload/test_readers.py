@@ -7,6 +7,9 @@ import pytest
 
 from distserve.workload import WorkloadError, parse_requests, read_requests, readers
 
+ROW, TIME = '{"prompt_len": 5, "output_len": 4}', '"start_time"'
+LINE = '{"input_length": 5, "output_length": 4}'
+
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
@@ -14,7 +17,18 @@ from distserve.workload import WorkloadError, parse_requests, read_requests, rea
         ("x.csv", "prompt_len,output_len\n99999999999,4\n", "from 1 to 10000000 tokens"),
         ("x.csv", "prompt_len,output_len\n5,0\n", "from 1 to 10000000 tokens"),
         ("x.json", "[" * 100_000, "request set"),
-        ("x.jsonl", "5\n6", "request set"),
+        ("x.jsonl", "5\n6", "x.jsonl, line 1: no object with a request; correct or drop it"),
+        ("x.json", '{"prompt_len": 5}', "request 0: no object"),
+        ("x.json", '[{"prompt_len": 1e999, "output_len": 4}]', "request 0: .*infinity"),
+        ("x.json", f"[{ROW[:-1]}, {TIME}: {'9' * 400}}}]", "request 0: .*too large"),
+        ("x.json", f"[{ROW[:-1]}, {TIME}: 1}}, {ROW}]", "request 1: lacks start_time; correct"),
+        ("x.json", f"[{ROW}, {{}}]", "request 1: lacks prompt_len; correct or drop it"),
+        ("x.jsonl", f"{LINE}\n\n{LINE[:-1]}", "x.jsonl, line 3: no JSON: Expecting .* column 3"),
+        ("x.jsonl", '{LINE}\n{"input_length": 5}', "line 1: no JSON"),
+        ("x.jsonl", LINE + '\n{"input_length": 5}\n', "line 2: lacks output_length; correct"),
+        ("x.jsonl", f'{LINE[:-1]}, "timestamp": 3}}\n{LINE}', "line 2: lacks timestamp"),
+        ("x.jsonl", f'{LINE}\n{LINE[:-1]}, "timestamp": 3}}', "line 1: lacks timestamp"),
+        ("x.csv", "prompt_len,output_len,arrival_ms\n5,4,0\n5,4\n", "line 3: list index"),
         ("x.csv", "prompt_len,output_len\n5,4\x00\n", "line 2"),
         (
             "x.csv",
@@ -23,11 +37,26 @@ from distserve.workload import WorkloadError, parse_requests, read_requests, rea
         ),
         ("x.csv", "y" * 200_000, "x.csv, line 1: field larger"),
     ],
-    ids=["endless", "empty", "deep", "numbers", "nul", "texts", "title"],
 )
 def test_files_that_hold_no_requests(name: str, text: str, said: str) -> None:
     with pytest.raises(WorkloadError, match=said):
         parse_requests(text, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "prompt_len,output_len\n\n5,4\n\n"),
+        ("x.json", f"[{ROW}]"),
+        ("x.jsonl", f"\n{LINE}\r\n\r\n"),
+    ],
+)
+def test_blank_lines_and_a_mark_at_the_begin_are_passed_over(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = read_requests(tmp_path / name)
+    assert (list(found.prompt_tokens), list(found.output_tokens)) == ([5], [4])
 
 
 @pytest.mark.parametrize("time", ["nan", "inf", "-1"])

@@ -14,6 +14,8 @@ from itertools import accumulate
 from distserve.workload.requests import RequestSet, Trace, WorkloadError
 
 ARRIVALS = ("poisson", "gamma", "fixed", "burst", "window", "recorded")
+_LEAST_CV, _MOST_CV = 0.001, 100.0
+"""Beyond these a gamma distribution's draws are all alike, or all 0 but one in ten thousand."""
 _DRAWN = ("poisson", "gamma", "window")
 _SEEDS = range(2**32)
 """What NumPy's legacy generator takes."""
@@ -44,8 +46,11 @@ class ArrivalProcess:
             raise WorkloadError(
                 f"unknown arrival process {self.kind!r}; choose one of {', '.join(ARRIVALS)}"
             )
-        if not 0 < self.cv < math.inf:
-            raise WorkloadError(f"cv must be above 0, got {self.cv}; use `fixed` for no variation")
+        if not _LEAST_CV <= self.cv <= _MOST_CV:
+            raise WorkloadError(
+                f"cv must be from {_LEAST_CV:g} to {_MOST_CV:g}, got {self.cv:g}; use `fixed` for "
+                "no variation"
+            )
         if self.burst_size < 1:
             raise WorkloadError(f"burst size must be at least 1, got {self.burst_size}")
         if self.kind in _DRAWN and self.seed not in _SEEDS:

@@ -42,6 +42,8 @@ _OBJECTIVES = ("slo_ttft_ms", "slo_tpot_ms")
 MAX_UNPACKED_BYTES = 1 << 30
 """A gzipped file may be a thousand times as long once it is unpacked: more than this is refused."""
 _PIECE_BYTES = 1 << 20
+_WRONG = (ValueError, LookupError, TypeError, OverflowError)
+"""What a row or a file of another layout raises."""
 
 
 def read_requests(path: Path | str) -> RequestSet:
@@ -83,12 +85,24 @@ def parse_requests(text: str, origin: str) -> RequestSet:
     kind = _kind(Path(origin))
     if kind == ".ds":
         raise WorkloadError(f"{origin}: a .ds file is no text; give a csv instead")
+    text = text.removeprefix("\ufeff")  # the mark that Windows' editors begin a file with
     with _said_of(origin):
         if kind == ".json":
-            return _from_mappings(json.loads(text), origin)
+            rows = enumerate(json.loads(text))
+            return _from_mappings({f"request {row}": found for row, found in rows}, origin)
         if kind == ".jsonl":
-            return _from_mappings(map(json.loads, text.splitlines()), origin)
+            return _from_mappings(_lines(text, origin), origin)
         return _from_csv(text, origin)
+
+
+def _lines(text: str, origin: str) -> dict[str, Any]:
+    """What stands in each line that is not blank, by the line's name."""
+    found = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            with _told_at(f"{origin}, line {number}"):
+                found[f"line {number}"] = json.loads(line)
+    return found
 
 
 def _kind(path: Path) -> str:
@@ -103,11 +117,26 @@ def _said_of(origin: str) -> Iterator[None]:
         yield
     except WorkloadError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
+    except (*_WRONG, AttributeError, EOFError, RecursionError) as error:
         raise WorkloadError(
             f"{origin} does not hold a request set: {error}; give a csv with the columns "
             "prompt_len,output_len"
         ) from error
+
+
+@contextmanager
+def _told_at(place: str) -> Iterator[None]:
+    """Whatever a wrong row raises, with its place."""
+    try:
+        yield
+    except json.JSONDecodeError as error:  # says a line of its own, which is not the file's
+        raise WorkloadError(
+            f"{place}: no JSON: {error.msg} at column {error.colno}; correct or drop it"
+        ) from error
+    except KeyError as error:
+        raise WorkloadError(f"{place}: lacks {error.args[0]}; correct or drop it") from error
+    except _WRONG as error:
+        raise WorkloadError(f"{place}: {error}; correct or drop it") from error
 
 
 def _from_csv(text: str, origin: str) -> RequestSet:
@@ -121,14 +150,12 @@ def _from_csv(text: str, origin: str) -> RequestSet:
     for line, row in rows:
         if not row:
             continue
-        try:
+        with _told_at(f"{origin}, line {line}"):
             prompts.append(int(row[at_prompt]))
             outputs.append(int(row[at_output]))
             if at_arrival is not None:
                 times.append(_instant(row[at_arrival]) * factor)
             objectives.append(Objectives(*(None if at is None else _ms(row[at]) for at in own)))
-        except (ValueError, IndexError) as error:
-            raise WorkloadError(f"{origin}, line {line}: {error}; correct or drop it") from error
     return RequestSet(
         prompts, outputs, times if at_arrival is not None else None, Path(origin).name,
         objectives=objectives if any(at is not None for at in own) else None,
@@ -159,21 +186,27 @@ def _ms(value: Any) -> float | None:
     return None if value in (None, "") else float(value)
 
 
-def _from_mappings(rows: Iterable[Mapping[str, Any]], origin: str) -> RequestSet:
-    listed = list(rows)
-    if not listed:
+def _from_mappings(rows: Mapping[str, Any], origin: str) -> RequestSet:
+    """`rows`: by what a message calls each. Fields that one has all must have, but objectives."""
+    if not rows:
         raise WorkloadError(f"{origin} holds no requests; give a file with at least one row")
-    prompt, output, arrival, factor = _columns(listed[0].keys(), origin)
-    timed = all(arrival in row for row in listed)
+    for name, row in rows.items():
+        if not isinstance(row, dict):
+            raise WorkloadError(f"{origin}, {name}: no object with a request; correct or drop it")
+    present = {field for row in rows.values() for field in row}
+    prompt, output, arrival, factor = _columns(present, origin)
+    prompts, outputs, times, objectives = [], [], [], []
+    for name, row in rows.items():
+        with _told_at(f"{origin}, {name}"):
+            prompts.append(int(row[prompt]))
+            outputs.append(int(row[output]))
+            if arrival in present:
+                times.append(float(row[arrival]) * factor)
+            objectives.append(Objectives(*(_ms(row.get(own)) for own in _OBJECTIVES)))
     return RequestSet(
-        [int(row[prompt]) for row in listed],
-        [int(row[output]) for row in listed],
-        [float(row[arrival]) * factor for row in listed] if timed else None,
-        Path(origin).name,
-        objectives=[Objectives(*(_ms(row.get(name)) for name in _OBJECTIVES)) for row in listed]
-        if any(name in row for row in listed for name in _OBJECTIVES)
-        else None,
-    )
+        prompts, outputs, times if arrival in present else None, Path(origin).name,
+        objectives=objectives if present & {*_OBJECTIVES} else None,
+    )  # fmt: skip
 
 
 def _from_ds(raw: bytes, origin: str) -> RequestSet:
