@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.gateway.fake_engine import Fault
 from tools.cluster.cluster import CHECKOUT
 
 from distserve.api.durations import parse_duration
@@ -25,11 +26,15 @@ HISTOGRAMS = (
     "distserve_request_duration_seconds",
 )
 JUDGED = 'distserve_slo_judged_total{objective="deployment"}'
-STAGES = ("prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
+STAGES = ("dispatch", "prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
 
 
 def attained(slo: str, objective: str = "deployment") -> str:
     return f'distserve_slo_attained_total{{objective="{objective}",slo="{slo}"}}'
+
+
+def stage_series(suffix: str, stage: str) -> str:
+    return f'distserve_request_stage_seconds_{suffix}{{stage="{stage}"}}'
 
 
 async def test_series_exist_before_the_first_request(houses: Any) -> None:
@@ -38,7 +43,7 @@ async def test_series_exist_before_the_first_request(houses: Any) -> None:
     for name in HISTOGRAMS:
         assert metrics[f"{name}_count"] == 0
     for stage in STAGES:
-        assert metrics[f'distserve_request_stage_seconds_count{{stage="{stage}"}}'] == 0
+        assert metrics[stage_series("count", stage)] == 0
     for code in ("200", "400", "429", "499", "502", "503", "504"):
         assert metrics[f'distserve_requests_total{{code="{code}"}}'] == 0
     for objective in ("deployment", "own"):
@@ -91,8 +96,8 @@ async def test_counts_after_requests(houses: Any) -> None:
     assert metrics[JUDGED] == 2, "who asks for what cannot be is not"
     for slo in ("ttft", "tpot", "both"):
         assert metrics[attained(slo)] == 2
-    for stage, count in zip(STAGES, (3, 3, 2, 3, 3), strict=True):
-        assert metrics[f'distserve_request_stage_seconds_count{{stage="{stage}"}}'] == count
+    for stage, count in zip(STAGES, (3, 3, 3, 2, 3, 3), strict=True):
+        assert metrics[stage_series("count", stage)] == count
     assert metrics['distserve_gateway_kv_transfer_bytes_total{transport="TCP"}'] == 8192
     assert metrics['distserve_slo_target_seconds{slo="ttft"}'] == 60
     assert metrics["distserve_slo_target_ratio"] == 0.9
@@ -203,11 +208,45 @@ def test_stages_add_up_across_the_clocks_of_two_instances() -> None:
             )
         ),
     )
-    stages = {name: round(1000 * s) for name, s in stage_seconds([prefill, decode]).items()}
+    found = stage_seconds(99.93, [prefill, decode])
+    stages = {name: round(1000 * seconds) for name, seconds in found.items()}
     assert stages == {
-        "prefill_queue": 20, "prefill": 30, "kv_transfer": 20, "decode_queue": 10, "decode": 100,
+        "dispatch": 70, "prefill_queue": 20, "prefill": 30, "kv_transfer": 20, "decode_queue": 10,
+        "decode": 100,
     }  # fmt: skip
-    assert sum(stages.values()) == 180, "from the prefill's dispatch to the decode's end"
+    assert sum(stages.values()) == 250, "from the prompt's arrival to the decode's end"
+
+
+def test_what_was_before_the_decode_is_not_told_without_the_prefill() -> None:
+    decode = LegReport(100.0, End(Lifecycle(decoding_begin_ms=70, decoding_end_ms=170)))
+    assert stage_seconds(99.0, [decode]) == {}
+    assert stage_seconds(99.0, []) == {}
+
+
+async def test_what_failed_before_the_last_attempt_is_dispatch(house: Any) -> None:
+    house.prefills[0].faults.append(Fault("error", 0))
+    body = {"model": "test", "prompt": "hello", "max_tokens": 8}
+    _, answer, _ = await house.post("/v1/completions", body, {"x-lifecycle": "true"})
+    await house.until_quiet()
+    assert len(house.prefills[0].legs) == 2
+    (told,) = answer["lifecycle"]
+    metrics = await house.metrics()
+    seconds = {stage: metrics[stage_series("sum", stage)] for stage in STAGES}
+    assert seconds["dispatch"] * 1000 == pytest.approx(told["issued_ms"], abs=0.001)
+    assert sum(seconds.values()) * 1000 == pytest.approx(told["decoding_end_ms"], abs=0.001)
+
+
+async def test_a_prompt_has_each_stage_once_though_its_choices_go_on_apart(house: Any) -> None:
+    house.decodes[0].faults.append(Fault("error", 5))
+    await house.complete(n=3)
+    await house.until_quiet()
+    assert len(house.prefills[0].legs) == 4
+    metrics = await house.metrics()
+    assert {stage: metrics[stage_series("count", stage)] for stage in STAGES} == dict.fromkeys(
+        STAGES, 1
+    )
+    moved = metrics['distserve_gateway_kv_transfer_bytes_total{transport="TCP"}']
+    assert moved == 3 * 4096, "of every attempt whose end was told"
 
 
 async def test_the_runners_page(house: Any) -> None:

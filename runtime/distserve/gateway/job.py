@@ -20,6 +20,8 @@ from distserve.wire.tracing import Span
 class Job:
     generation: Generation
     progress: Progress
+    arrived: float
+    """Seconds, monotonic."""
     deadline: float
     """Of the event loop's clock."""
     span: Span

@@ -74,6 +74,7 @@ class Runner:
     async def run(self, job: Job) -> None:
         """Until every choice is finished. Raises GatewayError."""
         await self._finish(job, job.progress.unfinished, Patience(), frozenset())
+        self.stages.record_prompt(job.arrived, job.reports)
 
     async def _finish(
         self, job: Job, choices: list[int], patience: Patience, avoid: frozenset[str]
@@ -125,8 +126,7 @@ class Runner:
             else:
                 handover = Handover(job, choices, dispatched, self.legs, self.janitor)
                 reports = await handover.run()
-        self.stages.record(reports)
-        job.reports[:] = reports
+        self.stages.record_attempt(reports)
         if left := job.unfinished(choices):
             raise LegFailed(
                 dispatched.stops[-1][0].member,
@@ -135,6 +135,7 @@ class Runner:
                 status=502,
                 answered=True,
             )
+        job.reports[:] = reports
 
     async def _in_one_place(
         self, job: Job, choices: list[int], taken: Dispatched

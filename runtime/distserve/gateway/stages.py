@@ -1,13 +1,15 @@
-"""Where a request's time went: five stages, from what the legs report about themselves.
+"""Where a prompt's time went: DistServe's five stages, from what the legs report about themselves,
+and before them one of the gateway's own.
 
-    prefill leg  issued ......... begin ======== end
-    decode leg          issued ............. migration begin === end ... decoding begin ====== end
-                 | prefill_queue | prefill | (a) | kv_transfer | (b)                | decode  |
+    prefill leg   issued ......... begin ======== end
+    decode leg           issued ............. migration begin === end ... decoding begin ====== end
+      | dispatch | prefill_queue | prefill | (a) | kv_transfer | (b)                 | decode  |
 
-decode_queue is (a) + (b): waiting for room before the transfer, for a step after it. The pull of
-early chunks overlaps the prefill; only what lies after it counts as kv_transfer, so that the
-stages add up to the time between the request's dispatch and its end. The legs' own clocks are put
-on this process's by when each leg was issued.
+dispatch is all that was before the legs that finished it: reading, tokenising, waiting for a route,
+attempts that failed. decode_queue is (a) + (b): waiting for room before the transfer, for a step
+after it. The pull of early chunks overlaps the prefill; only what lies after it counts as
+kv_transfer, so that the stages add up to the time between the prompt's arrival and its end. The
+legs' own clocks are put on this process's by when each leg was issued.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 
 from distserve.wire.dialect import End
 
-STAGES = ("prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
+STAGES = ("dispatch", "prefill_queue", "prefill", "kv_transfer", "decode_queue", "decode")
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class StageRecorder:
     observe_transfer: Callable[[str, int], None]
     """(transport, bytes)"""
 
-    def record(self, reports: Sequence[LegReport]) -> None:
-        for stage, seconds in stage_seconds(reports).items():
+    def record_prompt(self, arrived: float, reports: Sequence[LegReport]) -> None:
+        """Of the legs that finished it, once all of it is finished."""
+        for stage, seconds in stage_seconds(arrived, reports).items():
             self.observe_stage(stage, seconds)
+
+    def record_attempt(self, reports: Sequence[LegReport]) -> None:
         for report in reports:
             if report.end.transport:
                 self.observe_transfer(report.end.transport, report.end.transfer_bytes)
@@ -60,15 +65,21 @@ def lifecycle_seconds(reports: Sequence[LegReport]) -> dict[str, float]:
     return at
 
 
-def stage_seconds(reports: Sequence[LegReport]) -> dict[str, float]:
-    """Stages of which both ends are known."""
+def stage_seconds(arrived: float, reports: Sequence[LegReport]) -> dict[str, float]:
+    """Stages of which both ends are known. None at all where the prefill's are not: nobody knows
+    then how much of what was before the decode was dispatch.
+
+    `arrived`: seconds, monotonic.
+    """
     at = lifecycle_seconds(reports)
-    found: dict[str, float] = {}
-    if "context_begin" in at:
-        found["prefill_queue"] = at["context_begin"] - at["issued"]
-    if {"context_begin", "context_end"} <= at.keys():
-        found["prefill"] = at["context_end"] - at["context_begin"]
-    if {"context_end", "decoding_begin"} <= at.keys():
+    if not {"context_begin", "context_end"} <= at.keys():
+        return {}
+    found = {
+        "dispatch": at["issued"] - arrived,
+        "prefill_queue": at["context_begin"] - at["issued"],
+        "prefill": at["context_end"] - at["context_begin"],
+    }
+    if "decoding_begin" in at:
         queue = at["decoding_begin"] - at["context_end"]
         if {"migration_begin", "migration_end"} <= at.keys():
             found["kv_transfer"] = at["migration_end"] - at["migration_begin"]

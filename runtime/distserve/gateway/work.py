@@ -51,9 +51,10 @@ class Work:
         self._jobs: list[Job] = []
 
     async def __aenter__(self) -> "Work":
-        for generation, ticket in zip(self.generations, self.tickets, strict=True):
+        prompts = zip(self.generations, self.tickets, self.timings, strict=True)
+        for generation, ticket, timing in prompts:
             progress = Progress(generation.choices, partial(self._emit, generation.index))
-            job = Job(generation, progress, self.deadline, self.span)
+            job = Job(generation, progress, timing.arrived, self.deadline, self.span)
             self._jobs.append(job)
             self._tasks.append(asyncio.create_task(self._run(job, ticket)))
         return self
