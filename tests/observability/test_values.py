@@ -98,6 +98,18 @@ def test_what_was_not_promised_is_no_line(evaluate: Evaluate) -> None:
     evaluate(found, {asked(query): {} for query in every})
 
 
+def test_the_stages_of_the_mean_prompt_add_up(evaluate: Evaluate) -> None:
+    """Of two prompts a second, which take 5 s each, one goes on elsewhere, after 4 s on its way."""
+    labels = "".join(f', {name}="{value}"' for name, value in (POD | {DEPLOYMENT: "tiny"}).items())
+    found = {}
+    for stage, count, seconds in (("dispatch", 2, 6), ("kv_transfer", 1, 4)):
+        for suffix, each in (("count", count), ("sum", seconds)):
+            name = f'distserve_request_stage_seconds_{suffix}{{stage="{stage}"{labels}}}'
+            found[name] = f"0+{60 * each}x10"
+    (query,) = queries(SERVICE, "Mean time by stage")
+    evaluate(found, {asked(query): {'{stage="dispatch"}': 3, '{stage="kv_transfer"}': 2}})
+
+
 LINK = '{level="leaf", transport="TCP", unit="u0"}'
 READY = '{condition="Ready", reason="Serving", status="True"}'
 FALLING_BACK: list[tuple[Dashboard, str, Samples]] = [

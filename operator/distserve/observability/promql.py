@@ -28,6 +28,11 @@ def ratio(part: str, whole: str) -> str:
     return f"{part} / clamp_min({whole}, {LEAST})"
 
 
+def ratios(parts: str, whole: str) -> str:
+    """Of parts with labels that the whole, which is one number, lacks; 0 while that is 0."""
+    return f"{parts} / on () group_left () clamp_min({whole}, {LEAST})"
+
+
 def mean(histogram: str, matchers: tuple[str, ...], by: str = "", window: str = WINDOW) -> str:
     """Of what a histogram observed; 0 while it observed nothing."""
     observed = total(series(f"{histogram}_sum", *matchers), by, window)

@@ -10,8 +10,8 @@ from distserve.observability.promql import (
     WINDOW,
     attained,
     equals,
-    mean,
     ratio,
+    ratios,
     total,
 )
 from distserve.observability.selecting import (
@@ -23,7 +23,6 @@ from distserve.observability.selecting import (
     OWN_OBJECTIVE,
     REQUESTS,
     SERVED,
-    SHOWN,
     TARGET_RATIO,
     TARGET_SECONDS,
     shown,
@@ -32,6 +31,11 @@ from distserve.observability.selecting import (
 _DISCOVERY_AGE: Final = "distserve_gateway_discovery_age_seconds"
 STAGES: Final = "distserve_request_stage_seconds"
 NO_SLO: Final = "no spec.slo"
+_MEAN_BY_STAGE: Final = ratios(
+    total(shown(f"{STAGES}_sum"), "stage"),
+    total(shown(f"{STAGES}_count", equals("stage", "dispatch"))),
+)
+"""Every prompt has been dispatched; not every one moves KV or decodes."""
 _OWN_MET: Final = shown(ATTAINED, OWN_OBJECTIVE, equals("slo", "both"))
 _PROMISED: Final = f"and on () max({shown(TARGET_SECONDS)})"
 """Only of a deployment that has an SLO: without one nothing is attained."""
@@ -184,13 +188,16 @@ _STAGES: Final = Row(
     (
         Panel(
             "Mean time by stage",
-            "The five stages of a prompt add up to its time. 0 while there was none.",
-            (Query(mean(STAGES, SHOWN, "stage"), legend("stage")),),
+            "Of all prompts, those included that a stage had none of: so the stages of the mean "
+            "prompt add up to its time. dispatch is what was before it went to the instances that "
+            "answered it: reading, tokenising, waiting for a route, attempts that failed. "
+            "0 while there was none.",
+            (Query(_MEAN_BY_STAGE, legend("stage")),),
             Unit.SECONDS,
             Form.STACKED,
             width=16,
         ),
-        by_label("p90 by stage", "Of the same stages.", 0.9, STAGES, "stage"),
+        by_label("p90 by stage", "Of the prompts that had the stage.", 0.9, STAGES, "stage"),
     ),
 )
 SERVICE: Final = Dashboard(
