@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from distserve.bench import session
 from distserve.cli.main import main
 
 
@@ -51,8 +52,11 @@ class Stub:
             return web.Response(text="<html>Welcome</html>", content_type="text/html")
         if model == "mumbles":
             return web.Response(status=502, body=b"\xff\xfe bad gateway", content_type="text/html")
-        if model == "plain" and "stream_options" in body:
-            return refusal(400, "stream_options: unknown field")
+        if model in ("plain", "exact") and "stream_options" in body:
+            status = 400 if model == "plain" else 422
+            return refusal(status, "stream_options: unknown field")
+        if model == "small":
+            return refusal(400, "this model's maximum context length is 8 tokens")
         if model == "strict" and "ignore_eos" in body:
             return refusal(400, "ignore_eos: unknown field")
         if model == "breaks":
@@ -183,12 +187,16 @@ def stub() -> Iterator[Stub]:
 
 @pytest.fixture
 def bench(
-    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stub: Stub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[int, str, str]]:
     """`distserve bench run`; (exit code, stdout, stderr).
 
     The lag that a busy test machine may have does not spoil it.
     """
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", 600.0)
 
     def run(*words: str) -> tuple[int, str, str]:
         code = main(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distserve.bench import prompts
+from distserve.bench import prompts, session
 from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.question import Pair
@@ -178,6 +178,7 @@ def test_texts_that_come_again_are_spoken_of(bench: Run, stub: Any, tmp_path: Pa
         ("garbles", "no JSON; correct --url"),
         ("silent", "no tokens"),
         ("breaks", "HTTP 503"),
+        ("small", "context length is 8 tokens; give it as --max-model-len, which leaves"),
     ],
 )
 def test_a_server_that_never_answers_well_stops_it(bench: Run, model: str, said: str) -> None:
@@ -239,6 +240,19 @@ def test_requests_that_fail_are_counted_and_meet_nothing(
         assert [row["failure"] for row in csv.DictReader(file)].count(reason) == 2
 
 
+def test_a_server_that_does_not_answer_is_waited_for_aloud(
+    bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.0)
+    code, _, err = bench("--model", "hangs", "--timeout", "2")
+    waiting, ended = err.splitlines()
+    assert code == 2 and ended.endswith("timed out after 2 s")
+    assert waiting == (
+        f"waiting for {stub.url}/v1/completions to answer the requests that warm it up, up to 2 s "
+        "each (--timeout)"
+    )
+
+
 def test_a_server_that_dies_leaves_the_results_so_far(
     bench: Run, stub: Any, tmp_path: Path
 ) -> None:
@@ -292,6 +306,8 @@ def test_reasons_are_told_apart_by_their_words(
 
 def test_other_servers(bench: Run, tmp_path: Path) -> None:
     code, _, err = bench("--model", "plain", "--prefix", "plain")
+    assert code == 0 and "counted by events" in err
+    code, _, err = bench("--model", "exact", "--prefix", "exact")
     assert code == 0 and "counted by events" in err
     code, _, err = bench("--model", "strict", "--prefix", "strict")
     assert code == 2 and "--no-ignore-eos" in err

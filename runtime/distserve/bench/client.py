@@ -154,6 +154,11 @@ def slo_headers(objectives: Objectives) -> dict[str, str]:
     return {name: f"{ms:g}" for name, ms in told.items() if ms is not None}
 
 
+def refused_as_it_was_asked(failure: str) -> bool:
+    """Whether the server may answer the same request with less in it: 422 is FastAPI's 400."""
+    return failure.startswith(("HTTP 400", "HTTP 422"))
+
+
 def explain(status: int, text: str) -> str:
     """A refusal in one line: the status, and the server's message where it has OpenAI's shape."""
     try:

@@ -11,14 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from distserve.bench.client import Client, Target
+from distserve.bench.client import Client, Target, refused_as_it_was_asked
 from distserve.bench.errors import BenchError
 from distserve.bench.openloop import offer
 from distserve.bench.outcome import Outcome, Planned
@@ -29,6 +29,8 @@ from distserve.bench.results import RunFiles, disconnected, next_attempt, truste
 from distserve.bench.resuming import Earlier, earlier_runs, with_shared_prompts
 
 WARM_UP_AT_ONCE = 8
+PATIENCE_SECONDS = 3.0
+"""In which a server's first answers come; later than that it is said what is waited for."""
 _HINTS = {
     "ignore_eos": "; try --no-ignore-eos",
     "cannot connect": "; start the server or correct --url",
@@ -37,6 +39,7 @@ _HINTS = {
     "no event stream": "; correct --url, or give --no-stream to a server that cannot stream",
     "no JSON": "; correct --url",
     "without usage": "; leave out --no-stream: of a stream the tokens can be counted",
+    "context length": "; give it as --max-model-len, which leaves out requests that are longer",
     "fewer tokens than asked": "; if the server passes over ignore_eos, give --no-ignore-eos",
 }
 """What to do about the failure of the very first request, by what stands in it."""
@@ -103,7 +106,9 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
                 )
                 _told(Ran(pair, left.about, kept=True), files, done, say)
                 continue
-            client = client or await warm_up(http, session, pair, say)
+            if client is None:
+                with _said_when_late(session, say):
+                    client = await warm_up(http, session, pair, say)
             attempt = next_attempt(left.about) if left else 1
             about = await _measured(session, pair, client, files, attempt)
             stays = not about["complete"] and files.complete_run() is not None
@@ -175,7 +180,7 @@ async def warm_up(
     plan = session.recipe.warm_up(max(1, session.warm_up_requests), pair)
     client = Client(http, session.target)
     first = await _uncounted(client, plan[0])
-    while first.failure is not None and first.failure.startswith("HTTP 400"):
+    while first.failure is not None and refused_as_it_was_asked(first.failure):
         weaker = client.target.weaker()
         if weaker is None:
             break
@@ -190,6 +195,19 @@ async def warm_up(
         group = plan[start : start + WARM_UP_AT_ONCE]
         await asyncio.gather(*(_uncounted(client, request) for request in group))
     return client
+
+
+@contextmanager
+def _said_when_late(session: Session, say: Callable[[str], None]) -> Iterator[None]:
+    line = (
+        f"waiting for {session.target.address} to answer the requests that warm it up, up to "
+        f"{session.target.timeout_seconds:g} s each (--timeout)"
+    )
+    later = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, say, line)
+    try:
+        yield
+    finally:
+        later.cancel()
 
 
 async def _uncounted(client: Client, request: Planned) -> Outcome:

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from distserve.bench.client import Client, Target
+from distserve.bench.client import Client, Target, refused_as_it_was_asked
 from distserve.bench.outcome import Outcome, Planned
 from distserve.profile.errors import ProfileError
 
@@ -113,8 +113,7 @@ def less_than(target: Target, failure: str) -> Target | None:
     """What such a failure leaves to be asked for; None where it is about something else."""
     if target.ignore_eos and ("ignore_eos" in failure or failure == _ENDED_EARLY):
         return replace(target, ignore_eos=False)
-    refused = failure.startswith(("HTTP 400", "HTTP 422"))
-    return target.weaker() if refused else None
+    return target.weaker() if refused_as_it_was_asked(failure) else None
 
 
 @asynccontextmanager
