@@ -17,3 +17,7 @@ def command(module: str, *arguments: object, **environment: str) -> subprocess.C
             **environment,
         },
     )
+
+
+def simulate(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return command("simulate", *arguments, **environment)

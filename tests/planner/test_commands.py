@@ -1,5 +1,4 @@
-"""The simulator's commands as a user runs them: processes, files, exit codes, one line for a
-mistake."""
+"""The simulator's commands as a user runs them: processes, files, exit codes."""
 
 import argparse
 import csv
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.planner.commands import command
+from tests.planner.commands import command, simulate
 
 from distserve.planner.commands import sweep
 from distserve.planner.commands.figure import goodput
@@ -20,10 +19,6 @@ README_COMMAND = (
     "--backend distserve --prefill-target 200 --decode-target 100 --prefill-percentage 90 "
     "--decode-percentage 90 --max-per-gpu-rate 5 --esp 0.25 --N 300"
 )
-
-
-def simulate(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return command("simulate", *arguments, **environment)
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
@@ -171,57 +166,23 @@ def test_float_rates_and_targets(readme_file):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["search"], "give --requests FILE"),
-        (["search", "--requests", "none.csv"], "cannot read the requests"),
-        (["search", "--requests", "README", "--N", "30000"], "ask for at most 20000"),
-        (
-            ["search", "--requests", "README", "--model-type", "175b"],
-            "no profile for facebook/opt-175b, give --hardware-profile or --estimate",
-        ),
-        (["search", "--requests", "README", "--model-type", "gpt-5"], "unknown model"),
-        (["search", "--requests", "README", "--hardware-profile", "x"], "unknown hardware"),
-        (
-            ["search", "--requests", "README", "--no-compat", "--decode-percentage", "80"],
-            "the same value",
-        ),
-        (["search", "--requests", "README", "--esp", "0"], "not above 1e-06"),
-        (["search", "--requests", "README", "--max-per-gpu-rate", "inf"], "at most 1e+06"),
-        (["run", "--requests", "README", "--arrival", "recorded"], "no arrival times"),
-        (["run", "--requests", "README", "--tp-decode", "0"], "at least 1"),
-        (["run", "--requests", "README", "--rate", "-1"], "above 0"),
-        (["run", "--requests", "README", "--tp-prefill", "3"], "no profile"),
-        (["run", "--requests", "README", "--prefill-instances", "2"], "add --no-compat"),
-        (["run", "--requests", "README", "--output-requests", "/none/x.csv"], "cannot write"),
-        (["sweep", "--requests", "README", "--no-compat"], "knows only --compat"),
-        (["run", "--requests", "README", "--arrival", "fixed", "--cv", "2"], "no effect"),
-        (["run", "--requests", "README", "--burst-size", "2"], "no effect"),
-        (["search", "--requests", "README", "--network", "h100-dgx"], "add --no-compat"),
-        (["run", "--requests", "EMPTY"], "holds no requests"),
-        (
-            ["run", "--requests", "README", "--hardware-profile", "DATABASE"],
-            "distserve profile fit",
-        ),
-        (["run", "--requests", "LONG", "--N", "1"], "exceeds the 66144 tokens"),
-        (["run", "--requests", "LONG", "--N", "1", "--no-compat"], "exceeds the 66144 tokens"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_2(arguments, message, readme_file, tmp_path):
-    (tmp_path / "empty.csv").write_text("prompt_len,output_len\n")
-    (tmp_path / "p.sqlite").write_bytes(b"SQLite format 3\0\xf8")
-    (tmp_path / "long.csv").write_text("prompt_len,output_len\n70000,9\n")
-    files = {
-        "README": str(readme_file),
-        "EMPTY": str(tmp_path / "empty.csv"),
-        "LONG": str(tmp_path / "long.csv"),
-        "DATABASE": str(tmp_path / "p.sqlite"),
-    }
-    done = simulate(*[files.get(argument, argument) for argument in arguments])
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_vllm_takes_the_reference_s_zero_for_no_decode_instance(readme_file):
+    vllm = ("run", "--backend", "vllm", "--requests", readme_file)
+    plain = simulate(*vllm)
+    done = simulate(*vllm, "--tp-decode", 0, "--pp-decode", 0)
+    assert (done.returncode, done.stdout) == (0, plain.stdout) and plain.stdout
+
+
+def test_one_token_has_no_rate_per_token(tmp_path):
+    (tmp_path / "one.csv").write_text("prompt_len,output_len\n100,1\n100,3\n")
+    done = simulate(
+        *("run", "--no-compat", "--requests", tmp_path / "one.csv", "--N", 2),
+        *("--output-request-latency", tmp_path / "latency.csv"),
+    )
+    assert done.returncode == 0, done.stderr
+    one, three = sorted(csv_rows(tmp_path / "latency.csv"), key=lambda row: float(row["tpot"]))
+    assert (one["tpot"], one["inv_tpot_ms"], one["inv_tpot_s"]) == ("0.0", "", "")
+    assert float(three["inv_tpot_s"]) == pytest.approx(1000 / float(three["tpot"]))
 
 
 @pytest.mark.parametrize("mode", ["--compat", "--no-compat"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +62,17 @@ def number_list(text: str) -> list[float]:
 def integer_list(text: str) -> list[int]:
     """An argparse type: a list of whole numbers."""
     values = number_list(text)
-    if any(value != int(value) or value < 0 for value in values):
+    if any(not math.isfinite(value) or value != int(value) or value < 0 for value in values):
         raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers")
     return [int(value) for value in values]
+
+
+def percentile_list(text: str) -> list[float]:
+    """An argparse type: a list of numbers from 0 to 100."""
+    values = number_list(text)
+    if not all(0 <= value <= 100 for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of percentiles from 0 to 100")
+    return values
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +129,14 @@ def add_network(
 ) -> None:
     """`words`: what holds where none is named."""
     parser.add_argument("--network", metavar="NAME|FILE", help=f"measured transfer times ({words})")
+
+
+def refuse(args: argparse.Namespace, where: str, *names: str) -> None:
+    """Raise InvalidRequest when a flag was given that has no effect `where`; 0 says none."""
+    for name in names:
+        if getattr(args, name):
+            flag = "--" + name.replace("_", "-")
+            raise InvalidRequest(f"{flag} has no effect {where}; leave it out")
 
 
 def refuse_in_compat(args: argparse.Namespace, *names: str) -> None:

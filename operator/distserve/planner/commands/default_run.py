@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from distserve.planner.commands import EXIT_OK
-from distserve.planner.commands.arguments import load_hardware
+from distserve.planner.commands.arguments import load_hardware, refuse
 from distserve.planner.commands.run import (
-    arrivals_of,
     configuration_of,
     requests_of,
     write_csv,
@@ -21,6 +20,7 @@ from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.models import find_model
 from distserve.planner.simulator import Simulation, StepRecord
 from distserve.planner.strategies import strategy_class
+from distserve.workload import ArrivalProcess
 
 DEFAULT_NODE = 8
 EVENTS = (
@@ -34,11 +34,14 @@ EVENTS = (
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, arrivals: ArrivalProcess) -> int:
+    if args.backend == "vllm":
+        refuse(args, "with backend vllm", "decode_instances", "ngpu_per_node", "network")
+    else:
+        refuse(args, "with backend distserve", "colocated_strategy")
+    configuration = configuration_of(args)
     model = find_model(args.model)
     profile = load_hardware(args, model, args.backend)
-    arrivals = arrivals_of(args)
-    configuration = configuration_of(args)
     fleet = fleet_of(
         configuration,
         model,

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Collection
 
 from distserve.planner.capacity import capacity
-from distserve.planner.commands.arguments import load_hardware, load_requests
+from distserve.planner.commands.arguments import load_hardware, load_requests, refuse
 from distserve.planner.commands.progress import Progress
 from distserve.planner.commands.search import MAX_PER_GPU_RATE
 from distserve.planner.compat.search import (
@@ -37,6 +37,8 @@ def judge(args: argparse.Namespace) -> tuple[list[Verdict], HardwareProfile]:
             "--no-compat judges both targets together: give --prefill-percentage and "
             "--decode-percentage the same value"
         )
+    if args.backend == "vllm":
+        refuse(args, "with backend vllm", "network", "is_high_affinity")
     model = find_model(args.model_type)
     profile = load_hardware(args, model, args.backend)
     population = load_requests(args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from distserve.planner.commands.arguments import (
     load_requests,
     number_in,
     number_list,
+    percentile_list,
+    refuse,
     refuse_in_compat,
 )
 from distserve.planner.compat.search import Configuration, Search
@@ -26,6 +29,9 @@ from distserve.planner.errors import InvalidRequest
 from distserve.planner.models import find_model
 from distserve.planner.result import RunResult, Slo
 from distserve.workload import ARRIVALS, ArrivalProcess, RequestSet
+
+REQUESTS = 64
+"""Simulated unless told otherwise, as many as the reference."""
 
 SUMMARY_COLUMNS = (
     "backend",
@@ -62,13 +68,11 @@ LATENCY_COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     parser.add_argument("--model", default="facebook/opt-13b", help="(%(default)s)")
-    parser.add_argument(
-        "--rate", type=number_in(0), default=float("inf"), help="requests per second (%(default)s)"
-    )
-    parser.add_argument("--N", type=integer_from(1), default=64, help="requests (%(default)d)")
-    for role in ("prefill", "decode"):
-        parser.add_argument(f"--tp-{role}", type=integer_from(0), default=1)
-        parser.add_argument(f"--pp-{role}", type=integer_from(0), default=1)
+    parser.add_argument("--rate", type=number_in(0), help="requests per second (all at once)")
+    parser.add_argument("--N", type=integer_from(1), help=f"requests ({REQUESTS})")
+    for degree in ("tp", "pp"):
+        parser.add_argument(f"--{degree}-prefill", type=integer_from(1), default=1, help="(1)")
+        parser.add_argument(f"--{degree}-decode", type=integer_from(0), help="(1; vllm has none)")
     parser.add_argument("--name", help="printed with the result")
     for role in ("prefill", "decode"):
         parser.add_argument(
@@ -114,7 +118,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill-target", type=number_in(0), default=200.0, help="TTFT in ms")
     parser.add_argument("--decode-target", type=number_in(0), default=100.0, help="TPOT in ms")
     parser.add_argument(
-        "--slas", type=number_list, default=[85, 90, 95, 98, 99], help="percentiles to report"
+        "--slas", type=percentile_list, default=[85, 90, 95, 98, 99], help="percentiles to report"
     )
     parser.add_argument(
         "--slo-scales",
@@ -126,10 +130,12 @@ def add_load(parser: argparse.ArgumentParser) -> None:
 
 def configuration_of(args: argparse.Namespace) -> Configuration:
     if args.backend == "vllm":
+        refuse(args, "with backend vllm", "tp_decode", "pp_decode")
         return Configuration(1, args.tp_prefill, args.pp_prefill, 0, 0)
-    if not args.tp_decode or not args.pp_decode:
+    tp, pp = (1 if n is None else n for n in (args.tp_decode, args.pp_decode))
+    if not tp or not pp:
         raise InvalidRequest("--tp-decode and --pp-decode must be at least 1 for distserve")
-    return Configuration(1, args.tp_prefill, args.pp_prefill, args.tp_decode, args.pp_decode)
+    return Configuration(1, args.tp_prefill, args.pp_prefill, tp, pp)
 
 
 def arrivals_of(args: argparse.Namespace) -> ArrivalProcess:
@@ -149,10 +155,15 @@ def requests_of(args: argparse.Namespace, arrivals: ArrivalProcess, count: int) 
 
 
 def run(args: argparse.Namespace) -> int:
+    arrivals = arrivals_of(args)
+    if arrivals.kind == "recorded":
+        refuse(args, "on recorded arrivals", "rate", "N")
+    args.rate = args.rate or math.inf
+    args.N = args.N or REQUESTS
     if not args.compat:
         from distserve.planner.commands import default_run
 
-        return default_run.run(args)
+        return default_run.run(args, arrivals)
     refuse_in_compat(
         args,
         "prefill_instances",
@@ -161,12 +172,11 @@ def run(args: argparse.Namespace) -> int:
         "ngpu_per_node",
         "network",
     )
+    configuration = configuration_of(args)
     model = find_model(args.model)
     profile = load_hardware(args, model, args.backend)
-    arrivals = arrivals_of(args)
     slo = Slo(args.prefill_target, args.decode_target)
     search = Search(model, profile, requests_of(args, arrivals, args.N), arrivals, slo)
-    configuration = configuration_of(args)
     if args.output_request_event or args.output_worker:
         result = _with_logs(args, search, configuration)
     else:
@@ -239,7 +249,8 @@ def write_results(
             print("\t".join(str(item) for item in row))
 
 
-def latency_rows(result: RunResult) -> Iterable[tuple[float, ...]]:
+def latency_rows(result: RunResult) -> Iterable[tuple[float | str, ...]]:
+    """Without inverses where a request has no time per output token: its one came from prefill."""
     columns = zip(
         result.trace.arrival_ms,
         result.first_token_ms,
@@ -248,7 +259,8 @@ def latency_rows(result: RunResult) -> Iterable[tuple[float, ...]]:
         strict=True,
     )
     for arrival, first, finish, tpot in columns:
-        yield first - arrival, finish - first, finish - arrival, tpot, 1 / tpot, 1000 / tpot
+        inverses = (1 / tpot, 1000 / tpot) if tpot else ("", "")
+        yield first - arrival, finish - first, finish - arrival, tpot, *inverses
 
 
 def summary(args: argparse.Namespace, result: RunResult) -> dict[str, Any]:
