@@ -96,6 +96,24 @@ def test_a_run_prints_the_objectives_it_had(
     assert out.splitlines()[1].split()[9:12] == shares
 
 
+@pytest.mark.parametrize(
+    ("row", "shares"),
+    [
+        ("6,4,60000,", ["100.0%", "-", "100.0%"]),
+        ("6,4,,60000", ["100.0%", "100.0%", "-"]),
+        ("6,4,60000,0.000976562", ["0.0%", "0.0%", "100.0%"]),
+    ],
+)
+def test_a_run_prints_its_requests_own_objectives(
+    bench: Callable[..., Any], tmp_path: Path, row: str, shares: list[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(ROWS.partition("\n")[0] + f"\n{row}" * 5 + "\n")
+    code, out, _ = bench("--dataset", str(rows))
+    assert code == 0
+    assert out.splitlines()[1].split()[9:12] == shares
+
+
 def test_a_report_counts_failures_by_class(
     bench: Callable[..., Any], stub: Any, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -240,6 +241,32 @@ def test_requests_that_fail_are_counted_and_meet_nothing(
         assert [row["failure"] for row in csv.DictReader(file)].count(reason) == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "user", "said"),
+    [
+        (None, "", "there is no variable BENCH_KEY; export it"),
+        ("k\n", "", "BENCH_KEY has characters that no key has; correct it"),
+        ("k", "me:word@", "a request has one; drop one"),
+    ],
+)
+def test_a_key_that_cannot_be_sent(
+    bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch, key: str | None, user: str, said: str
+) -> None:
+    if key is not None:
+        monkeypatch.setenv("BENCH_KEY", key)
+    url = stub.url.replace("://", f"://{user}")
+    code, _, err = bench("--api-key-env", "BENCH_KEY", "--url", url)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert stub.bodies == []
+
+
+def test_a_missing_extra_is_one_line(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    code, _, err = bench()
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "uvloop is not installed, in a checkout: pip install '.[bench]'" in err
+
+
 def test_a_server_that_does_not_answer_is_waited_for_aloud(
     bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +420,16 @@ def test_a_server_that_counts_prompts_otherwise(
         (["--slo-ttft", "250"], "no duration"),
         (["--token-ids", "7"], "LOW:HIGH"),
         (["--prefix", "a/b"], "no part of a file name"),
-        (["--warm-up", "-1"], "at least 0"),
+        (["--warm-up", "-1"], "--warm-up -1: give 0 to 1000000"),
+        (["--gpus", "0"], "--gpus 0: give 1 to"),
+        (["--gpus", "9" * 400], "give 1 to 1000000"),
+        (["--timeout", "inf"], "--timeout inf: give 0.001 to 1000000"),
+        (["--timeout", "nan"], "--timeout nan: give 0.001"),
+        (["--timeout", "0"], "--timeout 0.0: give 0.001"),
+        (["--num-prompts-req-rates", f"[(5,{'9' * 400})]"], "9999...' is no list of pairs"),
+        (["--dataset", "synthetic:lognormal,prompt=1e308/1.7e308,output=1/1"], "at most 10000000"),
+        (["--dataset", "synthetic:zipf,alpha=-1e308"], "smaller numbers"),
+        (["--dataset", "synthetic:adaserve,shares=1e308/1e308/1e308"], "smaller numbers"),
         (["--output-dir", "/proc/results"], "can be written"),
         (["--seed", "-1"], "from 0 to 4294967295, got -1"),
         (["--seed", "4294967296", "--request-distribution", "gamma"], "from 0 to 4294967295"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from distserve.workload.requests import RequestSet, WorkloadError
+from distserve.workload.requests import LONGEST_TOKENS, RequestSet, WorkloadError
 
 _Z90 = 1.2815515655446004  # 90th percentile of the standard normal distribution
 
@@ -16,8 +16,11 @@ def lognormal(mean: float, p90: float) -> tuple[float, float]:
     Raises WorkloadError where there is none: a lognormal's p90 lies between its mean and 2.27 of
     it (below the mean only with tails that no service has).
     """
-    if not mean > 0 or not p90 > 0:
-        raise WorkloadError(f"mean and p90 must be above 0, got {mean} and {p90}")
+    if not (0 < mean <= LONGEST_TOKENS and 0 < p90 <= LONGEST_TOKENS):
+        raise WorkloadError(
+            f"mean and p90 must be above 0 and at most {LONGEST_TOKENS} tokens, got {mean:g} and "
+            f"{p90:g}"
+        )
     ratio = math.log(p90 / mean)
     if not 0 <= ratio <= _Z90 * _Z90 / 2:
         raise WorkloadError(

@@ -10,6 +10,8 @@ from typing import Any
 from distserve.bench.errors import BenchError
 
 _PAIRS = 'give a list of (count, rate) such as "[(300,1.5),(300,3)]"'
+_NO_LIST = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError)
+_SHOWN = 80  # characters of a text that is wrong
 TOKEN_IDS = "10:1000"
 """Those of made-up prompts where nothing else is asked."""
 LABEL = r"[0-9]+-(?:recorded|inf|[0-9.]+(?:e[+-]?[0-9]+)?)"
@@ -39,8 +41,8 @@ def parse_pairs(text: str) -> list[Pair]:
     try:
         listed = ast.literal_eval(text.replace("inf", "1e999"))
         pairs = [Pair(count, rate if rate is None else float(rate)) for count, rate in listed]
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise BenchError(f"{text!r} is no list of pairs; {_PAIRS}") from error
+    except _NO_LIST as error:
+        raise BenchError(f"{_shortened(text)} is no list of pairs; {_PAIRS}") from error
     for pair in pairs:
         if not isinstance(pair.requests, int) or pair.requests < 1:
             raise BenchError(f"{pair.requests!r} is no count of requests; {_PAIRS}")
@@ -52,6 +54,10 @@ def parse_pairs(text: str) -> list[Pair]:
     if len(set(labels)) < len(labels):
         raise BenchError(f"{text!r} has a pair twice, and both would have one file; drop one")
     return pairs
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def parse_token_ids(text: str) -> range:

@@ -66,10 +66,12 @@ def _row(run: Run, ran: Ran) -> list[str]:
     asked = ran.about["parameters"]
     told = {part: asked[f"slo_{part}"] for part in ("ttft", "tpot")}
     limits = {part: seconds for part, seconds in told.items() if seconds is not None}
+    owns = {*run.asked, *(sample.own for sample in run.samples)}
+    parts = [p for p in told if p in limits or any(getattr(own, p) is not None for own in owns)]
     shares = {"both": "-", "ttft": "-", "tpot": "-"}
-    if limits and not asked["no_stream"]:
+    if parts and not asked["no_stream"]:
         found = attainment(run, Slo(**limits))
-        shares |= {part: f"{100 * getattr(found, part):.1f}%" for part in ("both", *limits)}
+        shares |= {part: f"{100 * getattr(found, part):.1f}%" for part in ("both", *parts)}
     return [
         str(run.requests),
         f"{run.rate:g}",

@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from distserve.bench.errors import BenchError
-from distserve.workload import Objectives, RequestSet
+from distserve.workload import Objectives, RequestSet, WorkloadError
 from distserve.workload.lengths import from_summary
 
 NAMED = {
@@ -76,6 +76,10 @@ def synthetic(words: str, count: int, seed: int, limit_tokens: int | None = None
         made = make(fields, count, seed, limit)
     except KeyError as error:
         raise BenchError(f"synthetic:{words} lacks {error.args[0]}; add it as NAME=VALUE") from None
+    except WorkloadError:
+        raise
+    except (ValueError, ArithmeticError) as error:  # of numbers that nothing can be drawn by
+        raise BenchError(f"synthetic:{words}: {error}; give smaller numbers") from error
     return replace(made, name=f"synthetic:{words}")
 
 

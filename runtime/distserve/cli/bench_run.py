@@ -6,10 +6,11 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distserve.cli.bench_words import check_url, seconds_of
+from distserve.cli.bench_words import check_url, has_credentials, seconds_of
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    done = _until_interrupted(run_series(session, say))
+    done = _until_interrupted(lambda: run_series(session, say))
     from distserve.bench.summary import table
 
     print(table(session.folder, session.prefix, done))
@@ -115,9 +116,13 @@ def _session(args: argparse.Namespace) -> Session:
     check_url(args.url)
     if not args.prefix or "/" in args.prefix:
         raise UsageError(f"--prefix {args.prefix!r} is no part of a file name; leave out the /")
-    for name, least in (("gpus", 1), ("warm_up", 0), ("timeout", 0.001)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+    for name, least, most in (
+        ("gpus", 1, 1_000_000), ("warm_up", 0, 1_000_000), ("timeout", 0.001, 1_000_000),
+    ):  # fmt: skip
+        if not least <= getattr(args, name) <= most:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} to {most}"
+            )
     pairs = parse_pairs(args.num_prompts_req_rates)
     recipe = _recipe(args, longest=max(pair.requests for pair in pairs))
     slo = {name: seconds_of(args, name) for name in ("slo_ttft", "slo_tpot")}
@@ -127,9 +132,7 @@ def _session(args: argparse.Namespace) -> Session:
         if seconds is not None
     ]
     if args.api_key_env is not None:
-        if args.api_key_env not in os.environ:
-            raise UsageError(f"--api-key-env: there is no variable {args.api_key_env}; export it")
-        headers.append(("authorization", f"Bearer {os.environ[args.api_key_env]}"))
+        headers.append(("authorization", f"Bearer {_key(args)}"))
     target = Target(
         url=args.url, model=args.model, endpoint=args.endpoint, stream=not args.no_stream,
         ignore_eos=not args.no_ignore_eos, headers=tuple(headers), timeout_seconds=args.timeout,
@@ -139,6 +142,18 @@ def _session(args: argparse.Namespace) -> Session:
         target, recipe, pairs, args.output_dir, args.prefix, parameters,
         args.exp_format, args.warm_up, (seconds_of(args, "max_lag") or 0.0) * 1000,
     )  # fmt: skip
+
+
+def _key(args: argparse.Namespace) -> str:
+    name = args.api_key_env
+    key = os.environ.get(name)
+    if key is None:
+        raise UsageError(f"--api-key-env: there is no variable {name}; export it")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"--api-key-env: {name} has characters that no key has; correct it")
+    if has_credentials(args.url):
+        raise UsageError("--api-key-env beside credentials in --url: a request has one; drop one")
+    return key
 
 
 def _recipe(args: argparse.Namespace, longest: int) -> Recipe:
@@ -209,19 +224,18 @@ def _content(dataset: str) -> dict[str, Any] | None:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _until_interrupted(series: Any) -> list[Ran]:
+def _until_interrupted(series: Callable[[], Coroutine[Any, Any, list[Ran]]]) -> list[Ran]:
     """Run on uvloop, whose reads cost a third; Ctrl-C ends the series and keeps what is there."""
     import asyncio
 
     import uvloop
 
     async def watched() -> list[Ran]:
-        task = asyncio.ensure_future(series)
+        task = asyncio.ensure_future(series())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, task.cancel)
-        done: list[Ran] = await task
-        return done
+        return await task
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -29,3 +29,10 @@ def check_url(url: str) -> None:
         known = False
     if not known:
         raise UsageError(f"--url {url!r} is no URL; give one as http://127.0.0.1:8000")
+
+
+def has_credentials(url: str) -> bool:
+    """As `http://user:password@host`; such a URL sends them as a header of its own."""
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).username is not None
