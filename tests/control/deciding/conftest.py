@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from tests.control.deciding.played_cluster import NODE, PlayedCluster
+from tests.control.deciding.played_cluster import NODE, PlayedCluster, copied
 
 from distserve.api import labels
 from distserve.api.conditions import REASONS, Condition
@@ -103,7 +102,7 @@ class World(PlayedCluster):
                 "name": NAME, "namespace": "llm", "uid": self._uid(), "generation": 1,
                 "annotations": {},
             },
-            "spec": copy.deepcopy(SPEC) | spec,
+            "spec": copied(SPEC) | spec,
         }  # fmt: skip
         return self
 
@@ -117,11 +116,10 @@ class World(PlayedCluster):
     def observe(self) -> Observed:
         """Late news: what there was when `late` was taken."""
         if self.late is not None:
-            return replace(self.late, document=copy.deepcopy(self.document), now=self.now)
-        children = {r: o for r, o in self.objects.items() if r.kind != "Secret"}
+            return replace(self.late, document=copied(self.document), now=self.now)
         return Observed(
-            copy.deepcopy(self.document),
-            copy.deepcopy(children),
+            copied(self.document),
+            {ref: copied(one) for ref, one in self.objects.items() if ref.kind != "Secret"},
             tuple(self.pods.values()),
             self.features,
             self.now,

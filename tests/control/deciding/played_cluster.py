@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from distserve.api import labels
 from distserve.operator.conditions import timestamp
@@ -14,6 +15,11 @@ from distserve.operator.model import Apply, Delete, Object, Observed, Pod, Ref
 from distserve.placement.nodes import Node
 
 NODE = "node-a"
+
+
+def copied(found: Any) -> Any:
+    """Of what is JSON. It is done most often here, and copy.deepcopy takes ten times as long."""
+    return msgspec.json.decode(msgspec.json.encode(found))
 
 
 def node(name: str, **facts: Any) -> Node:
@@ -73,7 +79,7 @@ class PlayedCluster:
                 }
 
     def _apply(self, action: Apply) -> None:
-        wanted = copy.deepcopy(action.object)
+        wanted = copied(action.object)
         if action.subresource:
             return self._open_gate(action)
         ref = Ref(wanted["apiVersion"], wanted["kind"], wanted["metadata"]["name"])
