@@ -126,6 +126,9 @@ def test_mixes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
     mixed = lengths(mix("mixed", "--count", "3"))
     assert sorted(mixed) == [(20, 9)] * 3 + [(100, 8), (200, 8), (1000, 8)]
+    assert main(["bench", "prepare", "mixed", *sources, "--ds", str(out), "--count", "4"]) == 2
+    assert "set 2 has 3 requests" in (told := capsys.readouterr().err)
+    assert "not 4; give a longer file, or --count 3" in told
     zipf = mix("zipf", "--count", "500", "--alpha", "1.4")
     assert set(zipf.prompt_tokens) <= {15, 20, 100, 200, 1000}
     assert zipf.prompt_tokens.count(15) > zipf.prompt_tokens.count(1000)

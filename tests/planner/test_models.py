@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from distserve.planner.errors import InvalidProfile, InvalidRequest, NoProfile
-from distserve.planner.fitting import fit_database, read_records, write_profile
+from distserve.planner.fitting import fit_database, profile_text, read_records
 from distserve.planner.links import load_link
 from distserve.planner.memory import kv_tokens
 from distserve.planner.models import KNOWN_MODELS, find_model, from_config
@@ -248,7 +248,7 @@ def test_a_fit_recovers_the_model_behind_a_profile_database(tmp_path, elastic):
         (fitted.times.decode_large, times.decode_large),
     ):
         assert found == pytest.approx(expected, rel=1e-6)
-    write_profile(tmp_path / "mine.json", fits, {"kv_budget_bytes": 1e9})
+    (tmp_path / "mine.json").write_text(profile_text(fits, {"kv_budget_bytes": 1e9}))
     loaded = load_profile(str(tmp_path / "mine.json"))
     assert loaded.times(find_model("13b"), 2).prefill == pytest.approx(times.prefill)
     assert loaded.kv_budget_bytes == 1e9

@@ -125,7 +125,7 @@ def test_from_the_engine_to_the_planner(tmp_path: Path, capsys: pytest.CaptureFi
         (["--model", "/no/such/model"], "no such folder"),
         (["--output-tokens", "1"], "no decode step"),
         (["--kv-cache", "much"], "--kv-cache"),
-        (["--kv-cache", "1Ki"], "raise"),
+        (["--kv-cache", "1Ki"], "bytes: raise --kv-cache\n"),
         (["--repeats", "0"], "no whole number above 0"),
         (["--speed=9"], "--speed=9"),
         (["fit", "--db", "/no/such.sqlite"], "no such file"),

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import resource
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from distserve.cli.main import main
 from distserve.planner.errors import InvalidProfile
-from distserve.planner.fitting import LARGE_BATCH, fit, fit_database, write_profile
+from distserve.planner.fitting import LARGE_BATCH, fit, fit_database, profile_text
 from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
 from distserve.planner.records import Origin, Record, ServingRecord
@@ -145,7 +148,7 @@ def test_a_database_of_several_models_becomes_one_profile(tmp_path: Path) -> Non
     assert set(fits) == {("one", 1), ("two", 1)}
     assert fits["one", 1].origin == Origin("one", "float32", "cpu", "1")
     assert set(fit_database(path, "two")) == {("two", 1)}
-    write_profile(tmp_path / "mine.json", fits)
+    (tmp_path / "mine.json").write_text(profile_text(fits))
     loaded = load_profile(str(tmp_path / "mine.json"))
     assert loaded.entries["two", 1] == fits["two", 1].times
     assert not loaded.serving_by_model
@@ -196,11 +199,71 @@ def test_models_that_only_a_tag_tells_apart_are_not_mixed(tmp_path: Path) -> Non
     assert fit_database(alone, "opt-66b")["opt-66b", 1].prefill.seen.worst < 1e-5
 
 
+def test_a_profile_of_another_profiler_says_what_memory_there_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plans would take an A100's 80 GiB of a card that has 24."""
+    path, output = foreign(tmp_path / "p.sqlite", x=TIMES), tmp_path / "mine.json"
+    words = ["profile", "fit", "--db", str(path), "--model", "facebook/opt-13b"]
+    assert main([*words, "--output", str(output)]) == 2
+    assert "give the accelerator's memory, as --memory 24Gi" in capsys.readouterr().err
+    assert not output.exists()
+    assert main([*words, "--output", str(output), "--memory", "24Gi"]) == 0
+    profile = load_profile(str(output))
+    assert profile.memory_bytes == 24 << 30
+    assert profile.kv_budget_bytes == round(0.93 * (24 << 30))
+    assert main(words) == 0, "without a profile no memory is asked for"
+    for wrong, said in ((["--memory", "24Gi"], "no effect without --output"),
+                        (["--output", str(output), "--memory", "much"], "is no quantity"),
+                        (["--output", str(output), "--memory", "0"], "holds nothing")):  # fmt: skip
+        capsys.readouterr()
+        assert main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_where_there_is_no_room_the_earlier_profile_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = filled(tmp_path / "p.sqlite", Subject("m", "float32", "cpu", "1")), "mine.json"
+    (tmp_path / output).write_text("the earlier one")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        code = main(["profile", "fit", "--db", str(path), "--output", str(tmp_path / output)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "mine.json cannot be written: File too large" in capsys.readouterr().err
+    assert (tmp_path / output).read_text() == "the earlier one"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("batch_size", None, "row 2 of `records` is no measurement: batch_size is None"),
+        ("input_len", "long", "input_len is 'long'"),
+        ("batch_size", 0, "batch_size is 0"),
+        ("avg_prefill_time_usage", "soon", "avg_prefill_time_usage is 'soon'"),
+        ("avg_decoding_time_usage", float("inf"), "avg_decoding_time_usage is inf"),
+    ],
+    ids=str,
+)
+def test_a_row_that_is_no_measurement_is_named(
+    tmp_path: Path, column: str, value: object, said: str
+) -> None:
+    path = foreign(tmp_path / "p.sqlite", x=TIMES)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"UPDATE records SET {column} = ? WHERE rowid = 2", (value,))
+        database.commit()
+    with pytest.raises(InvalidProfile, match=f"{re.escape(said)}.*; delete it, or measure it anew"):
+        fit_database(path, "m")
+
+
 def test_a_profile_says_what_a_deployment_adds(tmp_path: Path) -> None:
     serving = Serving(request_ms=7.0, handover_ms=5.0, step_ms=0.4, stream_ms=0.1)
     found = replace(fit(records()), serving=serving)
     path = tmp_path / "mine.json"
-    write_profile(path, {("facebook/opt-13b", 1): found})
+    path.write_text(profile_text({("facebook/opt-13b", 1): found}))
     profile, model = load_profile(str(path)), find_model("13b")
     assert profile.serving(model, 1) == serving
     engine, deployed = profile.entries[model.name, 1], profile.times(model, 1)

@@ -243,10 +243,10 @@ def fit_database(
     return fits
 
 
-def write_profile(
-    path: Path | str, fits: Mapping[tuple[str, int], Fit], accelerator: dict[str, Any] | None = None
-) -> None:
-    """Write fits by (model, TP) as a profile file that `load_profile` reads."""
+def profile_text(
+    fits: Mapping[tuple[str, int], Fit], accelerator: dict[str, Any] | None = None
+) -> str:
+    """Fits by (model, TP) as the text of a profile file, which `load_profile` reads."""
     content: dict[str, Any] = {"accelerator": accelerator} if accelerator else {}
     for (model, tp), fitted in sorted(fits.items(), key=lambda item: item[0]):
         times = fitted.times
@@ -259,7 +259,4 @@ def write_profile(
         if fitted.serving:
             entry["serving"] = fitted.serving.as_entry()
         content.setdefault(model, {})[str(tp)] = entry
-    try:
-        Path(path).write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise InvalidProfile(f"cannot write {path}: {error.strerror}") from error
+    return json.dumps(content, indent=2) + "\n"

@@ -10,9 +10,10 @@ what clients of a whole deployment saw, idle and busy (`distserve.planner.loads`
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -93,40 +94,83 @@ class ServingRecord:
 
 
 def read_records(path: Path | str) -> list[Record]:
-    """All usable rows; raises InvalidProfile when the file is no profile database."""
-    return [
+    """All rows with a time; raises InvalidProfile when the file is no profile database."""
+    records = [
         Record(
-            int(row["tp_world_size"]),
-            int(row["batch_size"]),
-            int(row["input_len"]),
-            _time(row["avg_prefill_time_usage"]),
-            _time(row["avg_decoding_time_usage"]),
-            row.get("decode_context_len"),
-            origin_of(row),
+            int(row.required("tp_world_size", least=1)),
+            int(row.required("batch_size", least=1)),
+            int(row.required("input_len", least=1)),
+            row.time_ms("avg_prefill_time_usage"),
+            row.time_ms("avg_decoding_time_usage"),
+            row.number("decode_context_len"),
+            origin_of(row.columns),
         )
-        for row in rows_of(Path(path), "records")
-        if row.get("sp_world_size", 1) == 1 and row.get("pp_world_size", 1) == 1
-        if _time(row["avg_prefill_time_usage"]) or _time(row["avg_decoding_time_usage"])
+        for row in _rows(path, "records")
+        if row.columns.get("sp_world_size", 1) == 1 and row.columns.get("pp_world_size", 1) == 1
     ]
+    return [record for record in records if record.prefill_ms or record.decode_ms]
 
 
 def read_serving(path: Path | str) -> list[ServingRecord]:
-    """Empty where no deployment was measured."""
+    """Empty where no deployment was measured. Raises InvalidProfile."""
     return [
         ServingRecord(
-            int(row["tp_world_size"]),
-            int(row["streams"]),
-            int(row["input_len"]),
-            float(row["context_len"]),
-            float(row["ttft"]),
-            float(row["handover"]),
-            float(row["step"]),
-            bool(row["migrated"]),
-            row.get("longest_len"),
-            origin_of(row),
+            int(row.required("tp_world_size", least=1)),
+            int(row.required("streams", least=1)),
+            int(row.required("input_len", least=1)),
+            row.required("context_len"),
+            row.required("ttft"),
+            row.required("handover"),
+            row.required("step"),
+            bool(row.columns["migrated"]),
+            row.columns.get("longest_len"),
+            origin_of(row.columns),
         )
-        for row in rows_of(Path(path), "serving", optional=True)
+        for row in _rows(path, "serving", optional=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a file that anybody may have written: SQLite keeps any type in any column."""
+
+    place: str
+    columns: Mapping[str, Any]
+
+    def number(self, column: str) -> float | None:
+        """None where there is none. Raises InvalidProfile where something else is."""
+        value = self.columns.get(column)
+        if value is None:
+            return None
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = nan
+        if not isfinite(number):
+            raise self._refusal(column)
+        return number
+
+    def required(self, column: str, least: float = 0.0) -> float:
+        number = self.number(column)
+        if number is None or number < least:
+            raise self._refusal(column)
+        return number
+
+    def time_ms(self, column: str) -> float | None:
+        """None where it was not measured, for which other profilers also write 0 or less."""
+        number = self.number(column)
+        return number if number is not None and number > 0 else None
+
+    def _refusal(self, column: str) -> InvalidProfile:
+        return InvalidProfile(
+            f"{self.place} is no measurement: {column} is {self.columns.get(column)!r}; "
+            "delete it, or measure it anew"
+        )
+
+
+def _rows(path: Path | str, table: str, optional: bool = False) -> Iterator[_Row]:
+    for number, columns in enumerate(rows_of(Path(path), table, optional), start=1):
+        yield _Row(f"{path}: row {number} of `{table}`", columns)
 
 
 def rows_of(path: Path, table: str, optional: bool = False) -> list[dict[str, Any]]:
@@ -148,10 +192,6 @@ def rows_of(path: Path, table: str, optional: bool = False) -> list[dict[str, An
             f"{path} is not a profile database: `{table}` lacks {', '.join(sorted(missing))}"
         )
     return rows
-
-
-def _time(value: Any) -> float | None:
-    return float(value) if value and value > 0 else None
 
 
 def origin_of(row: Mapping[str, Any]) -> Origin:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SHARED = ("model", "db", "dtype")
 """Flags of measuring that its verbs take as well; there the default is what stands before."""
+_SERVING_SHARE = 0.93
+"""Of an accelerator's memory for weights and KV, as in the planner's data sheets."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +107,11 @@ def _measure(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     try:
         found = profile(_asked(args), points, args.db)
-    except (ProfileError, EngineError) as error:
+    except ProfileError as error:
         raise UsageError(str(error)) from error
+    except EngineError as error:  # speaks of a deployment's fields
+        said = str(error).removesuffix(" or lower blockTokens").replace("kvCache", "--kv-cache")
+        raise UsageError(said) from error
     return _say(found, args.db)
 
 
@@ -185,6 +190,10 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode is fitted apart from so many requests on (default: where it helps most)",
     )  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="the profile, for --hardware-profile FILE")
+    add(
+        "--memory", metavar="BYTES",
+        help="of the accelerator, as 24Gi; needed where another profiler's database is fitted",
+    )  # fmt: skip
     add("--plot", type=Path, metavar="FILE", help="measured beside fitted times, PNG and SVG")
     add("--format", choices=("table", "json"), default="table", help="of what is printed")
 
@@ -211,17 +220,21 @@ def _wanted(args: argparse.Namespace) -> dict[str, str]:
 def _fit(args: argparse.Namespace) -> int:
     import json
 
+    from distserve.bench.errors import BenchError
+    from distserve.bench.writing import write_whole
     from distserve.planner.errors import PlannerError
-    from distserve.planner.fitting import fit_database, write_profile
+    from distserve.planner.fitting import fit_database, profile_text
     from distserve.profile.errors import ProfileError
     from distserve.profile.report import document, draw, table
 
     try:
+        memory_bytes = _memory_bytes(args)
         fits = fit_database(args.db, args.model, _wanted(args), args.large_batch)
         if args.output is not None:
-            write_profile(args.output, fits, _accelerator(fits))
+            text = profile_text(fits, _accelerator(fits, memory_bytes))
+            write_whole(args.output, text, "give another --output, or make room")
         files = draw(fits, args.plot) if args.plot is not None else []
-    except (PlannerError, ProfileError) as error:
+    except (BenchError, PlannerError, ProfileError) as error:
         raise UsageError(str(error)) from error
     if args.format == "json":
         print(json.dumps(document(fits), indent=1))
@@ -233,10 +246,40 @@ def _fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _accelerator(fits: Any) -> dict[str, Any]:
-    """Says where the times stem from; the planner reads what it knows of it."""
+def _memory_bytes(args: argparse.Namespace) -> int | None:
+    from distserve.api.quantities import parse_bytes
+
+    if args.memory is None:
+        return None
+    if args.output is None:
+        raise UsageError("--memory has no effect without --output; leave it out")
+    try:
+        memory_bytes = parse_bytes(args.memory)
+    except ValueError as error:
+        raise UsageError(f"--memory: {error}") from error
+    if memory_bytes < 1:
+        raise UsageError(f"--memory {args.memory} holds nothing; give the accelerator's, as 24Gi")
+    return memory_bytes
+
+
+def _accelerator(fits: Any, memory_bytes: int | None) -> dict[str, Any]:
+    """Says where the times stem from; the planner reads what it knows of it.
+
+    Raises UsageError where nothing says how much memory was there: plans would take an A100's.
+    """
     origin = next(iter(fits.values())).origin
-    return {key: value for key, value in vars(origin).items() if value and key != "model"}
+    told = {key: value for key, value in vars(origin).items() if value and key != "model"}
+    if memory_bytes is not None:
+        return told | {
+            "memory_bytes": memory_bytes,
+            "kv_budget_bytes": round(memory_bytes * _SERVING_SHARE),
+        }
+    if not origin.device:  # our own engine's is a processor, whose plans go by `kvCache`
+        raise UsageError(
+            "this database does not say what it was measured on, and plans would take an A100's "
+            "80 GiB; give the accelerator's memory, as --memory 24Gi"
+        )
+    return told
 
 
 # ---- serving -------------------------------------------------------------------------------------

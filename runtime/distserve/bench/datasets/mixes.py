@@ -29,7 +29,11 @@ def mixed(
             and request.output_tokens >= _SHORTEST_OUTPUT
         ]
         if len(fitting) < each:
-            raise BenchError(f"set {number} has {len(fitting)} fitting requests, not {each}")
+            cure = f"give a longer file, or --count {len(fitting)}" if fitting else "leave it out"
+            raise BenchError(
+                f"set {number} has {len(fitting)} requests of {_SHORTEST_PROMPT} and "
+                f"{_SHORTEST_OUTPUT} tokens or more, not {each}; {cure}"
+            )
         chosen += draw.sample(fitting, each)
     draw.shuffle(chosen)
     return chosen
