@@ -225,6 +225,9 @@ def test_a_decode_degree_where_nothing_only_decodes_is_refused(strategy, written
     output, error = said(capsys, 2, "plan", "-f", path, "--decode-tp", "2")
     assert f"--decode-tp has no effect with {strategy}" in error and "--prefill-tp" in error
     assert error.count("\n") == 1 and not output
+    output, error = said(capsys, 2, "plan", "-f", path, "--network", "a100-dgx")
+    assert f"--network has no effect with {strategy}, which moves no KV" in error
+    assert error.count("\n") == 1 and not output
 
 
 @pytest.mark.parametrize("where", [["--nodes", "nodes.yaml"], ["--cluster"]])

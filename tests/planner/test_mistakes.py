@@ -39,6 +39,8 @@ from tests.planner.commands import simulate
         (["sweep", "--requests", "README", "--slas", "[1e999]"], "percentiles from 0 to 100"),
         (["sweep", "--requests", "README", "--base-N", "[1e999]"], "whole numbers"),
         (["sweep", "--requests", "README", "--base-N", "[2.5]"], "whole numbers"),
+        (["sweep", "--requests", "README", "--num-node", "2"], "no effect without --figure"),
+        (["sweep", "--requests", "README", "--arrival", "recorded"], "a sweep is over rates"),
         (["run", "--requests", "EMPTY"], "holds no requests"),
         (
             ["run", "--requests", "README", "--hardware-profile", "DATABASE"],

@@ -97,6 +97,11 @@ def _refuse_without_effect(args: argparse.Namespace, deployment: DistServeDeploy
             f"--decode-tp has no effect with {spec.strategy.name}, whose instances do both: "
             "give --prefill-tp"
         )
+    if args.network and "decode" not in spec.roles:
+        raise UsageError(
+            f"--network has no effect with {spec.strategy.name}, which moves no KV cache; "
+            "leave it out"
+        )
 
 
 def _planned(

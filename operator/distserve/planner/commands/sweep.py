@@ -18,8 +18,10 @@ from distserve.planner.commands.arguments import (
     integer_from,
     integer_list,
     load_hardware,
+    number_in,
     number_list,
     picture,
+    refuse,
 )
 from distserve.planner.commands.progress import Progress
 from distserve.planner.commands.run import (
@@ -31,7 +33,7 @@ from distserve.planner.commands.run import (
     write_csv,
 )
 from distserve.planner.compat.search import Configuration, Search
-from distserve.planner.errors import NoProfile
+from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.models import ModelShape, find_model
 from distserve.planner.result import Slo
 
@@ -54,6 +56,9 @@ ABLATION_GRID: dict[str, Any] = {
     "slo_scales": [1.0, 0.4, 0.6, 0.8, 1.2, 1.4, 1.6],
 }
 """The same with --figure: the grid of the paper's Figure 11."""
+
+FIGURE: dict[str, Any] = {"figure_rate": 0.375, "ngpu_per_node": 8, "num_node": 4}
+"""How it is drawn unless asked otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,11 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "each over the whole grid and restricted (distserve to segments that fit a node, vllm to "
         "tensor parallelism)",
     )
-    parser.add_argument(
-        "--figure-rate", type=float, default=0.375, help="per-GPU rate of the SLO panel"
-    )
-    parser.add_argument("--ngpu-per-node", type=integer_from(1), default=8)
-    parser.add_argument("--num-node", type=integer_from(1), default=4)
+    drawn = parser.add_argument_group("with --figure")
+    drawn.add_argument("--figure-rate", type=number_in(0), help="of the SLO panel, per GPU (0.375)")
+    drawn.add_argument("--ngpu-per-node", type=integer_from(1), help="(8)")
+    drawn.add_argument("--num-node", type=integer_from(1), help="(4)")
     add_load(parser)
     add_source(parser)
     parser.set_defaults(**dict.fromkeys(GRID))  # filled in by run, when --figure is known
@@ -93,13 +97,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if not args.compat:
-        from distserve.planner.errors import InvalidRequest
-
         raise InvalidRequest(
             "sweep reproduces the reference's grids and knows only --compat; "
             "use run or search for the default mode"
         )
-    for name, default in (ABLATION_GRID if args.figure else GRID).items():
+    if not args.figure:
+        refuse(args, "without --figure", *FIGURE)
+    if arrivals_of(args).kind == "recorded":
+        raise InvalidRequest(
+            "--arrival recorded has its own rate, and a sweep is over rates; use run or poisson"
+        )
+    for name, default in (ABLATION_GRID | FIGURE if args.figure else GRID).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
     model = find_model(args.model)
