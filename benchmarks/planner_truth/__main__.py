@@ -56,7 +56,7 @@ from benchmarks.planner_truth.deployment import (
 from benchmarks.planner_truth.figures import Compared, Request, Seen, Setup
 from benchmarks.planner_truth.measured import Measured, Run, held, keep, kept
 
-from distserve.planner.fitting import fit_database, write_profile
+from distserve.planner.fitting import fit_database, profile_text
 from distserve.planner.load_fit import fit_loads
 from distserve.planner.load_pace import pace_of
 from distserve.planner.models import find_model
@@ -152,7 +152,7 @@ def judge(model: str, strategy: str, scratch: Path, measured: Measured, found: F
         raise Failed(f"{scratch}: other work beside every run; measure on a machine at rest")
     added = fit_loads([load for some in loads for load in some], engine.times)
     fitted = scratch / f"{model}-{strategy}.json"
-    write_profile(fitted, {(model, 1): replace(engine, serving=added)})
+    fitted.write_text(profile_text({(model, 1): replace(engine, serving=added)}))
     profile, shape = load_profile(str(fitted)), find_model(str(model_folder(model, scratch)))
     fleet = simulating.fleet_of(strategy, profile, shape)
     slo = simulating.slo_of(profile, shape)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from distserve.bench.results import trusted
 from distserve.bench.writing import write_together
 
 Run = Callable[..., tuple[int, str, str]]
@@ -81,3 +82,11 @@ def test_a_linked_file_stays_a_link_when_it_is_made_anew(tmp_path: Path) -> None
     write_together({link: "new"}, [link], "make room")
     assert link.is_symlink() and link.read_text() == real.read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.exp", "run.exp"]
+
+
+@pytest.mark.parametrize(("lost", "stays"), [(0, True), (2, True), (3, False)])
+def test_a_run_that_lost_its_server_answers_nothing(lost: int, stays: bool) -> None:
+    """An overloaded one may refuse a connection or two of a hundred."""
+    about = {"complete": True, "valid": True, "requests": 200, "completed": 150}
+    failures = {"connection lost: reset": lost, "HTTP 503: overloaded": 48}
+    assert trusted(about | {"failures": failures}) is stays

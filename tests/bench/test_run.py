@@ -231,7 +231,7 @@ def test_requests_that_fail_are_counted_and_meet_nothing(
     lines = [f"sys-5-100.exp: 2 of 5 requests failed: {reason}"]
     if then == "truncates":
         lines.append(
-            "sys-5-100.exp: its server was gone meanwhile: the same command makes this run anew"
+            "sys-5-100.exp: too many connections failed: the same command makes this run anew"
         )
     assert (code, err.splitlines()) == (len(lines) - 1, lines)
     assert ("60.0%" in out) == (not words)

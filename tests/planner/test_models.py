@@ -54,7 +54,7 @@ def test_a_model_by_its_config(tmp_path):
     assert model.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
 
 
-FALCON = {"model_type": "falcon", "vocab_size": 65024, "max_position_embeddings": 2048}
+FALCON = {"model_type": "falcon", "vocab_size": 65024}
 FALCON_7B = FALCON | {"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71}
 FALCON_40B = FALCON | {"hidden_size": 8192, "num_hidden_layers": 60, "num_attention_heads": 128}
 STARCODER = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -39,6 +40,8 @@ PAUSE_SECONDS = 0.1
 """Between passes: what changes together is decided together."""
 AGAIN_SECONDS = 15.0
 """While units wait: some rules count from how long they did, and faults may be over."""
+MOST_PARTS = 64
+"""Into which a pass is divided where placement trips. Each takes as long as a pass."""
 
 
 class Move(NamedTuple):
@@ -124,7 +127,7 @@ class Placing:
         if self._unsettled:
             self._early.add(key)
             return Pending()
-        found = better_place(self._inventory, unit, self._waiting, self._clock())
+        found = better_place(self._inventory, unit, self._sound, self._clock())
         if found is None or never.intersection(_placement(found).names):
             return None
         self._inventory.reserve(replace(unit, id=_aside(unit.id)), found.nodes)
@@ -136,7 +139,7 @@ class Placing:
 
     def _has_room(self, unit: UnitRequest) -> bool:
         """If it came now, after all that wait."""
-        decisions = place(self._inventory, [*self._waiting, unit], self._clock())
+        decisions = place(self._inventory, [*self._sound, unit], self._clock())
         return any(isinstance(one, Placed) and one.unit == unit.id for one in decisions)
 
     def gathers(self, key: Key) -> bool:
@@ -205,20 +208,21 @@ class Placing:
     def _place(self, waiting: Sequence[UnitRequest]) -> None:
         """A fault must end neither the process, which does more, nor who happens to ask, and hold
         up nobody else: halves are placed by themselves, until who trips is alone."""
-        try:
-            decisions = place(self._inventory, waiting, self._clock())
-        except Exception as error:
-            fault = error
-        else:
-            for decision in decisions:
-                self._decided(decision)
-            return
-        if len(waiting) == 1:
-            self._tripped(waiting[0].id, fault)
-            return
-        half = len(waiting) // 2
-        self._place(waiting[:half])
-        self._place(waiting[half:])
+        parts, tried = deque([waiting]), 0
+        while parts:
+            part, tried = parts.popleft(), tried + 1
+            try:
+                decisions = place(self._inventory, part, self._clock())
+            except Exception as fault:
+                half = len(part) // 2
+                if half and tried < MOST_PARTS:
+                    parts.extendleft((part[half:], part[:half]))
+                else:
+                    for unit in part:
+                        self._tripped(unit.id, fault)
+            else:
+                for decision in decisions:
+                    self._decided(decision)
 
     @property
     def _waiting(self) -> list[UnitRequest]:
@@ -228,6 +232,11 @@ class Placing:
             for unit, request in self._requests.items()
             if self._left_out.get(unit, now) <= now and not isinstance(placed.get(unit), Placement)
         ]
+
+    @property
+    def _sound(self) -> list[UnitRequest]:
+        """Those that wait, but for whom placement tripped over."""
+        return [unit for unit in self._waiting if unit.id not in self._left_out]
 
     def _add(self, new: Sequence[UnitRequest]) -> None:
         """What is gathered is of one age: among equals the larger go first."""
@@ -280,6 +289,7 @@ class Placing:
 
     def _decided(self, decision: Decision) -> None:
         answer: Answer
+        self._left_out.pop(decision.unit, None)
         if isinstance(decision, Placed):
             self._reserve(self._requests[decision.unit], decision.nodes)
             answer = _placement(decision)

@@ -140,6 +140,7 @@ _FFN_KEYS = ("ffn_dim", "intermediate_size", "n_inner", "ffn_hidden_size")
 _PLAIN_FFN = ("opt", "gpt2", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "phi")
 _LEARNED_POSITIONS = ("opt", "gpt2", "gpt_bigcode")
 _TIED = ("opt", "gpt2", "gpt_bigcode", "bloom", "falcon")
+_UNSAID: Mapping[str, Mapping[str, Any]] = {"falcon": {"max_position_embeddings": 2048}}
 _MULTI_QUERY = ("gpt_bigcode", "falcon")
 
 
@@ -164,6 +165,9 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
                 "write units, instancesPerUnit and parallelism into the spec with mode: Manual"
             )
 
+    kind = str(config.get("model_type", ""))
+    config = {**_UNSAID.get(kind, {}), **config}
+
     def value(*keys: str) -> int:
         for key in keys:
             if config.get(key) is not None:
@@ -172,7 +176,6 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
 
     hidden = value("hidden_size", "n_embd")
     heads = value("num_attention_heads", "n_head")
-    kind = str(config.get("model_type", ""))
     return ModelShape(
         name=name or str(config.get("_name_or_path", kind)),
         layers=value("num_hidden_layers", "n_layer"),

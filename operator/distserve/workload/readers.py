@@ -244,7 +244,7 @@ def _columns(present: Iterable[str], origin: str) -> tuple[str, str, str, float]
     if not fitting:
         raise WorkloadError(
             f"{origin} lacks the columns prompt_len,output_len "
-            f"(found: {', '.join(names) or 'none'})"
+            f"(found: {', '.join(sorted(names)) or 'none'})"
         )
     # Two layouts share their length columns; the one whose arrival column is there decides.
     return next((columns for columns in fitting if columns[2] in names), fitting[0])

@@ -25,6 +25,7 @@ from distserve.bench.openloop import Observed
 from distserve.bench.outcome import CONNECTION_FAILURES, Outcome
 from distserve.bench.writing import write_together, write_whole
 
+DISCONNECTED_SHARE = 0.01
 _NUMBERED = re.compile(r"(?<![\w-])(?<!^HTTP )[\w-]*\d[\w-]*")
 """A word with a digit in it, but for the status of an answer."""
 _AND_THE_LIKE = " (and the like)"
@@ -123,17 +124,23 @@ def next_attempt(about: Mapping[str, Any]) -> int:
 def trusted(about: Mapping[str, Any]) -> bool:
     """Whether a run answers its question; else it is made anew when it is asked for again."""
     return bool(
-        about["complete"] and about["valid"] and about["completed"] and not disconnected(about)
+        about["complete"] and about["valid"] and about["completed"] and not lost_its_server(about)
     )
 
 
 def disconnected(about: Mapping[str, Any]) -> int:
-    """Requests whose connection failed. They tell that a server was gone, not what one can do."""
+    """Requests whose connection failed."""
     return sum(
         count
         for reason, count in about["failures"].items()
         if reason.startswith(CONNECTION_FAILURES)
     )
+
+
+def lost_its_server(about: Mapping[str, Any]) -> bool:
+    """So many connections failed that they tell of a server that was gone, and not what one can
+    do. Some a server refuses or resets that has too much to do."""
+    return bool(disconnected(about) > DISCONNECTED_SHARE * about["requests"])
 
 
 def distserve_row(outcome: Outcome, epoch: float) -> dict[str, Any]:

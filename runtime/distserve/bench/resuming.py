@@ -17,7 +17,7 @@ from distserve.bench.errors import BenchError
 from distserve.bench.openloop import Lag
 from distserve.bench.parameters import OF_EACH_RATE, as_they_act
 from distserve.bench.question import LABEL
-from distserve.bench.results import RunFiles, disconnected, next_attempt, trusted
+from distserve.bench.results import RunFiles, disconnected, lost_its_server, next_attempt, trusted
 
 _OF_ONE_RUN = {"requests", "rate", "seed", "exp_format"}
 """May differ within a curve. The seed too: it gives a set's texts another turn at each rate."""
@@ -44,8 +44,9 @@ class Earlier:
         if not self.about["complete"] or not self.files.exp.exists():
             return ""
         if self.about["valid"]:
-            lost = disconnected(self.about)
-            return f"the connections of {lost} requests failed: made anew" if lost else ""
+            if not lost_its_server(self.about):
+                return ""
+            return f"the connections of {disconnected(self.about)} requests failed: made anew"
         lag, limit_ms = self.about["lag"], self.about["max_lag_ms"]
         sends = lag["send_p99_ms"] > limit_ms
         what, late_ms = ("sends", "send_p99_ms") if sends else ("its event loop", "loop_p99_ms")

@@ -25,7 +25,7 @@ from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
 from distserve.bench.progress import Progress
 from distserve.bench.question import Pair
-from distserve.bench.results import RunFiles, disconnected, next_attempt, trusted
+from distserve.bench.results import RunFiles, lost_its_server, next_attempt, trusted
 from distserve.bench.resuming import Earlier, earlier_runs, with_shared_prompts
 
 WARM_UP_AT_ONCE = 8
@@ -236,8 +236,8 @@ def remarks(ran: Ran) -> Iterator[str]:
         yield f"interrupted after {about['requests']} of {ran.pair.requests} requests{stays}"
     for reason, count in sorted(about["failures"].items(), key=lambda item: -item[1]):
         yield f"{count} of {about['requests']} requests failed: {reason}"
-    if about["completed"] and disconnected(about):
-        yield "its server was gone meanwhile: the same command makes this run anew"
+    if about["completed"] and lost_its_server(about):
+        yield "too many connections failed: the same command makes this run anew"
     if not about["valid"]:
         lag, at_once = about["lag"], about["parameters"]["request_distribution"] == "burst"
         less = "fewer at one instant" if at_once or ran.pair.rate == math.inf else "a lower rate"

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         return int(args.measured_by(args))
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed, in a checkout: pip install '.[bench]'"
         ) from error

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     verb = {None: _measure, "fit": _fit, "serving": _serving}[args.profiling]
     try:
         return verb(args)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         extra = "engine" if args.profiling is None else "bench"
         raise UsageError(
             f"{error.name} is not installed, in a checkout: pip install '.[{extra}]'"

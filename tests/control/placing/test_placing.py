@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from distserve.operator import placing
 from distserve.operator.model import Key, NoPlace, Pending, Placement
 from distserve.operator.placing import AGAIN_SECONDS, Placing
 from distserve.placement.inventory import Inventory
@@ -334,6 +335,39 @@ async def test_a_unit_that_placement_trips_over_stands_in_nobodys_way(
     assert isinstance(world.ask("d", unit("d", gpus=1)), Placement)
     assert world.ask("bad", unit("bad", gpus=2)) == found["bad"], "not at each turn of others"
     assert isinstance(world.ask("bad", unit("bad", gpus=1)), Placement), "asked otherwise"
+
+
+async def test_who_asks_for_a_better_place_is_not_held_up_by_a_fault(
+    world: World, tripping: set[str]
+) -> None:
+    tripping.add("bad")
+    world.inventory.put_node(node("two", gpus=4))
+    key, moving = Key("ns", "a"), unit("a", gpus=4)
+    world.inventory.reserve(moving, {"a-u0-prefill-0-0": "one"})
+    world.ask("bad", unit("bad", gpus=1))
+    world.now += AGAIN_SECONDS  # It is its turn again, and no pass was yet.
+    assert world.placing.better(key, moving, beside=unit("a", 1, "u1")) is not None
+
+
+async def test_a_fault_with_every_unit_takes_bounded_time(
+    world: World, tripping: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tripping.update(names := [f"bad-{number}" for number in range(200)])
+    tried = []
+    trips = placing.place
+
+    def counted(*asked: Any) -> Any:
+        tried.append(asked)
+        return trips(*asked)
+
+    monkeypatch.setattr(placing, "place", counted)
+    world.placing.begin([Key("ns", "z")])
+    for name in names:
+        world.ask(name, unit(name))
+    world.placing.settle(Key("ns", "z"), {})
+    found = [world.ask(name, unit(name)) for name in names]
+    assert all("trips over finding its place" in one.message for one in found)
+    assert len(tried) < 200
 
 
 async def test_what_somebody_wrote_over_a_statefulset_does_not_hold_up_the_others(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from dataclasses import replace
 
 from distserve.planner.capacity import capacity
 from distserve.planner.commands.arguments import load_hardware, load_requests, refuse
@@ -69,11 +70,14 @@ def judge(args: argparse.Namespace) -> tuple[list[Verdict], HardwareProfile]:
         configuration: HEADROOM * capacity(fleet, evaluator.mean) / configuration.accelerators
         for configuration, fleet in fleets.items()
     }
-    highest = args.max_per_gpu_rate or _bound(limits.values())
+    asked: float | None = args.max_per_gpu_rate
+    highest = asked or _bound(limits.values())
     progress = Progress("configurations", len(fleets))
     for configuration, fleet in fleets.items():
         limit = limits[configuration]
-        verdicts[configuration] = _judge(configuration, fleet, limit, highest, args.esp, evaluator)
+        verdict = _judge(configuration, fleet, limit, highest, args.esp, evaluator)
+        # Without a bound that was asked for it is its capacity that ends it.
+        verdicts[configuration] = replace(verdict, unlimited=verdict.unlimited and bool(asked))
         progress.advance()
     progress.close()
     return [verdicts[configuration] for configuration in tried], profile
