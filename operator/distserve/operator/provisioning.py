@@ -24,10 +24,10 @@ from distserve.api.topology import DEFAULT_PROVISION_TIMEOUT, WhenNoFit
 from distserve.operator.conditions import seconds, timestamp
 from distserve.operator.health import LiveUnit
 from distserve.operator.model import NoPlace, Object, Observed, Placement
+from distserve.operator.pauses import pause_seconds
 from distserve.placement.nodes import Node
 from distserve.resources.provisioning import KIND
 
-FIRST_PAUSE_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
 LONGEST_QUOTA_PAUSE_SECONDS: Final = 300.0
 """To ask a queue takes one unit's pods and no machine; somebody waits for what got free."""
@@ -146,7 +146,7 @@ def failed(
 def _pause_seconds(count: int, lacked: str) -> float:
     """After so many attempts."""
     longest = LONGEST_QUOTA_PAUSE_SECONDS if lacked else LONGEST_PAUSE_SECONDS
-    return min(longest, FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 10))
+    return pause_seconds(count, longest)
 
 
 def comes(deployment: DistServeDeployment, unit: LiveUnit, observed: Observed) -> NoPlace:

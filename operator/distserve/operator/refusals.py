@@ -25,11 +25,11 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.status import RefusalStatus
 from distserve.operator.conditions import seconds, timestamp
 from distserve.operator.model import NoPlace, Object, Observed, Placement
+from distserve.operator.pauses import pause_seconds
 from distserve.operator.wanted import Wanted
 from distserve.placement.requests import CLUSTER
 from distserve.resources.revisions import HASH_LENGTH, Revision
 
-FIRST_PAUSE_SECONDS: Final = 60.0
 LONGEST_PAUSE_SECONDS: Final = 600.0
 MOST_DOMAINS: Final = 8
 """The last ones are kept."""
@@ -61,8 +61,7 @@ class Refusals:
         """Not tried before where it was already. Each domain once without a pause: mostly somebody
         else had taken the room, which placement knows then."""
         again = self.count - len(self.domains)
-        pause = FIRST_PAUSE_SECONDS * 2.0 ** min(again - 1, 10) if again else 0.0
-        return self.at + min(LONGEST_PAUSE_SECONDS, pause)
+        return self.at + (pause_seconds(again, LONGEST_PAUSE_SECONDS) if again else 0.0)
 
     @property
     def avoided(self) -> tuple[str, ...]:
