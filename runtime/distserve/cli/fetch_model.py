@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
     from distserve.wire.logs import setup_logging
     from distserve.wire.parent import end_with_parent
 
+    if not args.pin.replace("-", "").isalnum():
+        raise UsageError(f"--pin {args.pin!r}: letters, digits and hyphens are taken")
     # The first process of a container gets no signal that it does not ask for.
     signal.signal(signal.SIGTERM, _end)
     end_with_parent()
     setup_logging("fetch-model")
-    if not args.pin.replace("-", "").isalnum():
-        raise UsageError(f"--pin {args.pin!r}: letters, digits and hyphens are taken")
     # The hub's client reads its settings while it is imported.
     os.environ.pop("HF_HUB_OFFLINE", None)
     if not sys.stderr.isatty():

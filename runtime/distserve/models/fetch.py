@@ -7,7 +7,7 @@
       pins/PIN                     -> ../ORG--NAME@COMMIT
 
 A pin is made once: all pods of one revision serve the commit that `main` was when the first of them
-looked, and a pod that comes back needs no hub.
+looked, and a pod that comes back needs no hub. It stays with its repository.
 """
 
 import contextlib
@@ -62,12 +62,12 @@ class Hub(Protocol):
 def fetch(hub: Hub, repository: str, revision: str, cache: Path, pin: str) -> Path:
     """The pinned folder with the model's files, downloaded at most once for all that share `cache`.
 
-    Raises FetchRefused, where trying again does not help, and FetchFailed, where it does: what was
-    downloaded so far is kept.
+    Raises FetchRefused, where trying again does not help, as with another repository's pin, and
+    FetchFailed, where it does: what was downloaded so far is kept.
     """
     link = cache / PINS / pin
     try:
-        if not link.exists():
+        if not _is_whole(link, repository):
             with _locked(cache / ".locks" / f"{_folder(repository)}.lock"):
                 _fill(hub, repository, revision, cache, link)
     except OSError as error:
@@ -90,7 +90,7 @@ def needed(files: tuple[RemoteFile, ...]) -> list[RemoteFile]:
 
 def _fill(hub: Hub, repository: str, revision: str, cache: Path, link: Path) -> None:
     """Under the lock. A pin that points nowhere was made by one that did not get to the end."""
-    if link.exists():
+    if _is_whole(link, repository):
         return
     commit = link.readlink().name.rpartition("@")[2] if link.is_symlink() else revision
     snapshot = hub.snapshot(repository, commit)
@@ -108,6 +108,18 @@ def _fill(hub: Hub, repository: str, revision: str, cache: Path, link: Path) -> 
             _complete(hub, repository, snapshot.commit, file, partial)
         _log.info("%s: %d of %d files", file.name, number, len(files))
     partial.rename(whole)
+
+
+def _is_whole(link: Path, repository: str) -> bool:
+    """Whether the pinned folder is there. Raises FetchRefused where it is another repository's."""
+    if link.is_symlink():
+        pinned = link.readlink().name.rpartition("@")[0]
+        if pinned != _folder(repository):
+            raise FetchRefused(
+                f"pin {link.name} is of {pinned.replace('--', '/')}, not of {repository}: "
+                "give another --pin"
+            )
+    return link.exists()
 
 
 def _complete(hub: Hub, repository: str, commit: str, file: RemoteFile, folder: Path) -> None:
