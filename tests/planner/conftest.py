@@ -4,10 +4,12 @@ import csv
 import gzip
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from distserve.cli.main import main
 from distserve.workload import RequestSet, read_requests
 
 DATA = Path(__file__).parent / "data"
@@ -40,6 +42,23 @@ def reference_rows() -> Any:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
     return read
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """run("plan", "-f", path) -> what `commands.command` gives, without a process: for mistakes,
+    which take a hundredth of the second that a process takes to import."""
+    monkeypatch.delenv("DATASET", raising=False)
+
+    def call(*arguments: object) -> CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        try:
+            code = main(words)
+        except SystemExit as ended:  # argparse's way
+            code = int(ended.code or 0)
+        return CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")

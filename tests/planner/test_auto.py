@@ -11,10 +11,24 @@ from distserve.api.loading import load_deployment
 from distserve.cli.main import main
 from distserve.cli.planned import Sources, planned, texts_of
 from distserve.cli.usage import UsageError
+from distserve.planner.plan import Plan, PlanRequest, make_plan
+from distserve.planner.worker import plan_within
 from distserve.resources.planning import plan_request
 from distserve.resources.support import unsupported_by_engine
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "opt-13b.yaml"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans from shorter simulations and in this process; test_worker.py has those in their own."""
+
+    def plan_here(request: PlanRequest, deadline_seconds: float) -> Plan:
+        return make_plan(request)
+
+    monkeypatch.setattr("distserve.planner.worker.plan_within", plan_here)
+    monkeypatch.setattr("distserve.planner.plan.SEARCH_REQUESTS", 80)
+    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 150)
 
 
 @pytest.fixture
@@ -200,7 +214,8 @@ def test_a_profile_in_mode_manual_has_no_effect_and_is_refused(capsys):
             assert f"{flag} has no effect in planning.mode Manual" in error
 
 
-def test_planning_has_a_deadline(written):
+def test_planning_has_a_deadline(written, monkeypatch):
+    monkeypatch.setattr("distserve.planner.worker.plan_within", plan_within)
     deployment = load_deployment(written())
     assert plan_request(deployment.spec).rate == 6
     with pytest.raises(UsageError, match=r"opt-13b: no plan within 0.01 s"):

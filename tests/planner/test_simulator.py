@@ -328,7 +328,7 @@ def test_time_to_first_token_follows_the_queueing_formula(utilisation, stages):
     times = load_profile().times(find_model("13b"), 1)
     whole_ms = times.prefill_ms(512, 512**2)
     rate = utilisation / (whole_ms / stages)  # per ms
-    count = 100_000
+    count = 25_000
     trace = ArrivalProcess(seed=1).trace(RequestSet([512] * count, [1] * count), 1000 * rate)
     spec = InstanceSpec(times, pp=stages, max_requests=1)
     _, _, result = simulate("Disaggregated", Fleet(spec, InstanceSpec(times)), trace)
