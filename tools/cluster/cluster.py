@@ -1,7 +1,6 @@
 """A running cluster as a test sees it, whoever provides it."""
 
 import contextlib
-import json
 import os
 import secrets
 import urllib.parse
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 from tools.cluster import binaries, fake_nodes
+from tools.cluster.api import Api
 from tools.cluster.errors import ClusterError, CommandFailed, Unavailable
 from tools.cluster.home import Home, registry_lock
 from tools.cluster.images import host_python_pod
@@ -35,12 +35,14 @@ class Cluster:
     progress: Progress = field(default_factory=Progress)
     # By name; on the project's own cluster a test may stop and start each of them.
     processes: Processes = field(init=False)
+    api: Api = field(init=False)
     # Put before a path of this machine, to name it as the nodes see it; None where they cannot.
     node_paths: str | None = None
     fake_node_names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.processes = Processes(self.home)
+        self.api = Api(self.home.kubeconfig)
 
     @property
     def kubeconfig(self) -> Path:
@@ -66,7 +68,9 @@ class Cluster:
     @property
     def env(self) -> dict[str, str]:
         """An environment in which a client talks to this cluster."""
-        return {**os.environ, **NO_PROXY, "KUBECONFIG": str(self.kubeconfig)}
+        # Kinds that it was told of before, at this address, may have been another cluster's.
+        known = {"KUBECACHEDIR": str(self.home.folder / "kube-cache")}
+        return {**os.environ, **NO_PROXY, **known, "KUBECONFIG": str(self.kubeconfig)}
 
     def apply(
         self,
@@ -86,10 +90,8 @@ class Cluster:
     def get(
         self, kind: str, name: str = "", namespace: str = "default", *, selector: str = ""
     ) -> Any:
-        """One object, or all of a kind that the label selector matches, as kubectl's JSON."""
-        which = [kind, name] if name else [kind, f"--selector={selector}"]
-        said = self.kubectl("get", *which, f"--namespace={namespace}", "--output=json")
-        return json.loads(said)
+        """One object, or all of a kind that the label selector matches."""
+        return self.api.get(kind, name, namespace, selector)
 
     def wait_for(
         self, what: str, condition: Callable[[], bool], seconds: float = READY_SECONDS
@@ -134,11 +136,11 @@ class Cluster:
     def namespace(self, prefix: str = "test") -> Iterator[str]:
         """A namespace that no other test uses; it is deleted afterwards without waiting."""
         name = f"{prefix}-{secrets.token_hex(4)}"
-        self.kubectl("create", "namespace", name)
+        self.api.create("namespace", {"metadata": {"name": name}})
         try:
             yield name
         finally:
-            self.kubectl("delete", "namespace", name, "--wait=false")
+            self.api.delete("namespace", name)
 
     def nodes(
         self,
@@ -189,6 +191,7 @@ class Cluster:
 
     def down(self) -> None:
         """Removes everything; the object is of no use afterwards. A second call does nothing."""
+        self.api.close()
         with registry_lock():
             if self.home.folder.exists():
                 tear_down(self.home, self.processes.reap)
