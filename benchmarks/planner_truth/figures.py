@@ -127,9 +127,8 @@ class Errors:
     of_means: Mapping[str, float]
     """By the names above but for the scales: of the figures' means over the repeats. A mean of
     percents would make the most of those whose real figure came out small."""
-    by_chance: Mapping[str, float]
-    """How far these would be off, in the mean of their absolute values, if the repeats scattered
-    as they do about a simulation without any error. Of a single repeat: not a number."""
+    standard: Mapping[str, float]
+    """Standard errors of these, by how the repeats scatter. Of a single repeat: not a number."""
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Seen, Seen]]) -> Errors:
@@ -160,12 +159,9 @@ class Errors:
             percent("ttft_p90_ms"),
             percent("tpot_p90_ms"),
             {name: _mean(errors) for name, errors in judged.items()},
-            {name: _by_chance(errors) for name, errors in judged.items()},
+            {name: _standard(errors) for name, errors in judged.items()},
         )
 
 
-def _by_chance(errors: Sequence[float]) -> float:
-    """Of their mean, were it 0 in truth: the mean absolute value of a normal distribution."""
-    if len(errors) < 2:
-        return math.nan
-    return math.sqrt(2 / math.pi / len(errors)) * stdev(errors)
+def _standard(errors: Sequence[float]) -> float:
+    return stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -93,7 +94,7 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
             plain = [Errors.of([(r.simulated, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, f"mean up to {KNEE:.0%}", plain)
             if min(map(len, judged)) > 1:
-                yield _by_chance(model, strategy, plain)
+                yield from _chance(model, strategy, plain)
             beside = [Errors.of([(r.beside, r.real) for r in rate]) for rate in judged]
             yield _means(model, strategy, "the same, in the pace of the loads beside each", beside)
             paced = [Errors.of([(r.paced, r.real) for r in rate]) for rate in judged]
@@ -162,15 +163,28 @@ def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str
     )
 
 
-def _by_chance(model: str, strategy: str, rates: Sequence[Errors]) -> str:
-    def of(name: str) -> float:
-        return statistics.fmean(errors.by_chance[name] for errors in rates)
+def _chance(model: str, strategy: str, rates: Sequence[Errors]) -> Iterator[str]:
+    """How far a plan without any error would be off, in the mean, as its repeats scatter; and what
+    this one is off without that: the square of a rate's error is in the mean the plan's own and
+    that of its standard error."""
+
+    def by_chance(name: str) -> float:  # the mean absolute value of a normal distribution
+        return math.sqrt(2 / math.pi) * statistics.fmean(e.standard[name] for e in rates)
+
+    def beyond(name: str) -> float:
+        squares = (e.of_means[name] ** 2 - e.standard[name] ** 2 for e in rates)
+        return math.sqrt(max(0.0, statistics.fmean(squares)))
 
     runs = sum(len(errors.attainment) for errors in rates)
-    return (
-        f"| {model}, {strategy} | what chance leaves of these means | {runs} "
-        f"| {of('attainment'):.1f} | | {of('ttft_p90'):.1f} % | {of('tpot_p90'):.1f} % |"
-    )
+    told = {
+        f"{model}, {strategy} | what chance leaves of these means": (by_chance, ""),
+        f"**{model}, {strategy}** | without what chance leaves": (beyond, "**"),
+    }
+    for what, (of, mark) in told.items():
+        yield (
+            f"| {what} | {runs} | {mark}{of('attainment'):.1f}{mark} | "
+            f"| {mark}{of('ttft_p90'):.1f} %{mark} | {mark}{of('tpot_p90'):.1f} %{mark} |"
+        )
 
 
 def _spread(errors: Errors, name: str, unit: str) -> str:

@@ -95,7 +95,7 @@ def test_measurements_of_one_setup_are_judged_as_one() -> None:
         compared(exact, wrong, rate=2.0, measurement=1),
         compared(wrong, exact, rate=2.5, measurement=2),
     ]
-    *_, rate, mean, _, _, _ = telling.summary(rows)
+    *_, rate, mean, _, _, _, _ = telling.summary(rows)
     assert "| 30%, 2.0 to 2.5/s | 2 |" in rate
     assert "| 2 | **0.0** (aim 2), single runs 100.0" in mean
 
@@ -130,11 +130,19 @@ def test_each_draw_is_slow_at_other_times() -> None:
 def test_a_rate_s_error_is_that_of_its_means() -> None:
     """One repeat has half of what is simulated, the other twice as much: 80 against 100."""
     rows = [compared(requests((real, 5)), requests((80, 5))) for real in (40, 160)]
-    *_, rate, mean, chance, _, _, _ = telling.summary(rows)
+    *_, rate, mean, chance, without, _, _, _ = telling.summary(rows)
     assert "-20.0 % (-50.0 to +100.0), absolute 75.0 %" in rate
     assert "**20.0 %** (aim 10 %), single runs 75.0 %" in mean
     # Off by +40 and -80 of 100 ms: a deviation of 84.9, of their mean 60, of which 0.798.
     assert "what chance leaves" in chance and "| 47.9 % | 0.0 % |" in chance
+    assert "without what chance leaves" in without and "| **0.0 %** | **0.0 %** |" in without
+
+
+def test_what_chance_leaves_is_taken_off_the_squares() -> None:
+    """Off by 60 and by 40 of 100 ms: 50 in the mean, whose standard error is 10."""
+    rows = [compared(requests((real, 5)), requests((150, 5))) for real in (90, 110)]
+    *_, without, _, _, _ = telling.summary(rows)
+    assert "| 2 | **0.0** | | **49.0 %** | **0.0 %** |" in without
 
 
 def test_a_burst_s_rate_is_that_of_its_middle() -> None:
