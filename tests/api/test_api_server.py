@@ -44,6 +44,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rollout that cannot": ({"rollout": {"maxSurgeUnits": 0}}, "no unit could ever be replaced"),
     "whenFull": ({"rollout": {"whenFull": "Hope"}}, "spec.rollout.whenFull"),
     "no restarts": ({"restart": {"budget": 0}}, "spec.restart.budget"),
+    "longer than a day": ({"gateway": {"requestTimeout": "24h1s"}}, "more than the 24h"),
     "source of two kinds": (model({"builtin": "tiny", **HUB}), "exactly one source is needed"),
     "cache of nothing": (
         model({"builtin": "tiny"}, cache={"claimName": "c"}), "this source needs none",
@@ -69,6 +70,7 @@ TAKEN: dict[str, dict[str, Any]] = {
     "timeout alone": {"topology": {"gangTimeout": "1m"}},
     "rollout in place": {"rollout": {"maxSurgeUnits": 0, "maxUnavailableUnits": 1}},
     "rollout": {"rollout": {"paused": True}},
+    "a day": {"gateway": {"requestTimeout": "23h60m"}},
     "hub": model(HUB),
     "hub with a claim": model(HUB, cache={"claimName": "c"}),
     "hub and disk": model(HUB, cache={"ephemeral": {"sizeLimit": "100Gi"}}),

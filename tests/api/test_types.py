@@ -132,6 +132,10 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"accelerator": {}, "images": {"migrator": "m:1"}}, "is that of a sidecar"),
         ({"planning": {"mode": "Guess"}}, "spec.planning.mode"),
         ({"gateway": {"replicas": 0}}, "spec.gateway.replicas"),
+        (
+            {"gateway": {"requestTimeout": "24h1s"}},
+            "spec.gateway: requestTimeout is more than the 24h that engines take: lower it",
+        ),
         ({"prefill": {"podTemplate": {"spec": {"$patch": "delete"}}}}, "$patch is not supported"),
         ({"prefill": {"podTemplate": []}}, "spec.prefill.podTemplate"),
         (

@@ -11,6 +11,9 @@ import pytest
 from tests.gateway.fake_engine import Fault
 from tests.gateway.fake_text import alphabet
 
+from distserve.api.durations import parse_duration
+from distserve.api.gateway import LONGEST_REQUEST
+from distserve.engine.validation import MAX_TIMEOUT_MS
 from distserve.gateway import client
 from distserve.wire.dialect import Phases
 
@@ -203,6 +206,15 @@ async def test_what_hangs_is_ended_by_the_timeout_on_both_sides(
     assert answer["error"]["code"] == "request_timeout"
     await house.until(lambda: engine.aborted)
     await house.until_quiet()
+
+
+async def test_engines_take_the_longest_request_that_is_allowed(houses: Any) -> None:
+    longest = parse_duration(LONGEST_REQUEST)
+    house = await houses(request_timeout_seconds=longest)
+    assert (await house.complete())[0] == 200
+    (prefill,), (decode,) = house.prefills[0].legs, house.decodes[0].legs
+    for leg in (prefill, decode):
+        assert (longest - 60) * 1000 < leg.timeout_ms <= MAX_TIMEOUT_MS
 
 
 @pytest.mark.parametrize("seed", range(3))

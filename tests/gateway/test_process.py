@@ -69,6 +69,7 @@ def start(files: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         ({"key_file": "/nowhere/key"}, "deployment key"),
         ({"slo_ttft": "fast"}, "--slo-ttft"),
         ({"request_timeout": "0s"}, "--request-timeout"),
+        ({"request_timeout": "24h1s"}, "--request-timeout: 24h1s is more than 24h"),
         ({"routing_policy": "Best"}, "--routing-policy"),
         ({"strategy": "Unheard"}, "--strategy"),
         ({"max_waiting_requests": "-1"}, "--max-waiting-requests"),

@@ -59,14 +59,11 @@ async def test_who_stops_to_read_is_let_go_some_seconds_after_the_deadline(
         assert not data.endswith(b"data: [DONE]\n\n"), "all of it was in buffers: nothing was seen"
 
 
-@pytest.mark.parametrize(
-    ("timeout_seconds", "unread_ms"), [(30.0, 90_000), (30 * 86400.0, 2**31 - 1)]
-)
+@pytest.mark.parametrize(("timeout_seconds", "unread_ms"), [(30.0, 90_000), (86_400.0, 86_460_000)])
 def test_what_nobody_reads_does_not_hold_its_connection(
     monkeypatch: pytest.MonkeyPatch, timeout_seconds: float, unread_ms: int
 ) -> None:
-    """A closed connection too has to send what it still has: the kernel bounds that, by 24 days
-    at most."""
+    """A closed connection too has to send what it still has: the kernel bounds that."""
     monkeypatch.setattr(server._Server, "run", lambda self, sockets: None)
     settings = Settings(
         model="test", key=b"k", discovery="file:x", request_timeout_seconds=timeout_seconds

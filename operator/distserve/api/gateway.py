@@ -4,9 +4,12 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from distserve.api.base import Model
-from distserve.api.durations import Duration
+from distserve.api.base import Model, Rule
+from distserve.api.durations import Duration, parse_duration
 from distserve.api.roles import PodTemplate
+
+LONGEST_REQUEST = "24h"
+"""Engines take nothing that may run for longer."""
 
 
 class ServiceType(StrEnum):
@@ -59,6 +62,15 @@ class Routing(Model):
 class GatewaySpec(Model):
     """The gateway's replicas and bounds."""
 
+    rules = (
+        Rule(
+            "!has(self.requestTimeout)"
+            f" || duration(self.requestTimeout) <= duration('{LONGEST_REQUEST}')",
+            f"requestTimeout is more than the {LONGEST_REQUEST} that engines take: lower it",
+            lambda self: parse_duration(self.request_timeout) <= parse_duration(LONGEST_REQUEST),
+        ),
+    )
+
     replicas: int = Field(
         default=2, ge=1, le=100, description="Gateway pods. Unit: pods. Default: 2."
     )
@@ -77,7 +89,7 @@ class GatewaySpec(Model):
     )
     request_timeout: Duration = Field(
         default="10m",
-        description="Longest time of a request, from its arrival to its last token. Unit: a "
-        "duration such as 30s. Default: 10m.",
+        description="Longest time of a request, from its arrival to its last token; at most "
+        f"{LONGEST_REQUEST}. Unit: a duration such as 30s. Default: 10m.",
     )
     pod_template: PodTemplate = Field(default_factory=dict)

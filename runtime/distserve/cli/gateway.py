@@ -13,7 +13,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from distserve.api.gateway import RoutingPolicy
+    from distserve.api.gateway import LONGEST_REQUEST, RoutingPolicy
     from distserve.api.strategies import StrategyName
 
     add = parser.add_argument
@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=512,
         help="prompts without a first token, in all gateways; beyond it clients get 429",
     )
-    add("--request-timeout", default="10m", help="longest time of a request, as 10m")
+    add(
+        "--request-timeout",
+        default="10m",
+        help=f"longest time of a request, as 10m; at most {LONGEST_REQUEST}",
+    )
     add("--slo-ttft", help="objective for the time to first token, as 250ms")
     add("--slo-tpot", help="objective for the time per output token, as 100ms")
     add("--attainment-percent", type=float, default=90.0, help="share that is to meet both")
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, key: bytes, make: Callable[..., T]) -> T:
-    from distserve.api.gateway import RoutingPolicy
+    from distserve.api.gateway import LONGEST_REQUEST, RoutingPolicy
     from distserve.api.strategies import StrategyName
     from distserve.gateway.discovery import make_discovery
     from distserve.wire.dialect import Slo
@@ -100,7 +104,7 @@ def _settings(args: argparse.Namespace, key: bytes, make: Callable[..., T]) -> T
         routing_policy=RoutingPolicy(args.routing_policy),
         min_remote_prefill_tokens=args.min_remote_prefill_tokens,
         max_waiting_requests=args.max_waiting_requests,
-        request_timeout_seconds=_seconds(args, "request_timeout"),
+        request_timeout_seconds=_seconds(args, "request_timeout", LONGEST_REQUEST),
         slo=Slo(
             ttft_ms=None if ttft is None else ttft * 1000,
             tpot_ms=None if tpot is None else tpot * 1000,
@@ -109,7 +113,7 @@ def _settings(args: argparse.Namespace, key: bytes, make: Callable[..., T]) -> T
     )
 
 
-def _seconds(args: argparse.Namespace, flag: str) -> float | None:
+def _seconds(args: argparse.Namespace, flag: str, most: str | None = None) -> float | None:
     from distserve.api.durations import parse_duration
 
     text = getattr(args, flag)
@@ -118,6 +122,8 @@ def _seconds(args: argparse.Namespace, flag: str) -> float | None:
     seconds = _or_usage(lambda: parse_duration(text), ValueError, f"--{flag.replace('_', '-')}: ")
     if seconds <= 0:
         raise UsageError(f"--{flag.replace('_', '-')}: a duration above zero is needed")
+    if most is not None and seconds > parse_duration(most):
+        raise UsageError(f"--{flag.replace('_', '-')}: {text} is more than {most}: lower it")
     return seconds
 
 

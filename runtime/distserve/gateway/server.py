@@ -14,8 +14,6 @@ from distserve.wire.tracing import Tracing
 BACKLOG = 2048
 UNREAD_SECONDS = 60
 """How much longer than a request a client may take nothing that was sent to it."""
-LONGEST_UNREAD_MS = 2**31 - 1
-"""What the kernel takes: 24 days."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients and load balancers keep idle connections, so that they close them first."""
 
@@ -55,7 +53,6 @@ def serve(settings: Settings, bound: socket.socket, tracing: Tracing) -> None:
     # Connections have it from the socket that accepts them. Closing alone waits for the client to
     # read what was sent: with one that stopped, for ever.
     unread_ms = int((settings.request_timeout_seconds + UNREAD_SECONDS) * 1000)
-    unread_ms = min(unread_ms, LONGEST_UNREAD_MS)
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     gateway = Gateway(settings)
     config = uvicorn.Config(

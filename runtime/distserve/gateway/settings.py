@@ -19,6 +19,7 @@ class Settings:
     max_waiting_requests: int = 512
     """In all gateways that discovery knows of together."""
     request_timeout_seconds: float = 600.0
+    """At most distserve.api.gateway.LONGEST_REQUEST: engines refuse what may take longer."""
     slo: Slo = field(default_factory=Slo)
     """Of requests whose headers name none."""
     attainment_percent: float = 90.0
