@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from distserve.planner.models import find_model
 from distserve.planner.profiles import load_profile
 from distserve.planner.result import RunResult, Slo
 from distserve.planner.series import series_ms, steps_until
+from distserve.planner.serving import Serving
 from distserve.workload import ArrivalProcess, RequestSet, Trace, read_requests
 
 DATA = Path(__file__).parent / "data"
@@ -264,6 +266,25 @@ def test_a_context_beyond_the_decode_limit_is_refused_and_does_not_hang():
     search = search_for(RequestSet([60_000], [5]))
     with pytest.raises(OversizedRequest, match="one decode step"):
         search.run(Configuration(1, 2, 1, 1, 1), 1.0)
+
+
+def test_prefill_is_remembered_by_its_times(readme_requests, monkeypatch):
+    """Those of a measured deployment are made anew for each configuration, and where the last ones
+    lay others may lie."""
+    measured = {("facebook/opt-13b", tp): Serving(step_ms=1.0) for tp in (1, 2)}
+    profile = replace(load_profile(), serving_by_model=measured)
+
+    def search():
+        requests = readme_requests.sample(100, 0)
+        return Search(find_model("13b"), profile, requests, ArrivalProcess(), Slo(200, 100))
+
+    tried = [Configuration(1, 1, 1, 2, 1), Configuration(1, 2, 1, 1, 1)]
+    apart = [search().best_rate(one, 5, 0.25) for one in tried]
+    assert apart[0] != apart[1]
+    together = search()
+    assert [together.best_rate(one, 5, 0.25) for one in tried] == apart
+    monkeypatch.delattr("distserve.planner.compat.search.prefill_chain")
+    assert [together.best_rate(one, 5, 0.25) for one in tried] == apart
 
 
 def test_unfinished_requests_of_a_stopped_probe_are_not_numbers(readme_requests):

@@ -1,7 +1,9 @@
 """What the simulator's commands say to a mistake: one line with its cure, and exit code 2."""
 
 import pytest
-from tests.planner.commands import simulate
+from tests.planner.commands import command
+
+ESTIMATE = ("--estimate", "--hardware-profile", "h100-80g")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,21 @@ from tests.planner.commands import simulate
         (["sweep", "--requests", "README", "--slas", "[1e999]"], "percentiles from 0 to 100"),
         (["sweep", "--requests", "README", "--base-N", "[1e999]"], "whole numbers"),
         (["sweep", "--requests", "README", "--base-N", "[2.5]"], "whole numbers"),
+        (["sweep", "--requests", "README", "--base-N", "0"], "whole numbers from 1"),
+        (["sweep", "--requests", "README", "--tp-decode", "0"], "whole numbers from 1"),
+        (
+            ["sweep", "--requests", "README", "--pp-prefill", "[1,0]", "--estimate"],
+            "whole numbers from 1",
+        ),
+        (
+            ["run", "--requests", "README", "--no-compat", "--pp-prefill", "80"],
+            "the 40 layers of facebook/opt-13b are not 80 equal stages; give one of PP 1, 2, 4, 5,",
+        ),
+        (["run", "--requests", "README", "--pp-decode", "3"], "are not 3 equal stages"),
+        (
+            ["run", "--requests", "README", "--pp-decode", "3", *ESTIMATE],
+            "are not 3 equal stages",
+        ),
         (["sweep", "--requests", "README", "--num-node", "2"], "no effect without --figure"),
         (["sweep", "--requests", "README", "--arrival", "recorded"], "a sweep is over rates"),
         (["run", "--requests", "EMPTY"], "holds no requests"),
@@ -50,7 +67,7 @@ from tests.planner.commands import simulate
         (["run", "--requests", "LONG", "--N", "1", "--no-compat"], "exceeds the 66144 tokens"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(arguments, message, readme_file, tmp_path):
+def test_a_mistake_is_one_line_and_exit_2(arguments, message, readme_file, tmp_path, run):
     (tmp_path / "empty.csv").write_text("prompt_len,output_len\n")
     (tmp_path / "p.sqlite").write_bytes(b"SQLite format 3\0\xf8")
     (tmp_path / "long.csv").write_text("prompt_len,output_len\n70000,9\n")
@@ -60,10 +77,15 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, message, readme_file, tmp_p
         "LONG": str(tmp_path / "long.csv"),
         "DATABASE": str(tmp_path / "p.sqlite"),
     }
-    done = simulate(*[files.get(argument, argument) for argument in arguments])
-    assert done.returncode == 2
+    done = run("simulate", *[files.get(argument, argument) for argument in arguments])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+
+
+def test_a_process_ends_so_too():
+    done = command("main", "simulate", "run", "--requests", "none.csv")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("distserve simulate run: cannot read the requests in none.csv")
 
 
 VLLM = ("run", "--backend", "vllm")
@@ -93,9 +115,9 @@ VLLM = ("run", "--backend", "vllm")
         ),
     ],
 )
-def test_a_flag_without_effect_is_refused(arguments, message, tmp_path):
+def test_a_flag_without_effect_is_refused(arguments, message, tmp_path, run):
     path = tmp_path / "trace.csv"
     path.write_text("prompt_len,output_len,arrival_ms\n100,5,10\n200,6,40\n")
-    done = simulate(*arguments, "--requests", path)
+    done = run("simulate", *arguments, "--requests", path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert message in done.stderr

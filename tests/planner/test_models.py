@@ -3,9 +3,12 @@
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
+from distserve.engine.errors import ParallelismError
+from distserve.engine.rank import Rank
 from distserve.planner.errors import InvalidProfile, InvalidRequest, NoProfile
 from distserve.planner.fitting import fit_database, profile_text, read_records
 from distserve.planner.links import load_link
@@ -85,6 +88,21 @@ def test_kv_heads_by_the_key_of_the_model_s_family(config, kv_heads, parameters)
     assert model.parameters == pytest.approx(parameters, rel=0.001)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (40, 40), (32, 8), (71, 1), (12, 8)])
+def test_tensor_degrees_are_those_that_the_engine_takes(heads, kv_heads):
+    """28 heads on 4 is Qwen2.5-7B, of which 7 and 14 ranks cannot share the KV heads."""
+
+    def takes(tensor: int) -> bool:
+        rank = Rank(tensor=tensor)
+        try:
+            return bool(rank.heads(heads).size and rank.kv_heads(kv_heads).size)
+        except ParallelismError:
+            return False
+
+    model = replace(find_model("13b"), heads=heads, kv_heads=kv_heads)
+    assert model.tensor_degrees(heads) == [n for n in range(1, heads + 1) if takes(n)]
+
+
 def test_without_multi_query_each_head_has_keys_and_values():
     assert from_config(FALCON_7B | {"multi_query": False}).kv_heads == 71
     assert from_config(STARCODER | {"multi_query": False}).kv_heads == 48
@@ -98,6 +116,7 @@ def test_without_multi_query_each_head_has_keys_and_values():
         ("n_routed_experts", "a mixture of experts"),
         ("moe_num_experts", "a mixture of experts"),
         ("kv_lora_rank", "latent attention"),
+        ("quantization_config", "a quantised checkpoint"),
     ],
 )
 def test_what_a_shape_cannot_say_is_refused_with_its_key(key, what):
@@ -105,17 +124,33 @@ def test_what_a_shape_cannot_say_is_refused_with_its_key(key, what):
         from_config(STARCODER | {key: 64})
     with pytest.raises(InvalidRequest, match=key):
         from_config({"text_config": STARCODER | {key: 64}})
+    with pytest.raises(InvalidRequest, match=key):
+        from_config({"text_config": STARCODER, key: 64})
     assert from_config(STARCODER | {key: None}).kv_heads == 1, "a dense one of such a family"
 
 
 def test_configs_that_cannot_be_used(tmp_path):
     with pytest.raises(InvalidRequest, match="lacks num_hidden_layers"):
         from_config({"hidden_size": 8, "num_attention_heads": 2})
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InvalidRequest):
-        find_model(str(tmp_path))
+    for content in ("[]", '{"hidden_size": Infinity}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(InvalidRequest, match="is not a transformers config"):
+            find_model(str(tmp_path))
     with pytest.raises(InvalidRequest, match="unknown model"):
         find_model("nobody/knows")
+
+
+@pytest.mark.parametrize(
+    "key", ["num_attention_heads", "num_hidden_layers", "num_kv_heads", "head_dim", "ffn_dim"]
+)
+def test_a_size_below_1_is_refused_with_its_key(key):
+    plain = FALCON_7B | {"new_decoder_architecture": True}
+    for size in (0, -1):
+        if size == 0 and key in ("num_kv_heads", "head_dim", "ffn_dim"):
+            assert from_config(plain | {key: 0}) == from_config(plain), "as if it were not said"
+            continue
+        with pytest.raises(InvalidRequest, match=f"config has {key} {size}; it is 1 or more"):
+            from_config(plain | {key: size})
 
 
 def test_links_reproduce_their_measurements_and_extend_beyond_them():
@@ -179,7 +214,7 @@ def test_profiles_that_are_missing_or_wrong(tmp_path):
     profile = load_profile()
     with pytest.raises(NoProfile, match="facebook/opt-175b, give --hardware-profile or --estimate"):
         profile.times(find_model("175b"), 8)
-    with pytest.raises(NoProfile, match=r"TP 6 \(known: TP 2, 3, 4, 8\)"):
+    with pytest.raises(NoProfile, match=r"TP 6 \(known: TP 2, 3, 4, 8\).*; give one of these"):
         profile.times(find_model("66b"), 6)
 
 
@@ -194,6 +229,15 @@ def test_estimates_are_near_the_measurements_that_there_are(name, tp):
     for batch in (1, 32, 80):
         ratio = estimated.decode_ms(batch, batch * 800) / measured.decode_ms(batch, batch * 800)
         assert 0.7 < ratio < 1.4
+
+
+def test_degrees_that_nobody_measured_are_not_said_to_be_estimated():
+    """An estimate beside measurements would be the faster one by what it leaves out."""
+    kept = with_estimates("a100-80g", "distserve", find_model("13b"))
+    with pytest.raises(NoProfile) as told:
+        kept.times(find_model("13b"), 8)
+    assert "--estimate" not in str(told.value)
+    assert kept == load_profile()
 
 
 def test_estimates_are_marked_and_measurements_kept():

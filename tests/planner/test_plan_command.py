@@ -69,10 +69,10 @@ def test_plan_for_a_deployment(tmp_path):
         ("--hardware-profile", "p.sqlite", "`distserve profile fit --db p.sqlite --output p.json`"),
     ],
 )
-def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, value, message):
+def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, value, message, run):
     monkeypatch.chdir(tmp_path)
     Path("p.sqlite").write_bytes(b"SQLite format 3\0\xf8")
-    done = command("main", "plan", "-f", deployment(tmp_path), flag, value)
+    done = run("plan", "-f", deployment(tmp_path), flag, value)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr and done.stderr.count("\n") == 1
 
@@ -132,10 +132,21 @@ def test_plan_without_an_answer_is_exit_3(tmp_path):
         ),
     ],
 )
-def test_a_deployment_that_cannot_be_planned_is_one_line(tmp_path, change, message):
+def test_a_deployment_that_cannot_be_planned_is_one_line(tmp_path, change, message, run):
     path = deployment(tmp_path)
     path.write_text(path.read_text().replace(*change))
-    done = command("main", "plan", "-f", path)
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = run("plan", "-f", path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr
+
+
+def test_a_process_ends_so_too(tmp_path):
+    done = command("main", "plan", "-f", tmp_path / "none.yaml")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("distserve plan: ") and "none.yaml" in done.stderr
+
+
+def test_a_degree_that_nobody_measured_is_not_estimated(tmp_path, run):
+    done = run("plan", "-f", deployment(tmp_path), "--prefill-tp", 8, "--estimate")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "TP 8 (known: TP 1, 2, 4); fix one of these, or give a --hardware" in done.stderr

@@ -14,7 +14,9 @@ from distserve.planner.strategies import Fleet
 def instance_spec(
     model: ModelShape, profile: HardwareProfile, tp: int, pp: int, memory: bool = True
 ) -> InstanceSpec:
-    """An instance with the default budgets; raises NoProfile where it cannot run."""
+    """An instance with the default budgets; raises NoProfile where it cannot run, InvalidRequest
+    where its stages would not be equal."""
+    model.refuse_uneven(pp)
     times = profile.times(model, tp)
     tokens = profile.kv_tokens(model, tp, pp)
     if not tokens:

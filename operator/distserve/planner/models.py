@@ -56,13 +56,28 @@ class ModelShape:
         """Keys and values of one token over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
 
+    def splits_into(self, tensor: int) -> bool:
+        """Whether so many ranks share the attention heads evenly, and each KV head lies whole in
+        one rank or, copied, in equally many: what the engine takes."""
+        shared = self.kv_heads % tensor == 0 or tensor % self.kv_heads == 0
+        return self.heads % tensor == 0 and shared
+
     def tensor_degrees(self, at_most: int) -> list[int]:
-        """Tensor parallel degrees that divide the attention heads."""
-        return [n for n in range(1, at_most + 1) if self.heads % n == 0]
+        """Tensor parallel degrees that the heads split into."""
+        return [n for n in range(1, at_most + 1) if self.splits_into(n)]
 
     def pipeline_degrees(self, at_most: int) -> list[int]:
         """Pipeline parallel degrees that divide the layers."""
         return [n for n in range(1, at_most + 1) if self.layers % n == 0]
+
+    def refuse_uneven(self, pipeline: int) -> None:
+        """Raises InvalidRequest for a pipeline parallel degree that does not divide the layers."""
+        if self.layers % pipeline:
+            degrees = ", ".join(map(str, self.pipeline_degrees(self.layers)))
+            raise InvalidRequest(
+                f"the {self.layers} layers of {self.name} are not {pipeline} equal stages; give "
+                f"one of PP {degrees}"
+            )
 
 
 def _opt(name: str, layers: int, heads: int, hidden: int) -> ModelShape:
@@ -117,7 +132,7 @@ def find_model(name: str) -> ModelShape:
             return from_config(json.loads(path.read_text()), name=path.parent.name or path.stem)
         except InvalidRequest:
             raise
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, OverflowError, AttributeError, TypeError) as error:
             raise InvalidRequest(f"{path} is not a transformers config: {error}") from error
     raise InvalidRequest(
         f"unknown model {name}; give one of {', '.join(KNOWN_MODELS)} "
@@ -131,9 +146,10 @@ _NOT_MODELLED = {
     "n_routed_experts": "a mixture of experts",
     "moe_num_experts": "a mixture of experts",
     "kv_lora_rank": "latent attention",
+    "quantization_config": "a quantised checkpoint",
 }
-"""Keys of a config by what they tell: read as a dense model it would be planned far too small, or
-with many times its KV cache."""
+"""Keys of a config by what they tell: read as a dense model of its torch_dtype it would be planned
+far too small or far too large, or with many times its KV cache."""
 
 _FFN_KEYS = ("ffn_dim", "intermediate_size", "n_inner", "ffn_hidden_size")
 # Families by what their configs may leave unsaid, as transformers' own classes take it.
@@ -149,20 +165,29 @@ def _kv_heads(config: Mapping[str, Any], kind: str, heads: int) -> int:
     grouped = bool(config.get("new_decoder_architecture"))
     if config.get("multi_query", kind in _MULTI_QUERY) and not grouped:
         return 1
-    return int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads)
+    keys = (key for key in ("num_key_value_heads", "num_kv_heads") if config.get(key))
+    return next((_size(key, config[key]) for key in keys), heads)
+
+
+def _size(key: str, found: Any) -> int:
+    """Raises InvalidRequest below 1."""
+    if (size := int(found)) < 1:
+        raise InvalidRequest(f"the model's config has {key} {found}; it is 1 or more")
+    return size
 
 
 def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShape:
-    """The shape that a transformers `config.json` describes (decoder-only, dense).
+    """The shape that a transformers `config.json` describes (decoder-only, dense, not quantised).
 
     Raises InvalidRequest where it lacks a size or describes what a shape cannot say.
     """
-    config = config.get("text_config", config)
+    whole, config = config, config.get("text_config") or config
     for key, what in _NOT_MODELLED.items():
-        if config.get(key):
+        if whole.get(key) or config.get(key):
             raise InvalidRequest(
-                f"the model's config has {key}: {what} is not modelled; give a dense model, or "
-                "write units, instancesPerUnit and parallelism into the spec with mode: Manual"
+                f"the model's config has {key}: {what} is not modelled; give a dense model that "
+                "is not quantised, or write units, instancesPerUnit and parallelism into the spec "
+                "with mode: Manual"
             )
 
     kind = str(config.get("model_type", ""))
@@ -171,7 +196,7 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
     def value(*keys: str) -> int:
         for key in keys:
             if config.get(key) is not None:
-                return int(config[key])
+                return _size(key, config[key])
         raise InvalidRequest(f"the model's config lacks {' / '.join(keys)}")
 
     hidden = value("hidden_size", "n_embd")
@@ -183,9 +208,9 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
         hidden=hidden,
         vocabulary=value("vocab_size"),
         max_positions=value("max_position_embeddings", "n_positions"),
-        ffn=next((int(config[key]) for key in _FFN_KEYS if config.get(key)), 4 * hidden),
+        ffn=next((_size(key, config[key]) for key in _FFN_KEYS if config.get(key)), 4 * hidden),
         kv_heads=_kv_heads(config, kind, heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        head_dim=_size("head_dim", config.get("head_dim") or hidden // heads),
         ffn_matrices=2 if kind in _PLAIN_FFN else 3,
         learned_positions=kind in _LEARNED_POSITIONS,
         tied_embeddings=bool(config.get("tie_word_embeddings", kind in _TIED)),

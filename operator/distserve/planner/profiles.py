@@ -64,9 +64,12 @@ class HardwareProfile:
 
     def _gap(self, model: ModelShape, tp: int) -> str:
         degrees = sorted(degree for name, degree in self.entries if name == model.name)
-        known = f" (known: TP {', '.join(map(str, degrees))})" if degrees else ""
-        where = f"{model.name} at TP {tp}{known} in {self.name}" if degrees else model.name
-        return f"{where}, give --hardware-profile or --estimate"
+        if not degrees:
+            return f"{model.name}, give --hardware-profile or --estimate"
+        return (
+            f"{model.name} at TP {tp} (known: TP {', '.join(map(str, degrees))}) in {self.name}; "
+            "give one of these, or a --hardware-profile that has it"
+        )
 
     def kv_tokens(self, model: ModelShape, tp: int, pp: int) -> int:
         """KV tokens that fit one instance; 0 where the model does not fit."""

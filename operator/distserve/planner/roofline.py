@@ -51,7 +51,7 @@ ACCELERATORS = {
         Accelerator("h100-80g", 989e12, 3350e9, 80 * GIB, 450e9),
         Accelerator("h200-141g", 989e12, 4800e9, 141e9, 450e9),
         Accelerator("l40s-48g", 362e12, 864e9, 48 * GIB, 32e9),
-        Accelerator("a10g-24g", 125e12, 600e9, 24 * GIB, 16e9),
+        Accelerator("a10g-24g", 70e12, 600e9, 24 * GIB, 16e9),
     )
 }
 
@@ -94,7 +94,8 @@ def estimated_profile(model: ModelShape, accelerator: Accelerator) -> HardwarePr
 def with_estimates(
     name: str = DEFAULT_PROFILE, engine: str = "distserve", model: ModelShape | None = None
 ) -> HardwareProfile:
-    """The named accelerator's estimate for `model`; a measured profile is kept where it knows it.
+    """The named accelerator's estimate for `model`; a measured profile is kept where it knows it,
+    without estimates of the degrees that it lacks: they are less near than what it has.
 
     `name` is one of ACCELERATORS, or a profile file whose memory budget is then used with the
     data sheet of the A100-80G.

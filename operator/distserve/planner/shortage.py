@@ -7,6 +7,7 @@ the answer is a nearest miss, as with an SLO that nothing meets.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -74,9 +75,10 @@ def _no_instance(search: PlacementSearch, roles: tuple[str, ...], role: str) -> 
     model, profile, most = search.model, search.profile, search.max_ranks
     known = sorted(tp for name, tp in profile.entries if name == model.name)
     fixed = search.fixed_tp.get(role)
-    allowed = [tp for tp in known if fixed in (None, tp) and model.heads % tp == 0]
+    splitting = [tp for tp in known if model.splits_into(tp)]
+    allowed = [tp for tp in splitting if fixed in (None, tp)]
     if not allowed:
-        raise NoProfile(_no_times(search, role, known))
+        raise NoProfile(_no_times(search, role, known, splitting))
     pipelines = model.pipeline_degrees(model.layers)
     degrees = [
         (tp, pp) for tp, pp in product(allowed, pipelines) if most is None or tp * pp <= most
@@ -108,14 +110,22 @@ def _bytes(search: PlacementSearch, tp: int, pp: int) -> float:
     return weight_bytes(search.model, tp, pp) + block_bytes(search.model, tp, pp)
 
 
-def _no_times(search: PlacementSearch, role: str, known: list[int]) -> str:
-    name = search.model.name
+def _no_times(
+    search: PlacementSearch, role: str, known: Sequence[int], splitting: Sequence[int]
+) -> str:
+    """`splitting`: of the degrees whose times are known those that the heads split into."""
+    model, name = search.model, search.model.name
     if not known:
         return f"no profile for {name}, give --hardware-profile or --estimate"
-    listed = ", ".join(map(str, known))
+    if not splitting:
+        return (
+            f"step times of {name} are known at TP {', '.join(map(str, known))} alone, into which "
+            f"its {model.heads} heads and {model.kv_heads} KV heads do not split; measure another"
+        )
     return (
         f"no profile for {name} at the fixed {role} TP {search.fixed_tp.get(role)} (known: TP "
-        f"{listed}); fix another degree that divides {search.model.heads} heads, or give --estimate"
+        f"{', '.join(map(str, splitting))}); fix one of these, or give a --hardware-profile that "
+        "has it"
     )
 
 

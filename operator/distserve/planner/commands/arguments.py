@@ -60,10 +60,10 @@ def number_list(text: str) -> list[float]:
 
 
 def integer_list(text: str) -> list[int]:
-    """An argparse type: a list of whole numbers."""
+    """An argparse type: a list of whole numbers of at least 1."""
     values = number_list(text)
-    if any(not math.isfinite(value) or value != int(value) or value < 0 for value in values):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers")
+    if any(not math.isfinite(value) or value != int(value) or value < 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers from 1")
     return [int(value) for value in values]
 
 
@@ -110,7 +110,8 @@ def add_hardware(
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="compute step times from the accelerator's data sheet where none were measured",
+        help="compute step times from the accelerator's data sheet for a model of which none were "
+        "measured",
     )
 
 

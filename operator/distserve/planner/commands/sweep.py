@@ -135,14 +135,14 @@ def _configurations(args: argparse.Namespace) -> Iterator[Configuration]:
     decode = [(0, 0)] if args.backend == "vllm" else product(args.tp_decode, args.pp_decode)
     for prefill, (tp, pp) in product(product(args.tp_prefill, args.pp_prefill), list(decode)):
         configuration = Configuration(1, *prefill, tp, pp)
-        if 0 < configuration.accelerators <= args.total_gpu:
+        if configuration.accelerators <= args.total_gpu:
             yield configuration
 
 
 def _grid(args: argparse.Namespace, model: ModelShape) -> Iterator[tuple[Any, ...]]:
     """Summary rows of every point; requests in number grow with the accelerators.
 
-    A configuration without times or memory is left out with a line on stderr.
+    A configuration without times, memory or equal stages is left out with a line on stderr.
     """
     profile = load_hardware(args, model, args.backend)
     arrivals = arrivals_of(args)
@@ -158,7 +158,7 @@ def _grid(args: argparse.Namespace, model: ModelShape) -> Iterator[tuple[Any, ..
                 searches[count] = Search(model, profile, requests, arrivals, slo)
             try:
                 searches[count].chains(configuration)
-            except NoProfile as error:
+            except (InvalidRequest, NoProfile) as error:
                 print(f"left out: {error}", file=sys.stderr)
                 break
             for per_gpu_rate in args.per_gpu_rate:

@@ -108,10 +108,11 @@ class Search:
         self.arrivals = arrivals
         self.slo = slo
         self._traces: dict[float, Trace] = {}
-        self._prefills: dict[tuple[int, int, float], tuple[list[float], float]] = {}
+        self._prefills: dict[tuple[Chain, float], tuple[list[float], float]] = {}
 
     def chains(self, configuration: Configuration) -> tuple[Chain, Chain | None]:
-        """The prefill and the decode chain; raises NoProfile when one cannot run."""
+        """The prefill and the decode chain; raises NoProfile when one cannot run, InvalidRequest
+        when its stages would not be equal."""
         cross = configuration.pp_cross
         prefill = self._chain(configuration.tp_prefill, cross * configuration.pp_prefill)
         if configuration.colocated:
@@ -119,6 +120,7 @@ class Search:
         return prefill, self._chain(configuration.tp_decode, cross * configuration.pp_decode)
 
     def _chain(self, tp: int, pp: int) -> Chain:
+        self.model.refuse_uneven(pp)
         times = self.profile.times(self.model, tp)
         table = self.profile.max_tokens
         # The reference runs only what its table lists; a profile without a table has the formula.
@@ -192,7 +194,7 @@ class Search:
                 return None if watch.outcome else watch.miss
             ttft_ms = _ttft_quantile(trace, first_token_ms, slo)
         else:
-            key = (id(prefill.times), prefill.pp, rate)
+            key = (prefill, rate)
             if key not in self._prefills:
                 instants = prefill_chain(trace, prefill)
                 self._prefills[key] = instants, _ttft_quantile(trace, instants, slo)
