@@ -1,9 +1,12 @@
 """/v1/chat/completions as the openai client sees it."""
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import openai
 import pytest
+
+from distserve.gateway.work import Output, Work
 
 MESSAGES: Any = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
 PROMPT = "system:be|user:hi|assistant:"
@@ -44,6 +47,32 @@ async def test_content_of_text_parts_and_developer_messages(house: Any) -> None:
     assert bytes(answer["tokens"]).decode() == PROMPT
 
 
+@pytest.mark.parametrize("dumped", [False, True], ids=["as it is", "dumped"])
+async def test_an_answer_goes_back_as_it_came(
+    client: openai.AsyncOpenAI, house: Any, dumped: bool
+) -> None:
+    first = await client.chat.completions.create(model="test", messages=MESSAGES, max_tokens=4)
+    said: Any = first.choices[0].message
+    history = [*MESSAGES, said.model_dump() if dumped else said, {"role": "user", "content": "so"}]
+    await client.chat.completions.create(model="test", messages=history, max_tokens=1)
+    prompt = bytes(house.prefills[0].legs[1].prompt).decode()
+    assert prompt == f"system:be|user:hi|assistant:{said.content}|user:so|assistant:"
+
+
+@pytest.mark.parametrize("field", ["annotations", "reasoning", "reasoning_content", "tool_calls"])
+async def test_what_others_answer_besides_text_is_taken_where_there_is_none(
+    house: Any, field: str
+) -> None:
+    for value, status in ((None, 200), ([], 200), ([{"type": "x"}], 400), ("because", 400)):
+        said = {"role": "assistant", "content": "x", field: value}
+        asked = {"model": "test", "messages": [said], "max_tokens": 1}
+        got, answer, _ = await house.post("/v1/chat/completions", asked)
+        assert got == status, answer
+        if status == 400:
+            assert answer["error"]["param"] == "messages"
+            assert answer["error"]["message"] == f"messages: {field} is not supported"
+
+
 async def test_a_stream_begins_with_the_role(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="test", messages=MESSAGES, max_tokens=4, n=2, stream=True,
@@ -61,6 +90,23 @@ async def test_a_stream_begins_with_the_role(client: openai.AsyncOpenAI) -> None
         assert not any(c.delta.role for c in own)
     assert last.choices == [] and last.usage is not None
     assert last.usage.completion_tokens == 8
+
+
+async def test_usage_in_chunks_grows_from_nothing(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first tokens come together."""
+    one_by_one = Work.outputs
+
+    async def together(work: Work) -> AsyncGenerator[list[Output], None]:
+        yield [output async for batch in one_by_one(work) for output in batch]
+
+    monkeypatch.setattr(Work, "outputs", together)
+    *chunks, _, _ = await house.stream(
+        "/v1/chat/completions", messages=MESSAGES, max_tokens=4,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    )  # fmt: skip
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -99,11 +99,12 @@ class Exchange(Response):
                 else:
                     async with contextlib.aclosing(self.work.outputs()) as outputs:
                         async for batch in outputs:
-                            chunks = self.answer.chunks(batch)
+                            # The opening before the batch: the usage in it is that of no token.
+                            opening = [] if started else self.answer.opening()
+                            chunks = [*opening, *self.answer.chunks(batch)]
                             if not started:
                                 started = True
                                 await send(_start(200, _EVENTS))
-                                chunks = [*self.answer.opening(), *chunks]
                             await send(_part(b"".join(map(_event, chunks))))
                     closing = self.answer.closing(**await self._more())
                     ending = [*map(_event, closing), DONE]

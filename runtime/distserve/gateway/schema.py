@@ -243,7 +243,17 @@ class TextPart(Body):
     text: str
 
 
-_MESSAGE_UNSUPPORTED = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio")
+_MESSAGE_UNSUPPORTED = (
+    "annotations",
+    "audio",
+    "function_call",
+    "reasoning",
+    "reasoning_content",
+    "refusal",
+    "tool_call_id",
+    "tool_calls",
+)
+"""What messages of others have too; null and empty ones come with an answer that is sent back."""
 
 
 class Message(Body):
