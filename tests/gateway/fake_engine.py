@@ -74,6 +74,7 @@ class FakeEngine:
     revision: str = "r0"
     model: str = "test"
     max_model_len: int = 256
+    chat_template: str | None = TEMPLATE
     token_seconds: float = 0.0
     prefill_gate: asyncio.Event | None = None
     """Prefills wait for it where there is one."""
@@ -157,7 +158,7 @@ class FakeEngine:
             strategy=self.strategy, block_tokens=BLOCK_TOKENS, total_blocks=1000,
             max_model_len=self.max_model_len, max_num_seqs=64, max_num_batched_tokens=512,
             vocab_size=VOCAB, bos_token_id=BOS, eos_token_ids=[EOS],
-            chat_template=TEMPLATE,
+            chat_template=self.chat_template,
             files={"tokenizer.json": hashlib.sha256(make_tokenizer()).hexdigest()},
             sampling_defaults={"temperature": 0.5},
         )  # fmt: skip

@@ -5,21 +5,41 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distserve.gateway.errors import BadRequest, ServerFault
+from distserve.gateway.errors import BadRequest
+
+
+class UnusableTemplate(Exception):
+    """It cannot be compiled."""
 
 
 class TemplateRefusal(Exception):
     """The template itself does not take these messages."""
 
 
+class Generation(Extension):
+    """`{% generation %}`, a tag of transformers: training learns from the text in it. Here it is
+    that text."""
+
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # What is set inside is not known outside, as in transformers.
+        return nodes.Scope(body, lineno=line)
+
+
 class ChatTemplate:
-    """A compiled template. Raises ServerFault when it cannot be compiled."""
+    """A compiled template. Raises UnusableTemplate."""
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
@@ -27,14 +47,20 @@ class ChatTemplate:
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ServerFault(f"the model's chat template cannot be used: {error}") from error
+        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
+            # SyntaxError: of the Python that jinja2 makes of it.
+            raise UnusableTemplate(str(error)) from error
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """Text of the conversation up to where the assistant speaks. Raises BadRequest."""
         try:
+            # Templates tell "none" from "not defined": transformers defines both.
             return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special,
             )
         except (TemplateRefusal, jinja2.TemplateError, TypeError, ValueError) as error:
             raise BadRequest(

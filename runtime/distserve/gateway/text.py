@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,10 +11,12 @@ from typing import Any, TypeVar
 import msgspec
 from tokenizers import Tokenizer
 
-from distserve.gateway.chat_template import ChatTemplate
+from distserve.gateway.chat_template import ChatTemplate, UnusableTemplate
 from distserve.gateway.errors import BadRequest, ServerFault
 from distserve.gateway.vocabulary import TokenizerFile, byte_alphabet, byte_of, longest_token
 from distserve.wire.dialect import InstanceInfo
+
+log = logging.getLogger(__name__)
 
 LONG_TEXT = 8192
 """Characters from which on tokenising leaves the event loop: some milliseconds."""
@@ -58,14 +61,19 @@ class TextModel:
             self._byte_fallback = file.model.byte_fallback
             if b'"ByteLevel"' in files["tokenizer.json"]:
                 self._alphabet = byte_alphabet()
-        self._template = None
+        self._template: ChatTemplate | None = None
+        self._why_no_chat = "the model has no chat template"
         if info.chat_template:
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
-            self._template = ChatTemplate(
-                info.chat_template,
-                bos_token=self._special(config, "bos_token", info.bos_token_id),
-                eos_token=self._special(config, "eos_token", next(iter(info.eos_token_ids), None)),
-            )
+            bos_token = self._special(config, "bos_token", info.bos_token_id)
+            eos_token = self._special(config, "eos_token", next(iter(info.eos_token_ids), None))
+            try:
+                self._template = ChatTemplate(
+                    info.chat_template, bos_token=bos_token, eos_token=eos_token
+                )
+            except UnusableTemplate as error:
+                self._why_no_chat = f"the model's chat template cannot be used ({error})"
+                log.error("%s: chats are refused", self._why_no_chat)
         self.piece = lru_cache(maxsize=16384)(self._piece)
         self._turn = asyncio.Semaphore(THREADS)
         self._turn_aside = asyncio.Semaphore(THREADS_ASIDE)
@@ -88,9 +96,7 @@ class TextModel:
     def render(self, messages: list[dict[str, str]]) -> str:
         """With the prompt that makes the assistant speak. Raises BadRequest."""
         if self._template is None:
-            raise BadRequest(
-                "the model has no chat template: use /v1/completions", param="messages"
-            )
+            raise BadRequest(f"{self._why_no_chat}: use /v1/completions", param="messages")
         return self._template.render(messages)
 
     async def decode(self, batch: Sequence[list[int]], *, aside: bool = False) -> list[str]:
