@@ -99,7 +99,8 @@ def test_a_plan_counts_on_claimed_accelerators() -> None:
     wanted = seen("DistServeDeployment", "d", metadata={"namespace": "llm"}, spec=SPEC)
     store.put(DEPLOYMENTS, wanted)
     observed = store.observe(Key("llm", "d"), now=0.0)
-    assert observed is not None and observed.accelerators == (4,)
+    assert observed is not None
+    assert [(offer.node.name, offer.amount) for offer in observed.accelerators] == [("a", 4)]
 
 
 def test_a_unit_asks_for_what_its_pods_claim() -> None:

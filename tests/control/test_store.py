@@ -199,7 +199,7 @@ def test_a_container_that_is_still_being_created_is_no_trouble() -> None:
     assert (found.waiting, found.message) == ("", "")
 
 
-def test_accelerators_are_those_of_usable_nodes() -> None:
+def test_accelerators_are_those_of_all_nodes_with_the_resource() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment(accelerator={"type": "GPU", "resourceName": "x/gpu"}))
     for name, gpus, ready in (("a", "8", "True"), ("b", "4", "True"), ("c", "8", "False")):
@@ -211,9 +211,15 @@ def test_accelerators_are_those_of_usable_nodes() -> None:
             },
         }
         store.put(NODES, node)
-    assert store.observe(KEY, 0.0).accelerators == (4, 8)  # type: ignore[union-attr]
+
+    def seen() -> dict[str, tuple[int, bool]]:
+        found = store.observe(KEY, 0.0)
+        assert found is not None
+        return {node.name: (count, node.usable) for node, count in found.accelerators}
+
+    assert seen() == {"a": (8, True), "b": (4, True), "c": (8, False)}
     store.drop(NODES, ("", "b"), "b")
-    assert store.observe(KEY, 0.0).accelerators == (8,)  # type: ignore[union-attr]
+    assert seen() == {"a": (8, True), "c": (8, False)}
 
 
 def test_a_node_that_changes_is_news_for_the_deployments_there() -> None:

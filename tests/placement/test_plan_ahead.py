@@ -342,6 +342,43 @@ def test_a_plan_across_nodes_stays_inside_a_domain(plan: Plan) -> None:
     assert code == 0 and len(set(found["moves"][0]["nodes"].values())) == 2
 
 
+def test_a_plan_leaves_out_nodes_that_its_pods_may_not_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a node of A100s and three of T4s, for pods that go to A100s alone; one more is ill."""
+    monkeypatch.setattr("distserve.planner.plan.SEARCH_REQUESTS", 80)
+    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 150)
+    template = {"podTemplate": {"spec": {"nodeSelector": {"gpu": "a100"}}}}
+    asked = deployment(
+        model={"id": "facebook/opt-13b", "source": {"hostPath": "/models"}, "maxModelLen": 2048},
+        workload={
+            "lengths": {"promptTokens": {"mean": 300, "p90": 600},
+                        "outputTokens": {"mean": 50, "p90": 100}},
+        },
+        planning={"mode": "Auto", "hardwareProfile": "a100-80g"},
+    )  # fmt: skip
+    asked["spec"] |= {"prefill": template, "decode": template}
+    nodes = [gpu_node(0, index, gpus=2) for index in range(5)]
+    for index, node in enumerate(nodes):
+        node["metadata"]["labels"]["gpu"] = "a100" if index < 2 else "t4"
+    nodes[1]["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
+
+    def plan() -> tuple[int, str, str]:
+        (tmp_path / "deployment.yaml").write_text(json.dumps(asked))
+        (tmp_path / "nodes").write_text(json.dumps({"items": nodes}))
+        files = ["-f", str(tmp_path / "deployment.yaml"), "--nodes", str(tmp_path / "nodes")]
+        return (main(["plan", *files, "--output", "json"]), *capsys.readouterr())
+
+    code, out, said = plan()
+    assert code == 0, said
+    found = json.loads(out)
+    assert found["accelerators"] == 2 and found["placement"]["fits"]
+    nodes[0]["spec"]["unschedulable"] = True
+    code, out, said = plan()
+    assert (code, out, said.count("\n")) == (2, "", 1)
+    assert f"none of the 5 nodes that offer {GPU} (3 without the label gpu=a100, 1" in said
+
+
 @pytest.mark.cluster
 def test_the_cluster_and_what_runs_there_are_asked(
     control_plane: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]

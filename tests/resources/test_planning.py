@@ -7,6 +7,9 @@ import pytest
 
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.loading import load_deployment, parse_deployment
+from distserve.placement import InstanceRequest
+from distserve.placement.inventory import Offer
+from distserve.placement.nodes import Node
 from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.plan import Plan, PlanRequest, RolePlan, make_plan
 from distserve.planner.worker import PlanningOverdue
@@ -208,16 +211,20 @@ def test_shape_and_times_of_a_model_that_nobody_measured() -> None:
     assert profile_of(spec, model, estimate=True).estimated
 
 
-def test_nodes_that_can_be_used() -> None:
-    node = {"spec": {}, "status": {"allocatable": {"nvidia.com/gpu": "8", "cpu": "4"}}}
-    cordoned = {"spec": {"unschedulable": True}, "status": node["status"]}
-    plain = {"spec": {}, "status": {"allocatable": {"cpu": "4"}}}
-    assert nodes_of({"items": [node, cordoned, plain]}) == nodes_of(node) == [8]
-    with pytest.raises(InvalidRequest, match="no schedulable node offers amd"):
-        nodes_of({"items": [node]}, "amd.com/gpu")
-    for wrong in ({"items": "none"}, {"items": [3]}, {"kind": "Pod", "spec": {}}):
-        with pytest.raises(InvalidRequest, match="kubectl get nodes -o yaml"):
-            nodes_of(wrong)
+def test_nodes_that_the_pods_of_every_role_may_use() -> None:
+    def offer(count: int, ready: bool = True, cordoned: bool = False, **labels: str) -> Offer:
+        return Offer(Node("n", labels, {}, (), cordoned, ready), count)
+
+    offers = [
+        offer(8, gpu="a100"), offer(4, gpu="a100", zone="b"), offer(16, gpu="t4"),
+        offer(2, ready=False, gpu="a100"), offer(1, cordoned=True, gpu="a100"),
+    ]  # fmt: skip
+    prefill = InstanceRequest("prefill", 1, {}, node_selector={"gpu": "a100"})
+    decode = InstanceRequest("decode", 1, {}, node_selector={"zone": "b"})
+    assert nodes_of(offers, [InstanceRequest("any", 1, {})]) == [4, 8, 16]
+    assert nodes_of(offers, [prefill]) == [4, 8]
+    assert nodes_of(offers, [prefill, decode]) == [4]
+    assert nodes_of(offers[:1], [prefill, decode]) == []
 
 
 def test_without_nodes_the_limit_is_laid_out_in_nodes() -> None:

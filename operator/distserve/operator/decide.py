@@ -84,18 +84,20 @@ def _decide(
     if isinstance(accepted, Refusal):
         return report_refusal(observed, live, accepted)
     stored = stored_revisions(observed)
-    numbers = numbers_of(accepted, observed, answers, stored)
+    render = replace(settings.render, served=observed.features.served)
+    try:
+        numbers = numbers_of(accepted, observed, answers, stored, render)
+    except RenderError as error:
+        return report_refusal(observed, live, _unrenderable(error))
     if numbers.deployment is None:
         return report_without_numbers(observed, live, numbers)
     if settings.engine_check and (refused := refused_by_engine(numbers.deployment)) is not None:
         return report_refusal(observed, live, refused)
     try:
-        render = replace(settings.render, served=observed.features.served)
         key = key_state(observed, answers, numbers.deployment)
         wanted = _wanted(numbers, render, stored, key.generation)
     except RenderError as error:
-        refusal = Refusal(AcceptedReason.INVALID_POD_TEMPLATE, str(error))
-        return report_refusal(observed, live, refusal)
+        return report_refusal(observed, live, _unrenderable(error))
     if wanted.target not in (revision for _, revision in stored):
         words = answers.refusals.get(wanted.target.digest)
         if words is None:
@@ -107,6 +109,10 @@ def _decide(
             refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
             return report_refusal(observed, live, refusal)
     return _steer(observed, answers, settings, wanted, numbers, live, key)
+
+
+def _unrenderable(error: RenderError) -> Refusal:
+    return Refusal(AcceptedReason.INVALID_POD_TEMPLATE, str(error))
 
 
 def _asked_about(wanted: Wanted, observed: Observed) -> tuple[Object, ...]:

@@ -19,6 +19,7 @@ from distserve.api.planning import ConfigMapKey
 from distserve.operator.flavors import Flavor, KaiQueue, VolcanoQueue
 from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.pairs import LinksQuestion, UnitLinks
+from distserve.placement.inventory import Offer
 from distserve.placement.nodes import Node
 from distserve.placement.requests import CLUSTER
 from distserve.planner.errors import PlannerError
@@ -121,9 +122,9 @@ class Observed:
     pods: tuple[Pod, ...]
     features: Features
     now: float
-    accelerators: tuple[int, ...] = ()
-    """Allocatable accelerators of each schedulable node that offers the deployment's resource:
-    what a plan may count on. Not what is free now: a plan must not change with the load."""
+    accelerators: tuple[Offer, ...] = ()
+    """Nodes that offer the deployment's resource, and how many each has in all: a plan counts on
+    those that its pods may use. Not what is free now: a plan must not change with the load."""
     nodes: Mapping[str, Node | None] = field(default_factory=dict)
     """Those that the deployment's pods are bound to. None: it is not seen (any more)."""
 

@@ -21,11 +21,13 @@ from distserve.operator.model import (
     PlanQuestion,
     TextsQuestion,
 )
+from distserve.operator.requests import role_instances
 from distserve.planner.errors import PlannerError
 from distserve.resources.errors import NoPlan
 from distserve.resources.planned import plan_status, planned_reason, shortfall, with_plan
-from distserve.resources.planning import machine_of, plan_request, references
+from distserve.resources.planning import machine_of, nodes_of, plan_request, references
 from distserve.resources.revisions import Revision, with_numbers
+from distserve.resources.settings import RenderSettings
 from distserve.workload import WorkloadError
 
 PLANNED_FOR: Final = f"{labels.GROUP}/planned-for"
@@ -59,8 +61,9 @@ def numbers_of(
     observed: Observed,
     answers: Answers,
     stored: Sequence[tuple[Object, Revision]],
+    render: RenderSettings,
 ) -> Numbers:
-    """`stored`: oldest first."""
+    """`stored`: oldest first. Raises RenderError for a podTemplate that cannot be merged."""
     if not deployment.spec.planning.automatic:
         fact = Fact(True, PlannedReason.MANUAL, "the numbers are the spec's")
         return Numbers(fact, deployment)
@@ -70,7 +73,8 @@ def numbers_of(
         if notes.get(PLANNED_FOR) == wanted and revision.plan is not None:
             kept = with_numbers(deployment, revision)
             return Numbers(_met(deployment, revision.plan), kept, revision.plan, planned_for=wanted)
-    return _ask(deployment, observed, answers, _in_use(deployment, observed, stored))
+    in_use = _in_use(deployment, observed, stored)
+    return _ask(deployment, answers, _nodes(deployment, observed, render), in_use)
 
 
 def planned_for(deployment: DistServeDeployment) -> str:
@@ -90,8 +94,21 @@ def planned_for(deployment: DistServeDeployment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _nodes(
+    deployment: DistServeDeployment, observed: Observed, render: RenderSettings
+) -> list[int] | None:
+    """Accelerators of each node that the pods of every role may use. None: no such node is there,
+    or not yet."""
+    if not observed.accelerators:
+        return None
+    return nodes_of(observed.accelerators, role_instances(deployment, render)) or None
+
+
 def _ask(
-    deployment: DistServeDeployment, observed: Observed, answers: Answers, in_use: Revision | None
+    deployment: DistServeDeployment,
+    answers: Answers,
+    nodes: list[int] | None,
+    in_use: Revision | None,
 ) -> Numbers:
     kept = with_numbers(deployment, in_use) if in_use is not None else None
     plan = in_use.plan if in_use is not None else None
@@ -107,11 +124,12 @@ def _ask(
     texts = {key: text for key in keys if (text := answers.texts[key]) is not None}
     again = AGAIN_SECONDS if keys else None
     try:
-        nodes = list(observed.accelerators) or None
         machine = machine_of(deployment.spec, nodes)
         request = plan_request(deployment.spec, machine, texts=texts)
     except (PlannerError, WorkloadError) as error:
-        return replace(without(False, planned_reason(error), str(error)), again_seconds=again)
+        # Nodes that come wake nobody.
+        later = again or (RETRY_SECONDS if nodes is None else None)
+        return replace(without(False, planned_reason(error), str(error)), again_seconds=later)
     answer = answers.plans.get(request.inputs_hash)
     if answer is None or isinstance(answer, Pending):
         waits = without(None, PlannedReason.PLANNING, "a plan is being made")

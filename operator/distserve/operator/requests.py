@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.durations import parse_duration
+from distserve.api.planning import Planning
 from distserve.operator.model import Object
 from distserve.placement.pods import claimed_amounts, pod_amounts
 from distserve.placement.quantities import CPU, PODS
@@ -22,7 +23,8 @@ from distserve.placement.requests import (
 from distserve.resources.instances import stateful_set
 from distserve.resources.naming import instances
 from distserve.resources.queued import Admission, with_admission
-from distserve.resources.revisions import Revision
+from distserve.resources.revisions import Revision, make_revision
+from distserve.resources.settings import RenderSettings
 
 NO_PRIORITIES: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -53,6 +55,16 @@ def unit_request(
         relax_after_seconds=topology.relax_after_seconds,
         reserve_after_seconds=parse_duration(topology.reserve_after),
     )
+
+
+def role_instances(
+    deployment: DistServeDeployment, settings: RenderSettings
+) -> tuple[InstanceRequest, ...]:
+    """One of each role, whose numbers a plan has still to find: what they ask for may be more, to
+    which nodes their pods may go is the same. Raises RenderError."""
+    spec = deployment.spec.model_copy(update={"planning": Planning()})
+    numbered = deployment.model_copy(update={"spec": spec})
+    return unit_request(numbered, "u0", make_revision(numbered, settings), 0.0).instances
 
 
 def instance_request(found: Object) -> InstanceRequest:

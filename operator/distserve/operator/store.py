@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,8 +38,7 @@ from distserve.operator.records import (
     version,
 )
 from distserve.placement.devices import class_resource
-from distserve.placement.inventory import Inventory
-from distserve.placement.nodes import Node
+from distserve.placement.inventory import Inventory, Offer
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +84,8 @@ class Store:
         self._pod_keys: dict[Name, Key] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._priority_classes: dict[str, PriorityClass] = {}
-        self._counts: dict[str, tuple[int, ...]] = {}
-        """By resource, what each usable node has of it: read by each reconcile, changed seldom."""
+        self._offers: dict[str, tuple[Offer, ...]] = {}
+        """By resource, what each node has of it: read by each reconcile, changed seldom."""
         self._offered = Offered()
 
     @property
@@ -207,7 +206,7 @@ class Store:
             return self._forget_pod(name)
         if kind == NODES:
             self.inventory.drop_node(name[1])
-            self._counts.clear()
+            self._offers.clear()
             return self._keys_on(name[1])
         if kind == NAMESPACES:
             self._namespaces.pop(name[1], None)
@@ -217,31 +216,26 @@ class Store:
             return set(self._deployments)
         if kind in DEVICES:
             self.inventory.devices.drop(kind.kind, name[1], uid)
-            self._counts.clear()
+            self._offers.clear()
             return set()
         if kind in OFFERED:
             self._offered.drop(kind, name[1])
             return set()
         return self._forget_child(name[0], Ref(kind.api_version, kind.kind, name[1]))
 
-    def _accelerators(self, document: Object) -> tuple[int, ...]:
+    def _accelerators(self, document: Object) -> tuple[Offer, ...]:
         wanted = document["spec"].get("accelerator") or {}
         if wanted.get("type") == AcceleratorType.CPU:
             return ()
         resource = wanted.get("resourceName") or DEFAULT_RESOURCE_NAME
         if claimed := wanted.get("deviceClass"):
             resource = class_resource(claimed)
-        if resource not in self._counts:
-            allocatable = self.inventory.allocatable
-            counts = (allocatable(node.name).get(resource, 0) for node in self._usable_nodes())
-            self._counts[resource] = tuple(sorted(count for count in counts if count))
-        return self._counts[resource]
-
-    def _usable_nodes(self) -> Iterator[Node]:
-        return (node for node in self.inventory.nodes.values() if node.usable)
+        if resource not in self._offers:
+            self._offers[resource] = tuple(self.inventory.offers(resource))
+        return self._offers[resource]
 
     def _put_devices(self, kind: Kind, document: Object) -> None:
-        self._counts.clear()
+        self._offers.clear()
         try:
             self.inventory.devices.put(kind.kind, document)
         except (KeyError, ValueError) as error:
@@ -300,7 +294,7 @@ class Store:
             log.warning("node %s is not counted: %s", name, error)
         if self.inventory.nodes.get(name) == before:
             return set()
-        self._counts.clear()
+        self._offers.clear()
         return self._keys_on(name)
 
     def _keys_on(self, node: str) -> set[Key]:

@@ -1,11 +1,12 @@
 """Which nodes are one domain: those that share a value of a level's label, or one that lacks it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distserve.placement.inventory import Inventory
+from distserve.placement.matching import takes_all
 from distserve.placement.nodes import HOSTNAME, Node
-from distserve.placement.requests import Domain, Level
+from distserve.placement.requests import Domain, InstanceRequest, Level
 
 
 def domain_of(node: Node, level: Level) -> Domain:
@@ -52,11 +53,17 @@ def share_together(places: Iterable[str], nodes: Mapping[str, Node], level: Leve
     return sum(n * (n - 1) for n in counts.values()) / pairs if pairs else 1.0
 
 
-def sizes(inventory: Inventory, level: Level | None, resource: str) -> list[list[int]]:
-    """By domain, how many of a resource each usable node has when empty."""
-    usable = (node for node in inventory.nodes.values() if node.usable)
+def sizes(
+    inventory: Inventory,
+    level: Level | None,
+    resource: str,
+    instances: Sequence[InstanceRequest],
+) -> list[list[int]]:
+    """By domain, how many of a resource each node has when empty that takes the pods of all these
+    instances."""
+    nodes = (node for node in inventory.nodes.values() if takes_all(node, instances))
     found = (
         [count for name in group.nodes if (count := inventory.free_when_empty(name).get(resource))]
-        for group in layer_of(usable, level).groups
+        for group in layer_of(nodes, level).groups
     )
     return [counts for counts in found if counts]

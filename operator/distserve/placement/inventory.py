@@ -25,6 +25,13 @@ class Seat(NamedTuple):
     amounts: Amounts
 
 
+class Offer(NamedTuple):
+    """A node that has some of a resource, whoever may use it, and how much when it is empty."""
+
+    node: Node
+    amount: int
+
+
 @dataclass(slots=True)
 class UnitRecord:
     """What is known of one unit's pods, by pod name."""
@@ -152,6 +159,11 @@ class Inventory:
         devices = self.devices.of_node(node).allocatable
         found = self._nodes[node].allocatable
         return {**found, **devices} if devices else found
+
+    def offers(self, resource: str) -> list[Offer]:
+        """Of all known nodes, devices by class among the resources."""
+        found = (Offer(n, self.allocatable(n.name).get(resource, 0)) for n in self._nodes.values())
+        return [offer for offer in found if offer.amount]
 
     def free(self, node: str) -> dict[str, int]:
         """Of a known node. Below zero where somebody took what was decided for another."""

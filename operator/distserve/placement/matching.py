@@ -4,7 +4,7 @@ Follows kube-scheduler's NodeAffinity, TaintToleration and NodeUnschedulable plu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distserve.placement.nodes import Node, Taint
@@ -49,6 +49,11 @@ def misfit(instance: InstanceRequest, node: Node, when_well: bool = False) -> st
         if not any(_tolerates(one, taint) for one in instance.tolerations):
             return f"with the taint {taint}"
     return None
+
+
+def takes_all(node: Node, instances: Iterable[InstanceRequest]) -> bool:
+    """Whether the pods of each of them may go there."""
+    return all(misfit(one, node) is None for one in instances)
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Taint) -> bool:

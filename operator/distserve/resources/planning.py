@@ -4,17 +4,19 @@ Used alike by `distserve plan`, `render`, `up` and the operator, so that all of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from distserve.api.accelerator import DEFAULT_KV_CACHE, DEFAULT_RESOURCE_NAME, AcceleratorType
+from distserve.api.accelerator import DEFAULT_KV_CACHE, AcceleratorType
 from distserve.api.deployment import DEFAULT_MEMORY_UTILIZATION, Slo, Spec
 from distserve.api.durations import parse_duration
 from distserve.api.model import Dtype
 from distserve.api.planning import ConfigMapKey, LengthSummary
 from distserve.api.quantities import parse_bytes, parse_quantity
 from distserve.models.builtin import builtin_path
+from distserve.placement.inventory import Offer
+from distserve.placement.matching import takes_all
+from distserve.placement.requests import InstanceRequest
 from distserve.planner import result
 from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.links import DEFAULT_NETWORK
@@ -144,21 +146,10 @@ def _text(source: ConfigMapKey, texts: Texts, field: str, flag: str) -> str:
     return texts[source]
 
 
-def nodes_of(listing: Mapping[str, Any], resource: str = DEFAULT_RESOURCE_NAME) -> list[int]:
-    """Allocatable accelerators of each schedulable node in `kubectl get nodes -o yaml`."""
-    try:
-        nodes = [
-            int(parse_quantity(str(node["status"]["allocatable"].get(resource, 0))))
-            for node in listing.get("items", [listing])
-            if not node["spec"].get("unschedulable")
-        ]
-    except (TypeError, KeyError, AttributeError, ValueError):
-        raise InvalidRequest(
-            "--nodes holds no nodes; give the output of `kubectl get nodes -o yaml`"
-        ) from None
-    if not any(nodes):
-        raise InvalidRequest(f"no schedulable node offers {resource}; check --nodes")
-    return [count for count in nodes if count]
+def nodes_of(offers: Iterable[Offer], instances: Sequence[InstanceRequest]) -> list[int]:
+    """Accelerators of each node that placement lets the pods of all these instances use, fewest
+    first: where roles differ, what only one of them may use is not counted."""
+    return sorted(offer.amount for offer in offers if takes_all(offer.node, instances))
 
 
 def machine_of(
@@ -174,7 +165,10 @@ def machine_of(
     limit = spec.planning.max_accelerators
     if nodes is None:
         if limit is None:
-            raise InvalidRequest("give spec.planning.maxAccelerators or --nodes")
+            raise InvalidRequest(
+                "no nodes are known that all its pods may use: give "
+                "spec.planning.maxAccelerators or --nodes"
+            )
         full, rest = divmod(limit, per_node)
         nodes = [per_node] * full + ([rest] if rest else [])
     # Units inside a node are inside its domain anyway: the same question as without domains.

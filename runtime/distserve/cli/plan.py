@@ -155,20 +155,17 @@ def _request(
     args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
 ) -> PlanRequest:
     """The deployment's question, as far as no flag says otherwise."""
-    from distserve.resources.fabric.claims import counted_as
     from distserve.resources.planning import (
         NODE_ACCELERATORS,
         machine_of,
         model_of,
-        nodes_of,
         plan_request,
         profile_of,
     )
     from distserve.workload import read_requests
 
     spec = deployment.spec
-    resource = counted_as(spec.accelerator)
-    nodes = nodes_of({"items": around.counted}, resource) if around else None
+    nodes = plan_ahead.node_sizes(deployment, around.inventory) if around else None
     within = around is not None and spec.topology.pack_within is not None
     domains = plan_ahead.domain_sizes(deployment, around.inventory) if around and within else ()
     network = args.network or DEFAULT_NETWORK

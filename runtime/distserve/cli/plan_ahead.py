@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
     from distserve.operator.ahead import Course, Move
     from distserve.placement.inventory import Inventory
-    from distserve.placement.requests import UnitRequest
+    from distserve.placement.requests import InstanceRequest, UnitRequest
     from distserve.resources.proposal import Proposal
     from distserve.resources.revisions import Revision
 
@@ -77,8 +77,36 @@ def look_ahead(deployment: DistServeDeployment, around: Around, now: float) -> A
     return Ahead(course, _proposal(deployment, target, empty, now) if larger else "")
 
 
+def node_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[int]:
+    """Accelerators of each node that the pods of every role may use. Raises UsageError where there
+    is none, RenderError."""
+    from distserve.placement.matching import misfit
+    from distserve.resources.fabric.claims import counted_as
+    from distserve.resources.planning import nodes_of
+
+    resource = counted_as(deployment.spec.accelerator)
+    offers, instances = inventory.offers(resource), _role_instances(deployment)
+    if nodes := nodes_of(offers, instances):
+        return nodes
+    if not offers:
+        raise UsageError(f"no node offers {resource}; check --nodes, or accelerator.resourceName")
+    whys = ([why for one in instances if (why := misfit(one, offer.node))] for offer in offers)
+    counted = ", ".join(f"{n} {why}" for why, n in Counter(why[0] for why in whys).most_common())
+    raise UsageError(
+        f"the pods of every role may use none of the {len(offers)} nodes that offer {resource} "
+        f"({counted}); change the podTemplates' nodeSelector, affinity or tolerations, or the nodes"
+    )
+
+
+def _role_instances(deployment: DistServeDeployment) -> Sequence[InstanceRequest]:
+    from distserve.operator.requests import role_instances
+    from distserve.resources.settings import RenderSettings, released_images
+
+    return role_instances(deployment, RenderSettings(released_images()))
+
+
 def domain_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[list[int]]:
-    """Accelerators of each node, by domain of packWithin."""
+    """The same by domain of packWithin, of nodes that are empty."""
     from distserve.placement.domains import sizes
     from distserve.placement.requests import Level
     from distserve.resources.fabric.claims import counted_as
@@ -86,7 +114,7 @@ def domain_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[
     spec = deployment.spec
     levels = {one.name: Level(one.name, one.node_label) for one in spec.topology.resolved_levels}
     level = levels.get(spec.topology.pack_within or "")
-    return sizes(inventory, level, counted_as(spec.accelerator))
+    return sizes(inventory, level, counted_as(spec.accelerator), _role_instances(deployment))
 
 
 def _stored(documents: Sequence[Object]) -> Iterator[Revision]:

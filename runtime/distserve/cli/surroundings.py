@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 class Around:
     """The cluster as it is."""
 
-    nodes: list[Object]
     inventory: Inventory
     standing: Mapping[int, Standing]
     """The deployment's own units, by number."""
@@ -44,24 +43,6 @@ class Around:
     current: str = ""
     """The revision that all its units had last."""
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def counted(self) -> list[Object]:
-        """The nodes as they would be if devices that are claimed were extended resources."""
-        devices = self.inventory.devices
-        return [
-            {
-                **node,
-                "status": {
-                    **node.get("status", {}),
-                    "allocatable": {
-                        **(node.get("status", {}).get("allocatable") or {}),
-                        **devices.of_node(node["metadata"]["name"]).allocatable,
-                    },
-                },
-            }
-            for node in self.nodes
-        ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +98,7 @@ def _in_files(args: argparse.Namespace, deployment: DistServeDeployment) -> Arou
     if args.devices:
         fill_devices(inventory, read_devices(str(args.devices)), args)
     notes = [] if args.pods else ["everything counts as free without --pods"]
-    return Around(nodes, inventory, _standing_by_pods(deployment, pods, inventory), notes=notes)
+    return Around(inventory, _standing_by_pods(deployment, pods, inventory), notes=notes)
 
 
 def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Around:
@@ -157,7 +138,7 @@ def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Ar
     found = next((one for one in live if one["metadata"]["name"] == deployment.name), {})
     status = found.get("status") or {}
     current = (status.get("revision") or {}).get("current") or ""
-    return Around(nodes, inventory, standing, stored, current)
+    return Around(inventory, standing, stored, current)
 
 
 def _standing(unit: UnitId, sets: Sequence[Object], pods: Sequence[str]) -> Standing:

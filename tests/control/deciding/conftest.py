@@ -41,6 +41,7 @@ from distserve.operator.model import (
 )
 from distserve.operator.pairs import Link, LinksQuestion, Pair, UnitLinks
 from distserve.operator.stages import stages
+from distserve.placement.inventory import Offer
 from distserve.resources.settings import RenderSettings, released_images
 
 NAME = "tiny"
@@ -89,7 +90,7 @@ class World(PlayedCluster):
     writes: list[Apply | Delete] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     questions: list[Any] = field(default_factory=list)
-    accelerators: tuple[int, ...] = ()
+    accelerators: tuple[Offer, ...] = ()
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
     # what users do

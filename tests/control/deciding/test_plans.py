@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.control.deciding.played_cluster import node
 
 from distserve.api import labels
 from distserve.operator.model import PlanQuestion
+from distserve.placement.inventory import Offer
 from distserve.planner.errors import NoProfile
 from distserve.planner.plan import Plan, RolePlan
 from distserve.planner.worker import PlanningOverdue
@@ -74,8 +76,51 @@ def test_the_plans_numbers(new_world: Make) -> None:
     assert world.status["plan"]["unit"]["prefill"] == {"instances": 1, "tensor": 2, "pipeline": 1}
     assert world.condition("Planned")["status"] == "True"
     assert not asked(world), "a plan is kept"
-    world.accelerators = (8, 8)
+    world.accelerators = (Offer(node("a"), 8), Offer(node("b"), 8))
     assert not asked(world), "also where nodes come and go"
+
+
+def test_a_plan_counts_on_the_nodes_that_its_pods_may_use(new_world: Make) -> None:
+    """One node of A100s, three of T4s, for pods that go to A100s alone."""
+    world = auto(new_world)
+    planned = {"podTemplate": {"spec": {"nodeSelector": {"gpu": "a100"}}}}
+    world.edit(prefill=planned, decode=planned)
+    right, wrong = {"gpu": "a100"}, {"gpu": "t4"}
+    world.accelerators = (
+        Offer(node("a", labels=right), 8),
+        Offer(node("ill", labels=right, ready=False), 8),
+        *(Offer(node(f"b{number}", labels=wrong), 8) for number in range(3)),
+    )
+    (question,) = asked(world)
+    assert list(question.request.machine.nodes) == [8]
+    world.edit(decode={}, prefill={})
+    (question,) = asked(world)
+    assert list(question.request.machine.nodes) == [8, 8, 8, 8]
+
+
+def test_without_a_node_for_its_pods_a_plan_takes_what_the_spec_allows(new_world: Make) -> None:
+    """As before any node is there: an autoscaler may bring them."""
+    world = auto(new_world)
+    world.edit(prefill={"podTemplate": {"spec": {"nodeSelector": {"gpu": "a100"}}}})
+    world.accelerators = (Offer(node("b", labels={"gpu": "t4"}), 4),)
+    (question,) = asked(world)
+    assert list(question.request.machine.nodes) == [8, 8]
+    world.edit(planning={"mode": "Auto", "hardwareProfile": "a100-80g"}).settle()
+    planned = world.condition("Planned")
+    assert (planned["status"], planned["reason"]) == ("False", "InvalidRequest")
+    assert "no nodes are known that all its pods may use" in planned["message"]
+    assert world.decide().again_seconds == 300, "nodes that come wake nobody"
+
+
+def test_a_template_that_cannot_be_read_is_told_before_a_plan_is_made(new_world: Make) -> None:
+    world = auto(new_world)
+    world.edit(decode={"podTemplate": {"spec": {"nodeSelector": "a100"}}})
+    world.accelerators = (Offer(node("a"), 8),)
+    assert not asked(world)
+    world.settle()
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidPodTemplate")
+    assert "spec.decode.podTemplate.spec.nodeSelector: a map is needed" in accepted["message"]
 
 
 def test_a_plan_stays_in_use_while_another_is_made(new_world: Make) -> None:
