@@ -147,24 +147,23 @@ class Evaluator:
 
     def goodput(self, fleet: Fleet) -> Goodput:
         """Bisect the grid; raises OversizedRequest where a request cannot be held at all."""
-        bound = HEADROOM * capacity(fleet, self.mean)
+        return self._bisected(fleet, HEADROOM * capacity(fleet, self.mean), GRID_RATES)
 
-        def at(index: int) -> float:
-            return bound * float(2.0 ** ((index - GRID_RATES) / STEPS_PER_DOUBLING))
-
-        idle = self.probe(fleet, at(0))
+    def _bisected(self, fleet: Fleet, top: float, high: int) -> Goodput:
+        """Between the lowest rate of the grid under `top` and its rate `high`, too high a one."""
+        idle = self.probe(fleet, _rate(top, 0))
         if not idle.passes:
             return Goodput(0.0, idle)
-        low, high = 0, GRID_RATES
+        low = 0
         failed = None
         while high - low > 1:
             middle = (low + high) // 2
-            probe = self.probe(fleet, at(middle))
+            probe = self.probe(fleet, _rate(top, middle))
             if probe.passes:
                 low = middle
             else:
                 high, failed = middle, probe
-        return Goodput(at(low), failed)
+        return Goodput(_rate(top, low), failed)
 
     def forecast(self, fleet: Fleet, rate: float, count: int) -> Forecast:
         """Run to the end with `count` requests drawn anew from the set."""
@@ -185,23 +184,25 @@ class Evaluator:
             return self.population
         return self.population.resample(count, self.arrivals.seed)
 
-    def settled(self, fleet: Fleet, goodput: Goodput, count: int) -> float:
-        """The highest rate, from the goodput downwards, that a run of `count` requests holds.
+    def settled(self, fleet: Fleet, goodput: Goodput, count: int) -> Goodput:
+        """What a run of `count` requests holds of a goodput: 0 when it misses even when idle.
 
-        0 when none down to half of it does.
+        Most hold it or a little less; what holds less than half of it is searched for anew.
         """
-        rate = goodput.rate
         longer = replace(self, requests=self._drawn(count))
-        for _ in range(STEPS_PER_DOUBLING):
-            if longer.probe(fleet, rate).passes:
-                return rate
-            rate *= 2.0 ** (-1 / STEPS_PER_DOUBLING)
-        return 0.0
+        half = GRID_RATES - STEPS_PER_DOUBLING
+        for index in range(GRID_RATES, half, -1):
+            probe = longer.probe(fleet, _rate(goodput.rate, index))
+            if probe.passes:
+                return replace(goodput, rate=probe.rate)
+        found = longer._bisected(fleet, goodput.rate, half + 1)
+        return replace(found, next=found.next or probe)
 
     def binding(self, fleet: Fleet, failed: Probe | None) -> str:
         """What to relax to go beyond the goodput: the link, memory, or the SLO missed most.
 
-        `throughput` where every probed rate passed: the batches cannot go faster.
+        `throughput` where every probed rate passed: the batches cannot go faster. What failed in a
+        longer run alone is taken for the SLO.
         """
         boundless = replace(
             fleet,
@@ -211,11 +212,18 @@ class Evaluator:
         if failed is None:
             roomier = capacity(boundless, self.mean)
             return "memory" if roomier > capacity(fleet, self.mean) else "throughput"
+        if self.probe(fleet, failed.rate).passes:
+            return failed.missed
         if fleet.link and self.probe(replace(fleet, link=None), failed.rate).passes:
             return "link"
         if self.probe(boundless, failed.rate).passes:
             return "memory"
         return failed.missed
+
+
+def _rate(top: float, index: int) -> float:
+    """Of the grid under `top`, which is the rate GRID_RATES."""
+    return top * float(2.0 ** ((index - GRID_RATES) / STEPS_PER_DOUBLING))
 
 
 def _utilisation(instances: list[Instance], lasted_ms: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ import csv
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from math import inf
 from pathlib import Path
@@ -49,17 +50,25 @@ def load_link(network: str = DEFAULT_NETWORK, level: str = "intra_node") -> Link
     if level not in LEVELS:
         raise InvalidProfile(f"unknown fabric level {level}; choose one of {', '.join(LEVELS)}")
     shipped = files("distserve.planner") / "data" / "network" / f"{network}.csv"
+    source = Path(network) if Path(network).suffix == ".csv" else shipped
     try:
-        source = Path(network) if Path(network).suffix == ".csv" else shipped
-        rows = sorted(
-            (float(row["size_bytes"] or "nan"), float(row[f"{level}_ms"] or "nan"))
-            for row in csv.DictReader(source.read_text("utf-8-sig").splitlines())
-        )
+        content = source.read_bytes()
     except OSError as error:
         raise InvalidProfile(
             f"unknown network {network}; give a shipped name such as {DEFAULT_NETWORK} or a csv of "
             "size_bytes,intra_node_ms,inter_node_ms"
         ) from error
+    return _link(network, level, content)
+
+
+@lru_cache(maxsize=16)
+def _link(network: str, level: str, content: bytes) -> Link:
+    """By its content, which may change under one name; every candidate of a search has the same."""
+    try:
+        rows = sorted(
+            (float(row["size_bytes"] or "nan"), float(row[f"{level}_ms"] or "nan"))
+            for row in csv.DictReader(content.decode("utf-8-sig").splitlines())
+        )
     except (KeyError, ValueError, csv.Error) as error:
         raise InvalidProfile(
             f"{network} is not a network table: {error!r}; "

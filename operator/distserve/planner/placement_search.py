@@ -199,9 +199,9 @@ class PlacementSearch:
     def settle(self, judged: Judged) -> Judged:
         if judged.goodput is None or not judged.rate:
             return judged
-        settled = self.evaluator.settled(judged.unit.fleet, judged.goodput, self.long_run_requests)
-        reason = None if settled else "its goodput does not hold in a long run"
-        return replace(judged, settled=settled, reason=reason)
+        held = self.evaluator.settled(judged.unit.fleet, judged.goodput, self.long_run_requests)
+        reason = None if held.rate else "meets the SLO in a short run alone"
+        return replace(judged, goodput=held, settled=True, reason=reason)
 
     def score(self, unit: Unit, rate: float) -> Score:
         """How well a unit that sustains `rate` answers the question; never falls with `rate`."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distserve.planner.goodput import Evaluator, Forecast
+from distserve.planner.goodput import Evaluator, Forecast, Probe
 from distserve.planner.placement_search import PlacementSearch
 from distserve.planner.question import PlanRequest as PlanRequest
 from distserve.planner.result import quantile
@@ -21,6 +21,7 @@ from distserve.planner.units import Judged, Unit
 
 SEARCH_REQUESTS = 400
 FORECAST_REQUESTS = 2000
+IDLE_REQUESTS = 200
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,14 @@ def _behind(request: PlanRequest, winner: Judged, second: Judged) -> str:
 
 def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) -> Plan:
     """Nothing meets the SLO even when idle: the candidate that comes closest, and by how much."""
-    runnable = [j for j in judged if j.goodput is not None and j.goodput.next is not None]
-    if not runnable:
+    forecasts = [
+        (_when_idle(evaluator, j, j.goodput.next), j)
+        for j in judged
+        if j.goodput is not None and j.goodput.next is not None
+    ]
+    if not forecasts:
         reason = judged[0].reason or "no request can be held; give more accelerators"
         return _nothing(request, judged[0].unit, reason, "memory", None)
-    forecasts = [(evaluator.forecast(j.unit.fleet, _lowest(j), 200), j) for j in runnable]
     slo, percent = request.slo, request.slo.ttft_percent
 
     def miss(entry: tuple[Forecast, Judged]) -> float:
@@ -213,9 +217,14 @@ def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) ->
 
     forecast, nearest = min(forecasts, key=miss)
     limit = f" with at most {request.max_ranks} rank an instance" if request.max_ranks else ""
+    run = (
+        f" over {FORECAST_REQUESTS} requests, though a short run meets it"
+        if nearest.settled
+        else ""
+    )
     reason = (
         f"nothing meets the SLO{limit}; nearest: {_in_words(nearest.unit, 0)} reaches "
-        f"{forecast.attainment_percent:.0f} % of {percent:g} % when idle "
+        f"{math.floor(10 * forecast.attainment_percent) / 10:g} % of {percent:g} % when idle{run} "
         f"(P{percent:g} TTFT {forecast.result.ttft_quantile_ms(percent):.0f} of "
         f"{slo.ttft_ms:g} ms, TPOT {forecast.result.tpot_quantile_ms(percent):.0f} of "
         f"{slo.tpot_ms:g} ms); loosen the SLO or use faster accelerators"
@@ -224,9 +233,10 @@ def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) ->
     return _nothing(request, nearest.unit, reason, missed, _prediction(forecast, forecast.rate))
 
 
-def _lowest(judged: Judged) -> float:
-    assert judged.goodput is not None and judged.goodput.next is not None
-    return judged.goodput.next.rate
+def _when_idle(evaluator: Evaluator, judged: Judged, idle: Probe) -> Forecast:
+    """As many requests as decided it, so that the answer's numbers are those that missed."""
+    count = FORECAST_REQUESTS if judged.settled else IDLE_REQUESTS
+    return evaluator.forecast(judged.unit.fleet, idle.rate, count)
 
 
 def _nothing(

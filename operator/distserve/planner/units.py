@@ -54,19 +54,17 @@ def _parts(spec: InstanceSpec, span_nodes: bool) -> tuple[int, int]:
 class Judged:
     """A unit and its goodput; `reason` says why it has none.
 
-    `settled` is the rate that a long run holds, at most the goodput; None where no long run was
-    made because another unit was better already.
+    `settled` says that a long run holds it, or lowered it to what it holds; none is made where
+    another unit is better already.
     """
 
     unit: Unit
     goodput: Goodput | None
     reason: str | None = None
-    settled: float | None = None
+    settled: bool = False
 
     @property
     def rate(self) -> float:
-        if self.settled is not None:
-            return self.settled
         return self.goodput.rate if self.goodput else 0.0
 
     @property
