@@ -363,11 +363,11 @@ def test_a_plan_leaves_out_nodes_that_its_pods_may_not_use(
         node["metadata"]["labels"]["gpu"] = "a100" if index < 2 else "t4"
     nodes[1]["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
 
-    def plan() -> tuple[int, str, str]:
+    def plan(*flags: str) -> tuple[int, str, str]:
         (tmp_path / "deployment.yaml").write_text(json.dumps(asked))
         (tmp_path / "nodes").write_text(json.dumps({"items": nodes}))
         files = ["-f", str(tmp_path / "deployment.yaml"), "--nodes", str(tmp_path / "nodes")]
-        return (main(["plan", *files, "--output", "json"]), *capsys.readouterr())
+        return (main(["plan", *files, "--output", "json", *flags]), *capsys.readouterr())
 
     code, out, said = plan()
     assert code == 0, said
@@ -377,6 +377,12 @@ def test_a_plan_leaves_out_nodes_that_its_pods_may_not_use(
     code, out, said = plan()
     assert (code, out, said.count("\n")) == (2, "", 1)
     assert f"none of the 5 nodes that offer {GPU} (3 without the label gpu=a100, 1" in said
+    # In two domains an A100 each, for units of two: the T4s beside one of them do not help.
+    nodes[:2] = [gpu_node(0, 0, gpus=1), gpu_node(1, 0, gpus=1)]
+    for node in nodes[:2]:
+        node["metadata"]["labels"]["gpu"] = "a100"
+    code, _, said = plan("--is-high-affinity")
+    assert code == 3 and "does not fit" in said
 
 
 @pytest.mark.cluster
