@@ -160,7 +160,10 @@ async def prompt_logprobs_name_the_candidates(service: Service) -> None:
         for row, token, entry in zip(rows, prompt[1:], scores[1:], strict=False):
             assert entry[str(token)]["logprob"] == pytest.approx(float(row[token]), abs=CLOSE)
             best = torch.topk(row, 3)
-            ranked = {e["rank"]: e["logprob"] for e in entry.values() if e["rank"] is not None}
+            own = row[token]
+            likelier = int((row > own + CLOSE).sum()), int((row > own - CLOSE).sum())
+            assert likelier[0] < entry[str(token)]["rank"] <= likelier[1]
+            ranked = {e["rank"]: e["logprob"] for e in entry.values()}
             assert [ranked[r] for r in (1, 2, 3)] == pytest.approx(best.values.tolist(), abs=CLOSE)
     wrong = service.complete(stream=True, extra_body={"prompt_logprobs": 1})
     await refused(wrong, 400, "prompt_logprobs")
@@ -211,6 +214,7 @@ async def stream_options_say_what_usage_comes(service: Service) -> None:
             if in_chunks:
                 counts = [c.usage.completion_tokens for c in chunks]
                 assert counts == sorted(counts) and counts[-1] == 6
+                assert counts[0] == (0 if ask == service.chat else 1)
                 assert {c.usage.prompt_tokens for c in chunks} == {whole.usage.prompt_tokens}
             reasons = [c.choices[0].finish_reason for c in chunks]
             assert reasons[-1] == "length" and set(reasons[:-1]) == {None}

@@ -35,8 +35,10 @@ def alphabet(prompt: str, tokens: int, choice: int = 0) -> str:
 
 
 def scores(token: int, top: int) -> TokenLogprobs:
-    """The chosen token is the likeliest, the next letters follow."""
-    return TokenLogprobs(-0.25, [(token + rank, -0.25 - rank) for rank in range(top)])
+    """The chosen token is the likeliest, the next letters follow. `?` comes after thirty others."""
+    if token == ord("?"):
+        return TokenLogprobs(-30.0, [(ord("a") + rank, -0.5 - rank) for rank in range(top)], 31)
+    return TokenLogprobs(-0.25, [(token + rank, -0.25 - rank) for rank in range(top)], 1)
 
 
 def write(leg: Leg, choice: int, eos_at: int | None) -> list[Token | Finish]:

@@ -150,6 +150,18 @@ async def test_prompt_logprobs(house: Any) -> None:
     assert len(answer["choices"][0]["logprobs"]["top_logprobs"][1]) == 1
 
 
+async def test_a_prompt_token_that_is_not_among_the_likeliest_has_its_rank(house: Any) -> None:
+    _, answer = await house.complete(prompt="h?", prompt_logprobs=1, logprobs=9, echo=True)
+    _, scores = answer["choices"][0]["prompt_logprobs"]
+    assert scores == {
+        "63": {"logprob": -30.0, "rank": 31, "decoded_token": "?"},
+        "97": {"logprob": -0.5, "rank": 1, "decoded_token": "a"},
+    }
+    _, answer = await house.complete(prompt="hi", prompt_logprobs=0)
+    _, scores = answer["choices"][0]["prompt_logprobs"]
+    assert scores == {"105": {"logprob": -0.25, "rank": 1, "decoded_token": "i"}}
+
+
 async def test_token_ids_are_returned_when_asked_for(house: Any) -> None:
     _, answer = await house.complete(max_tokens=3, return_token_ids=True)
     assert answer["choices"][0]["prompt_token_ids"] == list(b"hello")

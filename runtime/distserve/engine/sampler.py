@@ -72,15 +72,21 @@ class Sampler:
 def token_logprobs(
     logits: torch.Tensor, tokens: Sequence[int], alternatives: int
 ) -> list[TokenLogprobs]:
-    """Log-probability of a token for each row of `logits` and of the row's most likely ones."""
+    """Log-probability and rank of a token for each row of `logits`, and the row's most likely ones.
+
+    Ranks are vLLM's: a token that is as likely as others comes after them, so one that is not
+    among the most likely has a rank behind theirs.
+    """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logprobs = wide.log_softmax(-1)
-    own = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    own = logprobs.gather(1, torch.tensor(tokens)[:, None])
+    # In int64 it can take six times as long.
+    ranks = (logprobs >= own).sum(-1, dtype=torch.int32)
     best = logprobs.topk(alternatives, dim=-1)
-    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    columns = own[:, 0], best.indices, best.values, ranks
     return [
-        TokenLogprobs(logprob, list(zip(ids, values, strict=True)))
-        for logprob, (ids, values) in zip(own, tops, strict=True)
+        TokenLogprobs(logprob, list(zip(ids, values, strict=True)), rank)
+        for logprob, ids, values, rank in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
 
@@ -93,7 +99,7 @@ def _with_logprobs(
     widest = max(draws[row].params.logprobs or 0 for row in rows)
     found = token_logprobs(logits[rows], [tokens[row] for row in rows], widest)
     by_row = {
-        row: TokenLogprobs(scored.logprob, scored.top[: draws[row].params.logprobs])
+        row: scored.cut(draws[row].params.logprobs or 0)
         for row, scored in zip(rows, found, strict=True)
     }
     return [Sampled(token, by_row.get(row)) for row, token in enumerate(tokens)]

@@ -181,7 +181,7 @@ class CompletionAnswer:
 
 def _cut(score: TokenLogprobs | None, top: int) -> TokenLogprobs | None:
     """Echo and prompt_logprobs share one set of scores, and may ask for different depths."""
-    return None if score is None else TokenLogprobs(score.logprob, score.top[:top])
+    return None if score is None else score.cut(top)
 
 
 def _merge(into: Chunk, fields: Chunk) -> None:

@@ -106,6 +106,6 @@ def _candidates(
         for rank, (candidate, logprob) in enumerate(at.top, start=1)
     }
     if token not in found:
-        own = {"logprob": at.logprob, "rank": None, "decoded_token": text.piece(token).text}
+        own = {"logprob": at.logprob, "rank": at.rank, "decoded_token": text.piece(token).text}
         found = {token: own, **found}
     return found

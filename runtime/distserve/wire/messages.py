@@ -19,6 +19,13 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
 
     logprob: float
     top: list[tuple[int, float]] = []
+    rank: int | None = None
+    """Tokens of the vocabulary that are as likely or likelier, itself among them: 1 is the most
+    likely. None from an engine of an earlier release."""
+
+    def cut(self, top: int) -> "TokenLogprobs":
+        """With so many of the most likely ones."""
+        return TokenLogprobs(self.logprob, self.top[:top], self.rank)
 
 
 class ChoiceProgress(Struct, frozen=True):

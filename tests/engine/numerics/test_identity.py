@@ -147,6 +147,7 @@ def test_prompt_scores_are_the_models(bench, model_folder, prompts, monkeypatch)
     assert len(scores) == len(prompt) - 1
     for place, score in enumerate(scores):
         assert score.logprob == pytest.approx(float(expected[place, prompt[place + 1]]), abs=1e-9)
+        assert score.rank == 1 + int((expected[place] > expected[place, prompt[place + 1]]).sum())
         best = expected[place].topk(3)
         assert [token for token, _ in score.top] == best.indices.tolist()
         assert [value for _, value in score.top] == pytest.approx(best.values.tolist(), abs=1e-9)

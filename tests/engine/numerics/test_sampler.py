@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distserve.engine.batch import Draw
 from distserve.engine.noise import uniform
-from distserve.engine.sampler import Sampler, _filtered
+from distserve.engine.sampler import Sampler, _filtered, token_logprobs
 from distserve.wire.dialect import SamplingParams
 
 EOS = 2
@@ -117,6 +117,20 @@ def test_logprobs_are_the_models_own() -> None:
     assert biased.logprobs.top[0][1] == pytest.approx(expected[3])
     assert bare.logprobs.top == []
     assert none.logprobs is None
+
+
+def test_ranks_count_the_vocabulary() -> None:
+    """Whatever of it is asked for; a tie is behind those that it may not displace."""
+    logits = torch.tensor([[0.0, 3.0, -1.0, 3.0, 3.0]] * 5)
+    for alternatives in range(6):
+        found = token_logprobs(logits, range(5), alternatives)
+        assert [scored.rank for scored in found] == [4, 3, 5, 3, 3]
+        for token, scored in enumerate(found):
+            if token not in dict(scored.top):
+                assert scored.rank > alternatives
+    drawn = draw(temperature=0.0, logprobs=1, logit_bias={2: 100.0})
+    (biased,) = SAMPLER.sample(LOGITS[None], [drawn])
+    assert (biased.token, biased.logprobs.rank) == (2, 5)
 
 
 def test_logits_are_left_alone() -> None:
