@@ -1,7 +1,9 @@
 """`distserve render`, `up` and `demo` from the outside, as far as they need no engine."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from distserve.cli.local_run import _cancelled_by_signals
 from distserve.cli.main import main
+from distserve.local import checks
 from distserve.local.demo import Question
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "tiny-cpu.yaml"
@@ -39,6 +43,8 @@ def test_render_of_several_and_of_one(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "third" in capsys.readouterr().err
     assert main(["up", "-f", str(path)]) == 2
     assert "name one" in capsys.readouterr().err
+    assert main(["demo", "-f", str(path), "--name", "other", "--port", "0"]) == 2
+    assert "port 0 is none" in capsys.readouterr().err, "it was found"
 
 
 def test_render_refuses_a_template_that_breaks_the_engine(
@@ -54,6 +60,63 @@ def test_render_refuses_a_template_that_breaks_the_engine(
         assert main([verb, "-f", str(path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "spec.prefill.podTemplate.spec.containers[engine].args" in line
+
+
+@pytest.fixture
+def wrong(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a verb says to words that are refused, with any memory and a free port."""
+    monkeypatch.setattr(checks, "available_memory_bytes", lambda: 64 << 30)
+
+    def said(*words: str, code: int = 2) -> str:
+        assert main([*words, "-f", str(SAMPLE)]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        return line
+
+    return said
+
+
+@pytest.mark.parametrize("verb", ["up", "demo"])
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--port", "0", "choose one from 1 to 65535 with --port"),
+        ("--port", "70000", "choose one from 1 to 65535 with --port"),
+        ("--log-dir", str(SAMPLE), "File exists; name a folder that can be written to"),
+        ("--log-dir", str(SAMPLE / "logs"), "Not a directory; name a folder"),
+        ("--name", "other", "'other'; there is tiny"),
+        ("--hardware-profile", "a", "--hardware-profile has no effect in planning.mode Manual"),
+        ("--trace", "a", "--trace has no effect in planning.mode Manual"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(wrong: Any, verb: str, flag: str, value: str, said: str) -> None:
+    free = [] if flag == "--port" else ["--port", str(checks.free_port())]
+    assert said in wrong(verb, flag, value, *free)
+
+
+def test_a_file_for_targets_that_cannot_be_written_is_found_before_the_start(wrong: Any) -> None:
+    said = wrong("up", "--prometheus-targets", str(SAMPLE / "targets.json"))
+    assert said.endswith("Not a directory; name a file that can be written")
+
+
+def test_a_machine_that_fails_is_one_line(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/distserve-up-x")
+
+    monkeypatch.setattr("distserve.local.session.run_directory", full)
+    said = wrong("up", "--port", str(checks.free_port()), code=1)
+    assert "No space left on device: '/tmp/distserve-up-x'" in said
+
+
+@pytest.mark.parametrize("nohup", [True, False])
+async def test_a_hang_up_ends_it_unless_nohup_says_otherwise(nohup: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        async with _cancelled_by_signals():
+            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == nohup
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_rendering_needs_neither_torch_nor_a_server() -> None:

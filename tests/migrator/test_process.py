@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
+from distserve.migrator import addresses
 from distserve.wire import messages
 
 
@@ -50,6 +52,11 @@ def migrator(tmp_path, *flags, **changes):
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_port_beyond_the_last_is_an_error_of_the_address():
+    with pytest.raises(OSError, match="0-65535"):
+        addresses.listen("127.0.0.1", 65536)
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path):

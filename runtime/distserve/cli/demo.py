@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from distserve.cli.planned import add_planning, sources_of
 
 if TYPE_CHECKING:
     from distserve.local.session import Session
@@ -14,6 +17,8 @@ DEFAULT_PORT = 8000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, help=f"manifest (default: the sample {SAMPLE})")
+    parser.add_argument("--name", help="which deployment, where the manifest has several")
+    add_planning(parser)
     parser.add_argument(
         "--port",
         type=int,
@@ -25,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
-    from distserve.cli.planned import Sources
 
-    deployment = load(Sources(args.file or sample(SAMPLE)))
-    port = args.port or _port()
+    sources = replace(sources_of(args), manifest=args.file or sample(SAMPLE))
+    deployment = load(sources, args.name)
+    port = _port() if args.port is None else args.port
 
     async def work(session: "Session") -> int:
         from distserve.cli.up import serve

@@ -40,7 +40,7 @@ def run_locally(
     """Bring the deployment up, do the work, end all of it.
 
     The exit code is the work's own; 0 when a signal ended it, 130 when the signal came before
-    everything was ready, 1 when a pod did not come up. Raises UsageError.
+    everything was ready, 1 when a pod did not come up or this machine failed. Raises UsageError.
     """
     from distserve.local.errors import PodFailed, Refused
     from distserve.resources.errors import RenderError
@@ -54,6 +54,11 @@ def run_locally(
             raise UsageError(str(error)) from None
         for line in error.tail:
             print(f"  {line}", file=sys.stderr)
+        print(f"distserve: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # As a full disk.
         print(f"distserve: {error}", file=sys.stderr)
         return 1
 
@@ -104,7 +109,9 @@ async def _cancelled_by_signals() -> AsyncIterator[None]:
             print("ending; once more ends at once", file=sys.stderr, flush=True)
         task.cancel()
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)  # Else `nohup` wants it to outlive its terminal.
     for number in signals:
         loop.add_signal_handler(number, end)
     try:

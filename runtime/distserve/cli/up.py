@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distserve.cli.planned import add_planning, sources_of
+from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from distserve.local.session import Session
@@ -34,12 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
+    from distserve.local.targets import prepare_targets, write_targets
 
     deployment = load(sources_of(args), args.name)
 
-    async def work(session: "Session") -> int:
-        from distserve.local.targets import write_targets
+    if args.prometheus_targets is not None:
+        try:
+            prepare_targets(args.prometheus_targets)
+        except OSError as error:
+            raise UsageError(
+                f"--prometheus-targets {args.prometheus_targets}: {error.strerror}; "
+                "name a file that can be written"
+            ) from None
 
+    async def work(session: "Session") -> int:
         if args.prometheus_targets is not None:
             write_targets(args.prometheus_targets, session.supervisor.pods)
         return await serve(session)

@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import socket
+import tempfile
+from math import ceil
 from pathlib import Path
 
 from distserve.api.deployment import DistServeDeployment
-from distserve.api.quantities import parse_bytes
 from distserve.local.errors import Refused
 from distserve.local.specs import Inventory
+from distserve.placement.quantities import parse_quantity
 from distserve.resources.support import unsupported_by_engine
 
 GIB = 1 << 30
@@ -55,6 +57,8 @@ def check_deployment(deployment: DistServeDeployment) -> None:
 
 def check_port(port: int) -> None:
     """Raises Refused when somebody listens there already, or it may not be used."""
+    if not 0 < port < 65536:
+        raise Refused(f"port {port} is none: choose one from 1 to 65535 with --port")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -71,10 +75,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def make_log_directory(folder: Path) -> None:
+    """Raises Refused when no log can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Refused(
+            f"--log-dir {folder}: {error.strerror}; name a folder that can be written to"
+        ) from None
+
+
 def check_memory(inventory: Inventory, available_bytes: int) -> None:
     """Compares what all containers ask for: KV pools and the processes themselves."""
     needed = sum(
-        parse_bytes(container.memory_request)
+        ceil(parse_quantity(container.memory_request))
         for pod in inventory.pods
         for container in (*pod.sidecars, *pod.containers)
     )

@@ -75,7 +75,7 @@ async def open_session(
     checks.check_memory(inventory, checks.available_memory_bytes())
     with run_directory() as folder, reserve_addresses(random.Random()) as addresses:
         logs = log_directory or folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        checks.make_log_directory(logs)
         async with supervise(inventory, addresses, folder, logs) as supervisor:
             discovery = DiscoveryFile(folder / "configmaps" / DISCOVERY_MAP / DISCOVERY_FILE)
             supervisor.watchers.append(lambda: discovery.publish(supervisor.pods))

@@ -16,6 +16,14 @@ def scrape_targets(pods: Iterable[Pod]) -> list[dict[str, Any]]:
     return [_target(pod) for pod in pods]
 
 
+def prepare_targets(path: Path) -> None:
+    """An empty list, unless the file has something: whether it can be written shows before the
+    pods start. Raises OSError."""
+    with path.open("a", encoding="utf-8") as file:
+        if not path.stat().st_size:
+            file.write("[]\n")
+
+
 def write_targets(path: Path, pods: Iterable[Pod]) -> None:
     """Pods keep their addresses when they are restarted. Raises OSError."""
     path.write_text(json.dumps(scrape_targets(pods), indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """host:port as it is written in hand-offs and flags."""
 
 import asyncio
+import errno
 import socket
 
 from distserve.migrator.errors import TransportError
@@ -48,6 +49,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(256)
+    except OverflowError as error:
+        listener.close()
+        raise OSError(errno.EINVAL, str(error)) from None  # A port beyond 65535.
     except OSError:
         listener.close()
         raise
