@@ -1,5 +1,6 @@
 """The pure parts of the runner: expansion, mount paths, probes' thresholds, quantiles, checks."""
 
+import json
 import random
 import socket
 from pathlib import Path
@@ -16,9 +17,10 @@ from distserve.local.errors import Refused
 from distserve.local.launch import Place, expand, launch, rewrite
 from distserve.local.localise import localised, with_one_gateway
 from distserve.local.probes import ProbeCount
-from distserve.local.specs import ProbeSpec, read_inventory
+from distserve.local.specs import ContainerSpec, Inventory, PodSpec, ProbeSpec, read_inventory
 from distserve.local.stats import GatewayStats, parse_stats
 from distserve.local.table import format_bytes, format_ms
+from distserve.local.targets import prepare_targets
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
 
@@ -116,6 +118,62 @@ def test_init_container_is_refused() -> None:
     template = {"spec": {"initContainers": [{"name": "fetch", "command": ["x"]}]}}
     with pytest.raises(Refused, match="fetch"):
         read_inventory(local_objects(prefill={"podTemplate": template}))
+
+
+def engine_with(**fields: Any) -> list[dict[str, Any]]:
+    """With more in the prefill engine's container."""
+    template = {"spec": {"containers": [{"name": "engine", **fields}]}}
+    return local_objects(prefill={"podTemplate": template})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"envFrom": [{"secretRef": {"name": "s"}}]}, "container 'engine': envFrom is heeded by"),
+        ({"workingDir": "/data"}, "workingDir"),
+        ({"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}}, "lifecycle: postStart"),
+        ({"lifecycle": {"preStop": {"httpGet": {"port": 80}}}}, "preStop: httpGet"),
+        ({"readinessProbe": {"httpGet": {"scheme": "HTTPS"}}}, "readinessProbe: scheme HTTPS"),
+        ({"readinessProbe": {"httpGet": {"host": "other"}}}, "readinessProbe: httpGet: host"),
+        ({"startupProbe": {"grpc": {"port": 80}}}, "startupProbe: grpc"),
+        ({"livenessProbe": {"httpGet": {"port": "web"}}}, "no port of the container is named 'web"),
+        ({"volumeMounts": [{"name": "none", "mountPath": "/x"}]}, "mounts a volume 'none'"),
+        (
+            {"volumeMounts": [{"name": "tmp", "mountPath": "/x", "subPathExpr": "$(POD_NAME)"}]},
+            "volumeMounts: subPathExpr",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_only_a_cluster_heeds_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        read_inventory(engine_with(**fields))
+
+
+def test_what_says_nothing_to_a_process_is_left_out() -> None:
+    objects = engine_with(
+        imagePullPolicy="Always",
+        workingDir="",
+        readinessProbe={"httpGet": {"scheme": "HTTP"}, "periodSeconds": 7},
+    )
+    pod = next(p for p in read_inventory(objects).pods if p.role == "prefill")
+    (engine,) = pod.containers
+    assert engine.readiness == ProbeSpec(8100, "/readyz", period_seconds=7, timeout_seconds=3)
+
+
+def test_a_variable_is_the_same_folder_in_arguments_and_environment() -> None:
+    container = ContainerSpec(
+        "c",
+        ("run", "$(WHERE)", "--into=$(WHERE)/y"),
+        environment=({"name": "WHERE", "value": "/tmp/x"},),
+        mounts=({"name": "tmp", "mountPath": "/tmp"},),
+    )
+    place = Place(
+        PodSpec("p", "default", {}, (container,)), "127.9.9.2", {"tmp": Path("/tmp/r/p0/tmp")}
+    )
+    started = launch(container, place, Inventory(()), {}, 42)
+    assert started.environment["WHERE"] == "/tmp/r/p0/tmp/x"
+    assert started.argv == ("run", "/tmp/r/p0/tmp/x", "--into=/tmp/r/p0/tmp/x/y")
 
 
 @given(
@@ -218,6 +276,29 @@ def test_checks_say_the_cure(tmp_path: Path) -> None:
         checks.check_memory(read_inventory(local_objects()), 1 << 30)
     checks.check_memory(read_inventory(local_objects()), 64 << 30)
     assert checks.available_memory_bytes() > 0
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1.2e9, "1e9", "1Gi"])
+def test_memory_is_read_as_a_cluster_reads_it(memory: object) -> None:
+    inventory = read_inventory(engine_with(resources={"requests": {"memory": memory}}))
+    checks.check_memory(inventory, 64 << 30)
+    with pytest.raises(Refused, match="3 pods ask for 2"):
+        checks.check_memory(inventory, 2 << 30)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_port_that_is_none(port: int) -> None:
+    with pytest.raises(Refused, match=f"port {port} is none: choose one from 1 to 65535"):
+        checks.check_port(port)
+
+
+def test_targets_are_kept_until_there_are_new_ones(tmp_path: Path) -> None:
+    file = tmp_path / "targets.json"
+    prepare_targets(file)
+    assert json.loads(file.read_text()) == []
+    file.write_text('[{"targets": []}]')
+    prepare_targets(file)
+    assert file.read_text() == '[{"targets": []}]'
 
 
 def test_port_that_is_taken() -> None:

@@ -52,12 +52,12 @@ def launch(
     declared: dict[str, str] = {}
     for entry in container.environment:
         declared[entry["name"]] = expand(_value(entry, place, inventory), declared)
-    declared = {name: rewrite(value, mounts) for name, value in declared.items()}
+    here = {name: rewrite(value, mounts) for name, value in declared.items()}
     scratch = {"TMPDIR": str(mounts["/tmp"])} if "/tmp" in mounts else {}
     environment = {
         **inherited,
         **scratch,
-        **declared,
+        **here,
         "PATH": f"{Path(sys.executable).parent}:{inherited.get('PATH', '/usr/bin:/bin')}",
         PARENT_VARIABLE: str(runner_pid),
     }
