@@ -1,6 +1,7 @@
 """Every call is bounded, every answer is typed, and nothing is written without the lease."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -190,3 +191,34 @@ async def test_no_cluster_says_what_to_give(tmp_path: Any, monkeypatch: pytest.M
     monkeypatch.delenv("KUBECONFIG", raising=False)
     with pytest.raises(NoCluster, match="--kubeconfig"):
         await load_configuration(tmp_path / "none")
+
+
+NO_CERTIFICATE = base64.b64encode(b"words").decode()
+
+
+def kubeconfig(cluster: str) -> bytes:
+    """With a user and a context; what is wrong is said of its cluster."""
+    return f"""
+current-context: a
+contexts: [{{name: a, context: {{cluster: c, user: u}}}}]
+users: [{{name: u, user: {{token: t}}}}]
+clusters: [{{name: c, cluster: {{{cluster}}}}}]
+""".encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"words", b"a: [", b"\xff\xfe", b"clusters: 3", b"contexts: [{}]",
+        b"{current-context: a, contexts: [{name: a, context: {cluster: c}}], clusters: 3}",
+        b"{current-context: a, contexts: [{name: a, context: 1}], clusters: []}",
+        kubeconfig("server: 1"),
+        kubeconfig("server: https://a, certificate-authority-data: x"),
+        kubeconfig(f"server: https://a, certificate-authority-data: {NO_CERTIFICATE}"),
+    ],
+)  # fmt: skip
+async def test_a_kubeconfig_of_another_shape_is_no_cluster(tmp_path: Any, content: bytes) -> None:
+    file = tmp_path / "config"
+    file.write_bytes(content)
+    with pytest.raises(NoCluster, match=r"^no cluster: .*; name one with --kubeconfig$"):
+        Cluster(await load_configuration(file), CallSettings())

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
+import yaml
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
+from kubernetes.aio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
 from distserve.operator.errors import (
     ClusterError,
@@ -60,15 +64,33 @@ class NoCluster(Exception):
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
     """The pod's service account, else the file, $KUBECONFIG or ~/.kube/config. Raises NoCluster."""
     found = Configuration()
-    try:
-        if kubeconfig is None and Path(SERVICE_TOKEN_FILENAME).exists():
+    if kubeconfig is None and Path(SERVICE_TOKEN_FILENAME).exists():
+        with kubeconfig_errors():
             config.load_incluster_config(client_configuration=found)
-        else:
-            file = str(kubeconfig) if kubeconfig else None
+    else:
+        file = str(kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION)
+        with kubeconfig_errors(file):
             await config.load_kube_config(config_file=file, client_configuration=found)
-    except (config.ConfigException, OSError) as error:
-        raise NoCluster(f"no cluster: {error}; give --kubeconfig, or run in a pod") from error
     return found
+
+
+@contextlib.contextmanager
+def kubeconfig_errors(files: str = "") -> Iterator[None]:
+    """What the client's library raises for a kubeconfig, as NoCluster: one that is not of the
+    shape it notices nowhere, and trips over it. `files` may be several, as in KUBECONFIG."""
+    paths = [path for path in files.split(os.pathsep) if path]
+    try:
+        if paths and not any(Path(path).expanduser().exists() for path in paths):
+            raise FileNotFoundError(f"there is no {files}")
+        yield
+    except (config.ConfigException, OSError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise NoCluster(f"no cluster: {said}; name one with --kubeconfig") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NoCluster(
+            f"no cluster: {files or 'the kubeconfig'} cannot be understood ({error}); "
+            "name one with --kubeconfig"
+        ) from error
 
 
 class Cluster:
@@ -78,8 +100,10 @@ class Cluster:
         settings: CallSettings,
         count: CountCall = lambda verb, outcome: None,
     ) -> None:
+        """Raises NoCluster."""
         configuration.connection_pool_maxsize = settings.connections
-        self._api = ApiClient(configuration)
+        with kubeconfig_errors():  # Certificates are looked at here.
+            self._api = ApiClient(configuration)
         self._settings = settings
         self._count = count
         self.may_write: Callable[[], bool] = lambda: False

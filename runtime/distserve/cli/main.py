@@ -7,6 +7,7 @@ imports what is heavy inside `run`.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -45,9 +46,16 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        return _run(argv)
+        code = _run(argv)
+        print(end="", flush=True)
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read it has enough, as `head`. What is left goes nowhere, without a complaint of
+        # the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -66,8 +74,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except UsageError as error:
         print(f"distserve {args.verb}: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        return 0
 
 
 if __name__ == "__main__":

@@ -43,14 +43,20 @@ def run(args: argparse.Namespace) -> int:
 async def _collect(args: argparse.Namespace) -> Facts:
     from kubernetes.aio import client, config
     from kubernetes.aio.client.exceptions import ApiException
+    from kubernetes.aio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
+    from distserve.operator.cluster import NoCluster, kubeconfig_errors
+
+    file = args.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
+    settings = client.Configuration()
     try:
-        settings = client.Configuration()
-        await config.load_kube_config(args.kubeconfig, args.context, settings)
-        namespace = args.namespace or _namespace(args.kubeconfig, args.context)
-    except (config.ConfigException, OSError) as error:
-        raise UsageError(f"no cluster to ask: {error}; name one with --kubeconfig") from None
-    async with client.ApiClient(settings) as api:
+        with kubeconfig_errors(file):
+            await config.load_kube_config(file, args.context, settings)
+            namespace = args.namespace or _namespace(file, args.context)
+            asking = client.ApiClient(settings)
+    except NoCluster as error:
+        raise UsageError(str(error)) from None
+    async with asking as api:
         reader = _Reader(api, namespace)
         try:
             async with asyncio.timeout(4 * ANSWER_SECONDS):
@@ -62,7 +68,7 @@ async def _collect(args: argparse.Namespace) -> Facts:
             raise UsageError(f"the API server at {settings.host} does not answer: {said}") from None
 
 
-def _namespace(kubeconfig: str | None, context: str | None) -> str:
+def _namespace(kubeconfig: str, context: str | None) -> str:
     from kubernetes.aio import config
 
     contexts, current = config.list_kube_config_contexts(kubeconfig)
