@@ -86,6 +86,7 @@ def test_levels_that_do_not_nest_are_told(
         (["--level", "a=x", "--level", "a=y"], "two --level have one name"),
         (["--level", "a=x", "--preset", "AWS"], "give --level, or --preset"),
         (["--pods", "x"], "--pods goes with --nodes"),
+        (["--nodes", "x", "--kubeconfig", "y"], "give one of them"),
     ],
 )
 def test_wrong_words_are_one_line(

@@ -65,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
                 )
         nodes, pods, *devices = from_cluster(args.kubeconfig, NODES, PODS, *DEVICES.values())
     else:
+        if args.kubeconfig:
+            raise UsageError(
+                "--kubeconfig names a cluster to ask, --nodes a file: give one of them"
+            )
         nodes, pods = read(args.nodes, "Node"), read(args.pods, "Pod") if args.pods else []
         devices = read_devices(args.devices) if args.devices else [[] for _ in DEVICES]
     inventory = Inventory()
