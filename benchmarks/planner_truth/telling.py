@@ -92,7 +92,8 @@ def summary(rows: Sequence[Compared]) -> Iterator[str]:
             )
         if judged:
             plain = [Errors.of([(r.simulated, r.real) for r in rate]) for rate in judged]
-            yield _means(model, strategy, f"mean up to {KNEE:.0%}", plain)
+            yield _mean(model, strategy, plain)
+            yield _means(model, strategy, "the same of absolute errors", plain)
             if min(map(len, judged)) > 1:
                 yield from _chance(model, strategy, plain)
             beside = [Errors.of([(r.beside, r.real) for r in rate]) for rate in judged]
@@ -141,9 +142,26 @@ def _apart(model: str, strategy: str, rates: Sequence[Sequence[tuple[Seen, Seen]
     )
 
 
+def _mean(model: str, strategy: str, rates: Sequence[Errors]) -> str:
+    """Over rates, of the plan's errors with their signs, and its standard error: what plans are
+    off as a whole."""
+
+    def of(name: str, unit: str, aim: float) -> str:
+        mean = statistics.fmean(errors.of_means[name] for errors in rates)
+        standard = math.hypot(*(errors.standard[name] for errors in rates)) / len(rates)
+        return f"**{mean:+.1f}{unit}** ± {standard:.1f} (aim {aim:g}{unit})"
+
+    runs = sum(len(errors.attainment) for errors in rates)
+    return (
+        f"| **{model}, {strategy}** | mean up to {KNEE:.0%} | {runs} "
+        f"| {of('attainment', '', AIM_POINTS)} | "
+        f"| {of('ttft_p90', ' %', AIM_PERCENT)} | {of('tpot_p90', ' %', AIM_PERCENT)} |"
+    )
+
+
 def _means(model: str, strategy: str, what: str, rates: Sequence[Errors]) -> str:
-    """Over rates, of what the means over a rate's repeats are off; and of single runs, which fall
-    out otherwise than others of their kind. Each rate counts once, however often it was run."""
+    """Over rates, of how far the means over a rate's repeats are off; and of single runs, which
+    fall out otherwise than others of their kind. A rate counts once, however often it was run."""
 
     def both(name: str, unit: str, aim: float) -> str:
         of_rates = statistics.fmean(abs(errors.of_means[name]) for errors in rates)

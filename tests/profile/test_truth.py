@@ -53,8 +53,9 @@ def test_errors_are_of_the_same_requests() -> None:
 def test_rates_beyond_the_knee_are_not_judged() -> None:
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, exact, 0.9), compared(exact, wrong, 1.0)]
-    *_, beyond, mean, beside, paced = telling.summary(rows)
+    *_, beyond, signed, mean, beside, paced = telling.summary(rows)
     assert "100%, 2.0/s (not judged)" in beyond and "-100.0" in beyond
+    assert signed.count("| **+0.0** ± nan (aim 2) |") == 1
     for line in (mean, beside, paced):
         assert line.count("| **0.0**") == 1 and line.count("| **0.0 %**") == 2
 
@@ -64,7 +65,7 @@ def test_what_the_machine_became_meanwhile_is_told_apart() -> None:
     slow = requests((100, 10))
     rows = [compared(exact, exact, paced=wrong, beside=slow)]
     *_, mean, beside, paced = telling.summary(rows)
-    assert "mean up to 90%" in mean and "**0.0 %** (aim 10 %), single runs 0.0 %" in mean
+    assert "of absolute errors" in mean and "**0.0 %** (aim 10 %), single runs 0.0 %" in mean
     assert "the loads beside each" in beside and "**100.0 %** (aim 10 %)" in beside
     assert "at its own steps' pace" in paced and "**900.0 %** (aim 10 %)" in paced
 
@@ -73,9 +74,10 @@ def test_a_rate_is_off_by_what_its_repeats_are_off_in_the_mean() -> None:
     """Of its repeats one falls out too well, another too badly; rates do not cancel each other."""
     exact, wrong = requests((50, 5)), requests((500, 50))
     rows = [compared(exact, wrong), compared(wrong, exact), compared(exact, wrong, 0.6)]
-    *_, first, second, mean, _, _, apart = telling.summary(rows)
+    *_, first, second, signed, mean, _, _, apart = telling.summary(rows)
     assert "| 2 | +0.0 (-100.0 to +100.0), absolute 100.0 |" in first
     assert "| -100.0 (-100.0 to -100.0), absolute 100.0 |" in second
+    assert "| 3 | **-50.0** ± nan (aim 2) |" in signed  # one run has no standard error
     assert "| 3 | **50.0** (aim 2), single runs 100.0" in mean
     assert "| 1 pairs | 100.0 apart |" in apart and apart.count("| 163.6 % |") == 1
 
@@ -95,7 +97,7 @@ def test_measurements_of_one_setup_are_judged_as_one() -> None:
         compared(exact, wrong, rate=2.0, measurement=1),
         compared(wrong, exact, rate=2.5, measurement=2),
     ]
-    *_, rate, mean, _, _, _, _ = telling.summary(rows)
+    *_, rate, _, mean, _, _, _, _ = telling.summary(rows)
     assert "| 30%, 2.0 to 2.5/s | 2 |" in rate
     assert "| 2 | **0.0** (aim 2), single runs 100.0" in mean
 
@@ -130,12 +132,21 @@ def test_each_draw_is_slow_at_other_times() -> None:
 def test_a_rate_s_error_is_that_of_its_means() -> None:
     """One repeat has half of what is simulated, the other twice as much: 80 against 100."""
     rows = [compared(requests((real, 5)), requests((80, 5))) for real in (40, 160)]
-    *_, rate, mean, chance, without, _, _, _ = telling.summary(rows)
+    *_, rate, _, mean, chance, without, _, _, _ = telling.summary(rows)
     assert "-20.0 % (-50.0 to +100.0), absolute 75.0 %" in rate
     assert "**20.0 %** (aim 10 %), single runs 75.0 %" in mean
     # Off by +40 and -80 of 100 ms: a deviation of 84.9, of their mean 60, of which 0.798.
     assert "what chance leaves" in chance and "| 47.9 % | 0.0 % |" in chance
     assert "without what chance leaves" in without and "| **0.0 %** | **0.0 %** |" in without
+
+
+def test_plans_are_off_as_a_whole_by_the_mean_over_rates() -> None:
+    """At one rate by +60 and +40 % of the mean, at another by -20 and -40: 10 % as a whole."""
+    low = [compared(requests((real, 5)), requests((150, 5))) for real in (90, 110)]
+    high = [compared(requests((real, 5)), requests((70, 5)), 0.6) for real in (90, 110)]
+    _, _, _, _, _, signed, mean, *_ = telling.summary([*low, *high])
+    assert "| mean up to 90% | 4 |" in signed and "| **+10.0 %** ± 7.1 (aim 10 %) |" in signed
+    assert "**40.0 %** (aim 10 %)" in mean
 
 
 def test_what_chance_leaves_is_taken_off_the_squares() -> None:
