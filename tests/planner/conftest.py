@@ -46,8 +46,8 @@ def reference_rows() -> Any:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """run("plan", "-f", path) -> what `commands.command` gives, without a process: for mistakes,
-    which take a hundredth of the second that a process takes to import."""
+    """run("plan", "-f", path) -> what `commands.command` gives, without a process, whose imports
+    alone take a second."""
     monkeypatch.delenv("DATASET", raising=False)
 
     def call(*arguments: object) -> CompletedProcess[str]:
@@ -59,6 +59,13 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return CompletedProcess(words, code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans from shorter simulations."""
+    monkeypatch.setattr("distserve.planner.plan.SEARCH_REQUESTS", 80)
+    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 150)
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,13 @@ SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "opt-13
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans from shorter simulations and in this process; test_worker.py has those in their own."""
+def here(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick plans are made in this process; test_worker.py has those in their own."""
 
     def plan_here(request: PlanRequest, deadline_seconds: float) -> Plan:
         return make_plan(request)
 
     monkeypatch.setattr("distserve.planner.worker.plan_within", plan_here)
-    monkeypatch.setattr("distserve.planner.plan.SEARCH_REQUESTS", 80)
-    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 150)
 
 
 @pytest.fixture

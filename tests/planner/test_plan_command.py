@@ -1,4 +1,4 @@
-"""`distserve plan` as a user runs it: processes, files, exit codes, one line for a mistake."""
+"""`distserve plan` as a user runs it: files, exit codes, one line for a mistake."""
 
 import json
 from pathlib import Path
@@ -77,21 +77,21 @@ def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, val
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_plan_for_instances_that_do_both(tmp_path):
+def test_plan_for_instances_that_do_both(tmp_path, run, quick):
     path = deployment(tmp_path)
     text = path.read_text().replace("  prefill: {}\n  decode: {}\n", "  hybrid: {}\n")
     path.write_text(text + "  strategy: {name: ChunkedPrefill, options: {chunkTokens: 256}}\n")
-    done = command("main", "plan", "-f", path, "--output", "json")
+    done = run("plan", "-f", path, "--output", "json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["unit"].keys() == {"hybrid"}
     assert plan["hardwareProfile"] == "a100-80g"
 
 
-def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
+def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path, run, quick):
     (tmp_path / "nodes.yaml").write_text(NODES)
-    done = command(
-        *("main", "plan", "-f", deployment(tmp_path, rate="1")),
+    done = run(
+        *("plan", "-f", deployment(tmp_path, rate="1")),
         *("--nodes", tmp_path / "nodes.yaml"),
         *("--figure", tmp_path / "plan.png", "--prefill-tp", 2),
     )
@@ -102,10 +102,10 @@ def test_plan_on_the_cluster_s_nodes_with_a_figure(tmp_path):
     assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
-def test_plan_without_an_answer_is_exit_3(tmp_path):
+def test_plan_without_an_answer_is_exit_3(tmp_path, run, quick):
     figure = tmp_path / "plan.png"
-    done = command(
-        *("main", "plan", "-f", deployment(tmp_path, ttft="5ms")),
+    done = run(
+        *("plan", "-f", deployment(tmp_path, ttft="5ms")),
         *("--output", "yaml", "--figure", figure),
     )
     assert done.returncode == 3
