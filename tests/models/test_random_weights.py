@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distserve.models.errors import ImpossibleShape
-from distserve.models.random_weights import FAMILIES, make_random_model
+from distserve.models.random_weights import FAMILIES, main, make_random_model
 
 
 def load(path: Path):
@@ -147,17 +147,17 @@ def test_a_folder_with_a_model_is_not_overwritten(tmp_path: Path) -> None:
         make_random_model(tmp_path, "opt")
 
 
-def test_the_command_writes_a_model_and_refuses_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "distserve.models.random_weights", "--output", str(tmp_path)]
-    made = subprocess.run(
-        [*command, "--family", "llama", "--kv-heads", "2", "--shards", "2"],
-        capture_output=True, text=True, timeout=100, check=True,
-    )  # fmt: skip
-    assert made.stdout.strip() == str(tmp_path)
+def test_the_command_writes_a_model_and_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path)]
+    main([*output, "--family", "llama", "--kv-heads", "2", "--shards", "2"])
+    assert capsys.readouterr().out.strip() == str(tmp_path)
     assert load(tmp_path).config.num_key_value_heads == 2
     refused = subprocess.run(
-        [*command, "--family", "opt"], capture_output=True, text=True, timeout=100
-    )
+        [sys.executable, "-m", "distserve.models.random_weights", *output, "--family", "opt"],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
     assert "already holds a model" in refused.stderr
