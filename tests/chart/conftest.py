@@ -19,7 +19,7 @@ import yaml
 from tools.chart.rendering import CHART, objects
 from tools.cluster import binaries, fake_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
-from tools.cluster.errors import CommandFailed, Unavailable
+from tools.cluster.errors import ClusterError, CommandFailed
 from tools.cluster.fixtures import or_skip
 from tools.cluster.progress import Progress
 
@@ -47,7 +47,7 @@ sys.exit(main.main())
 """
 SECONDS = 60
 
-_no_helm = pytest.StashKey[Unavailable]()
+_no_helm = pytest.StashKey[ClusterError]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -61,8 +61,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     with capture.global_and_fixture_disabled():
         try:
             binaries.client("helm", Progress())
-        except Unavailable as lacking:
-            session.config.stash[_no_helm] = lacking
+        except ClusterError as failed:
+            session.config.stash[_no_helm] = failed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -279,7 +279,7 @@ def _running(folder: Path, release: Release, *flags: str) -> Iterator[Operator]:
         process = subprocess.Popen(
             [sys.executable, "-c", OPERATOR, "operator", *words, f"--kubeconfig={kubeconfig}"],
             stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **cluster.home.mark, "OMP_NUM_THREADS": "1"},
         )
     addresses = [f"http://127.0.0.1:{port}" for port in ports]
     one = Operator(process, log, addresses[0], f"{addresses[1]}/metrics")

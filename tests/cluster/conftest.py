@@ -1,19 +1,17 @@
 """What is on the machine, so that a test can see that a cluster left nothing."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tools.cluster.home import clusters
+from tools.cluster.waiting import run
 
 Traces = dict[str, set[str]]
 
 
 def _lines(*command: str) -> set[str]:
-    return set(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
-    )
+    return set(run(command).split("\n"))
 
 
 def _processes() -> set[str]:

@@ -1,7 +1,12 @@
 """A real API server, scheduler and controller manager, with nodes that only pretend."""
 
+import base64
+import contextlib
+import functools
+import http.client
 import json
 import signal
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,11 @@ import yaml
 from tools.cluster import fake_nodes, given, providers
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.conditions import conditions, is_true
-from tools.cluster.errors import CommandFailed, Unavailable
-from tools.cluster.profiles import Profile
+from tools.cluster.errors import ClusterError, CommandFailed, Unavailable
+from tools.cluster.home import homes, registry_lock
+from tools.cluster.pki import Pki
+from tools.cluster.profiles import Profile, Provider
+from tools.cluster.teardown import tear_down
 
 CLIQUE = "nvidia.com/gpu.clique"
 CRD = CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml"
@@ -186,21 +194,114 @@ def test_helm_installs_a_chart(control_plane: Cluster, tmp_path: Path) -> None:
         assert "one" not in {one["metadata"]["name"] for one in left}
 
 
+def names_of_nodes(cluster: Cluster) -> set[str]:
+    return {node["metadata"]["name"] for node in cluster.get("nodes")["items"]}
+
+
 def test_a_named_cluster_is_used_and_left_as_it_was(
     control_plane: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(given.VARIABLE, str(control_plane.kubeconfig))
-    guest = providers.start(Profile.CONTROL_PLANE)
+    guest = providers.start(Profile.CONTROL_PLANE, keep=True)
     try:
         assert isinstance(guest, given.GivenCluster)
+        assert guest.home.kept
         names = guest.nodes(2, prefix="guest")
         with pytest.raises(Unavailable, match="push"):
             guest.load_image(Path("image.tar"))
     finally:
         guest.down()
-    left = {node["metadata"]["name"] for node in control_plane.get("nodes")["items"]}
-    assert left.isdisjoint(names)
+    assert names_of_nodes(control_plane).isdisjoint(names)
     assert not guest.home.folder.exists()
+
+
+def test_what_a_killed_run_added_to_a_named_cluster_is_removed(
+    control_plane: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what lies in the folder, since nobody remembers it."""
+    monkeypatch.setenv(given.VARIABLE, str(control_plane.kubeconfig))
+    others = control_plane.nodes(1, prefix="other")
+    try:
+        guest = providers.start(Profile.CONTROL_PLANE)
+        names = guest.nodes(2, prefix="killed")
+        with registry_lock():
+            (home,) = [one for one in homes() if one.name == guest.home.name]
+            tear_down(home, guest.processes.reap)
+        left = names_of_nodes(control_plane)
+        assert left.isdisjoint(names)
+        assert left >= set(others)
+    finally:
+        control_plane.remove_nodes(others)
+
+
+def test_a_named_cluster_that_is_gone_is_told_once(
+    control_plane: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(given.VARIABLE, str(control_plane.kubeconfig))
+    guest = providers.start(Profile.CONTROL_PLANE)
+    guest.home.lent_nodes.touch()
+    config = yaml.safe_load(guest.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = f"https://{guest.home.addresses.loopback}:1"
+    guest.kubeconfig.write_text(yaml.safe_dump(config))
+    with pytest.raises(ClusterError, match=f"kubectl delete nodes .*={guest.home.name}"):
+        guest.down()
+    assert not guest.home.folder.exists()
+
+
+def test_a_kubeconfig_may_name_files_beside_it(
+    control_plane: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = yaml.safe_load(control_plane.kubeconfig.read_text())
+    for part in (config["clusters"][0]["cluster"], config["users"][0]["user"]):
+        for key in [key for key in part if key.endswith("-data")]:
+            name = key.removesuffix("-data")
+            (tmp_path / name).write_bytes(base64.b64decode(part.pop(key)))
+            part[name] = name
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv(given.VARIABLE, str(tmp_path / "kubeconfig"))
+    guest = providers.start(Profile.CONTROL_PLANE)
+    try:
+        assert guest.kubectl("get", "--raw=/readyz") == "ok"
+        assert guest.kubeconfig.stat().st_mode & 0o777 == 0o600
+    finally:
+        guest.down()
+
+
+def test_only_its_owner_reads_the_administrators_kubeconfig(control_plane: Cluster) -> None:
+    assert control_plane.kubeconfig.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("port", "path"), [(2379, "/version"), (2380, "/members")])
+def test_etcd_answers_nobody_but_the_api_server(
+    control_plane: Cluster, port: int, path: str
+) -> None:
+    """Whoever writes to it has pods of his run as root."""
+    if control_plane.home.provider is not Provider.LOCAL:
+        pytest.skip("on this machine clusters are not the project's own")
+    pki = Pki(control_plane.home.folder / "pki")
+    address = control_plane.home.addresses.loopback
+
+    def answers(who: str = "", *, tls: bool = True) -> bool:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if who:
+            context.load_cert_chain(pki.crt(who), pki.key(who))
+        secure = functools.partial(http.client.HTTPSConnection, context=context)
+        connect: Any = secure if tls else http.client.HTTPConnection
+        # Peers are asked for a certificate of the address that they come from.
+        asked = connect(address, port, timeout=5, source_address=(address, 0))
+        with contextlib.closing(asked):
+            try:
+                asked.request("GET", path)
+                return asked.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+    assert answers("etcd"), "else the rest would tell nothing"
+    assert not answers(tls=False)
+    assert not answers()
+    assert not answers("admin"), "the cluster's authority is not etcd's"
 
 
 def test_a_component_can_be_stopped_and_started(control_plane: Cluster) -> None:

@@ -4,20 +4,24 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
-from tools.cluster import binaries, given, home, host, kind, providers
+from tools.cluster import __main__ as command
+from tools.cluster import binaries, given, home, host, kind, providers, search_path
 from tools.cluster.addresses import SLOTS, Addresses, free_slots
 from tools.cluster.cluster import CHECKOUT
 from tools.cluster.errors import ClusterError, CommandFailed, DidNotCome, Unavailable
 from tools.cluster.images import Layer, host_python_pod, write_archive
+from tools.cluster.processes import Processes
 from tools.cluster.profiles import Profile, Provider
 from tools.cluster.progress import Progress
 from tools.cluster.waiting import run, tail, wait_for
@@ -160,6 +164,55 @@ def test_a_program_is_built_anew_when_its_module_changes(
     assert binaries.Program("tool", "some", ".").built != before
 
 
+# Leaves objects that nobody may write to, as the real one does.
+GO = """#!/bin/sh
+[ "$1" = env ] && { echo go1.99.0; exit; }
+mkdir -p "$GOCACHE/objects" && chmod a-w "$GOCACHE/objects"
+while [ "$1" != -o ]; do shift; done
+echo built > "$2"
+echo "dial tcp: no network" >&2
+exit %d
+"""
+
+
+@pytest.fixture
+def go(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Puts before all programs of the machine a Go whose builds end with this status."""
+    for variable in ("KUBEBUILDER_ASSETS", "GOPATH", "GOCACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def install(status: int) -> None:
+        (programs / "go").write_text(GO % status)
+        (programs / "go").chmod(0o755)
+
+    return install
+
+
+def test_a_build_leaves_its_programs_and_no_other_version_of_them(
+    go: Callable[[int], None], empty_cache: Path
+) -> None:
+    go(0)
+    built = empty_cache / "distserve" / "cluster"
+    former = [f"{module}-{'0' * 16}" for module in ("kubernetes", "kubernetes-next", "tools")]
+    for folder in former:
+        (built / folder).mkdir(parents=True)
+    path = binaries.ensure(["kubectl"], Progress())["kubectl"]
+    assert path.read_text() == "built\n"
+    assert {one.name for one in built.iterdir()} == {".lock", path.parent.name, *former[1:]}
+
+
+def test_a_build_that_fails_leaves_nothing(go: Callable[[int], None], empty_cache: Path) -> None:
+    go(1)
+    with pytest.raises(CommandFailed, match="no network"):
+        binaries.ensure(["kubectl"], Progress())
+    left = (empty_cache / "distserve" / "cluster").rglob("*")
+    assert [path.name for path in left if path.is_file()] == [".lock"]
+    assert not (empty_cache / "distserve" / "cluster" / "build").exists()
+
+
 def test_every_program_has_a_pinned_module() -> None:
     for program in binaries.PROGRAMS.values():
         assert (program.source / "go.sum").stat().st_size > 0
@@ -196,6 +249,60 @@ def test_a_machine_without_anything_is_told_what_to_install(
         binaries.ensure(["etcd"], Progress())
 
 
+def test_whoever_provides_a_cluster_its_clients_are_there_before_tests(
+    go: Callable[[int], None], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "choose", lambda: Provider.KIND)
+    programs = Path(os.environ["PATH"].partition(":")[0])
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(Unavailable, match="install Go"):
+        providers.prepare(Profile.REAL, Progress())
+    for name in binaries.CLIENTS:
+        (programs / name).write_text("")
+        (programs / name).chmod(0o755)
+    providers.prepare(Profile.REAL, Progress())
+    assert binaries.client("helm", Progress()) == programs / "helm"
+
+
+def test_a_program_that_is_found_is_started(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's `su` keeps the folders of root's programs out of PATH."""
+    program = tmp_path / "of-root"
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(search_path, "ROOTS", str(tmp_path))
+    assert host._which("of-root") == str(program)
+    claimed = home.claim("some", Provider.LOCAL, Profile.CONTROL_PLANE, keep=False)
+    started = Processes(claimed).start("some", ["of-root"])
+    assert started._running is not None and started._running.wait(20) == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "there is a cluster mine of profile control-plane"),
+        (["--profile=control-plane", "--nodes=2"], "--nodes 2: only a cluster of profile real"),
+    ],
+    ids=["another profile", "nodes of none"],
+)
+def test_up_refuses_what_it_would_not_do(
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.delenv(given.VARIABLE, raising=False)
+    kept = home.claim("mine", Provider.LOCAL, Profile.CONTROL_PLANE, keep=True)
+    assert command.main(["up", "--name=mine", "--profile=control-plane"]) == 0
+    assert capsys.readouterr().out == f"export KUBECONFIG={kept.kubeconfig}\n"
+    assert command.main(["up", "--name=mine", *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err and err.count("\n") == 1
+
+
 def test_assets_of_another_version_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,12 +329,32 @@ def test_providers_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert providers.choose() is Provider.LOCAL
 
 
-def pytest_run(folder: Path, *options: str, **environment: str) -> str:
-    """What pytest prints of one test that asks for a cluster."""
-    (folder / "test_it.py").write_text("def test_it(control_plane):\n    pass\n")
+ASKS = "def test_it(control_plane):\n    pass\n"
+SLOW = """
+import time
+import pytest
+
+@pytest.fixture
+def something():
+    yield
+    print("torn down")
+
+@pytest.mark.timeout(0.2)
+def test_it(something):
+    time.sleep(60)
+"""
+
+
+def pytest_run(folder: Path, *options: str, test: str = ASKS, **environment: str) -> str:
+    """What pytest prints of this test, by default one that asks for a cluster."""
+    (folder / "test_it.py").write_text(test)
     where = ("-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(folder), str(folder))
+    return pytest_says("-p", "tools.cluster.fixtures", *options, *where, **environment)
+
+
+def pytest_says(*words: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tools.cluster.fixtures", *options, *where],
+        [sys.executable, "-m", "pytest", *words],
         cwd=CHECKOUT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -245,6 +372,25 @@ def test_a_machine_that_can_do_none_skips_loudly_and_fails_in_ci(
     said = pytest_run(tmp_path, "--cluster", PATH="", XDG_CACHE_HOME=str(tmp_path), CI=ci)
     assert outcome in said
     assert "apt-get install" in said
+
+
+def test_a_test_that_takes_too_long_is_torn_down(tmp_path: Path) -> None:
+    said = pytest_run(tmp_path, test=SLOW)
+    assert "Timeout (>0.2s)" in said
+    assert "torn down" in said and "1 failed" in said
+
+
+def test_where_helm_cannot_be_built_the_tests_that_need_it_fail(
+    tmp_path: Path, go: Callable[[int], None]
+) -> None:
+    go(1)
+    programs = Path(os.environ["PATH"].partition(":")[0])
+    for name in ("nice", "chmod", "mkdir"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    test = CHECKOUT / "tests" / "chart" / "test_docs.py"
+    said = pytest_says(f"{test}::test_alerts_are_explained", PATH=str(programs))
+    assert "no network" in said
+    assert "1 error" in said and "INTERNALERROR" not in said
 
 
 def test_without_the_option_cluster_tests_stay_out(tmp_path: Path) -> None:

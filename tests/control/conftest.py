@@ -20,6 +20,7 @@ import pytest
 import yaml
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.fake_nodes import TOLERATION
+from tools.cluster.home import Home
 from tools.cluster.waiting import wait_for
 
 FAKE_OPERATOR = Path(__file__).with_name("fake_operator.py")
@@ -99,7 +100,7 @@ def free_ports() -> Callable[[int], list[int]]:
 class Replica:
     """One operator process."""
 
-    def __init__(self, said: dict[str, Any], log: Path, command: list[str]) -> None:
+    def __init__(self, home: Home, said: dict[str, Any], log: Path, command: list[str]) -> None:
         self.identity: str = said["lease"]["identity"]
         self._metrics = f"http://127.0.0.1:{said['metrics_port']}/metrics"
         self._health = f"http://127.0.0.1:{said['health_port']}"
@@ -108,7 +109,13 @@ class Replica:
             self.process = subprocess.Popen(
                 command,
                 stderr=file,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+                # With the cluster's mark: where this test is killed, it goes with the cluster.
+                env={
+                    **os.environ,
+                    **home.mark,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONFAULTHANDLER": "1",
+                },
             )
 
     def metric(self, sample: str) -> float:
@@ -186,7 +193,7 @@ def start_operator(crd: Cluster, namespace: str, tmp_path: Path) -> Iterator[Sta
             "watch": WATCH | times.get("watch", {}),
         }
         command = [sys.executable, str(FAKE_OPERATOR), json.dumps(said)]
-        replica = Replica(said, tmp_path / f"{identity}.log", command)
+        replica = Replica(crd.home, said, tmp_path / f"{identity}.log", command)
         started.append(replica)
         return replica
 
@@ -223,13 +230,14 @@ class Distserve:
             f"--metrics-port={metrics}",
             *flags,
         ]
-        replica = Replica(said, self._logs / f"{identity}.log", command)
+        replica = Replica(self._cluster.home, said, self._logs / f"{identity}.log", command)
         self.started.append(replica)
         return replica
 
     def end(self) -> None:
         for one in self.started:
             one.end(signal.SIGKILL)
+            print(one.tail())
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import sys
 from tools.cluster import providers
 from tools.cluster.errors import ClusterError
 from tools.cluster.home import homes, registry_lock
-from tools.cluster.profiles import Profile
+from tools.cluster.profiles import Profile, Provider
 from tools.cluster.progress import Progress
 from tools.cluster.teardown import remove_stale, tear_down
 
 PROFILES = [str(profile) for profile in Profile]
+NODES = 2
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
     for verb in (install, up):
         verb.add_argument("--profile", choices=PROFILES, default=str(Profile.REAL))
     up.add_argument("--name", default="kept")
-    up.add_argument("--nodes", type=int, default=2, help="real nodes (default 2)")
+    up.add_argument("--nodes", type=int, help=f"real nodes (default {NODES})")
     down = verbs.add_parser("down", help="remove a cluster, and those whose owner is gone")
     which = down.add_mutually_exclusive_group()
     which.add_argument("--name", default="kept")
@@ -42,11 +43,19 @@ def _install(chosen: argparse.Namespace) -> int:
 
 def _up(chosen: argparse.Namespace) -> int:
     remove_stale()
+    profile, nodes = Profile(chosen.profile), chosen.nodes
+    made_here = profile is Profile.REAL and providers.choose() is not Provider.GIVEN
+    if nodes is not None and not made_here:
+        raise ClusterError(f"--nodes {nodes}: only a cluster of profile real that is made here")
     found = next((home for home in homes() if home.name == chosen.name), None)
     if found is None:
-        profile = Profile(chosen.profile)
-        cluster = providers.start(profile, name=chosen.name, keep=True, nodes=chosen.nodes)
-        found = cluster.home
+        count = NODES if nodes is None else nodes
+        found = providers.start(profile, name=chosen.name, keep=True, nodes=count).home
+    elif found.profile is not profile or nodes is not None:
+        raise ClusterError(
+            f"there is a cluster {found.name} of profile {found.profile}, which stays as it is: "
+            "choose another --name, or remove it first (`down`, `make cluster-down`)"
+        )
     print(f"export KUBECONFIG={found.kubeconfig}")
     return 0
 

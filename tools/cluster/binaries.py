@@ -132,6 +132,11 @@ def ensure_next(names: Iterable[str], progress: Progress) -> dict[str, Path]:
     return {name: found[program] for name, program in later.items()}
 
 
+def ensure_clients(progress: Progress) -> None:
+    """Builds those of `CLIENTS` that neither we have nor the machine."""
+    ensure([name for name in CLIENTS if not (find(name) or shutil.which(name))], progress)
+
+
 def client(name: str, progress: Progress) -> Path:
     """A program that talks to a cluster: ours, else the machine's, else built."""
     on_path = shutil.which(name)
@@ -180,12 +185,25 @@ def _build(names: tuple[str, ...], progress: Progress) -> None:
     with (cache() / "cluster" / ".lock").open("w") as lock:
         lock_file(lock, "another process that builds the same programs", BUILD_LOCK_SECONDS)
         missing = [name for name in names if find(name) is None]
-        for number, name in enumerate(missing, 1):
-            with progress.step(f"[{number}/{len(missing)}] building {name}") as step:
-                _build_one(PROGRAMS[name], work, step.count)
-        # Some 10 GB of sources and objects, of no use once everything is built.
-        run(["chmod", "-R", "u+w", str(work)], seconds=600)
-        shutil.rmtree(work)
+        try:
+            for number, name in enumerate(missing, 1):
+                with progress.step(f"[{number}/{len(missing)}] building {name}") as step:
+                    _build_one(PROGRAMS[name], work, step.count)
+                _remove_other_versions(PROGRAMS[name])
+        finally:
+            # Some 10 GB of sources and objects, of no use once everything is built; where a build
+            # failed nobody would look for them.
+            run(["chmod", "-R", "u+w", str(work)], seconds=600)
+            shutil.rmtree(work)
+
+
+def _remove_other_versions(program: Program) -> None:
+    """What the program's module was built into before it changed."""
+    folder = program.built.parent
+    for other in folder.parent.iterdir():
+        # Modules' names begin alike: kubernetes, kubernetes-next.
+        if re.fullmatch(rf"{program.module}-[0-9a-f]{{16}}", other.name) and other != folder:
+            shutil.rmtree(other)
 
 
 def _build_one(program: Program, work: Path, count: Callable[[int], None]) -> None:

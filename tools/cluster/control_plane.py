@@ -74,9 +74,18 @@ class ControlPlane:
         process.wait_for(f"a 200 from {url}", answers, READY_SECONDS)
 
     def _etcd_flags(self) -> list[str]:
-        loopback = self.home.addresses.loopback
-        client, peer = f"http://{loopback}:2379", f"http://{loopback}:2380"
+        pki, loopback = self.pki, self.home.addresses.loopback
+        client, peer = f"https://{loopback}:2379", f"https://{loopback}:2380"
+        # Every user of the machine reaches these ports, and kubelets run what etcd holds as root.
+        guard = (
+            "client-cert-auth=true",
+            f"trusted-ca-file={pki.crt('etcd-ca')}",
+            f"cert-file={pki.crt('etcd')}",
+            f"key-file={pki.key('etcd')}",
+        )
         return [
+            *(f"--{flag}" for flag in guard),
+            *(f"--peer-{flag}" for flag in guard),
             f"--data-dir={self.home.folder / 'etcd'}",
             "--name=test",
             f"--listen-client-urls={client}",
@@ -92,7 +101,10 @@ class ControlPlane:
         pki, addresses = self.pki, self.home.addresses
         on_loopback = self.api_address == addresses.loopback
         return [
-            f"--etcd-servers=http://{addresses.loopback}:2379",
+            f"--etcd-servers=https://{addresses.loopback}:2379",
+            f"--etcd-cafile={pki.crt('etcd-ca')}",
+            f"--etcd-certfile={pki.crt('etcd')}",
+            f"--etcd-keyfile={pki.key('etcd')}",
             f"--bind-address={self.api_address}",
             f"--advertise-address={self.api_address}",
             "--secure-port=6443",

@@ -8,6 +8,8 @@ from tools.cluster.conditions import is_true
 
 STAGES = Path(__file__).parent / "manifests" / "kwok-stages.yaml"
 MARK = "kwok.x-k8s.io/node"
+OWNER = "distserve.io/test-cluster"
+"""Label, on nodes in a cluster of somebody else: the home that they go with."""
 TAINT = {"key": MARK, "value": "fake", "effect": "NoSchedule"}
 TOLERATION = {"key": MARK, "operator": "Exists"}
 

@@ -75,9 +75,14 @@ class Home:
         return self.folder / "kubeconfig"
 
     @property
-    def mark(self) -> str:
-        """The environment entry that all processes of the cluster inherit."""
-        return f"DISTSERVE_CLUSTER_HOME={self.folder}"
+    def lent_nodes(self) -> Path:
+        """There once the cluster, which is somebody else's, was given fake nodes."""
+        return self.folder / "lent-nodes"
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """The entry of the environment that all processes of the cluster inherit."""
+        return {"DISTSERVE_CLUSTER_HOME": str(self.folder)}
 
     @property
     def kept(self) -> bool:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from tools.cluster.errors import Unavailable
+from tools.cluster.search_path import search_path
 from tools.cluster.waiting import run
 
 INSTALL_SECONDS = 600.0
@@ -60,7 +61,8 @@ def install(*, real_nodes: bool) -> None:
     """Installs what `missing_packages` names, where root and apt-get can."""
     packages = missing_packages(real_nodes=real_nodes)
     if packages and os.geteuid() == 0 and _which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        noninteractive = {"DEBIAN_FRONTEND": "noninteractive", "PATH": search_path()}
+        environment = {**os.environ, **noninteractive}
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
             run(["apt-get", "--quiet", *command], env=environment, seconds=INSTALL_SECONDS)
 
@@ -74,5 +76,4 @@ def cni_folder() -> Path | None:
 
 
 def _which(program: str) -> str | None:
-    # Debian keeps root's programs out of other users' PATH.
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    return shutil.which(program, path=search_path())

@@ -84,6 +84,7 @@ def _bring_up(
     if node_count:
         make_bridge(addresses)
     pki = make_control_plane_pki(home.folder / "pki", addresses, api_address)
+    home.kubeconfig.touch(mode=0o600)
     home.kubeconfig.write_text(pki.kubeconfig("admin").read_text())
     ControlPlane(home, pki, programs, api_address, extra or ExtraFlags()).start(cluster.processes)
     for number in range(1, node_count + 1):

@@ -92,6 +92,10 @@ def make_control_plane_pki(folder: Path, addresses: Addresses, api_address: str)
     pki = Pki(folder)
     pki.make_authority("ca")
     pki.make_authority("front-proxy-ca")
+    # etcd's alone: it obeys whoever has a certificate of it, and the cluster's signs users' too.
+    pki.make_authority("etcd-ca")
+    here = f"IP:{addresses.loopback}"
+    pki.make_certificate("etcd", "/CN=etcd", authority="etcd-ca", names=(here,))
     key, public = str(pki.key("service-accounts")), str(folder / "service-accounts.pub")
     run(["openssl", "genrsa", "-out", key, "2048"])
     run(["openssl", "rsa", "-in", key, "-pubout", "-out", public])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tools.cluster.errors import DidNotCome
 from tools.cluster.home import Home
+from tools.cluster.search_path import search_path
 from tools.cluster.waiting import tail, wait_for
 
 STOP_SECONDS = 20.0
@@ -40,7 +41,6 @@ class Process:
         return self._running.pid
 
     def start(self) -> "Process":
-        key, _, value = self.home.mark.partition("=")
         with self.log.open("ab") as log:
             self._running = subprocess.Popen(
                 list(self.command),
@@ -49,7 +49,7 @@ class Process:
                 stderr=log,
                 # Ctrl-C at a terminal ends the owner, which then ends these in order.
                 start_new_session=True,
-                env={**os.environ, **NO_PROXY, key: value},
+                env={**os.environ, **NO_PROXY, "PATH": search_path(), **self.home.mark},
             )
         return self
 
@@ -102,12 +102,12 @@ class Processes(dict[str, Process]):
 
 def marked(home: Home) -> set[int]:
     """The processes that carry the cluster's mark. One that has ended carries none."""
-    mark = home.mark.encode()
+    marks = {f"{key}={value}".encode() for key, value in home.mark.items()}
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                if marks <= set((entry / "environ").read_bytes().split(b"\0")):
                     found.add(int(entry.name))
     return found
 

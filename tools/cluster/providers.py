@@ -8,7 +8,7 @@
 
 import secrets
 
-from tools.cluster import given, host, kind, local
+from tools.cluster import binaries, given, host, kind, local
 from tools.cluster.cluster import Cluster
 from tools.cluster.control_plane import ExtraFlags
 from tools.cluster.profiles import Profile, Provider, Release
@@ -26,6 +26,8 @@ def prepare(profile: Profile, progress: Progress) -> None:
     """Does what takes minutes, once per machine; raises Unavailable with the cure."""
     if choose() is Provider.LOCAL:
         local.prepare(profile, progress)
+    else:
+        binaries.ensure_clients(progress)
 
 
 def install(profile: Profile, progress: Progress) -> None:
@@ -59,7 +61,7 @@ def start(
     own = extra is not None or release is not Release.PINNED
     provider = Provider.LOCAL if own else choose()
     if provider is Provider.GIVEN and kubeconfig is not None:
-        return given.connect(profile, progress, kubeconfig, name=name)
+        return given.connect(profile, progress, kubeconfig, name=name, keep=keep)
     if provider is Provider.KIND:
         return kind.start(profile, progress, name=name, keep=keep, nodes=nodes)
     return local.start(
