@@ -118,14 +118,18 @@ class Replica:
                 },
             )
 
+    def metrics(self) -> dict[str, float]:
+        """All samples, by their names with labels."""
+        with urllib.request.urlopen(self._metrics, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
     def metric(self, sample: str) -> float:
         """The value of e.g. `distserve_operator_leader`."""
-        with urllib.request.urlopen(self._metrics, timeout=5) as answer:
-            for line in answer.read().decode().splitlines():
-                name, _, value = line.rpartition(" ")
-                if name == sample:
-                    return float(value)
-        raise AssertionError(f"no {sample} at {self._metrics}")
+        found = self.metrics()
+        assert sample in found, f"no {sample} at {self._metrics}"
+        return found[sample]
 
     def probe(self, path: str) -> int:
         try:

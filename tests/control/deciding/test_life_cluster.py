@@ -1,18 +1,14 @@
 """The operator as a process on a real API server, scheduler and controllers, with fake nodes."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
+import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.fake_nodes import TOLERATION
+from tools.cluster.processes import marked
 from tools.cluster.waiting import wait_for
 
 SECONDS = 60.0
@@ -24,50 +20,40 @@ ROLE = {
     "metadata": {"name": "distserve-gateway"},
     "rules": [],
 }
+# An operator that compares all with a listing, and decides all anew, each two seconds instead of
+# each ten minutes.
+OFTEN = """
+import sys
+from dataclasses import replace
+from distserve.cli import main, operator
+settings = operator._settings
 
+def often(args):
+    found = settings(args)
+    return replace(found, watch=replace(found.watch, resync_seconds=2.0))
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+operator._settings = often
+sys.exit(main.main())
+"""
+DECIDED = "distserve_operator_reconcile_seconds_count"
+# Without updates: those are the Lease's.
+WRITES = re.compile(r'distserve_operator_api_calls_total\{.*verb="(create|apply|delete)"')
 
 
 @pytest.fixture(scope="module")
-def operated(control_plane: Cluster, tmp_path_factory: Any) -> Iterator[Cluster]:
-    """The control plane with two fake nodes and an operator."""
-    control_plane.apply(CHECKOUT / "crds" / "distservedeployments.distserve.io.yaml")
-
-    def established() -> bool:
-        found = control_plane.get("crd", "distservedeployments.distserve.io", "default")
-        conditions = found.get("status", {}).get("conditions") or []
-        return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
-
-    wait_for("the resource to be served", established, SECONDS)
-    control_plane.apply(ROLE)
-    names = control_plane.nodes(2, gpus=8)
-    log = Path(tmp_path_factory.mktemp("operator")) / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "distserve.cli.main", "operator",
-                "--kubeconfig", str(control_plane.kubeconfig),
-                "--health-port", str(free_port()), "--metrics-port", str(free_port()),
-            ],
-            stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        try:
-            yield control_plane
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-            control_plane.remove_nodes(names)
-            print(log.read_text()[-8000:])
+def nodes(crd: Cluster) -> Iterator[None]:
+    """Two fake ones, and the role of gateways."""
+    crd.apply(ROLE)
+    names = crd.nodes(2, gpus=8)
+    yield
+    crd.remove_nodes(names)
 
 
 @pytest.fixture
-def namespace(operated: Cluster) -> Iterator[str]:
-    with operated.namespace() as name:
-        yield name
+def operated(crd: Cluster, nodes: None, start_distserve: Callable[..., Any]) -> Cluster:
+    """The control plane with an operator of the test's namespace."""
+    start_distserve()
+    return crd
 
 
 def sample(**spec: Any) -> dict[str, Any]:
@@ -85,10 +71,10 @@ def sample(**spec: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def until(operated: Cluster, namespace: str) -> Callable[..., dict[str, Any]]:
+def until(crd: Cluster, namespace: str) -> Callable[..., dict[str, Any]]:
     def wait(what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         def look() -> bool:
-            found = operated.get("dsd", "tiny", namespace)
+            found = crd.get("dsd", "tiny", namespace)
             state = {c["type"]: c for c in found.get("status", {}).get("conditions", [])}
             now = found["metadata"]["generation"]
             return found.get("status", {}).get("observedGeneration") == now and holds(
@@ -96,7 +82,7 @@ def until(operated: Cluster, namespace: str) -> Callable[..., dict[str, Any]]:
             )
 
         wait_for(what, look, SECONDS)
-        return dict(operated.get("dsd", "tiny", namespace)["status"])
+        return dict(crd.get("dsd", "tiny", namespace)["status"])
 
     return wait
 
@@ -150,26 +136,37 @@ def test_a_life(operated: Cluster, namespace: str, until: Callable[..., dict[str
 
 
 def test_idle_is_idle(
-    operated: Cluster, namespace: str, until: Callable[..., dict[str, Any]]
+    crd: Cluster,
+    nodes: None,
+    namespace: str,
+    start_distserve: Callable[..., Any],
+    until: Callable[..., dict[str, Any]],
 ) -> None:
-    """Once ready, nothing is written any more: no object's version changes."""
-    operated.apply(sample(), namespace)
-    until("Ready", lambda s: s["Ready"]["status"] == "True" and not s.get("x"))
-    kinds = "dsd,statefulsets,deployments,controllerrevisions,pdb,services,rolebindings"
+    """Once ready, whatever is decided anew needs no call that could change anything."""
+    operator = start_distserve(program=("-c", OFTEN))
+    crd.apply(sample(), namespace)
+    until("Ready", lambda s: s["Ready"]["status"] == "True")
 
-    def versions() -> str:
-        query = (
-            "jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}\n{end}"
+    def writes() -> dict[str, float]:
+        found = operator.metrics()
+        return {name: found[name] for name in found if WRITES.match(name)}
+
+    def idle() -> bool:
+        before, decided = writes(), operator.metric(DECIDED)
+        operator.wait_until(
+            "has decided anew twice", lambda: operator.metric(DECIDED) >= decided + 2
         )
-        return operated.kubectl("get", kinds, "-o", query, "-n", namespace)
+        return writes() == before
 
-    seen: list[str] = []
+    operator.wait_until("writes nothing", idle, SECONDS)
+    assert sum(writes().values()) > 0, "else the test would not see them"
 
-    def quiet() -> bool:
-        seen.append(versions())
-        return len(seen) >= 5 and len(set(seen[-5:])) == 1
 
-    wait_for("five looks that see the same", quiet, SECONDS)
+def test_an_operator_goes_with_its_cluster(
+    crd: Cluster, start_distserve: Callable[..., Any]
+) -> None:
+    """Also where the test that started it was killed."""
+    assert start_distserve().process.pid in marked(crd.home)
 
 
 def test_more_gateways_restart_none(
