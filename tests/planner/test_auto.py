@@ -143,6 +143,7 @@ def test_a_profile_of_one_s_own_plans_for_cpus(written, times, capsys):
     rendered, line = said(capsys, 0, "render", *asked)
     sets = [o for o in json.loads(rendered)["items"] if o["kind"] == "StatefulSet"]
     assert len(sets) == plan["accelerators"]
+    assert plan["unit"]["prefill"]["instances"] > plan["unit"]["decode"]["instances"] == 1
     assert "(cpu.json)" in line
 
 

@@ -200,6 +200,32 @@ def test_a_unit_across_nodes_pays_for_the_link(lengths, quick, tmp_path):
     assert far.binds == "link" != near.binds
 
 
+PROMPTS = RequestSet([1000] * 300, [4] * 300)
+OUTPUTS = RequestSet([20] * 300, [150] * 300)
+
+
+@pytest.mark.parametrize("high_affinity", [False, True])
+@pytest.mark.parametrize(
+    ("load", "slo", "larger", "smaller"),
+    [
+        (PROMPTS, Slo(300, 200), "prefill", "decode"),
+        (OUTPUTS, Slo(300, 22), "decode", "prefill"),
+    ],
+    ids=["prompts", "outputs"],
+)
+def test_a_role_that_needs_more_has_more_instances(
+    quick, load, slo, larger, smaller, high_affinity
+):
+    """And no instance of the other is there for nothing, as in pairs."""
+    pair = make_plan(question(load, Machine([2]), slo=slo, max_ranks=1))
+    assert pair.feasible
+    machine = Machine([8], high_affinity=high_affinity)
+    asked = question(load, machine, slo=slo, max_ranks=1, rate=3.5 * pair.total_goodput)
+    plan = make_plan(asked)
+    assert plan.feasible and plan.accelerators <= 5, "four pairs would be eight"
+    assert plan.roles[larger].instances > plan.roles[smaller].instances
+
+
 def test_a_network_table_is_parsed_once_for_all_candidates(tmp_path):
     path = tmp_path / "probe.csv"
     path.write_text("size_bytes,intra_node_ms,inter_node_ms\n1000,1,2\n2000,2,4\n")

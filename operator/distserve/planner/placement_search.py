@@ -2,7 +2,7 @@
 
 Algorithm 1 (high node affinity) judges the roles apart: each role's best (TP, PP) per accelerator,
 then mixes of both. Algorithm 2 (low affinity) judges pairs whose matching pipeline segments share a
-node, so that KV cache only moves inside nodes.
+node, so that KV cache only moves inside nodes; here also mixes of several instances in one node.
 
 Each search lists units by rules that do not look at the machine beyond what fits it, and leaves
 out only what a bound proves to be no better. So a larger machine has every unit of a smaller one,
@@ -12,10 +12,11 @@ at least as often, and the best total rate never falls when accelerators are add
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heapreplace
-from itertools import product
+from heapq import heappop, heappush
+from itertools import count, product
+from typing import NamedTuple
 
 from distserve.planner.capacity import capacity
 from distserve.planner.errors import OversizedRequest
@@ -32,6 +33,61 @@ MAX_INSTANCES_PER_ROLE = 8
 """Of one unit; more rate is more units."""
 
 AT_LEAST_JUDGED = 3
+
+
+class Mix(NamedTuple):
+    """The instances of a unit."""
+
+    prefill: InstanceSpec
+    decode: InstanceSpec
+    prefill_instances: int = 1
+    decode_instances: int = 1
+
+    @property
+    def is_pair(self) -> bool:
+        return self.prefill_instances == self.decode_instances == 1
+
+    @property
+    def accelerators(self) -> int:
+        return (
+            self.prefill_instances * self.prefill.accelerators
+            + self.decode_instances * self.decode.accelerators
+        )
+
+
+class Family(NamedTuple):
+    """Two instances that units are mixed of."""
+
+    prefill: InstanceSpec
+    decode: InstanceSpec
+
+    def all_mixes(self) -> Iterator[Mix]:
+        for p, d in product(range(1, MAX_INSTANCES_PER_ROLE + 1), repeat=2):
+            yield Mix(*self, p, d)
+
+    def mixes(self, roles: RoleRates) -> list[Mix]:
+        """Of the mixes that take equally many accelerators the one whose roles are worth most."""
+        prefill_rate = roles.rate("prefill", self.prefill)
+        decode_rate = prefill_rate and roles.rate("decode", self.decode)
+        if not decode_rate:
+            return [Mix(*self)]
+        best: dict[int, tuple[float, Mix]] = {}
+        for mix in self.all_mixes():
+            worth = min(mix.prefill_instances * prefill_rate, mix.decode_instances * decode_rate)
+            if mix.accelerators not in best or worth > best[mix.accelerators][0]:
+                best[mix.accelerators] = worth, mix
+        return [mix for _, mix in best.values()]
+
+
+class _Waiting(NamedTuple):
+    """What may still be judged: the highest score at its bound first, then the first listed."""
+
+    order: tuple[float, ...]
+    number: int
+    what: Unit | Family
+    bound: float
+    tight: bool
+    """Whether nothing but its own simulation lowers the bound."""
 
 
 @dataclass(frozen=True)
@@ -80,42 +136,62 @@ class PlacementSearch:
 
     def run(self) -> list[Judged]:
         """All that was judged, the best answer first."""
+        roles = RoleRates(self.evaluator, self.template, self.progress)
         if not strategy_class(self.evaluator.strategy).disaggregated:
-            judged = self._judge_best_first(self.colocated())
+            judged = self._judge_best_first(roles, self.colocated())
         elif self.machine.high_affinity:
-            roles = RoleRates(self.evaluator, self.template, self.progress)
-            judged = self._judge_best_first(self.high_affinity(roles), roles)
+            judged = self._judge_best_first(roles, mixes=self.high_affinity(roles))
         else:
-            judged = self._judge_best_first(self.pairs())
+            judged = self._judge_best_first(roles, self.pairs(), families=self.families())
         return sorted(judged, key=lambda j: self.score(j.unit, j.rate), reverse=True)
 
     # -- what is judged
 
     def pairs(self) -> list[Unit]:
         """Every prefill and decode pair, in the segments that fit most often (Algorithm 2)."""
-        pairs = product(self.specs("prefill"), list(self.specs("decode")))
         units = (
-            self._most_often(self._fleet(prefill, decode, 1, 1, within_node=True))
-            for prefill, decode in pairs
+            self._most_often(self._fleet(Mix(*family), within_node=True))
+            for family in self._all_families()
         )
         return [unit for unit in units if unit]
 
-    def high_affinity(self, roles: RoleRates) -> list[Unit]:
-        """Mixes of each role's best instances, inside a node and across nodes (Algorithm 1).
+    def families(self) -> list[Family]:
+        """Every prefill and decode instance of which a node holds more than a pair.
 
-        Of the mixes of two instances that take equally many accelerators it is the one whose
-        roles are worth most.
+        The paper's Algorithm 2 ends at pairs, where a role that needs four times as many
+        accelerators as the other leaves three idle.
         """
+        room = self.machine.largest_node
+        return [
+            family
+            for family in self._all_families()
+            if Mix(*family).accelerators + min(spec.accelerators for spec in family) <= room
+        ]
+
+    def mixes(self, family: Family, roles: RoleRates) -> list[Unit]:
+        """Of several instances, within a node."""
+        units = [
+            Unit(self._fleet(mix, within_node=True))
+            for mix in family.mixes(roles)
+            if not mix.is_pair
+        ]
+        return [unit for unit in units if unit.copies(self.machine)]
+
+    def high_affinity(self, roles: RoleRates) -> list[Unit]:
+        """Mixes of each role's best instances, inside a node and across nodes (Algorithm 1)."""
         prefills = roles.candidates("prefill", self.specs("prefill"))
         decodes = roles.candidates("decode", self.specs("decode"))
-        units = []
-        for prefill, decode in product(prefills, decodes):
-            rates = roles.rate("prefill", prefill), roles.rate("decode", decode)
-            for p, d in _mixes(prefill, decode, *rates):
-                for within in (True, False):
-                    fleet = self._fleet(prefill, decode, p, d, within_node=within)
-                    units.append(Unit(fleet, segments=1 if within else 0))
+        units = [
+            Unit(self._fleet(mix, within), segments=1 if within else 0)
+            for pair in product(prefills, decodes)
+            for mix in Family(*pair).mixes(roles)
+            for within in (True, False)
+        ]
         return [unit for unit in units if unit.copies(self.machine)]
+
+    def _all_families(self) -> Iterator[Family]:
+        pairs = product(self.specs("prefill"), list(self.specs("decode")))
+        return (Family(*pair) for pair in pairs)
 
     def colocated(self) -> list[Unit]:
         """Every instance that does both phases, one a unit."""
@@ -125,7 +201,7 @@ class PlacementSearch:
     def _most_often(self, fleet: Fleet) -> Unit | None:
         """The fleet in the segments of which the machine holds most; None where it holds none.
 
-        Segments do not change what is simulated: all of a pair's KV cache moves inside nodes.
+        Segments do not change what is simulated: all of its KV cache moves inside nodes.
         """
         stages = math.gcd(fleet.prefill.pp, fleet.decode.pp if fleet.decode else 0)
         most = len(self.machine.nodes) if self.machine.span_nodes else 1
@@ -135,16 +211,12 @@ class PlacementSearch:
         chosen = max(units, key=lambda unit: unit.copies(self.machine))
         return chosen if chosen.copies(self.machine) else None
 
-    def _fleet(
-        self, prefill: InstanceSpec, decode: InstanceSpec, p: int, d: int, within_node: bool
-    ) -> Fleet:
+    def _fleet(self, mix: Mix, within_node: bool) -> Fleet:
+        lanes = min(mix.prefill.accelerators, mix.decode.accelerators) if within_node else 1
         return Fleet(
-            prefill,
-            decode,
-            p,
-            d,
+            *mix,
             link=self.machine.link(within_node),
-            lanes=min(prefill.accelerators, decode.accelerators) if within_node else 1,
+            lanes=lanes,
             kv_bytes_per_token=self.model.kv_bytes_per_token,
             shared_machines=within_node,
             options=self.options,
@@ -152,41 +224,68 @@ class PlacementSearch:
 
     # -- how it is judged
 
-    def _judge_best_first(self, units: list[Unit], roles: RoleRates | None = None) -> list[Judged]:
-        """Judge units until none that is left could be best even at its bound.
+    def _judge_best_first(
+        self,
+        roles: RoleRates,
+        units: Iterable[Unit] = (),
+        mixes: Iterable[Unit] = (),
+        families: Iterable[Family] = (),
+    ) -> list[Judged]:
+        """Judge until nothing that is left could be best even at its bound.
 
-        The bound is the capacity, which needs no simulation, and with `roles` then what the roles
-        do apart. A few are judged in any case, so that an answer has others to stand beside.
+        The bound is the capacity, which needs no simulation, and of mixes then what the roles do
+        apart. A family's mixes are listed once one of them could be best. A few units are judged
+        in any case, so that an answer has others to stand beside.
         """
         judged: list[Judged] = []
         best = Score(0, 0.0, 0.0)
-        queue = [
-            self._waiting(unit, capacity(unit.fleet, self.evaluator.mean), index, roles is None)
-            for index, unit in enumerate(units)
-        ]
-        heapify(queue)
+        queue: list[_Waiting] = []
+        numbers = count()
+
+        def wait(what: Unit | Family, score: Score, bound: float, tight: bool) -> None:
+            heappush(queue, _Waiting(score.order, next(numbers), what, bound, tight))
+
+        def wait_all(units: Iterable[Unit], tight: bool) -> None:
+            for unit in units:
+                bound = capacity(unit.fleet, self.evaluator.mean)
+                wait(unit, self.score(unit, bound), bound, tight)
+
+        wait_all(units, tight=True)
+        wait_all(mixes, tight=False)
+        for family in families:
+            wait(family, self.best_of(family, roles), math.inf, tight=False)
         while queue:
-            _, index, tight, bound = queue[0]
-            unit = units[index]
-            if self.score(unit, bound) <= best and len(judged) >= AT_LEAST_JUDGED:
+            order, _, what, bound, tight = heappop(queue)
+            hopeful = order < best.order
+            if not hopeful and len(judged) >= AT_LEAST_JUDGED:
                 break
-            if roles and not tight:
-                bound = min(bound, roles.limit(unit.fleet))
-                heapreplace(queue, self._waiting(unit, bound, index, True))
-                continue
-            heappop(queue)
-            found = self.judge(unit, bound)
-            if self.score(unit, found.rate) > best:
-                found = self.settle(found)
-            best = max(best, self.score(unit, found.rate))
-            judged.append(found)
+            if isinstance(what, Family):
+                if hopeful:
+                    wait_all(self.mixes(what, roles), tight=False)
+            elif not tight:
+                bound = min(bound, roles.limit(what.fleet))
+                wait(what, self.score(what, bound), bound, tight=True)
+            else:
+                found = self.judge(what, bound)
+                if self.score(what, found.rate) > best:
+                    found = self.settle(found)
+                best = max(best, self.score(what, found.rate))
+                judged.append(found)
         return judged
 
-    def _waiting(
-        self, unit: Unit, bound: float, index: int, tight: bool
-    ) -> tuple[tuple[float, ...], int, bool, float]:
-        """An entry of the queue: the highest score first, then the first listed."""
-        return tuple(-part for part in self.score(unit, bound)), index, tight, bound
+    def best_of(self, family: Family, roles: RoleRates) -> Score:
+        """No mix of the family scores higher: it would if nothing ever waited."""
+        prefill_rate = roles.capacity("prefill", family.prefill)
+        decode_rate = roles.capacity("decode", family.decode)
+        return max(
+            self._score(
+                self.machine.copies(mix.accelerators),
+                mix.accelerators,
+                min(mix.prefill_instances * prefill_rate, mix.decode_instances * decode_rate),
+            )
+            for mix in family.all_mixes()
+            if not mix.is_pair
+        )
 
     def judge(self, unit: Unit, bound: float) -> Judged:
         self.progress()
@@ -205,8 +304,10 @@ class PlacementSearch:
 
     def score(self, unit: Unit, rate: float) -> Score:
         """How well a unit that sustains `rate` answers the question; never falls with `rate`."""
-        copies = unit.copies(self.machine)
-        efficiency = rate / unit.accelerators
+        return self._score(unit.copies(self.machine), unit.accelerators, rate)
+
+    def _score(self, copies: int, accelerators: int, rate: float) -> Score:
+        efficiency = rate / accelerators
         if rate <= 0:
             return Score(0, 0.0, 0.0)
         if self.asked_rate is None:
@@ -214,19 +315,4 @@ class PlacementSearch:
         needed = math.ceil(self.asked_rate / rate - 1e-9)
         if needed > copies:
             return Score(0, copies * rate, efficiency)
-        return Score(1, -float(needed * unit.accelerators), efficiency)
-
-
-def _mixes(
-    prefill: InstanceSpec, decode: InstanceSpec, prefill_rate: float, decode_rate: float
-) -> list[tuple[int, int]]:
-    """For each number of accelerators the (prefill, decode) instances worth most."""
-    if not prefill_rate or not decode_rate:
-        return [(1, 1)]
-    best: dict[int, tuple[float, tuple[int, int]]] = {}
-    for p, d in product(range(1, MAX_INSTANCES_PER_ROLE + 1), repeat=2):
-        accelerators = p * prefill.accelerators + d * decode.accelerators
-        worth = min(p * prefill_rate, d * decode_rate)
-        if accelerators not in best or worth > best[accelerators][0]:
-            best[accelerators] = worth, (p, d)
-    return [mix for _, mix in best.values()]
+        return Score(1, -float(needed * accelerators), efficiency)

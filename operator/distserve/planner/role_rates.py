@@ -45,6 +45,10 @@ class RoleRates:
         found = self.goodput(role, spec)
         return found.rate if found else 0.0
 
+    def capacity(self, role: str, spec: InstanceSpec, instances: int = 1) -> float:
+        """What no simulation exceeds."""
+        return capacity(self._fleet(role, spec, instances), self._evaluator(role).mean)
+
     def candidates(self, role: str, specs: Iterable[InstanceSpec]) -> list[InstanceSpec]:
         """Of each tensor degree the shallowest pipeline, and every deeper one that does more per
         accelerator than all shallower ones.
@@ -74,7 +78,7 @@ class RoleRates:
             return math.inf  # the fleet's own simulation says which request is too large
         if found.next is not None:
             return found.next.rate
-        return capacity(self._fleet(role, spec, instances), self._evaluator(role).mean)
+        return self.capacity(role, spec, instances)
 
     def _fleet(self, role: str, spec: InstanceSpec, instances: int) -> Fleet:
         free = replace(self.template, times=INSTANT, tp=1)

@@ -79,3 +79,8 @@ class Score(NamedTuple):
     meets: int
     amount: float
     efficiency: float
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """Sorts the best first."""
+        return tuple(-part for part in self)
