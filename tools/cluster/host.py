@@ -61,8 +61,7 @@ def install(*, real_nodes: bool) -> None:
     """Installs what `missing_packages` names, where root and apt-get can."""
     packages = missing_packages(real_nodes=real_nodes)
     if packages and os.geteuid() == 0 and _which("apt-get"):
-        noninteractive = {"DEBIAN_FRONTEND": "noninteractive", "PATH": search_path()}
-        environment = {**os.environ, **noninteractive}
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
             run(["apt-get", "--quiet", *command], env=environment, seconds=INSTALL_SECONDS)
 

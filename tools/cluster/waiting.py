@@ -1,15 +1,18 @@
 """The one way to wait here: for a condition, with a bound, and with a message that helps."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools.cluster.errors import CommandFailed, DidNotCome
+from tools.cluster.search_path import search_path
 
 POLL_SECONDS = 0.05
-LOOKING_SHARE = 0.25
-"""Of the time of a wait, at most: looks that start programs would take a core from others."""
+LOOKING_SHARE, LONGEST_PAUSE_SECONDS = 0.25, 1.0
+"""Of the time of a wait, at most: looks that start programs would take a core from others. One that
+blocks takes none."""
 
 
 def tail(log: Path, lines: int = 25) -> str:
@@ -36,7 +39,8 @@ def wait_for(
         took = time.monotonic() - looked
         if looked + took > deadline:
             raise DidNotCome(f"waited {seconds:g} s in vain for {what}\n{explain()}".rstrip())
-        time.sleep(max(poll_seconds, took * (1 / LOOKING_SHARE - 1)))
+        pause = min(LONGEST_PAUSE_SECONDS, took * (1 / LOOKING_SHARE - 1))
+        time.sleep(max(poll_seconds, pause))
 
 
 def run(
@@ -50,12 +54,13 @@ def run(
 
     Raises CommandFailed on a status other than 0, DidNotCome when it takes longer than `seconds`.
     """
+    environment = os.environ if env is None else env
     try:
         done = subprocess.run(
             command,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
-            env=env,
+            env={**environment, "PATH": search_path(environment)},
             capture_output=True,
             text=True,
             timeout=seconds,
