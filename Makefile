@@ -58,11 +58,18 @@ check: $(STAMP) ## format, lint, types, layers, generated files
 # At a time: what waits for Kubernetes, or for a clock, leaves cores to what computes.
 .PHONY: test
 test: check kubernetes ## check, then every test in its short form, on a real Kubernetes too
-	@$(MAKE) --no-print-directory --jobs=3 test-on-kubernetes test-without
+	@$(MAKE) --no-print-directory --jobs=3 $(PARTS)
 
-.PHONY: test-on-kubernetes test-without test-deployments test-rooms
-test-on-kubernetes:
-	@$(RUN)/pytest -q --cluster -m "cluster and not soak"
+# What waits for a cluster leaves cores to what computes; the fourth begins when one has ended.
+PARTS := test-on-fake-nodes test-deployments test-rooms test-on-real-nodes
+.PHONY: $(PARTS) test-on-kubernetes test-without
+test-on-kubernetes: test-on-fake-nodes test-on-real-nodes
+
+test-on-fake-nodes:
+	@$(RUN)/pytest -q --cluster -m "cluster and not real_nodes and not soak"
+
+test-on-real-nodes:
+	@$(RUN)/pytest -q --cluster -m "real_nodes and not soak"
 
 test-without: test-deployments test-rooms
 

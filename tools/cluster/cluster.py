@@ -134,10 +134,17 @@ class Cluster:
 
     @contextlib.contextmanager
     def namespace(self, prefix: str = "test") -> Iterator[str]:
-        """A namespace that no other test uses; it is deleted afterwards without waiting."""
+        """A namespace that no other test uses, once it has what every one has; it is deleted
+        afterwards without waiting."""
         name = f"{prefix}-{secrets.token_hex(4)}"
         self.api.create("namespace", {"metadata": {"name": name}})
+
+        def complete() -> bool:
+            found = self.get("serviceaccounts,configmaps", namespace=name)["items"]
+            return {one["kind"] for one in found} == {"ServiceAccount", "ConfigMap"}
+
         try:
+            self.wait_for(f"the namespace {name} to have its service account", complete)
             yield name
         finally:
             self.api.delete("namespace", name)

@@ -4,7 +4,8 @@
     real_cluster    one of Profile.REAL for the whole session
     start_cluster   starts one for this test only
 
-A test that uses one of them gets the marker `cluster` and runs only with `--cluster`. What takes
+A test that uses one of them gets the marker `cluster` and runs only with `--cluster`; one that may
+start real nodes gets `real_nodes` too, so that no cluster need idle beside the other. What takes
 minutes once per machine happens after collection, outside of any test's time limit.
 """
 
@@ -25,7 +26,7 @@ FIXTURES = {
     "real_cluster": (Profile.REAL,),
     "start_cluster": tuple(Profile),
 }
-MARKER = "cluster"
+MARKER, REAL_MARKER = "cluster", "real_nodes"
 # The first test of a session also pays for the cluster's start.
 TEST_SECONDS = 300
 _left_out = pytest.StashKey[int]()
@@ -41,8 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if _profiles(item):
+        if profiles := _profiles(item):
             item.add_marker(MARKER)
+            if Profile.REAL in profiles:
+                item.add_marker(REAL_MARKER)
         if item.get_closest_marker(MARKER) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(TEST_SECONDS))
     if not config.getoption("--cluster"):
