@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -113,12 +112,6 @@ def test_a_python_pod_mounts_what_this_python_needs() -> None:
     assert pod["spec"]["nodeName"] == "node1"
 
 
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
-
-
 def test_a_home_is_stale_when_its_owner_is_gone(empty_cache: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as owner:
         identity = home.process_identity(owner.pid)
@@ -165,43 +158,24 @@ def test_a_program_is_built_anew_when_its_module_changes(
 
 
 # Leaves objects that nobody may write to, as the real one does.
-GO = """#!/bin/sh
-[ "$1" = env ] && { echo go1.99.0; exit; }
-mkdir -p "$GOCACHE/objects" && chmod a-w "$GOCACHE/objects"
-while [ "$1" != -o ]; do shift; done
-echo built > "$2"
-echo "dial tcp: no network" >&2
-exit %d
-"""
-
-
-@pytest.fixture
-def go(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Puts before all programs of the machine a Go whose builds end with this status."""
-    for variable in ("KUBEBUILDER_ASSETS", "GOPATH", "GOCACHE"):
-        monkeypatch.delenv(variable, raising=False)
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-
-    def install(status: int) -> None:
-        (programs / "go").write_text(GO % status)
-        (programs / "go").chmod(0o755)
-
-    return install
-
-
+@pytest.mark.parametrize("lives", [False, True], ids=["no cluster", "a cluster"])
 def test_a_build_leaves_its_programs_and_no_other_version_of_them(
-    go: Callable[[int], None], empty_cache: Path
+    go: Callable[[int], None], empty_cache: Path, lives: bool
 ) -> None:
+    """But beside a cluster, which may run the other one."""
     go(0)
+    if lives:
+        home.claim("lives", Provider.LOCAL, Profile.CONTROL_PLANE, keep=False)
     built = empty_cache / "distserve" / "cluster"
     former = [f"{module}-{'0' * 16}" for module in ("kubernetes", "kubernetes-next", "tools")]
     for folder in former:
         (built / folder).mkdir(parents=True)
     path = binaries.ensure(["kubectl"], Progress())["kubectl"]
     assert path.read_text() == "built\n"
-    assert {one.name for one in built.iterdir()} == {".lock", path.parent.name, *former[1:]}
+    assert {one.name for one in built.iterdir()} == {
+        *(".lock", path.parent.name),
+        *(former if lives else former[1:]),
+    }
 
 
 def test_a_build_that_fails_leaves_nothing(go: Callable[[int], None], empty_cache: Path) -> None:
@@ -327,76 +301,6 @@ def test_providers_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert providers.choose() is Provider.KIND, "KUBECONFIG alone opts in to nothing"
     monkeypatch.setattr(kind, "usable", lambda: False)
     assert providers.choose() is Provider.LOCAL
-
-
-ASKS = "def test_it(control_plane):\n    pass\n"
-SLOW = """
-import time
-import pytest
-
-@pytest.fixture
-def something():
-    yield
-    print("torn down")
-
-@pytest.mark.timeout(0.2)
-def test_it(something):
-    time.sleep(60)
-"""
-
-
-def pytest_run(folder: Path, *options: str, test: str = ASKS, **environment: str) -> str:
-    """What pytest prints of this test, by default one that asks for a cluster."""
-    (folder / "test_it.py").write_text(test)
-    where = ("-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(folder), str(folder))
-    return pytest_says("-p", "tools.cluster.fixtures", *options, *where, **environment)
-
-
-def pytest_says(*words: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words],
-        cwd=CHECKOUT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(("ci", "outcome"), [("", "1 skipped"), ("true", "1 error")])
-def test_a_machine_that_can_do_none_skips_loudly_and_fails_in_ci(
-    tmp_path: Path, ci: str, outcome: str
-) -> None:
-    said = pytest_run(tmp_path, "--cluster", PATH="", XDG_CACHE_HOME=str(tmp_path), CI=ci)
-    assert outcome in said
-    assert "apt-get install" in said
-
-
-def test_a_test_that_takes_too_long_is_torn_down(tmp_path: Path) -> None:
-    said = pytest_run(tmp_path, test=SLOW)
-    assert "Timeout (>0.2s)" in said
-    assert "torn down" in said and "1 failed" in said
-
-
-def test_where_helm_cannot_be_built_the_tests_that_need_it_fail(
-    tmp_path: Path, go: Callable[[int], None]
-) -> None:
-    go(1)
-    programs = Path(os.environ["PATH"].partition(":")[0])
-    for name in ("nice", "chmod", "mkdir"):
-        (programs / name).symlink_to(str(shutil.which(name)))
-    test = CHECKOUT / "tests" / "chart" / "test_docs.py"
-    said = pytest_says(f"{test}::test_alerts_are_explained", PATH=str(programs))
-    assert "no network" in said
-    assert "1 error" in said and "INTERNALERROR" not in said
-
-
-def test_without_the_option_cluster_tests_stay_out(tmp_path: Path) -> None:
-    said = pytest_run(tmp_path)
-    assert "1 deselected" in said
-    assert "1 tests on Kubernetes are left out: --cluster runs them" in said
 
 
 def test_kind_makes_as_many_nodes_as_asked() -> None:

@@ -106,18 +106,18 @@ def test_an_answer_that_comes_late_is_asked_for_again(
 
 
 @pytest.mark.parametrize(
-    ("report", "said"),
+    ("report", "deadline", "said"),
     [
-        (BUSY, "3 requests are left at the deadline"),
-        (None, "/drain was silent at the deadline"),
-        ({"status": "ok"}, "answers, but not as an engine: correct --url"),
-        ("hello", "answers, but not as an engine: correct --url"),
+        (BUSY, "2s", "3 requests are left at the deadline"),
+        (None, "300ms", "/drain was silent at the deadline"),
+        ({"status": "ok"}, "2s", "answers, but not as an engine: correct --url"),
+        ("hello", "2s", "answers, but not as an engine: correct --url"),
     ],
     ids=["busy", "silent", "no engine", "no report"],
 )
 def test_what_else_ends_it_is_one_line(
-    run: Drain, capsys: pytest.CaptureFixture[str], report: object, said: str
+    run: Drain, capsys: pytest.CaptureFixture[str], report: object, deadline: str, said: str
 ) -> None:
-    assert run(StubEngine(report), deadline="300ms") == 1
+    assert run(StubEngine(report), deadline=deadline) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(said)

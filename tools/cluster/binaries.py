@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.cluster.errors import CommandFailed, Unavailable
-from tools.cluster.home import cache, lock_file
+from tools.cluster.home import cache, homes, lock_file
 from tools.cluster.progress import Progress
 from tools.cluster.waiting import run
 
@@ -189,7 +189,9 @@ def _build(names: tuple[str, ...], progress: Progress) -> None:
             for number, name in enumerate(missing, 1):
                 with progress.step(f"[{number}/{len(missing)}] building {name}") as step:
                     _build_one(PROGRAMS[name], work, step.count)
-                _remove_other_versions(PROGRAMS[name])
+            if all(home.stale for home in homes()):  # else one may run what is removed
+                for name in missing:
+                    _remove_other_versions(PROGRAMS[name])
         finally:
             # Some 10 GB of sources and objects, of no use once everything is built; where a build
             # failed nobody would look for them.

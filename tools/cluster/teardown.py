@@ -59,11 +59,15 @@ def _clear_machine(home: Home, note_ends: Callable[[], None]) -> None:
 
 
 def remove_stale() -> list[str]:
-    """Removes the clusters whose owner is gone; returns their names."""
+    """Removes the clusters whose owner is gone; returns their names, with what could not go."""
     removed = []
     with registry_lock():
         for home in homes():
             if home.stale:
-                tear_down(home)
-                removed.append(home.name)
+                left = ""
+                try:
+                    tear_down(home)
+                except ClusterError as failed:  # no reason for others not to go, or not to start
+                    left = f" ({failed})"
+                removed.append(home.name + left)
     return removed

@@ -16,7 +16,9 @@ _CONTAINER: Final = {
     "terminationMessagePath", "terminationMessagePolicy",
 }  # fmt: skip
 """Fields that are read, or say nothing to a process: whatever else is set is refused."""
-_MOUNT: Final = {"name", "mountPath", "subPath", "readOnly", "recursiveReadOnly"}
+_MOUNT: Final = {
+    "name", "mountPath", "subPath", "readOnly", "recursiveReadOnly", "mountPropagation",
+}  # fmt: skip
 _TIMES: Final = {
     "initialDelaySeconds": "initial_delay_seconds",
     "periodSeconds": "period_seconds",
