@@ -112,7 +112,9 @@ lock: $(UV) ## resolve the dependencies anew
 	    --no-header --no-annotate --constraint requirements.lock | sed 's/==.*//' | sort -u \
 	    > tools/images/packages/$$image.txt
 	done
-	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(UV) pip compile --quiet - --universal \
+	@# hatchling wants `editables` too, where it installs a checkout as it is.
+	@{ sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml; echo 'editables~=0.3'; } \
+	  | $(UV) pip compile --quiet - --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --constraint requirements.lock --output-file tools/images/build.lock
 
