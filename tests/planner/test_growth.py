@@ -34,7 +34,7 @@ class Luck:
         rate = top * self.share(shape(fleet))
         return Goodput(rate, Probe(max(rate, 1e-3 * top) * 1.04, False, 1, 0, 80.0))
 
-    def settled(self, evaluator, fleet, goodput, count) -> Goodput:
+    def settled(self, evaluator, fleet, goodput, count, matters) -> Goodput:
         return replace(goodput, rate=goodput.rate * self.share(shape(fleet), count))
 
 
@@ -120,7 +120,7 @@ def test_more_accelerators_never_make_a_simulated_plan_worse(
         plans.append(make_plan(asked))
     for less, more in pairwise(plans):
         no_worse(asked, less, more)
-    assert not plans[0].feasible or high_affinity
+    assert not plans[0].feasible
     assert plans[-1].feasible
 
 

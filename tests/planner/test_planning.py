@@ -22,13 +22,6 @@ from distserve.planner.strategies import REGISTRY, Fleet, strategy_class
 from distserve.workload import ArrivalProcess, RequestSet
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Plans from shorter simulations."""
-    monkeypatch.setattr("distserve.planner.plan.SEARCH_REQUESTS", 80)
-    monkeypatch.setattr("distserve.planner.plan.FORECAST_REQUESTS", 150)
-
-
 def evaluator(lengths, slo=None, strategy="Disaggregated") -> Evaluator:
     return Evaluator(strategy, lengths, lengths, ArrivalProcess(), slo or Slo(250, 100))
 
@@ -267,6 +260,48 @@ def test_what_a_short_run_alone_meets_is_the_nearest_miss_of_the_long_run(flatte
     assert plan.prediction.rate < 0.1, "not at a rate at which requests wait for each other"
     assert plan.prediction.attainment_percent < 90
     assert f"reaches {int(plan.prediction.attainment_percent)}" in plan.reason
+
+
+def test_a_request_too_large_for_one_candidate_costs_no_plan(flattered):
+    """The short run does not see it; of two accelerators an instance holds it."""
+    load = RequestSet([100] * 80 + [1900] * 20, [20] * 100)
+    small = replace(load_profile(), max_tokens={("facebook/opt-13b", 1, 1): 1500})
+    asked = question(load, Machine([4]), slo=Slo(2000, 200), profile=small)
+    plan = make_plan(asked)
+    assert plan.feasible
+    assert all(role.tensor * role.pipeline > 1 for role in plan.roles.values())
+    # No instance holds it: said so, also where the SLO is out of reach even without it.
+    for slo in (asked.slo, Slo(1, 1)):
+        nothing = make_plan(replace(asked, slo=slo, max_ranks=1))
+        assert not nothing.feasible
+        assert "exceeds the 1500 tokens of KV cache of TP 1 x PP 1" in nothing.reason
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.7, 0.95, 1.0])
+@pytest.mark.parametrize("large", [1, 30])
+def test_a_long_run_is_searched_only_as_far_down_as_it_matters(monkeypatch, share, large):
+    load = RequestSet([100] * (100 - large) + [1500] * large, [2] * 100)
+    judge = evaluator(load, Slo(300, 200))
+    promised = replace(judge, requests=load.first(50)).goodput(fleet())
+    held = judge.settled(fleet(), promised, 150)
+    probed = []
+    probe = Evaluator.probe
+    monkeypatch.setattr(
+        Evaluator,
+        "probe",
+        lambda self, built, rate: probed.append(rate) or probe(self, built, rate),
+    )
+    floor = share * promised.rate
+
+    def matters(rate):
+        return rate > floor or rate == promised.rate
+
+    found = judge.settled(fleet(), promised, 150, matters)
+    assert probed and all(map(matters, probed))
+    if matters(held.rate):
+        assert found.rate == held.rate
+    else:
+        assert held.rate <= found.rate <= floor
 
 
 def test_memory_binds_where_it_is_short(lengths):

@@ -8,6 +8,8 @@ and the bisection's path turns upward where the two first differ.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -149,12 +151,14 @@ class Evaluator:
         """Bisect the grid; raises OversizedRequest where a request cannot be held at all."""
         return self._bisected(fleet, HEADROOM * capacity(fleet, self.mean), GRID_RATES)
 
-    def _bisected(self, fleet: Fleet, top: float, high: int) -> Goodput:
-        """Between the lowest rate of the grid under `top` and its rate `high`, too high a one."""
-        idle = self.probe(fleet, _rate(top, 0))
-        if not idle.passes:
-            return Goodput(0.0, idle)
-        low = 0
+    def _bisected(self, fleet: Fleet, top: float, high: int, low: int = 0) -> Goodput:
+        """Between the rates `low` and `high` of the grid under `top`, of which `high` is too high.
+
+        Where `low` is too high as well, the rate below it; 0 where there is none.
+        """
+        lowest = self.probe(fleet, _rate(top, low))
+        if not lowest.passes:
+            return Goodput(_rate(top, low - 1) if low else 0.0, lowest)
         failed = None
         while high - low > 1:
             middle = (low + high) // 2
@@ -184,18 +188,30 @@ class Evaluator:
             return self.population
         return self.population.resample(count, self.arrivals.seed)
 
-    def settled(self, fleet: Fleet, goodput: Goodput, count: int) -> Goodput:
+    def settled(
+        self,
+        fleet: Fleet,
+        goodput: Goodput,
+        count: int,
+        matters: Callable[[float], bool] = lambda rate: True,
+    ) -> Goodput:
         """What a run of `count` requests holds of a goodput: 0 when it misses even when idle.
 
         Most hold it or a little less; what holds less than half of it is searched for anew.
+        `matters` says of a rate, and then of all higher ones, whether it is worth a look: where
+        none of them is held, the answer is the first that does not matter, held or not.
         """
         longer = replace(self, requests=self._drawn(count))
-        half = GRID_RATES - STEPS_PER_DOUBLING
+        rates = [_rate(goodput.rate, index) for index in range(GRID_RATES + 1)]
+        low = min(bisect_left(rates, True, key=matters), GRID_RATES)
+        half = max(GRID_RATES - STEPS_PER_DOUBLING, low - 1)
         for index in range(GRID_RATES, half, -1):
-            probe = longer.probe(fleet, _rate(goodput.rate, index))
+            probe = longer.probe(fleet, rates[index])
             if probe.passes:
                 return replace(goodput, rate=probe.rate)
-        found = longer._bisected(fleet, goodput.rate, half + 1)
+        if half < low:
+            return Goodput(rates[half], probe)
+        found = longer._bisected(fleet, goodput.rate, half + 1, low)
         return replace(found, next=found.next or probe)
 
     def binding(self, fleet: Fleet, failed: Probe | None) -> str:

@@ -268,7 +268,7 @@ class PlacementSearch:
             else:
                 found = self.judge(what, bound)
                 if self.score(what, found.rate) > best:
-                    found = self.settle(found)
+                    found = self.settle(found, best)
                 best = max(best, self.score(what, found.rate))
                 judged.append(found)
         return judged
@@ -295,10 +295,22 @@ class PlacementSearch:
             return Judged(unit, None, str(error))
         return Judged(unit, replace(goodput, rate=min(goodput.rate, bound)))
 
-    def settle(self, judged: Judged) -> Judged:
+    def settle(self, judged: Judged, best: Score) -> Judged:
+        """What a long run holds, looked for no further down than where `best` is as good."""
         if judged.goodput is None or not judged.rate:
             return judged
-        held = self.evaluator.settled(judged.unit.fleet, judged.goodput, self.long_run_requests)
+        unit = judged.unit
+        try:
+            held = self.evaluator.settled(
+                unit.fleet,
+                judged.goodput,
+                self.long_run_requests,
+                lambda rate: self.score(unit, rate) > best,
+            )
+        except OversizedRequest as error:
+            return replace(judged, goodput=None, reason=str(error))
+        if held.rate and self.score(unit, held.rate) <= best:
+            return replace(judged, goodput=held)
         reason = None if held.rate else "meets the SLO in a short run alone"
         return replace(judged, goodput=held, settled=True, reason=reason)
 

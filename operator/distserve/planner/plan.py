@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from distserve.planner.errors import OversizedRequest
 from distserve.planner.goodput import Evaluator, Forecast, Probe
 from distserve.planner.placement_search import PlacementSearch
 from distserve.planner.question import PlanRequest as PlanRequest
@@ -198,13 +199,16 @@ def _behind(request: PlanRequest, winner: Judged, second: Judged) -> str:
 
 def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) -> Plan:
     """Nothing meets the SLO even when idle: the candidate that comes closest, and by how much."""
-    forecasts = [
-        (_when_idle(evaluator, j, j.goodput.next), j)
-        for j in judged
-        if j.goodput is not None and j.goodput.next is not None
-    ]
+    forecasts: list[tuple[Forecast, Judged]] = []
+    reasons = [j.reason for j in judged if j.goodput is None and j.reason]
+    for j in judged:
+        if j.goodput is not None and j.goodput.next is not None:
+            try:
+                forecasts.append((_when_idle(evaluator, j, j.goodput.next), j))
+            except OversizedRequest as error:
+                reasons.append(str(error))
     if not forecasts:
-        reason = judged[0].reason or "no request can be held; give more accelerators"
+        reason = reasons[0] if reasons else "no request can be held; give more accelerators"
         return _nothing(request, judged[0].unit, reason, "memory", None)
     slo, percent = request.slo, request.slo.ttft_percent
 
