@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from distserve.api import labels
+from distserve.api.accelerator import AcceleratorType
 from distserve.api.conditions import PlannedReason
-from distserve.api.deployment import DistServeDeployment
+from distserve.api.deployment import DistServeDeployment, Spec
 from distserve.api.status import PlanStatus
 from distserve.operator.conditions import Fact
 from distserve.operator.model import (
@@ -22,10 +23,20 @@ from distserve.operator.model import (
     TextsQuestion,
 )
 from distserve.operator.requests import role_instances
-from distserve.planner.errors import PlannerError
+from distserve.placement.inventory import Offer
+from distserve.placement.requests import InstanceRequest
+from distserve.planner.errors import InvalidRequest, PlannerError
+from distserve.planner.machine import Machine
 from distserve.resources.errors import NoPlan
+from distserve.resources.fabric.claims import counted_as
 from distserve.resources.planned import plan_status, planned_reason, shortfall, with_plan
-from distserve.resources.planning import machine_of, nodes_of, plan_request, references
+from distserve.resources.planning import (
+    machine_of,
+    nodes_of,
+    plan_request,
+    references,
+    why_none,
+)
 from distserve.resources.revisions import Revision, with_numbers
 from distserve.resources.settings import RenderSettings
 from distserve.workload import WorkloadError
@@ -38,7 +49,7 @@ AGAIN_SECONDS: Final = 60.0
 """Users' ConfigMaps are not watched: while there is no plan for what they say, they are read this
 often. Once there is one, it stays until the spec or the annotation asks for another."""
 RETRY_SECONDS: Final = 300.0
-"""After a plan that failed."""
+"""After a plan that failed, or where nodes are missing: those that come wake nobody."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ def numbers_of(
             kept = with_numbers(deployment, revision)
             return Numbers(_met(deployment, revision.plan), kept, revision.plan, planned_for=wanted)
     in_use = _in_use(deployment, observed, stored)
-    return _ask(deployment, answers, _nodes(deployment, observed, render), in_use)
+    instances = role_instances(deployment, render) if observed.accelerators else ()
+    return _ask(deployment, answers, observed.accelerators, instances, in_use)
 
 
 def planned_for(deployment: DistServeDeployment) -> str:
@@ -94,20 +106,24 @@ def planned_for(deployment: DistServeDeployment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _nodes(
-    deployment: DistServeDeployment, observed: Observed, render: RenderSettings
-) -> list[int] | None:
-    """Accelerators of each node that the pods of every role may use. None: no such node is there,
-    or not yet."""
-    if not observed.accelerators:
-        return None
-    return nodes_of(observed.accelerators, role_instances(deployment, render)) or None
+def _machine(spec: Spec, offers: Sequence[Offer], instances: Sequence[InstanceRequest]) -> Machine:
+    """The nodes that the pods of every role may use; else, as an autoscaler may bring them,
+    `maxAccelerators` in nodes as large as those that are there. Raises InvalidRequest."""
+    if not offers:
+        return machine_of(spec)
+    if nodes := nodes_of(offers, instances):
+        return machine_of(spec, nodes)
+    if spec.planning.max_accelerators is None:
+        none = why_none(counted_as(spec.accelerator), offers, instances)
+        raise InvalidRequest(f"{none}, or give spec.planning.maxAccelerators")
+    return machine_of(spec, per_node=max(offer.amount for offer in offers))
 
 
 def _ask(
     deployment: DistServeDeployment,
     answers: Answers,
-    nodes: list[int] | None,
+    offers: Sequence[Offer],
+    instances: Sequence[InstanceRequest],
     in_use: Revision | None,
 ) -> Numbers:
     kept = with_numbers(deployment, in_use) if in_use is not None else None
@@ -117,33 +133,39 @@ def _ask(
     def without(holds: bool | None, reason: PlannedReason, message: str) -> Numbers:
         return Numbers(Fact(holds, reason, f"{message}{stays}"), kept, plan, in_use)
 
+    def refused(error: Exception, again_seconds: float | None) -> Numbers:
+        failed = without(False, planned_reason(error), str(error))
+        return replace(failed, again_seconds=again_seconds)
+
     keys = tuple(references(deployment.spec))
     if any(key not in answers.texts for key in keys):
         waits = without(None, PlannedReason.PLANNING, "its inputs are being read")
         return replace(waits, questions=(TextsQuestion(keys),))
     texts = {key: text for key in keys if (text := answers.texts[key]) is not None}
     again = AGAIN_SECONDS if keys else None
+    on_nodes = deployment.spec.accelerator.type != AcceleratorType.CPU
+    with_nodes = again or (RETRY_SECONDS if on_nodes else None)
     try:
-        machine = machine_of(deployment.spec, nodes)
+        machine = _machine(deployment.spec, offers, instances)
+    except PlannerError as error:
+        return refused(error, with_nodes)
+    try:
         request = plan_request(deployment.spec, machine, texts=texts)
     except (PlannerError, WorkloadError) as error:
-        # Nodes that come wake nobody.
-        later = again or (RETRY_SECONDS if nodes is None else None)
-        return replace(without(False, planned_reason(error), str(error)), again_seconds=later)
+        return refused(error, again)
     answer = answers.plans.get(request.inputs_hash)
     if answer is None or isinstance(answer, Pending):
         waits = without(None, PlannedReason.PLANNING, "a plan is being made")
         return replace(waits, questions=(PlanQuestion(request),))
     if isinstance(answer, PlannerError):
         # Asked again, in case that it was for want of time: there is nothing else to wake us.
-        failed = without(False, planned_reason(answer), str(answer))
-        return replace(failed, again_seconds=again or RETRY_SECONDS)
+        return refused(answer, again or RETRY_SECONDS)
     try:
         found = plan_status(deployment, answer)
         numbers = with_plan(deployment, answer)
         return Numbers(_met(deployment, found), numbers, found, planned_for=planned_for(deployment))
     except NoPlan as error:
-        return replace(without(False, planned_reason(error), str(error)), again_seconds=again)
+        return refused(error, with_nodes)
 
 
 def _met(deployment: DistServeDeployment, plan: PlanStatus) -> Fact:

@@ -4,6 +4,7 @@ Used alike by `distserve plan`, `render`, `up` and the operator, so that all of 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from distserve.api.planning import ConfigMapKey, LengthSummary
 from distserve.api.quantities import parse_bytes, parse_quantity
 from distserve.models.builtin import builtin_path
 from distserve.placement.inventory import Offer
-from distserve.placement.matching import takes_all
+from distserve.placement.matching import misfit, takes_all
 from distserve.placement.requests import InstanceRequest
 from distserve.planner import result
 from distserve.planner.errors import InvalidRequest, NoProfile
@@ -150,6 +151,16 @@ def nodes_of(offers: Iterable[Offer], instances: Sequence[InstanceRequest]) -> l
     """Accelerators of each node that placement lets the pods of all these instances use, fewest
     first: where roles differ, what only one of them may use is not counted."""
     return sorted(offer.amount for offer in offers if takes_all(offer.node, instances))
+
+
+def why_none(resource: str, offers: Sequence[Offer], instances: Sequence[InstanceRequest]) -> str:
+    """Why `nodes_of` finds none among these, the most frequent reason first, and what to do."""
+    whys = ([why for one in instances if (why := misfit(one, offer.node))] for offer in offers)
+    counted = ", ".join(f"{n} {why}" for why, n in Counter(why[0] for why in whys).most_common())
+    return (
+        f"the pods of every role may use none of the {len(offers)} nodes that offer {resource} "
+        f"({counted}); change the podTemplates' nodeSelector, affinity or tolerations, or the nodes"
+    )
 
 
 def machine_of(

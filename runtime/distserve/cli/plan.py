@@ -167,7 +167,8 @@ def _request(
     spec = deployment.spec
     nodes = plan_ahead.node_sizes(deployment, around.inventory) if around else None
     within = around is not None and spec.topology.pack_within is not None
-    domains = plan_ahead.domain_sizes(deployment, around.inventory) if around and within else ()
+    counted = around if nodes and within else None
+    domains = plan_ahead.domain_sizes(deployment, counted.inventory) if counted else ()
     network = args.network or DEFAULT_NETWORK
     per_node = args.ngpu_per_node or NODE_ACCELERATORS
     texts = texts_of(spec, args.file)

@@ -77,25 +77,23 @@ def look_ahead(deployment: DistServeDeployment, around: Around, now: float) -> A
     return Ahead(course, _proposal(deployment, target, empty, now) if larger else "")
 
 
-def node_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[int]:
-    """Accelerators of each node that the pods of every role may use. Raises UsageError where there
-    is none, RenderError."""
-    from distserve.placement.matching import misfit
+def node_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[int] | None:
+    """Accelerators of each node that the pods of every role may use. None for CPUs, which are
+    counted by no node's accelerators. Raises UsageError where there is no such node, RenderError.
+    """
+    from distserve.api.accelerator import AcceleratorType
     from distserve.resources.fabric.claims import counted_as
-    from distserve.resources.planning import nodes_of
+    from distserve.resources.planning import nodes_of, why_none
 
+    if deployment.spec.accelerator.type == AcceleratorType.CPU:
+        return None
     resource = counted_as(deployment.spec.accelerator)
     offers, instances = inventory.offers(resource), _role_instances(deployment)
     if nodes := nodes_of(offers, instances):
         return nodes
     if not offers:
         raise UsageError(f"no node offers {resource}; check --nodes, or accelerator.resourceName")
-    whys = ([why for one in instances if (why := misfit(one, offer.node))] for offer in offers)
-    counted = ", ".join(f"{n} {why}" for why, n in Counter(why[0] for why in whys).most_common())
-    raise UsageError(
-        f"the pods of every role may use none of the {len(offers)} nodes that offer {resource} "
-        f"({counted}); change the podTemplates' nodeSelector, affinity or tolerations, or the nodes"
-    )
+    raise UsageError(why_none(resource, offers, instances))
 
 
 def _role_instances(deployment: DistServeDeployment) -> Sequence[InstanceRequest]:

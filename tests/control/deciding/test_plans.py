@@ -99,17 +99,41 @@ def test_a_plan_counts_on_the_nodes_that_its_pods_may_use(new_world: Make) -> No
 
 
 def test_without_a_node_for_its_pods_a_plan_takes_what_the_spec_allows(new_world: Make) -> None:
-    """As before any node is there: an autoscaler may bring them."""
+    """In nodes as large as those that are there: an autoscaler may bring more of them."""
     world = auto(new_world)
     world.edit(prefill={"podTemplate": {"spec": {"nodeSelector": {"gpu": "a100"}}}})
     world.accelerators = (Offer(node("b", labels={"gpu": "t4"}), 4),)
     (question,) = asked(world)
-    assert list(question.request.machine.nodes) == [8, 8]
+    assert list(question.request.machine.nodes) == [4, 4, 4, 4]
     world.edit(planning={"mode": "Auto", "hardwareProfile": "a100-80g"}).settle()
     planned = world.condition("Planned")
     assert (planned["status"], planned["reason"]) == ("False", "InvalidRequest")
-    assert "no nodes are known that all its pods may use" in planned["message"]
+    said = "none of the 1 nodes that offer nvidia.com/gpu (1 without the label gpu=a100)"
+    assert said in planned["message"]
     assert world.decide().again_seconds == 300, "nodes that come wake nobody"
+
+
+def test_before_any_node_is_there(new_world: Make) -> None:
+    world = auto(new_world)
+    (question,) = asked(world)
+    assert list(question.request.machine.nodes) == [8, 8]
+    world.edit(planning={"mode": "Auto", "hardwareProfile": "a100-80g"}).settle()
+    assert "no nodes are known" in world.condition("Planned")["message"]
+    assert world.decide().again_seconds == 300
+    # Nodes that come do not mend this one.
+    world.edit(planning={"mode": "Auto", "maxAccelerators": 16, "hardwareProfile": "h9000"})
+    world.settle()
+    assert world.condition("Planned")["status"] == "False"
+    assert world.decide().again_seconds is None
+
+
+def test_no_node_mends_a_plan_for_cpus(new_world: Make) -> None:
+    world = auto(new_world)
+    accelerator = {"type": "CPU"}
+    world.edit(accelerator=accelerator, planning={"mode": "Auto", "hardwareProfile": "a100-80g"})
+    world.settle()
+    assert "no nodes are known" in world.condition("Planned")["message"]
+    assert world.decide().again_seconds is None
 
 
 def test_a_template_that_cannot_be_read_is_told_before_a_plan_is_made(new_world: Make) -> None:
@@ -145,6 +169,7 @@ def test_the_nearest_miss(new_world: Make) -> None:
     planned = world.condition("Planned")
     assert (planned["status"], planned["reason"]) == ("False", "SloNotReachable")
     assert "61% of 90%" in planned["message"]
+    assert world.decide().again_seconds == 300, "more nodes may reach it, and wake nobody"
 
 
 def test_what_the_planner_cannot(new_world: Make) -> None:
