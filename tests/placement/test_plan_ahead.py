@@ -1,65 +1,16 @@
 """`distserve plan` on a cluster's nodes: what goes where, in which steps, and whether it fits."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.placement.gpu_cluster import CLIQUE, GPU, Object, busy, gpu_node, gpu_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
 
 from distserve.cli.main import main
-from distserve.operator.ahead import Act, Course, Standing, course_ahead
-from distserve.operator.rollout import Rules
-from distserve.placement.inventory import Inventory, inventory_of
-from distserve.placement.requests import (
-    Domain,
-    InstanceRequest,
-    Level,
-    UnitId,
-    UnitRequest,
-)
 from distserve.planner.machine import Machine
-
-CLIQUE = "nvidia.com/gpu.clique"
-GPU = "nvidia.com/gpu"
-NVLINK, ZONE = Level("nvlink", CLIQUE), Level("zone", "topology.kubernetes.io/zone")
-NODES_PER_DOMAIN = 2
-
-Object = dict[str, Any]
-
-
-def gpu_node(domain: int, index: int, gpus: int = 8) -> Object:
-    name = f"gpu-{domain}{index}"
-    labels = {
-        "kubernetes.io/hostname": name,
-        CLIQUE: f"c{domain}",
-        "topology.kubernetes.io/zone": "z",
-    }
-    room = {"cpu": "64", "memory": "512Gi", "pods": "110", GPU: str(gpus)}
-    ready = [{"type": "Ready", "status": "True"}]
-    return {
-        "kind": "Node",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {},
-        "status": {"allocatable": room, "conditions": ready},
-    }
-
-
-def gpu_nodes(domains: int) -> list[Object]:
-    return [gpu_node(d, n) for d in range(domains) for n in range(NODES_PER_DOMAIN)]
-
-
-def busy(node: str, gpus: int, name: str = "busy") -> Object:
-    resources = {"requests": {GPU: str(gpus)}}
-    return {
-        "kind": "Pod",
-        "metadata": {"name": f"{name}-{node}", "namespace": "other", "uid": f"{name}-{node}"},
-        "spec": {"nodeName": node, "containers": [{"name": "c", "resources": resources}]},
-        "status": {"phase": "Running"},
-    }
 
 
 def deployment(prefill: int = 2, decode: int = 2, tensor: int = 4, **spec: Any) -> Object:
@@ -194,122 +145,6 @@ def test_mistakes_are_one_line(
     assert code == 2 and message in said and said.count("\n") == 1
 
 
-# ---- from what runs now ---------------------------------------------------------------------
-
-
-def request(number: int, gpus: int = 16) -> UnitRequest:
-    name = f"opt-u{number}-hybrid"
-    return UnitRequest(
-        UnitId("llm", "opt", f"u{number}"),
-        tuple(InstanceRequest(f"{name}-{at}", 1, {GPU: 4}) for at in range(gpus // 4)),
-        waiting_since=0.0,
-        levels=(NVLINK, ZONE),
-        pack_within="nvlink",
-    )
-
-
-def running(
-    inventory: Inventory, domains: Mapping[int, int], gpus: int = 16
-) -> dict[int, Standing]:
-    """Units of revision `old`, by number, whole in these domains."""
-    found = {}
-    for number, domain in domains.items():
-        asked = request(number, gpus)
-        pods = asked.pod_names
-        half = len(pods) // NODES_PER_DOMAIN
-        inventory.reserve(asked, {p: f"gpu-{domain}{i // half}" for i, p in enumerate(pods)})
-        home = Domain("nvlink", CLIQUE, f"c{domain}")
-        found[number] = Standing(asked.id, "old", home, frozenset(pods))
-    return found
-
-
-def told(course: Course) -> list[tuple[int, str, str, str]]:
-    return [(m.step, m.act.value, m.unit, m.domain.value if m.domain else "") for m in course.moves]
-
-
-def test_a_rollout_begins_with_an_extra_unit_and_ends_without() -> None:
-    inventory = inventory_of(gpu_nodes(3))
-    standing = running(inventory, {0: 0, 1: 1})
-    course = course_ahead(inventory, Rules(2, "new", "old"), request, 0.0, standing)
-    assert course.fits and told(course) == [
-        (0, "keep", "u0", "c0"), (0, "keep", "u1", "c1"),
-        (1, "create", "u2", "c2"),
-        (2, "replace", "u0", "c0"),
-        (3, "replace", "u1", "c1"),
-        (4, "delete", "u2", "c2"),
-    ]  # fmt: skip
-
-
-def test_without_room_for_the_extra_unit_the_rollout_stops_or_replaces_in_place() -> None:
-    for one_when_full in (False, True):
-        inventory = inventory_of(gpu_nodes(2))
-        standing = running(inventory, {0: 0, 1: 1})
-        rules = Rules(2, "new", "old", one_when_full=one_when_full)
-        course = course_ahead(inventory, rules, request, 0.0, standing)
-        acts = [(m.act, m.unit) for m in course.moves if m.step]
-        if one_when_full:
-            assert course.fits and acts == [(Act.REPLACE, "u0"), (Act.REPLACE, "u1")]
-        else:
-            assert not course.fits and acts == [(Act.CREATE, "u2")]
-            assert course.moves[-1].reason == "NoRoom"
-
-
-def test_a_unit_that_grows_out_of_its_domain_moves() -> None:
-    inventory = inventory_of(gpu_nodes(2))
-    inventory.put_pod(busy("gpu-00", 4))
-    standing = running(inventory, {0: 0}, gpus=8)
-    rules = Rules(1, "new", "old", surge=0, unavailable=1)
-    course = course_ahead(inventory, rules, request, 0.0, standing)
-    assert course.fits and told(course)[1:] == [(1, "replace", "u0", "c1")]
-    assert "after topology.gangTimeout" in course.moves[-1].message
-
-
-def test_more_and_fewer_units() -> None:
-    inventory = inventory_of(gpu_nodes(3))
-    standing = running(inventory, {0: 0})
-    course = course_ahead(inventory, Rules(3, "old", "old"), request, 0.0, standing)
-    assert course.fits
-    assert told(course)[1:] == [(1, "create", "u1", "c1"), (1, "create", "u2", "c2")]
-    standing = running(inventory, {0: 0, 1: 1, 2: 2})
-    course = course_ahead(inventory, Rules(1, "old", "old"), request, 0.0, standing)
-    assert told(course)[3:] == [(1, "delete", "u1", "c1"), (1, "delete", "u2", "c2")]
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    domains=st.integers(1, 4),
-    there=st.integers(0, 3),
-    wanted=st.integers(0, 4),
-    gpus=st.sampled_from([8, 16]),
-    target=st.sampled_from(["old", "new"]),
-    surge=st.integers(0, 2),
-    one_when_full=st.booleans(),
-)
-def test_played_to_its_end(
-    domains: int, there: int, wanted: int, gpus: int, target: str, surge: int, one_when_full: bool
-) -> None:
-    """Whatever runs: it ends, no node is given away twice, and `fits` is what the end is like."""
-    inventory = inventory_of(gpu_nodes(domains))
-    there = min(there, domains)
-    standing = running(inventory, {n: n for n in range(there)})
-    unavailable = int(surge == 0)
-    rules = Rules(wanted, target, "old", surge, unavailable, one_when_full)
-    course = course_ahead(inventory, rules, lambda n: request(n, gpus), 0.0, standing)
-    assert all(inventory.free(name)[GPU] >= 0 for name in inventory.nodes)
-    for move in course.moves:
-        assert move.fits == (not move.reason)
-        homes = {inventory.nodes[node].labels[CLIQUE] for node in move.nodes.values()}
-        assert homes == ({move.domain.value} if move.domain and move.nodes else set())
-    whole = {unit.unit: len(record.seats) for unit, record in inventory.units.items()}
-    if course.fits:
-        assert whole == {f"u{n}": gpus // 4 for n in range(wanted)}
-        again = {n: Standing(request(n, gpus).id, target, None,
-                             frozenset(request(n, gpus).pod_names))
-                 for n in range(wanted)}  # fmt: skip
-        rest = course_ahead(inventory, rules, lambda n: request(n, gpus), 0.0, again)
-        assert all(move.act is Act.KEEP for move in rest.moves), "nothing is left to do"
-
-
 def test_planned_units_fit_a_domain() -> None:
     """Six nodes of 4 in three domains: a unit of 12 would fit the cluster, but no domain."""
     parts = {4: 3}
@@ -383,6 +218,26 @@ def test_a_plan_leaves_out_nodes_that_its_pods_may_not_use(
         node["metadata"]["labels"]["gpu"] = "a100"
     code, _, said = plan("--is-high-affinity")
     assert code == 3 and "does not fit" in said
+
+
+def test_cpus_are_counted_by_no_node(plan: Plan) -> None:
+    """As in the operator: maxAccelerators says how many ranks there may be."""
+    asked = deployment(
+        accelerator={"type": "CPU"},
+        workload={
+            "requestsPerSecond": "1",
+            "lengths": {"promptTokens": {"mean": 100, "p90": 200},
+                        "outputTokens": {"mean": 20, "p90": 40}},
+        },
+        planning={"mode": "Auto", "maxAccelerators": 4, "hardwareProfile": "a100-80g",
+                  "estimate": True},
+    )  # fmt: skip
+    asked["spec"] |= {"prefill": {}, "decode": {}}
+    node = gpu_node(0, 0)
+    del node["status"]["allocatable"][GPU]
+    code, found, said = plan(asked, nodes=[node])
+    assert code == 0, said
+    assert found["fits"] and set(found["moves"][0]["nodes"].values()) == {"gpu-00"}
 
 
 @pytest.mark.cluster
