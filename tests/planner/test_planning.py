@@ -119,6 +119,12 @@ def test_a_plan_without_a_rate_is_the_most_and_says_by_how_much(lengths, quick):
     assert f" instead of {plan.total_goodput:.3g} requests/s in all" in plan.runner_up.reason
 
 
+def test_a_runner_up_of_which_no_long_run_was_made_is_told_at_its_best(lengths, quick):
+    plan = make_plan(question(lengths, Machine([4]), rate=2.0))
+    assert plan.accelerators == 2 and plan.runner_up is not None
+    assert plan.runner_up.reason.startswith("at least 3 instead of 2 accelerators, at most ")
+
+
 def test_a_plan_for_less_takes_fewer_accelerators(lengths, quick):
     little = make_plan(question(lengths, Machine([8]), rate=0.5))
     much = make_plan(question(lengths, Machine([8]), rate=12.0))

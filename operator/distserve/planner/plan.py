@@ -181,20 +181,21 @@ def _runner_up(request: PlanRequest, winner: Judged, second: Judged) -> Alternat
 
 
 def _behind(request: PlanRequest, winner: Judged, second: Judged) -> str:
-    """What the second has less, or needs more of."""
+    """What the second has less, or needs more of; at best, where no long run says how much."""
     if not second.rate:
         return second.reason or "does not meet the SLO"
+    most, fewest = ("", "") if second.settled else ("at most ", "at least ")
     efficiency = (
-        f"{second.per_accelerator:.3g} instead of {winner.per_accelerator:.3g} requests/s per "
-        "accelerator"
+        f"{most}{second.per_accelerator:.3g} instead of {winner.per_accelerator:.3g} "
+        "requests/s per accelerator"
     )
     served, best = (j.unit.copies(request.machine) * j.rate for j in (second, winner))
     if request.rate is None or served < request.rate * (1 - 1e-9):
-        return f"{served:.3g} instead of {best:.3g} requests/s in all, {efficiency}"
+        return f"{most}{served:.3g} instead of {best:.3g} requests/s in all, {efficiency}"
     needed, least = (
         math.ceil(request.rate / j.rate - 1e-9) * j.unit.accelerators for j in (second, winner)
     )
-    return f"{needed} instead of {least} accelerators, {efficiency}"
+    return f"{fewest}{needed} instead of {least} accelerators, {efficiency}"
 
 
 def _missed(request: PlanRequest, judged: list[Judged], evaluator: Evaluator) -> Plan:
