@@ -151,23 +151,25 @@ class Evaluator:
         """Bisect the grid; raises OversizedRequest where a request cannot be held at all."""
         return self._bisected(fleet, HEADROOM * capacity(fleet, self.mean), GRID_RATES)
 
-    def _bisected(self, fleet: Fleet, top: float, high: int, low: int = 0) -> Goodput:
-        """Between the rates `low` and `high` of the grid under `top`, of which `high` is too high.
+    def _bisected(self, fleet: Fleet, top: float, high: int, least: int = 0) -> Goodput:
+        """Between the lowest rate of the grid under `top` and its rate `high`, too high a one.
 
-        Where `low` is too high as well, the rate below it; 0 where there is none.
+        It ends early with a rate below `least` once the answer is that or lower. All else goes the
+        same way whatever `least` is: a fleet's answer must not depend on those judged before it.
         """
-        lowest = self.probe(fleet, _rate(top, low))
-        if not lowest.passes:
-            return Goodput(_rate(top, low - 1) if low else 0.0, lowest)
+        idle = self.probe(fleet, _rate(top, 0))
+        if not idle.passes:
+            return Goodput(0.0, idle)
+        low = 0
         failed = None
-        while high - low > 1:
+        while high - low > 1 and high > least:
             middle = (low + high) // 2
             probe = self.probe(fleet, _rate(top, middle))
             if probe.passes:
                 low = middle
             else:
                 high, failed = middle, probe
-        return Goodput(_rate(top, low), failed)
+        return Goodput(_rate(top, high - 1), failed)
 
     def forecast(self, fleet: Fleet, rate: float, count: int) -> Forecast:
         """Run to the end with `count` requests drawn anew from the set."""
@@ -199,19 +201,19 @@ class Evaluator:
 
         Most hold it or a little less; what holds less than half of it is searched for anew.
         `matters` says of a rate, and then of all higher ones, whether it is worth a look: where
-        none of them is held, the answer is the first that does not matter, held or not.
+        none of them is held, the answer is one that does not matter, held or not.
         """
         longer = replace(self, requests=self._drawn(count))
         rates = [_rate(goodput.rate, index) for index in range(GRID_RATES + 1)]
-        low = min(bisect_left(rates, True, key=matters), GRID_RATES)
-        half = max(GRID_RATES - STEPS_PER_DOUBLING, low - 1)
+        least = min(bisect_left(rates, True, key=matters), GRID_RATES)
+        half = max(GRID_RATES - STEPS_PER_DOUBLING, least - 1)
         for index in range(GRID_RATES, half, -1):
             probe = longer.probe(fleet, rates[index])
             if probe.passes:
                 return replace(goodput, rate=probe.rate)
-        if half < low:
+        if half < least:
             return Goodput(rates[half], probe)
-        found = longer._bisected(fleet, goodput.rate, half + 1, low)
+        found = longer._bisected(fleet, goodput.rate, half + 1, least)
         return replace(found, next=found.next or probe)
 
     def binding(self, fleet: Fleet, failed: Probe | None) -> str:
