@@ -208,7 +208,8 @@ class Scheduler:
 
     def _room(self, step: Step, max_tokens: int) -> Room:
         # A block to grow for each running sequence, so that nobody is preempted for who comes now.
-        spare = self.blocks.available - len(self.running)
+        # Never below none: a prompt that was begun asks for none, and goes on.
+        spare = max(0, self.blocks.available - len(self.running))
         return Room(max_tokens - step.tokens, self._free_seats(), spare, not step.prefills)
 
     def _free_seats(self) -> int:

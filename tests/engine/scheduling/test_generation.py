@@ -58,6 +58,25 @@ def test_chunks_share_steps_with_decodes(make_bench: Any, make_leg: Any) -> None
     assert lengths == [[1, 15], [1, 15], [1, 10]]
 
 
+def test_a_prompt_that_was_begun_goes_on_while_no_block_is_free(
+    make_bench: Any, make_leg: Any, reference: Any
+) -> None:
+    """It holds its blocks. Those that decode take the last free ones meanwhile."""
+    bench = make_bench(
+        strategy="ChunkedPrefill", options={"chunkTokens": 16}, blocks=30, caching=False
+    )
+    decoding = [bench.start(make_leg([i, i, i], 9)) for i in (1, 2)]
+    bench.run(steps=2)
+    long = bench.start(make_leg(range(1, 97), 1))
+    bench.run(steps=5)
+    assert bench.blocks.available == 0
+    bench.run()
+    lengths = [sorted(len(s.tokens) for s in step) for step in bench.runner.steps[2:]]
+    assert lengths == [[1, 1, 14]] * 6 + [[1, 1, 12]]
+    for leg in (*decoding, long):
+        assert bench.tokens(leg.id) == reference.continuation(leg.prompt, leg.sampling.max_tokens)
+
+
 def test_a_cached_prefix_is_not_computed_again(
     make_bench: Any, make_leg: Any, reference: Any
 ) -> None:
