@@ -52,7 +52,10 @@ class Sampler:
             if not (penalised or params.logit_bias or banned):
                 continue
             if scores is logits:
-                scores = logits.clone()
+                # Half precision would round small changes away: bfloat16 has steps of an eighth
+                # from 16 on.
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                scores = logits.to(wide, copy=True)
             if penalised:
                 _penalise(scores[row], draw)
             if params.logit_bias:

@@ -99,6 +99,24 @@ def test_penalties() -> None:
     assert SAMPLER.sample(negative, [draw(prompt=[0], **params)])[0].token == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"presence_penalty": 0.005},
+        {"frequency_penalty": 0.005},
+        {"repetition_penalty": 1.0002},
+        {"logit_bias": {1: 0.005}},
+    ],
+    ids=str,
+)
+def test_small_changes_are_not_rounded_away(dtype, asked) -> None:
+    """Around 20 bfloat16 has steps of an eighth, float16 of a 64th."""
+    logits = torch.tensor([[20.0, 20.0, 1.0]], dtype=dtype)
+    (found,) = SAMPLER.sample(logits, [draw(output=[0], temperature=0.0, **asked)])
+    assert found.token == 1
+
+
 def test_end_tokens_are_banned_before_min_tokens() -> None:
     logits = torch.tensor([[0.0, 1.0, 9.0, 8.0]])
     params = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": [3]}
