@@ -6,18 +6,26 @@ from pathlib import Path
 
 from distserve.engine.errors import PoolMemoryError
 
-_CGROUPS = (  # version 2, version 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_CGROUPS = Path("/sys/fs/cgroup")
+_FILES = (  # version 2, version 1: its limit, what is used, and what of that is files' pages
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
-def available_bytes() -> int:
-    """What can still be allocated: the machine's available memory, or the cgroup's if less."""
+def available_bytes(cgroups: Path = _CGROUPS) -> int:
+    """What can still be allocated: the machine's available memory, or the cgroup's if less.
+
+    Pages of files that were read are used memory to a cgroup, but the kernel drops them when more
+    is asked for. Once a model is loaded they are its whole checkpoint.
+    """
     found = [_meminfo_bytes()]
-    for limit, used in _CGROUPS:
+    for limit, used, droppable in _FILES:
         with contextlib.suppress(OSError, ValueError):  # not this version, or "max"
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            limit_bytes = int((cgroups / limit).read_text())
+            used_bytes = int((cgroups / used).read_text())
+            stat = (cgroups / limit).with_name("memory.stat")
+            found.append(limit_bytes - used_bytes + _field(stat, droppable))
     return max(0, min(found))
 
 
@@ -26,6 +34,12 @@ def give_back_free_memory() -> None:
     Does nothing where it is not glibc."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _field(stat: Path, name: str) -> int:
+    """Of lines that are a name and a number each; 0 when it is not among them."""
+    fields = dict(line.split() for line in stat.read_text().splitlines())
+    return int(fields.get(name, 0))
 
 
 def _meminfo_bytes() -> int:

@@ -131,10 +131,11 @@ class KvPool:
 
 def _require_memory(needed_bytes: int, free_bytes: int) -> None:
     if needed_bytes + _RESERVE_BYTES > free_bytes:
+        most = max(0, free_bytes - _RESERVE_BYTES) >> 20
+        cure = f"lower kvCache to {most}Mi or less" if most else "give the engine more memory"
         raise PoolMemoryError(
             f"a KV cache of {_mebibytes(needed_bytes)} does not fit into the "
-            f"{_mebibytes(free_bytes)} of available memory: lower kvCache to "
-            f"{max(0, free_bytes - _RESERVE_BYTES) >> 20}Mi or less"
+            f"{_mebibytes(free_bytes)} of available memory: {cure}"
         )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from distserve.engine import pool as pools
 from distserve.engine.errors import ParallelismError, PoolMemoryError
+from distserve.engine.memory import available_bytes
 from distserve.engine.pool import KvPool, KvShape, layout_for
 from distserve.engine.rank import Rank
 from distserve.wire.pool import DTYPE_BYTES, NONCE_BYTES
@@ -89,8 +90,40 @@ def test_too_little_memory_is_one_line() -> None:
 
 def test_a_containers_limit_counts(monkeypatch) -> None:
     monkeypatch.setattr(pools, "available_bytes", lambda: 64 << 20)
-    with pytest.raises(PoolMemoryError, match="64 MiB of available memory"):
+    with pytest.raises(PoolMemoryError, match="64 MiB of available memory: give the engine more"):
         KvPool.create(layout())
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "droppable"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_checkpoint_that_was_read_is_not_in_the_way(
+    tmp_path, limit, used, stat, droppable
+) -> None:
+    """Its pages stay until the memory is wanted, and count as the container's."""
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text(f"{64 << 20}\n")
+    (tmp_path / used).write_text(f"{60 << 20}\n")
+    (tmp_path / stat).write_text(f"file {50 << 20}\n{droppable} {40 << 20}\nslab 7\n")
+    assert available_bytes(tmp_path) == 44 << 20
+    (tmp_path / stat).write_text(f"file {50 << 20}\n")
+    assert available_bytes(tmp_path) == 4 << 20
+
+
+def test_without_a_limit_it_is_the_machines_memory(tmp_path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{60 << 20}\n")
+    assert available_bytes(tmp_path) > 64 << 20
 
 
 def test_a_budget_without_room_for_a_block() -> None:
