@@ -100,8 +100,13 @@ class Engine:
         """Deadlines. Cheap when none has passed."""
         self._legs.tick(self._clock())
 
-    def flush(self) -> None:
-        self._reports.flush(self._view(), step_rest_ms=0.0)
+    def flush(self, *, may_step: bool = False) -> None:
+        """Deliver what has come together. Where another step may follow, the state waits for its
+        beginning: it then has the legs that came meanwhile, and how long that step takes."""
+        if may_step:
+            self._reports.deliver()
+        else:
+            self._reports.flush(self._view(), step_rest_ms=0.0)
 
     def fail_all(self, message: str, status: int) -> None:
         """Nobody is left waiting for an answer that will not come, nor does from now on. What is

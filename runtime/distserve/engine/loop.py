@@ -68,7 +68,7 @@ class EngineLoop:
                 self._busy_since = self._clock()
                 self._engine.tick()
                 can_step = not self._engine.is_over and self._engine.step()
-                self._engine.flush()
+                self._engine.flush(may_step=can_step)
                 self._busy_since = None
             self._refuse_the_rest()
         except BaseException as error:

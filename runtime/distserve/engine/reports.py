@@ -43,7 +43,7 @@ class Reports:
         self._is_changed = True
 
     def flush(self, requests: Sequence[Request], step_rest_ms: float) -> None:
-        """Deliver what has come together. With a state line, if there is a change and it is due."""
+        """Deliver, with a state line if there is a change and it is due."""
         now = self._clock()
         if self._is_changed and (
             self._reported_at is None or now - self._reported_at >= STATE_SECONDS
@@ -51,6 +51,10 @@ class Reports:
             self._is_changed = False
             self._reported_at = now
             self._output.state = self.state(requests, step_rest_ms)
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Deliver what has come together, without a state line."""
         self._output.cache = self._blocks.take_changes() or None
         if self._output:
             output, self._output = self._output, Output()

@@ -167,7 +167,7 @@ class Bench:
         for done in range(steps):
             self.engine.tick()
             ran = self.engine.step()
-            self.engine.flush()
+            self.engine.flush(may_step=ran)
             self.engine.check_integrity()
             if not ran:
                 return done

@@ -11,7 +11,7 @@ from distserve.engine.batch import Span, SpanResult
 from distserve.engine.commands import Shutdown, StartLeg
 from distserve.engine.engine import Engine
 from distserve.engine.loop import EngineLoop
-from distserve.wire.dialect import LegError
+from distserve.wire.dialect import Leg, LegError
 
 BOUND_SECONDS = 20
 
@@ -42,6 +42,7 @@ class Watched:
 
     def __init__(self, bench: Any, make_leg: Any, warm_up_token_ms: float) -> None:
         self.clock, self.runner = bench.clock, SlowRunner(bench.runner)
+        self.states = bench.states
         self._make_leg = make_leg
         parts = replace(bench.parts, runner=self.runner, warm_up_token_ms=warm_up_token_ms)
         self.fatal: list[BaseException] = []
@@ -50,9 +51,13 @@ class Watched:
 
     def prompt(self, first: int, tokens: int) -> None:
         """Begin the one step of a prompt."""
-        leg = self._make_leg(range(first, first + tokens), 1, timeout_ms=1e8)
-        self.loop.tell(StartLeg(leg, self.clock()))
+        self.tell(first, tokens)
         self.runner.begun()
+
+    def tell(self, first: int, tokens: int) -> Leg:
+        leg: Leg = self._make_leg(range(first, first + tokens), 1, timeout_ms=1e8)
+        self.loop.tell(StartLeg(leg, self.clock()))
+        return leg
 
     def well_after(self, seconds: float) -> bool:
         self.clock.now += seconds
@@ -117,6 +122,20 @@ def test_a_long_step_is_said_once_with_the_cure(
     assert engine.loop.stop(BOUND_SECONDS)
     (said,) = [r.getMessage() for r in caplog.records if "maxNumBatchedTokens" in r.getMessage()]
     assert said.startswith("a step of 8 tokens takes 40 s")
+
+
+def test_a_leg_that_came_during_a_step_is_in_the_state_before_the_next(watched: Any) -> None:
+    """Or other gateways would not know of it until that one has ended as well."""
+    engine = watched()
+    engine.prompt(1, tokens=8)
+    late = engine.tell(20, tokens=16)
+    engine.clock.now += 0.2
+    engine.runner.end()
+    engine.runner.begun()
+    state = engine.states[-1]
+    assert [request.leg for request in state.requests] == [late.id]
+    assert state.step_rest_ms == pytest.approx(400, rel=0.01), "8 tokens took 200 ms"
+    engine.runner.end()
 
 
 class ForgetfulRunner:
