@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from distserve.cli.usage import INTERRUPTED, UsageError
+from distserve.cli.usage import INTERRUPTED, UsageError, end_on_sigterm
 
 if TYPE_CHECKING:
     from distserve.api.strategies import StrategySpec
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from distserve.wire.logs import setup_logging
     from distserve.wire.parent import end_with_parent
 
+    end_on_sigterm()  # Until it serves: loading may take minutes.
     end_with_parent()
     setup_logging("engine", args.log_level)
     model = _model(args.model)

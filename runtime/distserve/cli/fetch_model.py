@@ -2,12 +2,10 @@
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
-from distserve.cli.usage import UsageError
+from distserve.cli.usage import UsageError, end_on_sigterm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.pin.replace("-", "").isalnum():
         raise UsageError(f"--pin {args.pin!r}: letters, digits and hyphens are taken")
-    # The first process of a container gets no signal that it does not ask for.
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()  # What was downloaded is kept, and the lock goes with the process.
     end_with_parent()
     setup_logging("fetch-model")
     # The hub's client reads its settings while it is imported.
@@ -51,8 +48,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"distserve fetch-model: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _end(number: int, _: Any) -> None:
-    """At once: what was downloaded is kept, and the lock goes with the process."""
-    sys.exit(128 + number)

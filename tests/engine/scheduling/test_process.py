@@ -1,5 +1,6 @@
 """`distserve engine` and `distserve drain` as processes."""
 
+import errno
 import json
 import os
 import signal
@@ -119,6 +120,34 @@ def test_whoever_waits_is_told_when_it_is_asked_to_end(arguments: Any, start: An
         last = json.loads(answer.readlines()[-1])
     assert (last["type"], last["retryable"]) == ("error", True)
     assert process.wait(15) == 0
+
+
+def test_it_ends_while_it_loads(arguments: Any, tmp_path: Path) -> None:
+    """By a handler of its own, not by the kernel: as a container's first process it would get no
+    signal that it does not ask for."""
+    config = tmp_path / "config.json"
+    os.mkfifo(config)
+    flags = arguments(model=str(tmp_path))
+    with subprocess.Popen(command("engine", *flags), env=ENVIRONMENT) as process:
+        try:
+            held = opened_by_its_reader(config)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 128 + signal.SIGTERM
+            os.close(held)
+        finally:
+            process.kill()
+
+
+def opened_by_its_reader(pipe: Path) -> int:
+    """The writing end of a pipe that somebody reads: nothing comes out of it."""
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO, error
+            assert time.monotonic() < deadline, "nobody reads it"
+            time.sleep(0.05)
 
 
 def refused(flags: list[str]) -> str:
