@@ -213,6 +213,7 @@ class ModelSpec(Model):
         default=None,
         ge=1,
         le=16777216,
-        description="Longest prompt and output of one request together. Unit: tokens. "
-        "Default: what the model was trained for.",
+        description="Longest prompt and output of one request together; the KV cache must hold it. "
+        "Unit: tokens. Default: what the model was trained for, or what the KV cache holds, if "
+        "that is less.",
     )

@@ -5,10 +5,12 @@ process listens; the errors are `EngineError`s of one line.
 """
 
 import importlib.metadata
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 
 from distserve.engine.blocks import BlockManager, Copy
 from distserve.engine.choices import Choices
@@ -28,6 +30,9 @@ from distserve.engine.tokenizer_files import chat_template, digests
 from distserve.wire.dialect import InstanceInfo
 from distserve.wire.ids import new_epoch
 from distserve.wire.messages import Hello
+from distserve.wire.pool import PoolLayout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def assemble(settings: Settings) -> Instance:
         block_tokens=settings.block_tokens,
         budget_bytes=settings.kv_cache_bytes,
     )
-    max_model_len = _max_model_len(settings, model, layout.blocks)
+    max_model_len = _max_model_len(settings, model, layout)
     pool = KvPool.create(layout)
     runner = ModelRunner(model, pool)
     most_tokens = min(settings.max_num_batched_tokens, max_model_len)
@@ -85,18 +90,41 @@ def assemble(settings: Settings) -> Instance:
     return Instance(parts, pool, _info(settings, model, layout.blocks, max_model_len, epoch))
 
 
-def _max_model_len(settings: Settings, model: LoadedModel, blocks: int) -> int:
-    """Longest context: what was asked, what the model was made for, and what the pool holds with a
-    block to spare, so that one request alone can always finish."""
-    if settings.max_model_len is not None and settings.max_model_len > model.max_positions:
+def _max_model_len(settings: Settings, model: LoadedModel, layout: PoolLayout) -> int:
+    """Longest context: what was asked, else what the model was made for or what the pool holds, if
+    that is less. The pool has a block to spare, so that one request alone can always finish."""
+    asked = settings.max_model_len
+    if asked is not None and asked > model.max_positions:
         raise ModelError(
-            f"max-model-len {settings.max_model_len} is over the model's own "
-            f"{model.max_positions} positions: lower it"
+            f"max-model-len {asked} is over the model's own {model.max_positions} positions: "
+            "lower it"
         )
-    pooled = (blocks - 1) * settings.block_tokens
+    pooled = (layout.blocks - 1) * layout.block_tokens
     if pooled < 2:
         raise ModelError("the KV cache holds one block only: raise kv-cache")
-    return min(settings.max_model_len or model.max_positions, pooled)
+    longest = asked or model.max_positions
+    if longest <= pooled:
+        return longest
+    needed = f"{_pool_mebibytes(longest, layout)}Mi"
+    if asked is not None:
+        raise ModelError(
+            f"max-model-len {asked} is over the {pooled} tokens that the KV cache holds: "
+            f"lower it, or raise kvCache to {needed}"
+        )
+    log.info(
+        "contexts end at %d tokens, which is what the KV cache holds: the model's own %d "
+        "take a kvCache of %s",
+        pooled,
+        longest,
+        needed,
+    )
+    return pooled
+
+
+def _pool_mebibytes(tokens: int, layout: PoolLayout) -> int:
+    """Of a pool that holds a context of so many tokens, and a block to spare; rounded up."""
+    blocks = -(-tokens // layout.block_tokens) + 1
+    return -(-replace(layout, blocks=blocks).pool_bytes // (1 << 20))
 
 
 def _info(

@@ -26,7 +26,7 @@ class Settings:
     key: bytes
     dtype: str = "auto"
     max_model_len: int | None = None
-    """None: what the model was made for."""
+    """None: what the model was made for, or what the KV cache holds, if that is less."""
     kv_cache_bytes: int = 64 << 20
     block_tokens: int = 16
     max_num_seqs: int = 256

@@ -11,10 +11,12 @@ from distserve.api.strategies import Role, StrategySpec
 from distserve.engine.assemble import Instance, assemble
 from distserve.engine.commands import FromMigrator, MigratorUp, StartLeg
 from distserve.engine.engine import Engine
+from distserve.engine.errors import ModelError
 from distserve.engine.outbox import Output
 from distserve.engine.settings import Settings
 from distserve.wire import messages as wire
 from distserve.wire.dialect import Leg, LegEvent, Phases, Source, Token
+from distserve.wire.pool import NONCE_BYTES
 
 VOCABULARY = 512
 TOKENS = 12
@@ -117,6 +119,24 @@ def test_an_instance_says_where_it_belongs(make_driven: Any) -> None:
     info = make_driven(unit="u3", domain="leaf-7").instance.info
     assert (info.instance, info.role) == ("i", "hybrid")
     assert (info.unit, info.revision, info.domain) == ("u3", "r", "leaf-7")
+
+
+def test_a_context_that_the_pool_does_not_hold_is_refused_where_it_was_asked_for(
+    make_driven: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """256 positions are 16 blocks, and one to spare."""
+    block_bytes = 2 * 2 * 16 * 2 * 8 * 8  # layers, k|v, tokens, KV heads, head dim, float64
+    fits, short = (blocks * block_bytes + NONCE_BYTES for blocks in (17, 16))
+    assert make_driven(kv_cache_bytes=fits, max_model_len=256).instance.info.max_model_len == 256
+    with pytest.raises(ModelError, match=r"over the 240 tokens .* raise kvCache to 1Mi"):
+        make_driven(kv_cache_bytes=short, max_model_len=256)
+    caplog.set_level("INFO", "distserve.engine.assemble")
+    assert make_driven(kv_cache_bytes=fits).instance.info.max_model_len == 256
+    assert not caplog.messages
+    assert make_driven(kv_cache_bytes=short).instance.info.max_model_len == 240
+    (said,) = caplog.messages
+    assert said.startswith("contexts end at 240 tokens")
+    assert said.endswith("kvCache of 1Mi")
 
 
 @pytest.mark.parametrize("strategy", ["Colocated", "ChunkedPrefill"])
