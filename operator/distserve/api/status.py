@@ -173,7 +173,9 @@ class PlanStatus(Model):
         description="Highest rate that meets the SLO. Unit: requests per second per accelerator.",
     )
     hardware_profile: str = Field(
-        max_length=128, description="Name of the step times that it rests on."
+        # A profile of one's own is NAME/KEY of a ConfigMap, 253 characters each.
+        max_length=512,
+        description="Name of the step times that it rests on.",
     )
     estimated: bool = Field(
         description="Whether those were computed from data sheets and not measured."

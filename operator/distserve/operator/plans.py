@@ -12,7 +12,7 @@ from distserve.api import labels
 from distserve.api.accelerator import AcceleratorType
 from distserve.api.conditions import PlannedReason
 from distserve.api.deployment import DistServeDeployment, Spec
-from distserve.api.status import PlanStatus
+from distserve.api.status import PlanStatus, UnitPlan
 from distserve.operator.conditions import Fact
 from distserve.operator.model import (
     Answers,
@@ -29,7 +29,14 @@ from distserve.planner.errors import InvalidRequest, PlannerError
 from distserve.planner.machine import Machine
 from distserve.resources.errors import NoPlan
 from distserve.resources.fabric.claims import counted_as
-from distserve.resources.planned import plan_status, planned_reason, shortfall, with_plan
+from distserve.resources.planned import (
+    accelerators_of,
+    plan_status,
+    planned_reason,
+    shortfall,
+    with_plan,
+    with_units,
+)
 from distserve.resources.planning import (
     machine_of,
     nodes_of,
@@ -82,8 +89,9 @@ def numbers_of(
     for live, revision in reversed(stored):
         notes = live["metadata"].get("annotations") or {}
         if notes.get(PLANNED_FOR) == wanted and revision.plan is not None:
-            kept = with_numbers(deployment, revision)
-            return Numbers(_met(deployment, revision.plan), kept, revision.plan, planned_for=wanted)
+            allowed, cut = _within_limit(deployment, revision.unit)
+            kept, fact = with_numbers(allowed, revision), _met(allowed, revision.plan, cut)
+            return Numbers(fact, kept, revision.plan, planned_for=wanted)
     in_use = _in_use(deployment, observed, stored)
     instances = role_instances(deployment, render) if observed.accelerators else ()
     return _ask(deployment, answers, observed.accelerators, instances, in_use)
@@ -126,9 +134,13 @@ def _ask(
     instances: Sequence[InstanceRequest],
     in_use: Revision | None,
 ) -> Numbers:
-    kept = with_numbers(deployment, in_use) if in_use is not None else None
-    plan = in_use.plan if in_use is not None else None
-    stays = "; the plan in use stays in use" if in_use is not None else ""
+    kept: DistServeDeployment | None = None
+    plan: PlanStatus | None = None
+    stays = ""
+    if in_use is not None:
+        allowed, cut = _within_limit(deployment, in_use.unit)
+        kept, plan = with_numbers(allowed, in_use), in_use.plan
+        stays = f"; the plan in use stays in use{cut}"
 
     def without(holds: bool | None, reason: PlannedReason, message: str) -> Numbers:
         return Numbers(Fact(holds, reason, f"{message}{stays}"), kept, plan, in_use)
@@ -161,20 +173,39 @@ def _ask(
         # Asked again, in case that it was for want of time: there is nothing else to wake us.
         return refused(answer, again or RETRY_SECONDS)
     try:
-        found = plan_status(deployment, answer)
-        numbers = with_plan(deployment, answer)
-        return Numbers(_met(deployment, found), numbers, found, planned_for=planned_for(deployment))
+        allowed, cut = _within_limit(deployment, plan_status(deployment, answer).unit)
+        found, numbers = plan_status(allowed, answer), with_plan(allowed, answer)
+        fact = _met(allowed, found, cut)
+        return Numbers(fact, numbers, found, planned_for=planned_for(deployment))
     except NoPlan as error:
         return refused(error, with_nodes)
 
 
-def _met(deployment: DistServeDeployment, plan: PlanStatus) -> Fact:
-    basis = f"{plan.hardware_profile}, estimated" if plan.estimated else plan.hardware_profile
+def _within_limit(
+    deployment: DistServeDeployment, unit: UnitPlan
+) -> tuple[DistServeDeployment, str]:
+    """With no more units than `maxAccelerators` takes where the spec or /scale decides them, at
+    least one; and the end of a sentence that says so."""
+    spec = deployment.spec
+    limit, each = spec.planning.max_accelerators, accelerators_of(unit)
+    if limit is None or spec.planning.plans_units or spec.units * each <= limit:
+        return deployment, ""
+    most = max(1, limit // each)
+    cut = f"; planning.maxAccelerators {limit} allows {most} of spec.units {spec.units}"
+    allowed = spec.model_copy(update={"units": most})
+    return deployment.model_copy(update={"spec": allowed}), cut
+
+
+def _met(deployment: DistServeDeployment, plan: PlanStatus, cut: str) -> Fact:
+    """With the units that there are to be; `cut` says why they are fewer than was asked."""
+    units = plan.units if deployment.spec.planning.plans_units else deployment.spec.units
+    now = with_units(plan, units)
+    basis = f"{now.hardware_profile}, estimated" if now.estimated else now.hardware_profile
     message = (
-        f"{plan.units} units, {plan.accelerators} accelerators, {plan.goodput} requests per second "
-        f"per accelerator by {basis}"
+        f"{now.units} units, {now.accelerators} accelerators, {now.goodput} requests per second "
+        f"per accelerator by {basis}{cut}"
     )
-    short = shortfall(deployment, plan)
+    short = shortfall(deployment, now)
     return Fact(True, PlannedReason.MEETS_SLO, f"{message}; {short}" if short else message)
 
 

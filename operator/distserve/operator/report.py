@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
-from distserve.api.status import PlanStatus
+from distserve.diagnosis.facts import refused_pods
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
 from distserve.operator.course import Course
@@ -42,6 +42,7 @@ from distserve.operator.status import (
 )
 from distserve.operator.wanted import stored_revisions
 from distserve.resources import naming, processes
+from distserve.resources.planned import with_units
 
 SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
 
@@ -104,7 +105,8 @@ def report(
     if moved := moved_status(course.repacking.moved):
         new["repacking"] = moved
     if course.numbers.plan is not None:
-        new["plan"] = _plan(course.numbers.plan, rules.units)
+        plan = with_units(course.numbers.plan, rules.units)
+        new["plan"] = plan.model_dump(mode="json", exclude_none=True)
     return _finish(observed, new, facts)
 
 
@@ -144,14 +146,6 @@ def _as_before(
     if serves(live, _gateways(observed), _stored_roles(observed, live)):
         return Fact(True, ReadyReason.SERVING, f"what ran before serves on; {message}")
     return Fact(False, reason, message)
-
-
-def _plan(plan: PlanStatus, units: int) -> Object:
-    """With the units that there are to be, whoever decides them."""
-    parts = (plan.unit.prefill, plan.unit.decode, plan.unit.hybrid)
-    each = sum(p.instances * p.tensor * p.pipeline for p in parts if p is not None)
-    now = plan.model_copy(update={"units": units, "accelerators": units * each})
-    return now.model_dump(mode="json", exclude_none=True)
 
 
 def _accepted(answers: Answers) -> Fact:

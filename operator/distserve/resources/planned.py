@@ -9,7 +9,7 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.api.planning import Planning
 from distserve.api.quantities import parse_quantity
 from distserve.api.roles import Parallelism, RoleSpec
-from distserve.api.status import PlanStatus
+from distserve.api.status import PlanStatus, UnitPlan
 from distserve.planner.errors import NoProfile
 from distserve.planner.plan import Plan, RolePlan
 from distserve.planner.worker import PlanningFailed, PlanningOverdue
@@ -59,6 +59,18 @@ def plan_status(deployment: DistServeDeployment, plan: Plan) -> PlanStatus:
     )
 
 
+def accelerators_of(unit: UnitPlan) -> int:
+    """Of one unit."""
+    parts = (unit.prefill, unit.decode, unit.hybrid)
+    return sum(one.instances * one.tensor * one.pipeline for one in parts if one is not None)
+
+
+def with_units(status: PlanStatus, units: int) -> PlanStatus:
+    """As if the plan had so many, whoever decides them."""
+    each = accelerators_of(status.unit)
+    return status.model_copy(update={"units": units, "accelerators": units * each})
+
+
 def shortfall(deployment: DistServeDeployment, status: PlanStatus) -> str | None:
     """One line where `spec.units`, which the plan does not decide, are too few for the load.
 
@@ -66,11 +78,7 @@ def shortfall(deployment: DistServeDeployment, status: PlanStatus) -> str | None
     """
     spec = deployment.spec
     asked = spec.workload.requests_per_second if spec.workload else None
-    unit_rate = float(status.goodput) * sum(
-        part.instances * part.tensor * part.pipeline
-        for part in (status.unit.prefill, status.unit.decode, status.unit.hybrid)
-        if part is not None
-    )
+    unit_rate = float(status.goodput) * accelerators_of(status.unit)
     if asked is None or spec.planning.plans_units or not unit_rate:
         return None
     rate = float(parse_quantity(asked))

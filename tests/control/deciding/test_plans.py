@@ -262,6 +262,45 @@ def test_units_of_the_spec_under_a_plan(new_world: Make) -> None:
     world.edit(units=4).settle()
     assert not asked(world), "how many units there are is no question to the planner"
     assert world.status["plan"]["accelerators"] == 12
+    told = world.condition("Planned")["message"]
+    assert told.startswith("4 units, 12 accelerators") and "maxAccelerators" not in told
+
+
+def test_units_of_the_spec_stay_within_the_accelerators_that_a_plan_may_take(
+    new_world: Make,
+) -> None:
+    """Whoever scales it, and whether a plan is kept, made or looked for in vain."""
+    world = auto(new_world)
+    planning = AUTO["planning"] | {"units": "Spec"}
+    world.plans["*"] = plan()
+    world.edit(planning=planning, units=1).settle()
+    world.edit(units=6).settle()
+    planned = world.condition("Planned")
+    assert len(world.units()) == 5 and world.status["plan"]["accelerators"] == 15
+    assert planned["status"] == "True" and planned["message"].startswith("5 units, 15 accel")
+    assert "planning.maxAccelerators 16 allows 5 of spec.units 6" in planned["message"]
+
+    world.plans["*"] = plan(feasible=False)
+    world.edit(slo={"ttft": "1ms", "tpot": "100ms"}, units=7).settle()
+    planned = world.condition("Planned")
+    assert len(world.units()) == 5 and planned["reason"] == "SloNotReachable"
+    assert planned["message"].endswith("allows 5 of spec.units 7")
+
+    world.plans["*"] = plan(tensor=1)
+    world.edit(slo={"ttft": "2s", "tpot": "100ms"}).settle()
+    assert len(world.units()) == 7, "two accelerators each"
+    world.edit(planning=planning | {"maxAccelerators": 1}).settle()
+    assert world.ready_units() == 1, "what serves does not end by it"
+
+
+def test_step_times_of_a_configmap_with_a_long_name(new_world: Make) -> None:
+    """NAME/KEY, of which each may have 253 characters."""
+    world = auto(new_world)
+    name = f"{'c' * 253}/{'k' * 253}"
+    world.plans["*"] = replace(plan(), hardware_profile=name)
+    world.settle()
+    assert world.condition("Planned")["status"] == "True"
+    assert world.status["plan"]["hardwareProfile"] == name
 
 
 def test_one_answer_to_two_questions(new_world: Make) -> None:
