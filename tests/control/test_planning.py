@@ -11,7 +11,7 @@ from distserve.operator.model import Key, Pending
 from distserve.operator.planning import Planning
 from distserve.operator.settings import PlanSettings
 from distserve.planner.errors import NoProfile, PlannerError
-from distserve.planner.worker import PlanningOverdue
+from distserve.planner.worker import PlanningOverdue, PlanningStopped
 
 A, B = Key("ns", "a"), Key("ns", "b")
 
@@ -33,12 +33,17 @@ class Planner:
         self.most_at_once = 0
         self.error: Exception | None = None
 
-    def plan(self, request: Any, deadline_seconds: float) -> Any:
+    def plan(self, request: Any, deadline_seconds: float, stop: threading.Event) -> Any:
         self.asked.append(request.inputs_hash)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        assert self.gate.wait(10)
+        for _ in range(1000):
+            if self.gate.wait(0.01) or stop.is_set():
+                break
         self.at_once -= 1
+        if stop.is_set():
+            raise PlanningStopped("nobody wants it")
+        assert self.gate.is_set(), "nobody let it plan"
         if self.error:
             raise self.error
         return f"plan of {request.inputs_hash}"
@@ -78,8 +83,8 @@ async def test_a_plan_is_made_once_for_all_who_ask(world: World) -> None:
 
 
 async def test_no_more_processes_than_allowed(world: World) -> None:
-    for digest in "xyz":
-        world.ask(A, digest)
+    for key, digest in zip((A, B, Key("ns", "c")), "xyz", strict=True):
+        world.ask(key, digest)
     world.planner.gate.set()
     await world.until_woken(3)
     assert sorted(world.planner.asked) == ["x", "y", "z"]
@@ -107,6 +112,64 @@ async def test_a_plan_that_came_too_late_may_be_asked_for_again() -> None:
         await asyncio.sleep(0.01)
     await world.until_woken(2)
     assert world.ask(A, "x") == "plan of x"
+
+
+async def test_a_plan_that_never_comes_in_time_is_asked_for_more_and_more_seldom() -> None:
+    world = World(retry_seconds=100.0, longest_retry_seconds=300.0)
+    loop, pauses = asyncio.get_running_loop(), list[float]()
+    world.planner.error = PlanningOverdue("no plan within 1 s")
+    world.planner.gate.set()
+
+    def later(pause: float, forget: Any, *which: Any) -> None:
+        pauses.append(pause)
+        forget(*which)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "call_later", later)
+        for number in range(1, 5):
+            world.ask(A, "x")
+            async with asyncio.timeout(10):
+                while len(world.woken) < number:
+                    await asyncio.sleep(0)
+        world.planner.error = None
+        world.ask(A, "x")
+        async with asyncio.timeout(10):
+            while len(world.woken) < 5:
+                await asyncio.sleep(0)
+    assert pauses == [100, 200, 300, 300]
+    assert world.ask(A, "x") == "plan of x"
+
+
+async def test_who_asks_for_another_plan_wants_the_former_no_more(world: World) -> None:
+    """An edit while the plan of the last one waits for its turn, or is being made."""
+    world.ask(B, "other")
+    for digest in ("first", "second", "third"):
+        assert world.ask(A, digest) == Pending()
+    world.planner.gate.set()
+    await world.until_woken(2)
+    assert world.planner.asked == ["other", "third"]
+    assert world.ask(A, "third") == "plan of third"
+    assert world.ask(A, "second") == Pending(), "it was not made"
+
+
+async def test_what_nobody_wants_any_more_makes_room(world: World) -> None:
+    world.ask(A, "x")
+    async with asyncio.timeout(10):
+        while world.planner.asked != ["x"]:
+            await asyncio.sleep(0)
+    world.ask(B, "x")
+    world.planning.release(A)
+    await asyncio.sleep(0)
+    world.ask(A, "y")
+    assert world.planner.at_once == 1, "B still wants it"
+    world.planning.release(B)
+    async with asyncio.timeout(10):
+        while world.planner.asked != ["x", "y"]:
+            await asyncio.sleep(0)
+    world.planner.gate.set()
+    await world.until_woken(1)
+    assert world.woken == [A] and world.planner.most_at_once == 1
+    assert world.ask(A, "y") == "plan of y"
 
 
 async def test_a_fault_of_the_planner_is_an_answer_too(world: World) -> None:

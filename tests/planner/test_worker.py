@@ -1,5 +1,7 @@
 """Planning in a process of its own."""
 
+import multiprocessing
+import threading
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from distserve.planner.models import find_model
 from distserve.planner.plan import PlanRequest, make_plan
 from distserve.planner.profiles import load_profile
 from distserve.planner.result import Slo
-from distserve.planner.worker import PlanningOverdue, plan_within
+from distserve.planner.worker import PlanningOverdue, PlanningStopped, plan_within
 from distserve.workload import ArrivalProcess, RequestSet, WorkloadError
 
 
@@ -29,6 +31,16 @@ def test_the_worker_s_plan_is_the_plan(request_for_two):
 def test_an_overdue_plan_is_given_up(request_for_two):
     with pytest.raises(PlanningOverdue, match="allow longer"):
         plan_within(request_for_two, 0.01)
+
+
+def test_a_plan_that_nobody_wants_is_not_made(request_for_two):
+    """Its process ends with the call."""
+    before = multiprocessing.active_children()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(PlanningStopped):
+        plan_within(request_for_two, 90, stop)
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 def test_the_worker_s_refusal_is_the_caller_s(request_for_two):

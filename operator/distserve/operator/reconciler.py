@@ -114,6 +114,7 @@ class Reconciler:
             self._placing.release(key)
             self._engines.release(key)
             self._idleness.release(key)
+            self._planning.release(key)
             self._waits.release(key)
             return None
         self._placing.settle(key, _units(observed))
@@ -169,6 +170,8 @@ class Reconciler:
         if isinstance(question, PlanQuestion):
             plan = self._planning.ask(key, question.request)
             return replace(answers, plans={**answers.plans, question.request.inputs_hash: plan})
+        if PlanQuestion not in asked:
+            self._planning.release(key)
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
         if isinstance(question, BetterQuestion):

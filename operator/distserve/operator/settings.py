@@ -88,7 +88,10 @@ class PlanSettings:
     kept: int = 256
     """Plans in memory, of about 2 KB."""
     retry_seconds: float = 300.0
-    """A plan that came too late or whose process died is tried again after this."""
+    """A plan that came too late or whose process died is tried again after this, and after twice
+    as long each further time: others wait while it is made."""
+    longest_retry_seconds: float = 4 * 3600.0
+    """A search that always takes its whole deadline has one part in 25 of a process by then."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,18 @@ Called by the operator's reconcile loop, which goes on serving with the plan in 
 from __future__ import annotations
 
 import multiprocessing
+import threading
+import time
 from multiprocessing.connection import Connection
+from typing import Final
 
 from distserve.planner.errors import PlannerError
 from distserve.planner.plan import Plan, make_plan
 from distserve.planner.question import PlanRequest
 from distserve.workload import WorkloadError
+
+LOOK_SECONDS: Final = 0.2
+"""Whether the plan is still wanted is looked at this often."""
 
 
 class PlanningOverdue(PlannerError):
@@ -22,11 +28,18 @@ class PlanningFailed(PlannerError):
     """The worker process ended without an answer."""
 
 
-def plan_within(request: PlanRequest, deadline_seconds: float) -> Plan:
-    """Make the plan in a fresh process and wait for it at most this long.
+class PlanningStopped(PlannerError):
+    """Nobody wants the plan any more."""
 
-    Raises PlanningOverdue after the deadline (the process is ended), PlanningFailed when the
-    process died, and whatever PlannerError or WorkloadError the planning itself raised.
+
+def plan_within(
+    request: PlanRequest, deadline_seconds: float, stop: threading.Event | None = None
+) -> Plan:
+    """Make the plan in a fresh process and wait for it at most this long, or until `stop` is set.
+
+    Raises PlanningOverdue after the deadline and PlanningStopped after `stop` (the process is
+    ended), PlanningFailed when the process died, and whatever PlannerError or WorkloadError the
+    planning itself raised.
     """
     context = multiprocessing.get_context("spawn")  # no threads or locks of the caller's
     receiver, sender = context.Pipe(duplex=False)
@@ -34,10 +47,14 @@ def plan_within(request: PlanRequest, deadline_seconds: float) -> Plan:
     process.start()
     sender.close()
     try:
-        if not receiver.poll(deadline_seconds):
-            raise PlanningOverdue(
-                f"no plan within {deadline_seconds:g} s; allow longer, or lower maxAccelerators"
-            )
+        end = time.monotonic() + deadline_seconds
+        while not receiver.poll(max(0.0, min(LOOK_SECONDS, end - time.monotonic()))):
+            if stop is not None and stop.is_set():
+                raise PlanningStopped("nobody wants this plan any more")
+            if time.monotonic() >= end:
+                raise PlanningOverdue(
+                    f"no plan within {deadline_seconds:g} s; allow longer, or lower maxAccelerators"
+                )
         answer: Plan | PlannerError | WorkloadError = receiver.recv()
     except EOFError as error:
         raise PlanningFailed("the planning process died; see its standard error") from error
