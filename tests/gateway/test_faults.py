@@ -102,10 +102,11 @@ async def test_attempts_are_bounded(houses: Any) -> None:
 
 
 async def test_a_stream_that_cannot_go_on_ends_in_an_error_event(house: Any) -> None:
-    """Two more attempts brought nothing."""
-    house.decodes[0].faults += [Fault("error", 2), Fault("error"), Fault("error")]
+    """Three more attempts brought nothing."""
+    house.decodes[0].faults += [Fault("error", 2), *(Fault("error") for _ in range(3))]
     *events, error, done = await house.stream(max_tokens=20)
     assert done == "[DONE]"
+    assert len(house.decodes[0].legs) == 4
     assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 3)
     assert error["error"]["type"] == "server_error"
     assert (await house.metrics())['distserve_requests_total{code="502"}'] == 1

@@ -50,8 +50,8 @@ class Patience:
         return replace(self, refusals=self.refusals - 1)
 
     def after_failure(self, grew: bool) -> "Patience":
-        left = MAX_IN_VAIN if grew else self.in_vain
-        return replace(self, failures=self.failures - 1, in_vain=left - 1)
+        in_vain = MAX_IN_VAIN if grew else self.in_vain - 1
+        return replace(self, failures=self.failures - 1, in_vain=in_vain)
 
     @property
     def attempts(self) -> int:
