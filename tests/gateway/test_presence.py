@@ -1,6 +1,7 @@
 """A text that waits to be tokenised: as long as its request may take, and its client is there."""
 
 import asyncio
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,3 +66,21 @@ async def test_who_left_keeps_no_place(houses: Any, turn: asyncio.Event, path: s
             await asyncio.sleep(0.01)
     judged = (await house.metrics())['distserve_slo_judged_total{objective="own"}']
     assert judged == path.startswith("/v1/"), "its first token was overdue when it left"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_who_left_while_it_sent_its_text_made_no_mistake(house: Any, path: str) -> None:
+    at = urllib.parse.urlsplit(house.url)
+    _, writer = await asyncio.open_connection(at.hostname, at.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    writer.write(f'{head}Content-Length: 100\r\n\r\n{{"model": '.encode())
+    async with asyncio.timeout(WAIT_SECONDS / 2):
+        while (await house.metrics())["distserve_requests_in_flight"] == 0:
+            await asyncio.sleep(0.01)
+        writer.close()
+        await writer.wait_closed()
+        while (await house.metrics())["distserve_requests_in_flight"] == 1:
+            await asyncio.sleep(0.01)
+    metrics = await house.metrics()
+    codes = {code: metrics[f'distserve_requests_total{{code="{code}"}}'] for code in (400, 499)}
+    assert codes == {400: 0, 499: 1}

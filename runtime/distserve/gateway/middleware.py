@@ -6,6 +6,7 @@ from collections.abc import Callable
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distserve.gateway.errors import ClientGone
 from distserve.gateway.parse import objective_of
 from distserve.gateway.service import Arrival, Gateway
 from distserve.wire.ids import is_request_id, new_request_id
@@ -94,6 +95,9 @@ class BodyBounds:
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the request's body did not come in time") from None
+            if message["type"] == "http.disconnect":
+                # Else the framework takes what is missing for a mistake.
+                raise HTTPException(ClientGone.status, "the client left before its body was here")
             read += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if read > max_bytes:
