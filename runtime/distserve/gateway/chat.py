@@ -75,10 +75,15 @@ class ChatAnswer:
         for output in outputs:
             if isinstance(output.event, PromptScores):
                 self._scores = output.event
+        # Joined once: what grows by each token is copied with each token.
+        texts: list[list[str]] = [[] for _ in choices]
         for _, delta in deltas(outputs, self.parsed):
             index = _choice(delta)
             self._count(index, delta)
+            texts[index].append(delta.text)
             self._merge(choices[index], delta)
+        for choice, text in zip(choices, texts, strict=True):
+            choice["message"]["content"] = "".join(text)
         if self.body.return_token_ids:
             more |= self._token_ids()
         if self.body.prompt_logprobs is not None:
@@ -88,7 +93,7 @@ class ChatAnswer:
         return self.envelope.around(OBJECT, choices, usage=self.usage.dump(), **more)
 
     def _merge(self, choice: Chunk, delta: Delta) -> None:
-        choice["message"]["content"] += delta.text
+        """All but the text."""
         if (logprobs := self._logprobs(delta.tokens)) is not None:
             if choice["logprobs"] is None:
                 choice["logprobs"] = {"content": [], "refusal": None}

@@ -114,12 +114,17 @@ class CompletionAnswer:
             {"index": index, "text": "", "logprobs": None, "finish_reason": None}
             for index in range(len(self._choices))
         ]
+        # Joined once: what grows by each token is copied with each token.
+        texts: list[list[str]] = [[] for _ in bodies]
         for output, delta in deltas(outputs, self.parsed):
             index = self._index(output, delta)
-            choice, into = self._choices[index], bodies[index]
+            choice = self._choices[index]
             self._count(choice, delta)
-            _merge(into, self._delta_fields(choice, delta))
-        for choice, into in zip(self._choices, bodies, strict=True):
+            fields = self._delta_fields(choice, delta)
+            texts[index].append(fields["text"])
+            _merge(bodies[index], fields)
+        for choice, into, text in zip(self._choices, bodies, texts, strict=True):
+            into["text"] = "".join(text)
             if self.body.return_token_ids:
                 into["prompt_token_ids"] = self.parsed.prompts[choice.prompt].ids
             if self.body.prompt_logprobs is not None:
@@ -185,7 +190,7 @@ def _cut(score: TokenLogprobs | None, top: int) -> TokenLogprobs | None:
 
 
 def _merge(into: Chunk, fields: Chunk) -> None:
-    into["text"] += fields["text"]
+    """All but the text."""
     into["finish_reason"] = fields["finish_reason"]
     into["stop_reason"] = fields["stop_reason"]
     if fields["logprobs"] is not None:
