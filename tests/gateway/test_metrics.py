@@ -103,6 +103,23 @@ async def test_counts_after_requests(houses: Any) -> None:
     assert metrics["distserve_slo_target_ratio"] == 0.9
 
 
+async def test_tokens_count_as_they_are_sent_whatever_becomes_of_the_stream(houses: Any) -> None:
+    house = await houses(engine={"token_seconds": 0.01})
+    asked = {"model": "test", "prompt": "hello", "max_tokens": 200, "stream": True}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{house.url}/v1/completions", json=asked) as answer,
+    ):
+        for _ in range(3):
+            assert (await answer.content.readuntil(b"\n\n")).startswith(b"data: {")
+        counted = (await house.metrics())["distserve_generation_tokens_total"]
+        assert 3 <= counted < 200, "the stream runs on"
+    await house.until_quiet()
+    metrics = await house.metrics()
+    assert metrics['distserve_requests_total{code="499"}'] == 1
+    assert counted <= metrics["distserve_generation_tokens_total"] < 200
+
+
 async def test_no_reader_sees_a_request_without_its_objectives(houses: Any) -> None:
     house = await houses(slo=Slo(ttft_ms=60_000, tpot_ms=60_000))
     seen: set[tuple[float, float, float]] = set()

@@ -66,6 +66,7 @@ class Exchange(Response):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self._counted_tokens = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         talk = asyncio.create_task(self._talk(scope, send))
@@ -106,6 +107,7 @@ class Exchange(Response):
                                 started = True
                                 await send(_start(200, _EVENTS))
                             await send(_part(b"".join(map(_event, chunks))))
+                            self._count_sent()
                     closing = self.answer.closing(**await self._more())
                     ending = [*map(_event, closing), DONE]
                     await send(_part(b"".join(ending), more=False))
@@ -130,10 +132,17 @@ class Exchange(Response):
         data = msgspec.json.encode(self.answer.whole(outputs, **await self._more()))
         await send(_start(200, [_JSON, (b"content-length", str(len(data)).encode())]))
         await send(_part(data, more=False))
+        self._count_sent()
 
     async def _more(self) -> dict[str, Any]:
         """Fields of the last chunk or of the whole answer that only who asks for them gets."""
         return {"lifecycle": await self.work.lifecycles()} if self.lifecycle else {}
+
+    def _count_sent(self) -> None:
+        """What was sent since the last time, whatever becomes of the rest."""
+        sent = self.answer.usage.completion_tokens
+        self.gateway.metrics.generation_tokens.inc(sent - self._counted_tokens)
+        self._counted_tokens = sent
 
     def _record(self) -> tuple[str, ...]:
         """The objectives that were met."""
@@ -141,7 +150,6 @@ class Exchange(Response):
         now = self.gateway.clock()
         met = record_answer(self.work.timings, self.slo, metrics, self.gateway.window, now)
         metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.generation_tokens.inc(usage.completion_tokens)
         ttfts = [t.ttft for t in self.work.timings if t.ttft is not None]
         extra: dict[str, Any] = usage.dump()
         extra["ttft_ms"] = round(max(ttfts, default=0.0) * 1000, 2)
