@@ -75,6 +75,8 @@ class FakeEngine:
     model: str = "test"
     max_model_len: int = 256
     chat_template: str | None = TEMPLATE
+    files: dict[str, bytes] = field(default_factory=lambda: {"tokenizer.json": make_tokenizer()})
+    files_sent: int = 0
     token_seconds: float = 0.0
     prefill_gate: asyncio.Event | None = None
     """Prefills wait for it where there is one."""
@@ -159,13 +161,14 @@ class FakeEngine:
             max_model_len=self.max_model_len, max_num_seqs=64, max_num_batched_tokens=512,
             vocab_size=VOCAB, bos_token_id=BOS, eos_token_ids=[EOS],
             chat_template=self.chat_template,
-            files={"tokenizer.json": hashlib.sha256(make_tokenizer()).hexdigest()},
+            files={n: hashlib.sha256(body).hexdigest() for n, body in self.files.items()},
             sampling_defaults={"temperature": 0.5},
         )  # fmt: skip
         return web.Response(body=msgspec.json.encode(info), content_type="application/json")
 
     async def _file(self, request: web.Request) -> web.Response:
-        return web.Response(body=make_tokenizer())
+        self.files_sent += 1
+        return web.Response(body=self.files[request.match_info["name"]])
 
     def _state_line(self) -> bytes:
         self._sequence += 1

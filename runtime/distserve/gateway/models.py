@@ -1,5 +1,6 @@
 """The model as the ready instances serve it: tokenizer and limits, kept while they change."""
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 
@@ -25,18 +26,23 @@ class Models:
     client: EngineClient
     _texts: dict[str, TextModel] = field(default_factory=dict)
     _current: Model | None = None
+    _fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def meet(self, member: Member) -> None:
-        """Fetch what a new instance's tokenizer needs. Raises Mismatch or what the client does."""
+        """Fetch what a new instance's tokenizer needs. One instance after the other: most have
+        what the first one had. Raises Mismatch or what the client does."""
         assert member.info is not None
         key = tokenizer_key(member)
         if key in self._texts:
             return
-        files = await self.client.files(member.url, member.info.files)
-        try:
-            self._texts[key] = await load_text_model(member.info, files, key)
-        except ServerFault as fault:
-            raise Mismatch(fault.message) from fault
+        async with self._fetching:
+            if key in self._texts:
+                return
+            files = await self.client.files(member.url, member.info.files)
+            try:
+                self._texts[key] = await load_text_model(member.info, files, key)
+            except ServerFault as fault:
+                raise Mismatch(fault.message) from fault
         in_use = {tokenizer_key(m) for m in self.fleet.members.values()}
         self._texts = {k: t for k, t in self._texts.items() if k in in_use}
 
