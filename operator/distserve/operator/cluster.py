@@ -29,6 +29,7 @@ from distserve.operator.errors import (
     NotFound,
     Refused,
     Unavailable,
+    WebhookDown,
 )
 from distserve.operator.kinds import SECRETS, Kind, kind_of
 from distserve.operator.model import Object, Ref
@@ -49,6 +50,8 @@ _METHODS: dict[Verb, str] = {
     "delete": "DELETE",
 }
 _READS: frozenset[Verb] = frozenset({"get", "list", "watch"})
+_WEBHOOK = "failed calling webhook"
+"""An API server's words: there is no status code of its own for that."""
 _GRACE_SECONDS = 2.0
 """Beyond the client's own timeout, which does not cover everything it does."""
 
@@ -291,6 +294,7 @@ def _error(call: str, status: int, headers: Mapping[str, str], text: bytes) -> C
     if status == 409:
         return Conflict(message)
     if status == 429 or status >= 500:
+        kind = WebhookDown if _WEBHOOK in message else Unavailable
         after = headers.get("Retry-After") or details.get("retryAfterSeconds") or 0
         try:
             return Unavailable(message, float(after))

@@ -29,7 +29,12 @@ from distserve.operator.places import Places, find_places, units_without_room
 from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
 from distserve.operator.progress import progress_of
 from distserve.operator.repacking import Repacking, repacking
-from distserve.operator.report import report, report_refusal, report_without_numbers
+from distserve.operator.report import (
+    REFUSED_AGAIN_SECONDS,
+    report,
+    report_refusal,
+    report_without_numbers,
+)
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
 from distserve.operator.wanted import Wanted, stored_revisions
 from distserve.operator.worlds import rejoined
@@ -180,6 +185,7 @@ def _steer(
         places.again_seconds,
         progress.again_seconds,
         key.again_seconds,
+        REFUSED_AGAIN_SECONDS if answers.foreign else None,
     )
     return Decision(
         questions=tuple(one for one in asked if one is not None),

@@ -5,7 +5,8 @@ ClusterError
  |- NotFound       no such object, or no such kind (404)
  |- Conflict       another object or another version is there (409); look again, then decide anew
  `- Unavailable    no answer, or none now (429, 5xx, connection, timeout); try again, no sooner than
-                   `retry_after_seconds`
+     |             `retry_after_seconds`
+     `- WebhookDown   a webhook that the API server has to ask does not answer (500)
 
 LeaseLost          this replica may not write any more: the process ends
 Tripped            deciding about one deployment ended in a fault of ours; the others go on
@@ -14,6 +15,9 @@ Tripped            deciding about one deployment ended in a fault of ours; the o
 
 class ClusterError(Exception):
     """A call to the API server failed; the message names the call."""
+
+    again_seconds: float | None = None
+    """Until something runs out that the deployment waits for besides."""
 
 
 class Refused(ClusterError):
@@ -34,6 +38,10 @@ class Unavailable(ClusterError):
     def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class WebhookDown(Unavailable):
+    """Somebody else's webhook, of this kind of object: other writes may be done meanwhile."""
 
 
 class LeaseLost(Exception):

@@ -265,6 +265,8 @@ class Answers:
     """None: no unit is, as far as is known."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
+    refused: str = ""
+    """What the API server says of a write that it would not do."""
 
 
 @dataclass(frozen=True)

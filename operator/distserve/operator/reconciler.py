@@ -6,7 +6,7 @@
            act, stage by stage --> status --> events
 
 Doing a part of it and beginning again is always right, so every error simply ends it: the queue
-comes back to the deployment.
+comes back to the deployment. What was seen is told all the same where a write is not taken.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from distserve.operator.errors import (
     NotFound,
     Refused,
     Tripped,
+    WebhookDown,
 )
 from distserve.operator.events import Events
 from distserve.operator.idle import IdleQuestion
@@ -71,6 +72,8 @@ Decide = Callable[[Observed, Answers], Decision]
 
 ROUNDS = 6
 """Of questions and answers: plan, place, dry run, and each may lead to the next."""
+NOT_TAKEN = (Refused, WebhookDown)
+"""Told to users: they, or who runs the cluster, can cure it."""
 TOGETHER = 6
 """Calls of one reconcile at a time: its writes wait for the API server's disk one beside another,
 and four workers leave connections for the lease and for listings."""
@@ -111,10 +114,10 @@ class Reconciler:
         if observed is None or "deletionTimestamp" in observed.document["metadata"]:
             # Owner references clean up; nothing is made for what goes.
             self._taken.pop(key, None)
+            self._planning.release(key)
             self._placing.release(key)
             self._engines.release(key)
             self._idleness.release(key)
-            self._planning.release(key)
             self._waits.release(key)
             return None
         self._placing.settle(key, _units(observed))
@@ -122,17 +125,21 @@ class Reconciler:
         if self._placing.gathers(key):
             return None  # Woken in a moment; others ask sooner if nothing is written before.
         self._waits.follow(key, decision)
-        try:
-            foreign = await self._act_all(observed, decision)
-        except Refused as error:
-            await self._events.tell(observed.document, _refused(error))
-            raise
-        if foreign:
-            decision = self._decide(observed, replace(answers, foreign=foreign))
+        foreign, error = await self._act_all(observed, decision)
+        if isinstance(error, Conflict):
+            raise error  # What was seen is not what is there.
+        refused = str(error) if isinstance(error, NOT_TAKEN) else ""
+        if foreign or refused:
+            decision = self._decide(observed, replace(answers, foreign=foreign, refused=refused))
         if decision.status is not None:
             await self._report(observed.document, decision.status)
         for event in decision.events:
             await self._events.tell(observed.document, event)
+        if refused:
+            await self._events.tell(observed.document, _refused(refused))
+        if error is not None:
+            error.again_seconds = decision.again_seconds
+            raise error
         if decision.fault is not None:
             # The worker tells of it, and tries again.
             raise Tripped(decision.again_seconds) from decision.fault
@@ -156,12 +163,15 @@ class Reconciler:
             if answers == before:
                 break
         else:
-            log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": _text(key)})
+            name = f"{key.namespace}/{key.name}"
+            log.warning("still asking after %d rounds", ROUNDS, extra={"deployment": name})
         self._placing.keep(key, _asked(decision))
         if LinksQuestion not in asked:
             self._engines.release(key)
         if IdleQuestion not in asked:
             self._idleness.release(key)
+        if PlanQuestion not in asked:
+            self._planning.release(key)
         # A refusal is asked about again: it may be cured from outside, by a quota or a label.
         self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
         return decision, answers
@@ -170,8 +180,6 @@ class Reconciler:
         if isinstance(question, PlanQuestion):
             plan = self._planning.ask(key, question.request)
             return replace(answers, plans={**answers.plans, question.request.inputs_hash: plan})
-        if PlanQuestion not in asked:
-            self._planning.release(key)
         if isinstance(question, PlacementQuestion):
             return replace(answers, placements=self._placing.ask(key, question.units))
         if isinstance(question, BetterQuestion):
@@ -231,19 +239,25 @@ class Reconciler:
         async def ask(document: Object) -> str:
             try:
                 await self._cluster.apply(document, dry_run=True)
-            except Refused as error:
+            except NOT_TAKEN as error:
                 return str(error)
             return ""
 
         return next(filter(None, await _together(map(ask, question.objects))), "")
 
-    async def _act_all(self, observed: Observed, decision: Decision) -> frozenset[Ref]:
-        """Returns the names that somebody else's objects have: those are never touched."""
+    async def _act_all(
+        self, observed: Observed, decision: Decision
+    ) -> tuple[frozenset[Ref], ClusterError | None]:
+        """Returns the names that somebody else's objects have, which are never touched, and what
+        ended it early."""
         foreign: set[Ref] = set()
         for stage in stages(decision.actions):
-            taken = await _together(self._act(observed, action) for action in stage)
+            try:
+                taken = await _together(self._act(observed, action) for action in stage)
+            except ClusterError as error:
+                return frozenset(foreign), error
             foreign.update(ref for ref in taken if ref is not None)
-        return frozenset(foreign)
+        return frozenset(foreign), None
 
     async def _act(self, observed: Observed, action: Apply | Delete) -> Ref | None:
         """Returns the object's name where it is somebody else's."""
@@ -382,9 +396,5 @@ def _units(observed: Observed) -> dict[str, list[Object]]:
     return found
 
 
-def _refused(error: ClusterError) -> Event:
-    return Event("Warning", "ApplyRefused", f"the API server refused an object: {error}")
-
-
-def _text(key: Key) -> str:
-    return f"{key.namespace}/{key.name}"
+def _refused(words: str) -> Event:
+    return Event("Warning", "ApplyRefused", f"the API server refused an object: {words}")

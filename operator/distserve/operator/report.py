@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Final
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
-from distserve.diagnosis.facts import refused_pods
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
 from distserve.operator.course import Course
@@ -48,7 +47,7 @@ SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the clust
 
 REFUSED_AGAIN_SECONDS: Final = 60.0
 """Until the API server is asked again about what it would not take: a policy or a quota may have
-changed, which nobody tells."""
+changed, or somebody else's object be gone, which nobody tells."""
 
 
 def report(
@@ -149,6 +148,9 @@ def _as_before(
 
 
 def _accepted(answers: Answers) -> Fact:
+    if answers.refused:
+        words = f"{answers.refused}. What runs goes on, and it is tried again"
+        return Fact(False, AcceptedReason.REFUSED_BY_API_SERVER, words)
     if not answers.foreign:
         return SUPPORTED
     names = ", ".join(f"{ref.kind} {ref.name}" for ref in sorted(answers.foreign))

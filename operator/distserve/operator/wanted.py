@@ -12,15 +12,21 @@ from distserve.operator.difference import stamped
 from distserve.operator.health import PLACE, write_place
 from distserve.operator.keys import keyed
 from distserve.operator.model import Object, Observed, Placement, Ref
-from distserve.resources import affinity, gangs, naming, provisioning
+from distserve.resources import affinity, gangs, monitoring, naming, provisioning
 from distserve.resources.queued import Admission, with_admission
 from distserve.resources.render import shared_objects, unit_objects
 from distserve.resources.revisions import KIND as REVISION_KIND
 from distserve.resources.revisions import Revision, from_object, object_name, to_object
 from distserve.resources.settings import RenderSettings
 
-_NAMES_ALONE = frozenset({"NetworkPolicy", "PodDisruptionBudget", "ServiceAccount"})
-"""Kinds of objects in which nothing but names differs from one deployment to another."""
+_NOT_ASKED_ABOUT = frozenset(
+    {
+        # Nothing but names differs from one deployment to another.
+        "NetworkPolicy", "PodDisruptionBudget", "ServiceAccount",
+        # Serving does not need them.
+        monitoring.POD_MONITOR, monitoring.PROMETHEUS_RULE,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Wanted:
         for found in unit_objects(self.deployment, "u0", self.target):
             role = found["metadata"]["labels"].get(labels.ROLE)
             asked.setdefault(role or Ref.of(found), found)
-        return tuple(found for found in asked.values() if found["kind"] not in _NAMES_ALONE)
+        return tuple(found for found in asked.values() if found["kind"] not in _NOT_ASKED_ABOUT)
 
     def _keyed(self, found: Object) -> Object:
         return keyed(found, self.deployment, self.key_generation)

@@ -7,7 +7,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from distserve.operator.errors import Conflict, LeaseLost, NotFound, Refused, Tripped, Unavailable
+from distserve.operator.errors import (
+    ClusterError,
+    Conflict,
+    LeaseLost,
+    NotFound,
+    Refused,
+    Tripped,
+    Unavailable,
+)
 from distserve.operator.model import Key
 from distserve.operator.workqueue import WorkQueue
 
@@ -45,21 +53,18 @@ class Worker:
             self._queue.retry(key)
             return "conflict"
         except Unavailable as error:
-            pause = self._queue.retry(key, error.retry_after_seconds)
+            pause = self._pause(key, error, error.retry_after_seconds)
             log.warning("trying again in %.1f s: %s", pause, error, extra=extra)
             return "unavailable"
         except (NotFound, Refused) as error:
-            pause = self._queue.retry(key)
+            pause = self._pause(key, error)
             log.warning("refused, trying again in %.1f s: %s", pause, error, extra=extra)
             return "refused"
         except LeaseLost:
             raise
         except Exception as error:
             # One deployment that trips over a fault of ours must not stop the others.
-            pause = self._queue.retry(key)
-            if isinstance(error, Tripped) and error.again_seconds is not None:
-                self._queue.add_after(key, error.again_seconds)  # The sooner of the two counts.
-                pause = min(pause, error.again_seconds)
+            pause = self._pause(key, error)
             log.exception("a fault of the operator, trying again in %.1f s", pause, extra=extra)
             return "error"
         self._queue.succeeded(key)
@@ -68,3 +73,13 @@ class Worker:
         # Whoever writes without waiting must not hold up the others.
         await asyncio.sleep(0)
         return "done"
+
+    def _pause(self, key: Key, error: Exception, at_least_seconds: float = 0.0) -> float:
+        """Until the next try, or what the deployment waits for besides: the sooner counts."""
+        pause = self._queue.retry(key, at_least_seconds)
+        again = error.again_seconds if isinstance(error, ClusterError | Tripped) else None
+        if again is None:
+            return pause
+        again = max(again, at_least_seconds)
+        self._queue.add_after(key, again)
+        return min(pause, again)

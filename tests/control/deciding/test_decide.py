@@ -157,6 +157,7 @@ def test_what_is_not_ours_is_not_touched(world: Any) -> None:
     assert service not in world.objects
     accepted = world.condition("Accepted")
     assert accepted["reason"] == "NameTaken" and "Service tiny-gateway" in accepted["message"]
+    assert world.decide().again_seconds == 60, "its end wakes nobody"
     assert "tiny-u0-prefill-0" in world.named("StatefulSet")
 
 
