@@ -14,6 +14,9 @@ from distserve.operator.model import Object, Observed, Placement, Pod
 
 PLACE: Final = f"{labels.GROUP}/place"
 """Annotation of a StatefulSet: where its unit goes, as JSON."""
+HELD_PODS: Final = f"{labels.GROUP}/held-pods"
+"""Annotation of a StatefulSet that is held at no pods while its unit is replaced: how many it is to
+have."""
 CRASHING: Final = "CrashLoopBackOff"
 
 

@@ -5,8 +5,8 @@
               +---------------+  again when nodes, pods or units change, and every few seconds;
                                  units that come in a burst are gathered first (`gathering`)
 
-A place lives here only until the unit's StatefulSets carry it; what they say is reserved again
-when a replica begins to lead.
+A place lives here only until the unit's StatefulSets carry it; what they say is reserved from then
+on, also when they change and when a replica begins to lead.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from distserve.operator.gathering import Gathering
 from distserve.operator.model import Key, NoPlace, Object, Pending, Placement
 from distserve.placement.better import better_place
 from distserve.placement.decisions import Decision, Placed
-from distserve.placement.inventory import Inventory
+from distserve.placement.inventory import Inventory, UnitRecord
 from distserve.placement.placing import place
 from distserve.placement.readable import unreadable
-from distserve.placement.requests import UnitId, UnitRequest
+from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class Placing:
         self._left_out: dict[UnitId, float] = {}
         """Until when: they are answered by themselves, and stand in nobody's way."""
         self._reserved: dict[Key, set[UnitId]] = {}
+        self._unmade: dict[UnitId, Sequence[InstanceRequest]] = {}
+        """Of these units, what has a place and no StatefulSet yet."""
         self._moves: dict[Key, Move] = {}
         self._unsettled: set[Key] = set()
         self._early: set[Key] = set()
@@ -160,8 +162,7 @@ class Placing:
             self._requests.pop(unit, None)
             self._answers.pop(unit, None)
             self._left_out.pop(unit, None)
-            if unit not in self._reserved.get(key, ()):
-                self._reserve_stated(unit, sets)
+            self._reserve_stated(unit, sets)
         for unit in self._reserved.get(key, set()) - existing.keys():
             # Placed just now is not gone.
             if unit not in self._requests:
@@ -260,8 +261,16 @@ class Placing:
         except ValueError as error:
             log.warning("its room is not counted: %s", error, extra={"unit": str(unit)})
             return
-        if nodes:  # Where its place is open it has no room yet.
-            self._reserve(request, nodes)
+        if not nodes:
+            return  # Where its place is open it has no room yet.
+        made = {one.name for one in request.instances}
+        unmade = [one for one in self._unmade.get(unit, ()) if one.name not in made]
+        record = self._inventory.units.get(unit, UnitRecord({}, {}))
+        before = dict(record.reserved)
+        request = replace(request, instances=(*request.instances, *unmade))
+        self._reserve(request, _nodes_now(record, nodes), unmade)
+        if self._inventory.units[unit].reserved != before:
+            self.look()
 
     def _leave_out(self, unit: UnitId, why: str) -> None:
         """Until it is asked otherwise."""
@@ -283,9 +292,15 @@ class Placing:
         if self._answer(unit, NoPlace(PlacedReason.PLACING, why)):
             log.error("a fault of the operator", exc_info=fault, extra={"unit": str(unit)})
 
-    def _reserve(self, unit: UnitRequest, nodes: Mapping[str, str]) -> None:
+    def _reserve(
+        self,
+        unit: UnitRequest,
+        nodes: Mapping[str, str],
+        unmade: Sequence[InstanceRequest] | None = None,
+    ) -> None:
         self._inventory.reserve(unit, nodes)
         self._reserved.setdefault(_key(unit.id), set()).add(unit.id)
+        self._unmade[unit.id] = unit.instances if unmade is None else unmade
 
     def _decided(self, decision: Decision) -> None:
         answer: Answer
@@ -323,10 +338,20 @@ class Placing:
         reserved = self._reserved.get(_key(unit), set())
         if unit in reserved:
             self._inventory.release(unit)
+            self._unmade.pop(unit, None)
             reserved.discard(unit)
             if not reserved:
                 del self._reserved[_key(unit)]
             self.look()
+
+
+def _nodes_now(record: UnitRecord, stated: Mapping[str, str]) -> dict[str, str]:
+    """An instance that was added later has no place of its own: its pods keep what they found. And
+    which of several nodes a pod has is not stated, where it was reserved before it is known."""
+    found = {pod: seat.node for pod, seat in record.seats.items()}
+    own = set(stated.values())
+    known = {pod: seat.node for pod, seat in record.reserved.items() if seat.node in own}
+    return {**found, **stated, **known}
 
 
 def _alike(known: UnitRequest, asked: UnitRequest) -> bool:

@@ -1,25 +1,37 @@
-"""What a unit's StatefulSets say of its room: read when a replica begins to lead."""
+"""What a unit's StatefulSets say of its room: read by `placing` in each reconcile."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from distserve.operator.health import PLACE, read_place
+from distserve.operator.health import HELD_PODS, PLACE, read_place
 from distserve.operator.model import Object
 from distserve.operator.requests import instance_request
-from distserve.placement.requests import UnitId, UnitRequest
+from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 
 
 def stated(unit: UnitId, sets: Sequence[Object]) -> tuple[UnitRequest, Mapping[str, str]]:
     """The unit's request, and the node of each pod that was given one. Where an instance has
     several nodes, its pods go to them in order, as they were placed."""
-    request = UnitRequest(unit, tuple(map(instance_request, sets)), waiting_since=0.0)
-    nodes = {}
-    for instance, one in zip(request.instances, sets, strict=True):
-        text = (one["metadata"].get("annotations") or {}).get(PLACE)
+    instances, nodes = [], {}
+    for one in sets:
+        annotations = one["metadata"].get("annotations") or {}
+        text = annotations.get(PLACE)
         place = read_place(text) if text else None
-        chosen = place.nodes.get(instance.name, ()) if place else ()
+        chosen = place.nodes.get(one["metadata"]["name"], ()) if place else ()
+        instance = _instance(one, annotations.get(HELD_PODS, ""), len(chosen))
+        instances.append(instance)
         if chosen:
             for at, pod in enumerate(instance.pod_names):
                 nodes[pod] = chosen[at % len(chosen)]
-    return request, nodes
+    return UnitRequest(unit, tuple(instances), waiting_since=0.0), nodes
+
+
+def _instance(found: Object, held: str, nodes: int) -> InstanceRequest:
+    """While it is held at no pods it needs the room of those that it is to have. Former versions
+    did not write that down: one on each of its nodes, mostly."""
+    request = instance_request(found)
+    if request.pods:
+        return request
+    return replace(request, pods=int(held) if held.isdecimal() else nodes)

@@ -9,7 +9,7 @@ from functools import cached_property
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.operator.difference import stamped
-from distserve.operator.health import PLACE, write_place
+from distserve.operator.health import HELD_PODS, PLACE, write_place
 from distserve.operator.keys import keyed
 from distserve.operator.model import Object, Observed, Placement, Ref
 from distserve.resources import affinity, gangs, monitoring, naming, provisioning
@@ -116,11 +116,10 @@ def _placed(found: Object, place: str, held: bool) -> Object:
         return found
     metadata, spec = found["metadata"], found["spec"]
     annotations = {**metadata.get("annotations", {}), PLACE: place}
-    return {
-        **found,
-        "metadata": {**metadata, "annotations": annotations},
-        "spec": {**spec, "replicas": 0} if held else spec,
-    }
+    if held:
+        annotations[HELD_PODS] = str(spec["replicas"])
+        spec = {**spec, "replicas": 0}
+    return {**found, "metadata": {**metadata, "annotations": annotations}, "spec": spec}
 
 
 def stored_revisions(observed: Observed) -> list[tuple[Object, Revision]]:

@@ -1,0 +1,156 @@
+"""What StatefulSets say of a unit's room counts: as they are now, and for a new leader."""
+
+import json
+from typing import Any
+
+import pytest
+
+from distserve.api import labels
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.loading import parse_deployment
+from distserve.operator.health import HELD_PODS
+from distserve.operator.model import Key, NoPlace, Object, Placement
+from distserve.operator.placing import Placing
+from distserve.operator.requests import unit_request
+from distserve.operator.restoring import stated
+from distserve.operator.wanted import Wanted
+from distserve.placement.inventory import Inventory
+from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
+from distserve.resources.revisions import make_revision
+from distserve.resources.settings import RenderSettings, released_images
+
+GPU = "nvidia.com/gpu"
+SETTINGS = RenderSettings(released_images())
+KEY, OTHER = Key("llm", "d"), Key("llm", "other")
+
+
+def deployment(tensor: int = 4, decodes: int = 1, per_pod: int | None = None) -> Any:
+    accelerator: Object = {"type": "GPU"}
+    if per_pod is not None:
+        accelerator["perPod"] = per_pod
+    spec = {
+        "model": {"id": "m", "source": {"builtin": "tiny"}},
+        "accelerator": accelerator,
+        "prefill": {"parallelism": {"tensor": tensor}},
+        "decode": {"instancesPerUnit": decodes},
+    }
+    document = {
+        "apiVersion": labels.API_VERSION,
+        "kind": labels.KIND,
+        "metadata": {"name": KEY.name, "namespace": KEY.namespace},
+        "spec": spec,
+    }
+    return parse_deployment(document, "test")
+
+
+def sets_of(asked: DistServeDeployment, held: bool = False) -> list[Object]:
+    """Of its unit u0, which was placed on node one when it had one decode instance."""
+    revision = make_revision(asked, SETTINGS)
+    place = Placement("", "", "", {"d-u0-prefill-0": ("one",), "d-u0-decode-0": ("one",)})
+    made = Wanted(asked, SETTINGS, revision, {}, {}).unit("u0", revision, place, held, False)
+    found: list[Object] = json.loads(json.dumps(made))
+    return [one for one in found if one["kind"] == "StatefulSet"]
+
+
+def decode_1() -> Object:
+    """The pod of an instance that was added, where the scheduler put it."""
+    marks = {labels.DEPLOYMENT: KEY.name, labels.UNIT: "u0"}
+    container = {"name": "engine", "resources": {"requests": {GPU: "1"}}}
+    return {
+        "metadata": {
+            "name": "d-u0-decode-1-0", "namespace": KEY.namespace, "uid": "p", "labels": marks,
+        },
+        "spec": {"nodeName": "one", "containers": [container]},
+        "status": {"phase": "Running"},
+    }  # fmt: skip
+
+
+class World:
+    """One node, and a replica that leads."""
+
+    def __init__(self, gpus: int) -> None:
+        self.now = 1000.0
+        self.inventory = Inventory()
+        self.inventory.put_node(
+            {
+                "metadata": {"name": "one", "labels": {"kubernetes.io/hostname": "one"}},
+                "status": {
+                    "allocatable": {GPU: str(gpus), "pods": "110", "cpu": "99", "memory": "999Gi"},
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                },
+            }
+        )
+        self.placing = Placing(self.inventory, lambda key: None, lambda: self.now, stated)
+
+    def settle(self, sets: list[Object]) -> None:
+        self.placing.settle(KEY, {"u0": sets})
+
+    def ask_for_one(self) -> object:
+        """Somebody else, for one GPU."""
+        self.now += 1.0
+        instance = InstanceRequest("other-u0-decode-0", 1, {GPU: 1})
+        unit = UnitRequest(UnitId(*OTHER, "u0"), (instance,), waiting_since=0.0)
+        self.placing.look()
+        return self.placing.ask(OTHER, [unit])["u0"]
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written-down", "of-a-former-version"])
+async def test_a_unit_that_is_being_replaced_keeps_its_room_under_a_new_leader(
+    written: bool,
+) -> None:
+    """Its StatefulSets are held at no pods, and some of the former ones have gone already."""
+    world, sets = World(gpus=5), sets_of(deployment(), held=True)
+    assert [one["spec"]["replicas"] for one in sets] == [0, 0]
+    if not written:
+        for one in sets:
+            del one["metadata"]["annotations"][HELD_PODS]
+    world.placing.begin([KEY, OTHER])
+    world.settle(sets)
+    world.placing.settle(OTHER, {})
+    assert isinstance(world.ask_for_one(), NoPlace)
+
+
+async def test_so_does_one_whose_instances_have_several_pods_on_a_node() -> None:
+    world, asked = World(gpus=5), deployment(per_pod=2)
+    world.placing.begin([KEY])
+    world.settle(sets_of(asked, held=True))
+    assert world.inventory.free("one").get(GPU, 0) == 0
+    world.settle(sets_of(asked))
+    assert world.inventory.free("one").get(GPU, 0) == 0
+    assert all(HELD_PODS not in one["metadata"]["annotations"] for one in sets_of(asked))
+
+
+async def test_an_instance_that_was_added_in_place_keeps_its_room_when_it_loses_its_pod() -> None:
+    world = World(gpus=6)
+    world.settle(sets_of(deployment()))
+    world.inventory.put_pod(decode_1())
+    world.settle(sets_of(deployment(decodes=2)))
+    world.inventory.drop_pod("p")
+    world.settle(sets_of(deployment(decodes=2)))
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.settle(sets_of(deployment()))
+    assert isinstance(world.ask_for_one(), Placement), "it was taken away again"
+
+
+async def test_another_revision_in_place_asks_for_other_room() -> None:
+    world = World(gpus=8)
+    world.settle(sets_of(deployment(tensor=4)))
+    assert world.inventory.free("one")[GPU] == 3
+    world.settle(sets_of(deployment(tensor=2), held=True))
+    assert world.inventory.free("one")[GPU] == 5
+    world.settle(sets_of(deployment(tensor=8)))
+    assert world.inventory.free("one")[GPU] == -1
+
+
+async def test_what_is_not_made_yet_keeps_the_room_that_was_found_for_it() -> None:
+    """The API server did not take all of its StatefulSets."""
+    world, asked = World(gpus=5), deployment()
+    request = unit_request(asked, "u0", make_revision(asked, SETTINGS), 0.0)
+    assert isinstance(world.placing.ask(KEY, [request])["u0"], Placement)
+    prefill, decode = sets_of(asked)
+    world.settle([prefill])
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.settle([prefill, decode])
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.settle([prefill])
+    assert isinstance(world.ask_for_one(), Placement), "it was taken away"
