@@ -69,6 +69,10 @@ async def world() -> World:
     return World()
 
 
+def client(world: World) -> Any:
+    return world.api
+
+
 async def acquired(lease: Lease) -> Lease:
     await asyncio.wait_for(lease.acquire(), 5)
     return lease
@@ -141,7 +145,7 @@ async def test_a_silent_holder_has_stopped_before_another_begins(world: World) -
 async def test_a_holder_that_cannot_renew_ends_in_time(world: World) -> None:
     lease = await acquired(world.replica("a"))
     world.api.away = True
-    keeping = asyncio.create_task(lease.keep())
+    keeping = asyncio.create_task(lease.keep(client(world)))
     assert await still_waits(keeping)
     world.now += SETTINGS["renew_deadline_seconds"]
     with pytest.raises(LeaseLost, match="not renewed for 7 s"):
@@ -154,7 +158,7 @@ async def test_a_holder_whose_lease_was_taken_ends(world: World) -> None:
     assert live is not None
     world.api.put({**live, "spec": {**live["spec"], "holderIdentity": "b"}})
     with pytest.raises(LeaseLost, match="another replica"):
-        await asyncio.wait_for(lease.keep(), 5)
+        await asyncio.wait_for(lease.keep(client(world)), 5)
     assert not lease.held
 
 
@@ -163,10 +167,33 @@ async def test_a_renewal_whose_answer_was_lost_is_no_loss(world: World) -> None:
     live = world.api.live
     assert live is not None
     world.api.put(live)  # Ours, but newer than the last answer.
-    keeping = asyncio.create_task(lease.keep())
+    keeping = asyncio.create_task(lease.keep(client(world)))
     done, _ = await asyncio.wait([keeping], timeout=0.2)
     assert not done and lease.held
     keeping.cancel()
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_it_is_let_go_where_what_decides_hangs_and_not_while_it_is_busy(
+    world: World, hangs: bool
+) -> None:
+    """It is renewed on another loop than that one, which gives signs of life."""
+    lease = await acquired(world.replica("a"))
+    keeping = asyncio.create_task(lease.keep(client(world)))
+    living = asyncio.create_task(asyncio.Event().wait() if hangs else lease.live())
+    for _ in range(12):
+        assert world.api.live is not None
+        before = world.api.live["metadata"]["resourceVersion"]
+        world.now += 6.0
+        async with asyncio.timeout(10):
+            while world.api.live["metadata"]["resourceVersion"] == before and not keeping.done():
+                await asyncio.sleep(0.001)
+    if hangs:
+        with pytest.raises(LeaseLost, match="has hung for 60 s"):
+            await asyncio.wait_for(keeping, 5)
+    assert lease.held != hangs
+    keeping.cancel()
+    living.cancel()
 
 
 async def test_of_two_that_see_it_free_one_gets_it(world: World) -> None:

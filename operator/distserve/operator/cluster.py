@@ -107,6 +107,7 @@ class Cluster:
         configuration.connection_pool_maxsize = settings.connections
         with kubeconfig_errors():  # Certificates are looked at here.
             self._api = ApiClient(configuration)
+        self._configuration = configuration
         self._settings = settings
         self._count = count
         self.may_write: Callable[[], bool] = lambda: False
@@ -114,6 +115,10 @@ class Cluster:
 
     async def close(self) -> None:
         await self._api.close()
+
+    def another(self) -> Cluster:
+        """A client of the same API server, for another event loop. Not for writes."""
+        return Cluster(self._configuration, self._settings, self._count)
 
     async def get(
         self, kind: Kind, namespace: str, name: str, *, metadata_only: bool = False
@@ -297,7 +302,7 @@ def _error(call: str, status: int, headers: Mapping[str, str], text: bytes) -> C
         kind = WebhookDown if _WEBHOOK in message else Unavailable
         after = headers.get("Retry-After") or details.get("retryAfterSeconds") or 0
         try:
-            return Unavailable(message, float(after))
+            return kind(message, float(after))
         except ValueError:
-            return Unavailable(message)
+            return kind(message)
     return Refused(message)

@@ -8,6 +8,9 @@
 Times are this process's own: a renewal counts from when it was seen to change, so clocks of
 different machines need not agree. The holder counts from before it asked, so it always stops
 before others may begin. Every call is bounded.
+
+It is kept on another thread than that of the loop that decides (`apart`), which may be busy for
+longer than the lease lasts. So that loop gives signs of life: without them nothing is renewed.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class Lease:
         self._mine: Object | None = None
         """The lease as this replica wrote it last."""
         self._until = 0.0
+        self._alive = 0.0
+        """When the loop that decides gave its last sign of life."""
         self._seen: tuple[Any, float] = (None, 0.0)
         """What the holder wrote last, and when that was seen first."""
 
@@ -56,16 +61,26 @@ class Lease:
                 log.warning("the lease cannot be read: %s", error)
                 await asyncio.sleep(1.0)
             if self.held:
+                self._alive = self._clock()
                 log.info("leading", extra={"identity": self._settings.identity})
                 return
 
-    async def keep(self) -> None:
-        """Renews until it cannot: raises LeaseLost."""
+    async def live(self) -> None:
+        """Signs of life, of the loop that this runs on. Never returns."""
+        while True:
+            self._alive = self._clock()
+            await asyncio.sleep(self._settings.renew_seconds)
+
+    async def keep(self, cluster: Cluster) -> None:
+        """Renews until it cannot: raises LeaseLost. `cluster`: of the loop that this runs on."""
         pause = self._settings.renew_seconds
         while True:
             await asyncio.sleep(max(0.0, min(pause, self._until - self._clock())))
+            if self._clock() - self._alive > self._settings.busy_seconds:
+                seconds = self._settings.busy_seconds
+                raise LeaseLost(f"what decides has hung for {seconds:g} s: another replica is to")
             try:
-                await self._renew()
+                await self._renew(cluster)
                 pause = self._settings.renew_seconds
             except Conflict as error:
                 self._mine = None
@@ -87,7 +102,7 @@ class Lease:
                 await self._give_back(document)
             except Conflict:
                 # The end came amid a renewal: that got through, its answer did not.
-                if (found := await self._ours()) is None:
+                if (found := await self._ours(self._cluster)) is None:
                     raise
                 await self._give_back(found)
             log.info("gave the lease back")
@@ -102,12 +117,13 @@ class Lease:
     async def _take_or_wait(self) -> None:
         found = await self._cluster.get(LEASES, self._settings.namespace, self._settings.name)
         if found is None:
-            await self._write("create", LEASES.path(self._settings.namespace), self._new())
+            path = LEASES.path(self._settings.namespace)
+            await self._write(self._cluster, "create", path, self._new())
             return
         left = self._left(found)
         if left <= 0:
             taken = {**found, "spec": self._spec(found["spec"].get("leaseTransitions") or 0)}
-            await self._write("update", self._path, taken)
+            await self._write(self._cluster, "update", self._path, taken)
             return
         query = {
             "watch": "true",
@@ -139,29 +155,29 @@ class Lease:
         duration: float = spec.get("leaseDurationSeconds") or self._settings.duration_seconds
         return self._seen[1] + duration - now
 
-    async def _renew(self) -> None:
+    async def _renew(self, cluster: Cluster) -> None:
         assert self._mine is not None, "only a holder renews"
         spec = {**self._mine["spec"], "renewTime": _now()}
-        await self._write("update", self._path, {**self._mine, "spec": spec})
+        await self._write(cluster, "update", self._path, {**self._mine, "spec": spec})
 
-    async def _write(self, verb: Any, path: str, document: Object) -> None:
+    async def _write(self, cluster: Cluster, verb: Any, path: str, document: Object) -> None:
         asked = self._clock()
         # A second one must have time; where the API server is slow a longer one gets through.
         bound = self._settings.renew_deadline_seconds / 2
         try:
-            self._mine = await self._cluster.call(verb, path, body=document, seconds=bound)
+            self._mine = await cluster.call(verb, path, body=document, seconds=bound)
         except Conflict:
             if self._mine is None:
                 return  # Another replica was faster.
-            if (found := await self._ours()) is None:
+            if (found := await self._ours(cluster)) is None:
                 raise
             # The last renewal came through, only its answer did not.
             self._mine = found
             raise Unavailable("the lease is newer than the last answer told") from None
         self._until = asked + self._settings.renew_deadline_seconds
 
-    async def _ours(self) -> Object | None:
-        found = await self._cluster.get(LEASES, self._settings.namespace, self._settings.name)
+    async def _ours(self, cluster: Cluster) -> Object | None:
+        found = await cluster.get(LEASES, self._settings.namespace, self._settings.name)
         holder = ((found or {}).get("spec") or {}).get("holderIdentity")
         return found if holder == self._settings.identity else None
 

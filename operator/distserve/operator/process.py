@@ -17,6 +17,7 @@ from typing import Any
 
 from kubernetes.aio.client import Configuration
 
+from distserve.operator.apart import apart
 from distserve.operator.asking import Asking
 from distserve.operator.cluster import Cluster, CountCall, load_configuration
 from distserve.operator.engines import Engines
@@ -111,6 +112,7 @@ class Operator:
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._cluster = cluster
         self.store = Store()
         self.queue: WorkQueue[Key] = WorkQueue(settings.queue)
         self.lease = Lease(cluster, settings.lease, time.monotonic)
@@ -157,8 +159,15 @@ class Operator:
         for key in self.store.keys:
             self.queue.add(key)
         workers = [self._worker.run() for _ in range(self._settings.queue.workers)]
-        beside = (self.placing.run(), self.engines.run(), self.idleness.run())
-        await first_of(self.lease.keep(), *beside, *workers)
+        beside = (self.placing.run(), self.engines.run(), self.idleness.run(), self.lease.live())
+        await first_of(apart(self._keep_lease, "lease"), *beside, *workers)
+
+    async def _keep_lease(self) -> None:
+        cluster = self._cluster.another()
+        try:
+            await self.lease.keep(cluster)
+        finally:
+            await cluster.close()
 
     def trouble(self) -> str:
         """Why the kubelet should restart the process. What it notices itself ends it anyway."""

@@ -24,6 +24,9 @@ class LeaseSettings:
     seconds for each; 3 s are left for clocks and a paused process."""
     renew_seconds: float = 3.0
     """0.33 calls/s, and two tries before the deadline."""
+    busy_seconds: float = 60.0
+    """What decides may hold its loop for so long, seven times the longest pass of placement that
+    was measured. After that it is taken to hang, and the lease is let go."""
 
 
 @dataclass(frozen=True)
