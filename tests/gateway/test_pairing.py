@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distserve.api.strategies import StrategyName
+from distserve.gateway import pairing
 from distserve.gateway.discovery import Endpoint
 from distserve.gateway.fleet import Fleet, Flight, Member
 from distserve.gateway.generation import Generation
@@ -220,6 +221,25 @@ async def test_the_gateway_counts_its_pairs(houses: Any) -> None:
     metrics = await house.metrics()
     counts = {s: metrics[f'distserve_gateway_pairs_total{{scope="{s}"}}'] for s in SCOPES}
     assert sum(counts.values()) == 2, "two prompts; the third ends where it was prefilled"
+
+
+def test_many_instances_are_not_looked_at_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def counted(one: Member, other: Member) -> pairing.Scope:
+        nonlocal looks
+        looks += 1
+        return scope_of(one, other)
+
+    scope_of = pairing.scope_of
+    monkeypatch.setattr(pairing, "scope_of", counted)
+    units = range(30)
+    fleet = fleet_of(
+        *(prefill(f"p{n}", unit=f"u{n}", domain=f"c{n % 3}") for n in units),
+        *(Facts(f"d{n}", unit=f"u{n}", domain=f"c{n % 3}") for n in units),
+    )
+    assert pair(fleet) == ("p0", "d0")
+    assert looks <= len(fleet.members)
 
 
 # ---- for all fleets -------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Routers and policies as pure decisions."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +178,32 @@ def test_what_was_sent_counts_until_the_instance_reports_it() -> None:
     assert (one.outstanding_tokens, one.legs) == (0, 0), "known here before it is reported"
     report(one)
     assert (one.outstanding_tokens, one.spare_blocks, one.legs) == (0, 100, 0)
+
+
+class Watched(list[RequestState]):
+    """Counts how often somebody goes through it."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[RequestState]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_what_was_reported_is_gone_through_once_however_many_requests_come() -> None:
+    decode = member("d", "decode", requests=[("a", "decode", 8, 8)])
+    fleet = fleet_of(member("p"), decode)
+    assert decode.state is not None
+    reported = Watched(decode.state.requests)
+    decode.observe(msgspec.structs.replace(decode.state, requests=reported))
+    choose(fleet)
+    times = reported.times
+    for _ in range(10):
+        assert choose(fleet) == [("p", "prefill"), ("d", "decode")]
+    assert reported.times == times
+    decode.take_off(Flight("b", decode, Phases.DECODE, 40, 8))
+    assert decode.spare_blocks == 100 - 2 - 12, "but for what changes"
+    assert reported.times > times
 
 
 def test_a_burst_is_spread_before_any_report() -> None:

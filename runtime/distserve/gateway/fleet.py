@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from distserve.gateway.discovery import Endpoint
 from distserve.wire.dialect import InstanceInfo, InstanceState, Phases
@@ -44,6 +45,8 @@ class Member:
     endpoint: Endpoint
     info: InstanceInfo | None = None
     """None until it has answered."""
+    tokenizer: str = ""
+    """Equal where the same text gives the same ids."""
     state: InstanceState | None = None
     """None while its reports do not come in."""
     flights: dict[str, Flight] = field(default_factory=dict)
@@ -85,9 +88,16 @@ class Member:
     def fingerprint(self) -> str:
         return self.info.fingerprint if self.info else ""
 
-    # ---- load -------------------------------------------------------------------------------
+    def introduce(self, info: InstanceInfo) -> None:
+        """It has answered."""
+        self.info = info
+        self.tokenizer = "\n".join(f"{name} {sha}" for name, sha in sorted(info.files.items()))
+        self._changed()
 
-    @property
+    # ---- load -------------------------------------------------------------------------------
+    # Worked out once after each change: routers compare all instances, several times a request.
+
+    @cached_property
     def outstanding_tokens(self) -> int:
         """Prompt tokens that are still to be prefilled here."""
         reported = sum(
@@ -99,7 +109,7 @@ class Member:
             f.prompt_tokens for f in self._unreported() if f.phases is not Phases.DECODE
         )
 
-    @property
+    @cached_property
     def spare_blocks(self) -> int:
         """Blocks left when every known request gets all that it may grow to. Can be negative."""
         if self.state is None or self.info is None:
@@ -115,7 +125,7 @@ class Member:
             spare -= _blocks(f.prompt_tokens + output, size)
         return spare
 
-    @property
+    @cached_property
     def legs(self) -> int:
         """Legs that wait or run here, from whichever gateway."""
         reported = sum(
@@ -128,15 +138,22 @@ class Member:
 
     def take_off(self, flight: Flight) -> None:
         self.flights[flight.leg] = flight
+        self._changed()
 
     def land(self, flight: Flight) -> None:
         if self.flights.pop(flight.leg, None) and flight.leg in self._reported:
             self._landed.add(flight.leg)
+        self._changed()
 
     def observe(self, state: InstanceState) -> None:
         self.state = state
         self._reported = frozenset(r.leg for r in state.requests)
         self._landed &= self._reported
+        self._changed()
+
+    def _changed(self) -> None:
+        for figure in ("outstanding_tokens", "spare_blocks", "legs"):
+            self.__dict__.pop(figure, None)
 
     # ---- health -----------------------------------------------------------------------------
 
@@ -179,6 +196,7 @@ class Member:
         self.state = None
         self._reported = frozenset()
         self._landed.clear()
+        self._changed()
 
 
 def handover_succeeded(source: Member, target: Member) -> None:

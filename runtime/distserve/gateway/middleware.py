@@ -84,10 +84,10 @@ class BodyBounds:
             return await self._app(scope, receive, send)
         read = 0
         complete = False
-        max_bytes = self._max_bytes()
+        max_bytes: int | None = None
 
         async def bounded() -> Message:
-            nonlocal read, complete
+            nonlocal read, complete, max_bytes
             if complete:
                 return await receive()
             try:
@@ -100,6 +100,8 @@ class BodyBounds:
                 raise HTTPException(ClientGone.status, "the client left before its body was here")
             read += len(message.get("body", b""))
             complete = not message.get("more_body", False)
+            if max_bytes is None:
+                max_bytes = self._max_bytes()
             if read > max_bytes:
                 raise HTTPException(
                     413,

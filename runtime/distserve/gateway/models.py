@@ -8,7 +8,6 @@ from distserve.gateway.client import EngineClient
 from distserve.gateway.errors import NoRoute, ServerFault
 from distserve.gateway.fleet import Fleet, Member
 from distserve.gateway.parse import Model
-from distserve.gateway.routing import tokenizer_key
 from distserve.gateway.text import TextModel, load_text_model
 from distserve.gateway.watch import Mismatch
 from distserve.wire.dialect import InstanceInfo
@@ -32,7 +31,7 @@ class Models:
         """Fetch what a new instance's tokenizer needs. One instance after the other: most have
         what the first one had. Raises Mismatch or what the client does."""
         assert member.info is not None
-        key = tokenizer_key(member)
+        key = member.tokenizer
         if key in self._texts:
             return
         async with self._fetching:
@@ -43,7 +42,7 @@ class Models:
                 self._texts[key] = await load_text_model(member.info, files, key)
             except ServerFault as fault:
                 raise Mismatch(fault.message) from fault
-        in_use = {tokenizer_key(m) for m in self.fleet.members.values()}
+        in_use = {m.tokenizer for m in self.fleet.members.values()}
         self._texts = {k: t for k, t in self._texts.items() if k in in_use}
 
     def current(self) -> Model:
@@ -51,8 +50,8 @@ class Models:
         stays: requests wait for a route, with a bound."""
         infos: dict[str, list[InstanceInfo]] = {}
         for member in self.fleet.ready():
-            if member.info is not None and tokenizer_key(member) in self._texts:
-                infos.setdefault(tokenizer_key(member), []).append(member.info)
+            if member.info is not None and member.tokenizer in self._texts:
+                infos.setdefault(member.tokenizer, []).append(member.info)
         if infos:
             key = self._current.text.key if self._current else ""
             key = key if key in infos else next(iter(infos))

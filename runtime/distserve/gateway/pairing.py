@@ -11,7 +11,6 @@ one does. Where nobody would let it wait, nearness alone decides.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 from distserve.gateway.fleet import Member
@@ -59,39 +58,40 @@ def queue(member: Member, generation: Generation, phases: Phases) -> float:
     return max(0.0, *lacking)
 
 
-@dataclass(frozen=True)
-class Near:
-    """Of some candidates, those in the scope that is worth it."""
-
-    scope: Scope
-    members: list[Member]
+def bearable(queues: Mapping[Member, float]) -> list[Member]:
+    """Where the request waits no more than so many times longer than where it waits least."""
+    longest = QUEUE_RATIO * min(queues.values())
+    return [member for member, found in queues.items() if found <= longest]
 
 
-def near(candidates: Mapping[Member, Scope], queues: Mapping[Member, float]) -> Near:
-    """`candidates` is not empty, and keeps its order."""
-    bearable = QUEUE_RATIO * min(queues[member] for member in candidates)
-    for scope in Scope:
-        within = [member for member, found in candidates.items() if found <= scope]
-        if any(queues[member] <= bearable for member in within):
-            passed_over = {m for m in within if candidates[m] < scope and queues[m] > bearable}
-            return Near(scope, [member for member in within if member not in passed_over])
-    raise AssertionError("the shortest queue is bearable")
+class Partners:
+    """Decode instances that can take over from prefill instances of one kind, for one request at
+    one moment."""
+
+    def __init__(self, decodes: Iterable[Member], generation: Generation) -> None:
+        """`decodes` is not empty, and keeps its order."""
+        self._decodes = list(decodes)
+        found = bearable({d: queue(d, generation, Phases.DECODE) for d in self._decodes})
+        self._units = {decode.unit for decode in found} - {""}
+        self._domains = {decode.domain for decode in found} - {""}
+
+    def scope(self, prefill: Member) -> Scope:
+        """The nearest in which one of them is bearable: as `scope_of` says, without a look at each
+        of them for each prefill instance."""
+        if prefill.unit in self._units:
+            return Scope.UNIT
+        return Scope.DOMAIN if prefill.domain in self._domains else Scope.OTHER
+
+    def near(self, prefill: Member) -> list[Member]:
+        """Those in that scope. Who is nearer was passed over."""
+        scope = self.scope(prefill)
+        return [decode for decode in self._decodes if scope_of(prefill, decode) is scope]
 
 
-@dataclass
-class Pairing:
-    """The partners of prefill instances, for one request at one moment."""
-
-    generation: Generation
-    _decodes: dict[Member, float] = field(default_factory=dict)
-
-    def decodes(self, prefill: Member, candidates: Iterable[Member]) -> Near:
-        scopes = {decode: scope_of(prefill, decode) for decode in candidates}
-        for decode in scopes.keys() - self._decodes.keys():
-            self._decodes[decode] = queue(decode, self.generation, Phases.DECODE)
-        return near(scopes, self._decodes)
-
-    def prefills(self, partners: Mapping[Member, Near]) -> list[Member]:
-        """Those with a near partner, unless they have much more to do than the others."""
-        queues = {p: queue(p, self.generation, Phases.PREFILL) for p in partners}
-        return near({p: found.scope for p, found in partners.items()}, queues).members
+def nearest(partners: Mapping[Member, Partners], generation: Generation) -> list[Member]:
+    """Prefill instances with a near partner, unless they have much more to do than the others.
+    `partners` is not empty, and keeps its order."""
+    scopes = {prefill: found.scope(prefill) for prefill, found in partners.items()}
+    queues = {prefill: queue(prefill, generation, Phases.PREFILL) for prefill in partners}
+    scope = min(scopes[prefill] for prefill in bearable(queues))
+    return [prefill for prefill, found in scopes.items() if found is scope]

@@ -89,14 +89,7 @@ def first_come(waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
 
 def fitting(members: Iterable[Member], generation: Generation) -> list[Member]:
     """Members that read the generation's token ids as they were meant."""
-    return [m for m in members if m.info and tokenizer_key(m) == generation.tokenizer]
-
-
-def tokenizer_key(member: Member) -> str:
-    """Equal where the same text gives the same ids."""
-    if member.info is None:
-        return ""
-    return "\n".join(f"{n} {d}" for n, d in sorted(member.info.files.items()))
+    return [m for m in members if m.info and m.tokenizer == generation.tokenizer]
 
 
 def preferring(members: list[Member], avoid: frozenset[str]) -> list[Member]:

@@ -124,7 +124,7 @@ class FleetWatcher:
             raise Mismatch(f"at {member.url} answers {info.instance!r}")
         if info.model != self.model:
             raise Mismatch(f"it serves {info.model!r}, not {self.model!r}")
-        member.info = info
+        member.introduce(info)
         if self.on_instance is not None:
             await self.on_instance(member)
 

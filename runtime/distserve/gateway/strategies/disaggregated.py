@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from distserve.gateway.fleet import Fleet, Member
 from distserve.gateway.generation import Generation
-from distserve.gateway.pairing import Pairing
+from distserve.gateway.pairing import Partners, nearest
 from distserve.gateway.routing import (
     Policy,
     Route,
@@ -20,9 +20,9 @@ from distserve.gateway.routing import (
 from distserve.wire.dialect import Phases
 
 
-def exchange(prefill: Member, decode: Member) -> bool:
-    """Whether KV of one means the same to the other."""
-    return prefill.fingerprint == decode.fingerprint != ""
+def kind_of(member: Member) -> tuple[str, str]:
+    """What KV means to it, and the spec that it was made from."""
+    return (member.fingerprint, member.revision)
 
 
 def of_revision(prefill: Member, decodes: list[Member]) -> list[Member]:
@@ -38,28 +38,28 @@ class DisaggregatedRouter:
     def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
         generation, avoid = waiting.generation, waiting.avoid
         ready = fitting(fleet.ready(), generation)
-        pairs = _pairs(ready)
-        if not pairs:
+        decodes = _by_fingerprint(ready)
+        able = _able(ready, decodes)
+        if not able:
             return Wait(_missing(ready))
         if local := self._without_transfer(generation, preferring(ready, avoid)):
             return local
-        prefills = preferring(_with_kin(pairs), avoid)
+        prefills = preferring(_with_kin(able, decodes), avoid)
         if waiting.ends_at_first_token:
             prefill = self.policy.pick(prefills, generation, Phases.PREFILL)
             return Route((Stop(prefill, Phases.BOTH),))
-        pairing = Pairing(generation)
-        partners = {
-            p: pairing.decodes(p, of_revision(p, preferring(pairs[p], avoid))) for p in prefills
-        }
-        prefill = self.policy.pick(pairing.prefills(partners), generation, Phases.PREFILL)
-        decode = self.policy.pick(partners[prefill].members, generation, Phases.DECODE)
+        partners = _partners(prefills, decodes, waiting)
+        prefill = self.policy.pick(nearest(partners, generation), generation, Phases.PREFILL)
+        near = partners[prefill].near(prefill)
+        decode = self.policy.pick(near, generation, Phases.DECODE)
         return Route((Stop(prefill, Phases.PREFILL), Stop(decode, Phases.DECODE)))
 
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         return first_come(waiting, fleet)
 
     def complete(self, fleet: Fleet) -> bool:
-        return bool(_pairs(fleet.ready()))
+        ready = fleet.ready()
+        return bool(_able(ready, _by_fingerprint(ready)))
 
     def _without_transfer(self, generation: Generation, ready: list[Member]) -> Route | None:
         """A short uncached prompt costs a decode instance less than a transfer does."""
@@ -77,19 +77,39 @@ class DisaggregatedRouter:
         return Route((Stop(self.policy.pick(fits, generation, Phases.DECODE), Phases.BOTH),))
 
 
-def _pairs(ready: list[Member]) -> dict[Member, list[Member]]:
-    """Prefill instances, each with the decode instances that can take over from it. Hybrid ones
-    have no migrator: they neither give KV nor take it."""
-    decodes = [m for m in ready if m.role == "decode"]
-    found = {p: [d for d in decodes if exchange(p, d)] for p in ready if p.role == "prefill"}
-    return {p: partners for p, partners in found.items() if partners}
+def _by_fingerprint(ready: list[Member]) -> dict[str, list[Member]]:
+    """Decode instances by whose KV means the same to them. Hybrid ones have no migrator: they
+    neither give KV nor take it."""
+    found: dict[str, list[Member]] = {}
+    for member in ready:
+        if member.role == "decode" and member.fingerprint:
+            found.setdefault(member.fingerprint, []).append(member)
+    return found
 
 
-def _with_kin(pairs: dict[Member, list[Member]]) -> list[Member]:
+def _able(ready: list[Member], decodes: dict[str, list[Member]]) -> list[Member]:
+    """Prefill instances from which one of them can take over."""
+    return [m for m in ready if m.role == "prefill" and m.fingerprint in decodes]
+
+
+def _with_kin(prefills: list[Member], decodes: dict[str, list[Member]]) -> list[Member]:
     """Prefill instances with a decode instance of their own revision, else all: while a rollout
     runs, a revision that is still incomplete does not draw requests."""
-    kin = [p for p, decodes in pairs.items() if any(d.revision == p.revision for d in decodes)]
-    return kin or list(pairs)
+    kinds = {kind_of(decode) for found in decodes.values() for decode in found}
+    return [p for p in prefills if kind_of(p) in kinds] or prefills
+
+
+def _partners(
+    prefills: list[Member], decodes: dict[str, list[Member]], waiting: Waiting
+) -> dict[Member, Partners]:
+    """Of each prefill instance. Those of one kind have them together, so that many instances do
+    not mean many times as many pairs to look at."""
+    found: dict[tuple[str, str], Partners] = {}
+    for prefill in prefills:
+        if kind_of(prefill) not in found:
+            able = preferring(decodes[prefill.fingerprint], waiting.avoid)
+            found[kind_of(prefill)] = Partners(of_revision(prefill, able), waiting.generation)
+    return {prefill: found[kind_of(prefill)] for prefill in prefills}
 
 
 def _missing(ready: list[Member]) -> str:
