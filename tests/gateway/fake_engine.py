@@ -175,7 +175,9 @@ class FakeEngine:
         requests = [
             RequestState(
                 leg=leg.id, phase="decode", context_tokens=len(leg.prompt),
-                tokens_left=leg.sampling.max_tokens, tokens_out=0, age_ms=0.0,
+                tokens_left=0 if leg.phases is Phases.PREFILL
+                else len(leg.choices) * leg.sampling.max_tokens,
+                tokens_out=0, seats=len(leg.choices), age_ms=0.0,
             )
             for leg in self.legs
             if leg.id in self.live

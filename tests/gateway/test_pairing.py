@@ -49,6 +49,8 @@ class Facts:
     """Waiting there to be prefilled."""
     decoding: int = 0
     """Requests in its batch, which hold all that they may grow to."""
+    choices: int = 1
+    """That each of these has."""
 
 
 def instance(facts: Facts) -> Member:
@@ -73,7 +75,8 @@ def instance(facts: Facts) -> Member:
             waiting=0, running=0, draining=False,
             requests=[
                 RequestState(leg=f"{facts.name}-{number}", phase=phase, context_tokens=context,
-                             tokens_left=left, tokens_out=0, age_ms=0.0)
+                             tokens_left=left, tokens_out=0, age_ms=0.0,
+                             seats=facts.choices if phase == "decode" else 1)
                 for number, (phase, context, left) in enumerate(requests)
             ],
         )
@@ -120,7 +123,14 @@ def test_a_unit_then_a_domain_then_anyone() -> None:
     assert pair(fleet_of(p, far)) == ("p", "far")
 
 
-@pytest.mark.parametrize("full", [{"free_blocks": NEEDED_BLOCKS - 1}, {"decoding": MAX_SEQS}])
+@pytest.mark.parametrize(
+    "full",
+    [
+        {"free_blocks": NEEDED_BLOCKS - 1},
+        {"decoding": MAX_SEQS},
+        {"decoding": 1, "choices": MAX_SEQS},
+    ],
+)
 def test_a_unit_that_is_full_sends_to_its_domain(full: dict[str, int]) -> None:
     p = prefill("p", unit="u0", domain="c0")
     own = Facts("own", unit="u0", domain="c0", **full)
@@ -261,6 +271,7 @@ def fleets(draw: st.DrawFn) -> list[Facts]:
             free_blocks=draw(st.integers(-20, 20)),
             prompt_tokens=draw(st.integers(0, 120)),
             decoding=draw(st.integers(0, 2 * MAX_SEQS)),
+            choices=draw(st.integers(1, 3)),
         )
 
     roles = draw(st.lists(st.sampled_from(["prefill", "decode", "hybrid"]), max_size=7))
@@ -274,7 +285,7 @@ def distance(one: Facts, other: Facts) -> int:
 
 
 def lacks(facts: Facts) -> float:
-    seats = facts.decoding + bool(facts.prompt_tokens) + 1 - MAX_SEQS
+    seats = facts.decoding * facts.choices + bool(facts.prompt_tokens) + 1 - MAX_SEQS
     return max(0.0, (NEEDED_BLOCKS - facts.free_blocks) / 100, seats / MAX_SEQS)
 
 

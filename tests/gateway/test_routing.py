@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from distserve.api.strategies import StrategyName
 from distserve.gateway.discovery import Endpoint
+from distserve.gateway.dispatch import _take
 from distserve.gateway.fleet import Fleet, Flight, Member
 from distserve.gateway.generation import Generation
 from distserve.gateway.policies import POLICIES
 from distserve.gateway.prefix import EventGap, PrefixIndex
-from distserve.gateway.routing import Route, RoutingOptions, Wait, Waiting
+from distserve.gateway.routing import Route, RoutingOptions, Stop, Wait, Waiting
 from distserve.gateway.strategies import router_of
 from distserve.wire.dialect import (
     InstanceInfo,
@@ -178,6 +179,25 @@ def test_what_was_sent_counts_until_the_instance_reports_it() -> None:
     assert (one.outstanding_tokens, one.legs) == (0, 0), "known here before it is reported"
     report(one)
     assert (one.outstanding_tokens, one.spare_blocks, one.legs) == (0, 100, 0)
+
+
+@pytest.mark.parametrize("choices", [1, 4])
+@pytest.mark.parametrize("prior", [0, 3])
+def test_a_leg_counts_the_same_before_and_after_its_report(choices: int, prior: int) -> None:
+    """As engines report it while it waits: what all its choices may grow to, and their seats."""
+    one = member("d", "decode")
+    waiting = Waiting(generation(8, 16), 0.0, prior_tokens=prior, choices=choices)
+    with _take(Route((Stop(one, Phases.DECODE),)), waiting) as taken:
+        ((_, flight),) = taken.stops
+        before = one.spare_blocks, one.legs, one.seats
+        assert before[1:] == (1, choices)
+        reported = RequestState(
+            leg=flight.leg, phase="expected", context_tokens=8 + prior,
+            tokens_left=choices * (16 - prior), tokens_out=prior, seats=choices, age_ms=0.0,
+        )  # fmt: skip
+        assert one.state is not None
+        one.observe(msgspec.structs.replace(one.state, requests=[reported]))
+        assert (one.spare_blocks, one.legs, one.seats) == before
 
 
 class Watched(list[RequestState]):

@@ -125,6 +125,16 @@ class Request:
         return len(self.sequences) if self.forked else len(self.leg.choices)
 
     @property
+    def tokens_left(self) -> int:
+        """That may still come here, of all choices together: after a prefill leg they come
+        elsewhere."""
+        if self.leg.phases is Phases.PREFILL:
+            return 0
+        begun = [len(self.leg.prior)] * len(self.leg.choices)
+        out = [len(s.output) for s in self.sequences] if self.forked else begun
+        return sum(max(0, self.leg.sampling.max_tokens - tokens) for tokens in out)
+
+    @property
     def context_tokens(self) -> int:
         """Tokens that a decode leg's KV covers: all but the last one of each choice."""
         return len(self.leg.prompt) + len(self.leg.prior)
@@ -142,8 +152,9 @@ class Request:
             leg=self.leg.id,
             phase="expected" if self.phase is Phase.FETCHING else str(self.phase),
             context_tokens=longest.length if longest else self.context_tokens,
-            tokens_left=max(0, self.leg.sampling.max_tokens - out),
+            tokens_left=self.tokens_left,
             tokens_out=out,
+            seats=0 if self.phase is Phase.OFFERED else self.seats,
             age_ms=(now - self.moments.issued) * 1000,
             slo=self.leg.slo,
         )

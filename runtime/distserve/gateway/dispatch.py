@@ -62,10 +62,10 @@ class Dispatcher:
         fleet.on_change(self.ask)
 
     async def dispatch(
-        self, generation: Generation, avoid: frozenset[str] = frozenset(), prior_tokens: int = 0
+        self, generation: Generation, choices: int, avoid: frozenset[str], prior_tokens: int
     ) -> Dispatched:
         """Waits for a route, with a bound. Raises NoRoute."""
-        waiting = Waiting(generation, self._fleet.clock(), avoid, prior_tokens)
+        waiting = Waiting(generation, self._fleet.clock(), avoid, prior_tokens, choices)
         entry = self._entries[waiting] = _Entry(waiting)
         try:
             self.ask()
@@ -95,7 +95,7 @@ class Dispatcher:
                 if answer.again_seconds is not None:
                     due.append(answer.again_seconds)
             else:
-                entry.taken.set_result(_take(answer, waiting.generation))
+                entry.taken.set_result(_take(answer, waiting))
                 self._on_route(answer)
         if self._due is not None:
             self._due.cancel()
@@ -112,7 +112,7 @@ def _undo(entry: _Entry) -> None:
         entry.taken.cancel()
 
 
-def _take(route: Route, generation: Generation) -> Dispatched:
+def _take(route: Route, waiting: Waiting) -> Dispatched:
     """Counted at once: the next choice already sees it."""
     attempt = secrets.token_hex(12)
     stops = []
@@ -121,8 +121,9 @@ def _take(route: Route, generation: Generation) -> Dispatched:
             leg=f"{attempt}-{stop.phases}",
             member=stop.member,
             phases=stop.phases,
-            prompt_tokens=generation.prompt_tokens,
-            output_tokens=generation.output_tokens,
+            prompt_tokens=waiting.context_tokens,
+            output_tokens=waiting.output_tokens,
+            seats=waiting.choices,
         )
         stop.member.take_off(flight)
         stops.append((stop, flight))

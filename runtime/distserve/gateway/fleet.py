@@ -31,6 +31,8 @@ class Flight:
     phases: Phases
     prompt_tokens: int
     output_tokens: int
+    seats: int = 1
+    """Places in a batch: one for each choice."""
     break_off: Callable[[], None] = lambda: None
     """Set while the leg is open: ends it as if the connection had failed."""
 
@@ -133,6 +135,16 @@ class Member:
         )
         return reported + sum(1 for _ in self._unreported())
 
+    @cached_property
+    def seats(self) -> int:
+        """Places in the batch that these legs have or wait for."""
+        reported = sum(
+            r.seats
+            for r in (self.state.requests if self.state else ())
+            if r.leg not in self._landed
+        )
+        return reported + sum(f.seats for f in self._unreported())
+
     def _unreported(self) -> Iterable[Flight]:
         return (f for f in self.flights.values() if f.leg not in self._reported)
 
@@ -152,7 +164,7 @@ class Member:
         self._changed()
 
     def _changed(self) -> None:
-        for figure in ("outstanding_tokens", "spare_blocks", "legs"):
+        for figure in ("outstanding_tokens", "spare_blocks", "legs", "seats"):
             self.__dict__.pop(figure, None)
 
     # ---- health -----------------------------------------------------------------------------

@@ -29,11 +29,6 @@ class Generation:
     def prompt_tokens(self) -> int:
         return len(self.prompt)
 
-    @property
-    def output_tokens(self) -> int:
-        """At most, all choices together."""
-        return self.choices * self.sampling.max_tokens
-
     @cached_property
     def _hashes(self) -> dict[int, list[bytes]]:
         return {}

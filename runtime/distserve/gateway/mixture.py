@@ -52,7 +52,7 @@ def _taken(member: Member) -> float:
     """Of its seats or of its blocks, whichever are scarcer. Over 1.0 requests wait."""
     if member.info is None:
         return 0.0
-    seats = member.legs / max(1, member.info.max_num_seqs)
+    seats = member.seats / max(1, member.info.max_num_seqs)
     return max(seats, 1.0 - member.spare_blocks / max(1, member.info.total_blocks))
 
 

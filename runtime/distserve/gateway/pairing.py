@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 from distserve.gateway.fleet import Member
-from distserve.gateway.generation import Generation
+from distserve.gateway.routing import Waiting
 from distserve.wire.dialect import Phases
 
 QUEUE_RATIO = 2.0
@@ -39,7 +39,7 @@ def scope_of(one: Member, other: Member) -> Scope:
     return Scope.OTHER
 
 
-def queue(member: Member, generation: Generation, phases: Phases) -> float:
+def queue(member: Member, waiting: Waiting, phases: Phases) -> float:
     """How long a queue the request would stand in; 0.0 where it soon begins.
 
     Prefill: batches before it, beyond the one that may be running. Decode: what it lacks, in
@@ -50,10 +50,10 @@ def queue(member: Member, generation: Generation, phases: Phases) -> float:
         return 0.0
     if phases is Phases.PREFILL:
         return max(0.0, member.outstanding_tokens / max(1, info.max_num_batched_tokens) - 1.0)
-    blocks = -(-(generation.prompt_tokens + generation.output_tokens) // info.block_tokens)
+    blocks = -(-(waiting.context_tokens + waiting.output_tokens) // info.block_tokens)
     lacking = (
         (blocks - member.spare_blocks) / max(1, info.total_blocks),
-        (member.legs + 1 - info.max_num_seqs) / max(1, info.max_num_seqs),
+        (member.seats + waiting.choices - info.max_num_seqs) / max(1, info.max_num_seqs),
     )
     return max(0.0, *lacking)
 
@@ -68,10 +68,10 @@ class Partners:
     """Decode instances that can take over from prefill instances of one kind, for one request at
     one moment."""
 
-    def __init__(self, decodes: Iterable[Member], generation: Generation) -> None:
+    def __init__(self, decodes: Iterable[Member], waiting: Waiting) -> None:
         """`decodes` is not empty, and keeps its order."""
         self._decodes = list(decodes)
-        found = bearable({d: queue(d, generation, Phases.DECODE) for d in self._decodes})
+        found = bearable({d: queue(d, waiting, Phases.DECODE) for d in self._decodes})
         self._units = {decode.unit for decode in found} - {""}
         self._domains = {decode.domain for decode in found} - {""}
 
@@ -88,10 +88,10 @@ class Partners:
         return [decode for decode in self._decodes if scope_of(prefill, decode) is scope]
 
 
-def nearest(partners: Mapping[Member, Partners], generation: Generation) -> list[Member]:
+def nearest(partners: Mapping[Member, Partners], waiting: Waiting) -> list[Member]:
     """Prefill instances with a near partner, unless they have much more to do than the others.
     `partners` is not empty, and keeps its order."""
     scopes = {prefill: found.scope(prefill) for prefill, found in partners.items()}
-    queues = {prefill: queue(prefill, generation, Phases.PREFILL) for prefill in partners}
+    queues = {prefill: queue(prefill, waiting, Phases.PREFILL) for prefill in partners}
     scope = min(scopes[prefill] for prefill in bearable(queues))
     return [prefill for prefill, found in scopes.items() if found is scope]

@@ -44,6 +44,18 @@ class Waiting:
     """Instances on which it failed: taken only where there is no other."""
     prior_tokens: int = 0
     """Output that a replay begins with."""
+    choices: int = 1
+    """Of the generation's, those that are to come here: replays go on apart."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Before the first new token."""
+        return self.generation.prompt_tokens + self.prior_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """At most, all choices together."""
+        return self.choices * (self.generation.sampling.max_tokens - self.prior_tokens)
 
     @property
     def ends_at_first_token(self) -> bool:

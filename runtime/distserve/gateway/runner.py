@@ -119,7 +119,9 @@ class Runner:
 
     async def _attempt(self, job: Job, choices: list[int], avoid: frozenset[str]) -> None:
         prior_tokens = len(job.prior(choices))
-        dispatched = await self.dispatcher.dispatch(job.generation, avoid, prior_tokens)
+        dispatched = await self.dispatcher.dispatch(
+            job.generation, len(choices), avoid, prior_tokens
+        )
         with dispatched:
             if len(dispatched.stops) == 1:
                 reports = await self._in_one_place(job, choices, dispatched)

@@ -191,8 +191,13 @@ class RequestState(Struct, frozen=True, kw_only=True):
     phase: str
     """waiting | prefill | offered | expected | decode"""
     context_tokens: int
+    """Of its longest choice, as tokens_out."""
     tokens_left: int
+    """That it may still grow by here, all choices together. 0 for a prefill leg."""
     tokens_out: int
+    seats: int = 1
+    """Places in the batch that it has or waits for: one for each unfinished choice, 0 for an
+    offer."""
     age_ms: float
     slo: Slo = Slo()
 

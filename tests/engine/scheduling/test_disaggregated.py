@@ -74,6 +74,25 @@ def test_the_handover_is_told_once_the_migrator_knows_of_it(pair: Any, make_leg:
     assert both.prefill.state().requests[0].phase == "offered"
 
 
+def test_a_leg_grows_where_it_is_decoded(pair: Any, make_leg: Any) -> None:
+    """Else a chat, which may use the rest of the context, would seem to fill its prefill side."""
+    both = pair()
+    prefill, decode = hand_over(make_leg, range(1, 9), 50, "t1", choices=[0, 1])
+
+    def told(bench: Any) -> tuple[str, int, int]:
+        (request,) = bench.state().requests
+        return request.phase, request.tokens_left, request.seats
+
+    both.prefill.start(prefill)
+    both.decode.start(decode)
+    assert told(both.prefill) == ("waiting", 0, 2)
+    assert told(both.decode) == ("expected", 2 * 50, 2)
+    both.prefill.run()
+    both.work()
+    assert told(both.prefill) == ("offered", 0, 0)
+    drive(both)
+
+
 def test_many_requests_with_prefix_hits_on_both_sides(
     pair: Any, make_leg: Any, reference: Any
 ) -> None:

@@ -269,6 +269,23 @@ def test_conditions_are_tested_against_the_instances_own_state(
     assert isinstance(bench.ends(fits.id)[0], End)
 
 
+def test_state_says_what_all_choices_have_left_and_where_they_sit(
+    make_bench: Any, make_leg: Any
+) -> None:
+    bench = make_bench()
+    bench.start(make_leg([1, 2, 3], 10, choices=[0, 1, 2, 3]))
+
+    def told() -> tuple[str, int, int]:
+        (request,) = bench.state().requests
+        return request.phase, request.tokens_left, request.seats
+
+    assert told() == ("waiting", 4 * 10, 4)
+    bench.run(steps=1)
+    assert told() == ("decode", 4 * 9, 4)
+    bench.run(steps=2)
+    assert told() == ("decode", 4 * 7, 4)
+
+
 def test_state_says_what_each_request_has_left(make_bench: Any, make_leg: Any) -> None:
     bench = make_bench(tokens=8)
     bench.start(make_leg([1, 2, 3], 10))

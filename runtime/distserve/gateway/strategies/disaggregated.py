@@ -49,7 +49,7 @@ class DisaggregatedRouter:
             prefill = self.policy.pick(prefills, generation, Phases.PREFILL)
             return Route((Stop(prefill, Phases.BOTH),))
         partners = _partners(prefills, decodes, waiting)
-        prefill = self.policy.pick(nearest(partners, generation), generation, Phases.PREFILL)
+        prefill = self.policy.pick(nearest(partners, waiting), generation, Phases.PREFILL)
         near = partners[prefill].near(prefill)
         decode = self.policy.pick(near, generation, Phases.DECODE)
         return Route((Stop(prefill, Phases.PREFILL), Stop(decode, Phases.DECODE)))
@@ -108,7 +108,7 @@ def _partners(
     for prefill in prefills:
         if kind_of(prefill) not in found:
             able = preferring(decodes[prefill.fingerprint], waiting.avoid)
-            found[kind_of(prefill)] = Partners(of_revision(prefill, able), waiting.generation)
+            found[kind_of(prefill)] = Partners(of_revision(prefill, able), waiting)
     return {prefill: found[kind_of(prefill)] for prefill in prefills}
 
 
