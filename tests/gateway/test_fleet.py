@@ -155,18 +155,61 @@ async def test_many_legs_that_fail_at_once_are_one_fault(houses: Any) -> None:
     assert member.evicted_until == 102.5 + 4.0, "it fails again: longer"
 
 
-async def test_a_decode_instance_that_takes_nothing_is_left_alone_until_it_does(
-    houses: Any,
-) -> None:
+async def test_a_decode_instance_that_takes_nothing_is_left_alone(houses: Any) -> None:
     """Its migrator restarts, say. The prefill instance is not blamed for it."""
-    house = await houses()
-    house.decodes[0].faults += [Fault("closed")] * 3
-    asked = asyncio.create_task(house.complete())
+    house = await houses(decode=2)
+    house.decodes[0].faults += [Fault("closed") for _ in range(3)]
+    for _ in range(3):
+        assert (await house.complete())[0] == 200
     members = house.gateway.fleet.members
-    await house.until(lambda: members["decode-0"] not in house.gateway.fleet.ready())
+    assert members["decode-0"] not in house.gateway.fleet.ready()
     assert (members["prefill-0"].failures, members["decode-0"].failures) == (0, 3)
     assert not any(member.failed_handovers for member in members.values())
-    assert (await asked)[0] == 200, "it waits until the instance is tried again"
+
+
+async def test_a_step_that_broke_does_not_stop_the_only_instances(house: Any) -> None:
+    house.prefills[0].faults += [Fault("error") for _ in range(3)]
+    assert (await house.complete())[0] == 502
+    assert house.gateway.fleet.members["prefill-0"].failures == 3
+    async with aiohttp.ClientSession() as http, http.get(f"{house.url}/readyz") as answer:
+        assert answer.status == 200
+    assert (await house.complete())[0] == 200
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("others", [[], ["decode"], ["decode", "prefill"]])
+async def test_who_fails_is_not_left_alone_where_nobody_replaces_it(
+    houses: Any, side: str, others: list[str]
+) -> None:
+    """Nor does one with another tokenizer, as a rollout brings it."""
+
+    def of_a_rollout(engines: list[Any]) -> None:
+        for engine in engines:
+            if engine.name.endswith("-1"):
+                engine.files |= {"tokenizer_config.json": b"{}"}
+
+    counts = {role: 1 + (role in others) for role in ("prefill", "decode")}
+    house = await houses(**counts, change=of_a_rollout)
+    member = house.gateway.fleet.members[f"{side}-0"]
+    member.evict(house.gateway.clock() + 1000.0, 0)
+    assert member in house.gateway.fleet.ready()
+    assert house.gateway.ready
+    assert (await house.complete())[0] == 200
+
+
+async def test_who_was_left_alone_is_taken_when_its_replacement_goes(houses: Any) -> None:
+    house = await houses(prefill=2)
+    fleet, later = house.gateway.fleet, house.gateway.clock() + 1000.0
+    first, second = (fleet.members[f"prefill-{n}"] for n in range(2))
+    first.evict(later, 0)
+    assert first not in fleet.ready()
+    second.evict(later, 0)
+    assert {first, second} <= set(fleet.ready()), "no better one is left"
+    second.evicted_until = 0.0
+    assert first not in fleet.ready()
+    house.publish("prefill-1")
+    await house.until(lambda: first in fleet.ready())
+    assert (await house.complete())[0] == 200
 
 
 @pytest.mark.parametrize("decode", [1, 2])

@@ -169,7 +169,9 @@ class Member:
 
     # ---- health -----------------------------------------------------------------------------
 
-    def takes_work(self, now: float) -> bool:
+    @property
+    def takes_work(self) -> bool:
+        """As it says itself, and as discovery does."""
         return (
             self.endpoint.ready
             and not self.endpoint.terminating
@@ -177,8 +179,16 @@ class Member:
             and self.state is not None
             and self.state.ready
             and not self.state.draining
-            and now >= self.evicted_until
         )
+
+    def is_evicted(self, now: float) -> bool:
+        """Left alone for what failed there, as long as another one replaces it."""
+        return now < self.evicted_until
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Equal where one replaces the other: in role, meaning of KV, meaning of token ids."""
+        return (self.role, self.fingerprint, self.tokenizer)
 
     def succeeded(self) -> None:
         self.failures = 0
@@ -187,7 +197,7 @@ class Member:
         """After some failures in a row the instance is left alone, longer each time; then one
         more failure evicts it again. What fails meanwhile was sent before, and is the same fault:
         one death takes many legs with it."""
-        if now < self.evicted_until:
+        if self.is_evicted(now):
             return
         self.failures += 1
         self.evict(now, self.failures - EVICT_AFTER_FAILURES)
@@ -226,7 +236,7 @@ def to_blame(source: Member, target: Member, ready: Collection[Member]) -> Membe
 
 
 def _is_replaced(member: Member, ready: Collection[Member]) -> bool:
-    return any(other.role == member.role and other is not member for other in ready)
+    return any(other.place == member.place and other is not member for other in ready)
 
 
 def _blocks(tokens: int, block_tokens: int) -> int:
@@ -242,9 +252,12 @@ class Fleet:
         self._listeners: list[Callable[[], None]] = []
 
     def ready(self) -> list[Member]:
-        """Members that take work, by name."""
+        """Members that take work, by name. One that is left alone is among them where no other
+        replaces it: some requests may fail there, and without it all of them would."""
         now = self.clock()
-        return sorted((m for m in self.members.values() if m.takes_work(now)), key=lambda m: m.name)
+        able = sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.name)
+        taken = {member.place for member in able if not member.is_evicted(now)}
+        return [m for m in able if m.place not in taken or not m.is_evicted(now)]
 
     def handover_failed(self, source: Member, target: Member, begun: float) -> None:
         """The target could not fetch, though both answer: the migrator of one of them is not
@@ -252,7 +265,7 @@ class Fleet:
         same fault: one lost connection takes many with it."""
         now = self.clock()
         is_known = begun <= source.handover_failed_at.get(target.name, -math.inf)
-        if is_known or now < max(source.evicted_until, target.evicted_until):
+        if is_known or source.is_evicted(now) or target.is_evicted(now):
             return
         source.handover_failed_at[target.name] = now
         source.failed_handovers += 1
