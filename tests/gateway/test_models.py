@@ -35,3 +35,65 @@ async def test_what_one_instance_does_not_hand_out_comes_from_another(houses: An
     house = await houses(prefill=2, change=breaks_the_first)
     assert sum(engine.files_sent for engine in house.engines) == 1
     assert (await house.complete())[0] == 200
+
+
+NEW_FILES = {"tokenizer_config.json": b"{}"}
+"""Beside the tokenizer of before: ids of the one are none of the other."""
+
+
+def changes_the_model(engines: list[Any]) -> None:
+    """Of a rollout's two units the second one is the new one."""
+    for engine in engines:
+        if engine.name.endswith("-1"):
+            engine.files |= NEW_FILES
+
+
+async def lose(house: Any, name: str) -> None:
+    ready = house.gateway.fleet.ready
+    house.publish(name)
+    await house.until(lambda: name not in {member.name for member in ready()})
+
+
+def took(house: Any) -> set[str]:
+    return {engine.name for engine in house.engines if engine.legs}
+
+
+@pytest.mark.parametrize("lost", ["decode-0", "prefill-0"])
+async def test_what_is_left_of_the_former_unit_does_not_keep_its_tokenizer(
+    houses: Any, lost: str
+) -> None:
+    house = await houses(prefill=2, decode=2, change=changes_the_model)
+    assert (await house.complete())[0] == 200
+    assert took(house) == {"decode-0", "prefill-0"}
+    await lose(house, lost)
+    assert house.gateway.ready
+    assert (await house.complete())[0] == 200
+    assert took(house) == {engine.name for engine in house.engines}
+
+
+async def test_the_former_unit_serves_until_a_new_one_is_whole(houses: Any) -> None:
+    house = await houses(prefill=1, decode=2, change=changes_the_model)
+    assert (await house.complete())[0] == 200
+    assert took(house) == {"decode-0", "prefill-0"}
+
+
+@pytest.mark.parametrize("lost", ["decode-0", "prefill-0"])
+async def test_a_gateway_that_starts_then_takes_the_tokenizer_of_who_can_answer(
+    houses: Any, lost: str
+) -> None:
+    def ends_one(engines: list[Any]) -> None:
+        changes_the_model(engines)
+        for engine in engines:
+            engine.ready = engine.name != lost
+
+    house = await houses(prefill=2, decode=2, change=ends_one, ready=False)
+    await house.until(lambda: len(house.gateway.fleet.ready()) == 3)
+    assert (await house.complete())[0] == 200
+    assert took(house) == {"decode-1", "prefill-1"}
+
+
+async def test_halves_of_two_models_are_no_route(houses: Any) -> None:
+    """Though the one could read the KV of the other."""
+    house = await houses(prefill=2, decode=1, change=changes_the_model)
+    await lose(house, "prefill-0")
+    assert not house.gateway.ready

@@ -31,8 +31,8 @@ class Mixture:
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         return self.routers[0].order(waiting, fleet)
 
-    def complete(self, fleet: Fleet) -> bool:
-        return any(router.complete(fleet) for router in self.routers)
+    def complete(self, ready: list[Member]) -> bool:
+        return any(router.complete(ready) for router in self.routers)
 
 
 def burden(route: Route, batch: int) -> float:

@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distserve.gateway.client import EngineClient
 from distserve.gateway.errors import NoRoute, ServerFault
 from distserve.gateway.fleet import Fleet, Member
 from distserve.gateway.parse import Model
+from distserve.gateway.routing import fitting
 from distserve.gateway.text import TextModel, load_text_model
 from distserve.gateway.watch import Mismatch
-from distserve.wire.dialect import InstanceInfo
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +19,13 @@ log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Models:
     """Text models by tokenizer. There is one, except while a rollout changes it: then requests
-    keep the old one as long as an instance has it."""
+    keep the old one as long as there is a route for it."""
 
     name: str
     fleet: Fleet
     client: EngineClient
+    complete: Callable[[list[Member]], bool]
+    """Whether these make a route."""
     _texts: dict[str, TextModel] = field(default_factory=dict)
     _current: Model | None = None
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -48,15 +51,31 @@ class Models:
     def current(self) -> Model:
         """Raises NoRoute while no instance was ever ready. With none ready now, the last one
         stays: requests wait for a route, with a bound."""
-        infos: dict[str, list[InstanceInfo]] = {}
+        having: dict[str, list[Member]] = {}
         for member in self.fleet.ready():
-            if member.info is not None and member.tokenizer in self._texts:
-                infos.setdefault(member.tokenizer, []).append(member.info)
-        if infos:
-            key = self._current.text.key if self._current else ""
-            key = key if key in infos else next(iter(infos))
-            tightest = min(infos[key], key=lambda info: info.max_model_len)
-            self._current = Model(self.name, tightest, self._texts[key])
+            if member.tokenizer in self._texts:
+                having.setdefault(member.tokenizer, []).append(member)
+        # What is left of a former unit may be no route any more, nor a new one be whole.
+        routed = {key: members for key, members in having.items() if self.complete(members)}
+        if having:
+            self._current = self._model_of(routed or having)
         if self._current is None:
             raise NoRoute("no instance is ready", retry_after_seconds=5)
         return self._current
+
+    @property
+    def ready(self) -> bool:
+        """Some complete route exists, and the tokenizer for it is here."""
+        try:
+            key = self.current().text.key
+        except NoRoute:
+            return False
+        return self.complete(fitting(self.fleet.ready(), key))
+
+    def _model_of(self, having: dict[str, list[Member]]) -> Model:
+        """As before, where that is possible."""
+        key = self._current.text.key if self._current else ""
+        key = key if key in having else next(iter(having))
+        infos = [member.info for member in having[key] if member.info is not None]
+        tightest = min(infos, key=lambda info: info.max_model_len)
+        return Model(self.name, tightest, self._texts[key])

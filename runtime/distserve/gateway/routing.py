@@ -82,8 +82,8 @@ class Router(Protocol):
         """Who is asked first. Asked on every change of the fleet."""
         ...
 
-    def complete(self, fleet: Fleet) -> bool:
-        """Whether there is any route: the gateway's readiness."""
+    def complete(self, ready: list[Member]) -> bool:
+        """Whether these are enough for any route."""
         ...
 
 
@@ -99,9 +99,9 @@ def first_come(waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
     return sorted(waiting, key=lambda w: w.since)
 
 
-def fitting(members: Iterable[Member], generation: Generation) -> list[Member]:
-    """Members that read the generation's token ids as they were meant."""
-    return [m for m in members if m.info and m.tokenizer == generation.tokenizer]
+def fitting(members: Iterable[Member], tokenizer: str) -> list[Member]:
+    """Members that read token ids as they were meant."""
+    return [m for m in members if m.info and m.tokenizer == tokenizer]
 
 
 def preferring(members: list[Member], avoid: frozenset[str]) -> list[Member]:

@@ -74,7 +74,7 @@ class Gateway:
     async def start(self) -> None:
         self._session = make_session({"Authorization": bearer(self.settings.key)})
         client = EngineClient(self._session)
-        self.models = Models(self.settings.model, self.fleet, client)
+        self.models = Models(self.settings.model, self.fleet, client, self.router.complete)
         self._janitor = Janitor(client)
         self._runner = Runner(
             Dispatcher(self.router, self.fleet, on_route=self.metrics.observe_route),
@@ -123,12 +123,8 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Some complete route exists, and the tokenizer for it is here."""
-        try:
-            self.models.current()
-        except NoRoute:
-            return False
-        return not self.ending and self.router.complete(self.fleet)
+        """A request would be answered."""
+        return not self.ending and self.models.ready
 
     def seconds_left(self, arrival: Arrival) -> float:
         """Of a request's time. Below zero where it is over."""

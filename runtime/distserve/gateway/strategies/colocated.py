@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distserve.gateway.fleet import Fleet
+from distserve.gateway.fleet import Fleet, Member
 from distserve.gateway.routing import (
     Policy,
     Route,
@@ -27,7 +27,7 @@ class SingleInstanceRouter:
 
     def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
         generation = waiting.generation
-        hybrids = [m for m in fitting(fleet.ready(), generation) if m.role == "hybrid"]
+        hybrids = [m for m in fitting(fleet.ready(), generation.tokenizer) if m.role == "hybrid"]
         if not hybrids:
             return Wait("no hybrid instance is ready")
         members = preferring(hybrids, waiting.avoid)
@@ -36,8 +36,8 @@ class SingleInstanceRouter:
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         return first_come(waiting, fleet)
 
-    def complete(self, fleet: Fleet) -> bool:
-        return any(m.role == "hybrid" for m in fleet.ready())
+    def complete(self, ready: list[Member]) -> bool:
+        return any(m.role == "hybrid" for m in ready)
 
 
 make_router = SingleInstanceRouter

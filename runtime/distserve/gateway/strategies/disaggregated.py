@@ -37,7 +37,7 @@ class DisaggregatedRouter:
 
     def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
         generation, avoid = waiting.generation, waiting.avoid
-        ready = fitting(fleet.ready(), generation)
+        ready = fitting(fleet.ready(), generation.tokenizer)
         decodes = _by_fingerprint(ready)
         able = _able(ready, decodes)
         if not able:
@@ -57,8 +57,7 @@ class DisaggregatedRouter:
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         return first_come(waiting, fleet)
 
-    def complete(self, fleet: Fleet) -> bool:
-        ready = fleet.ready()
+    def complete(self, ready: list[Member]) -> bool:
         return bool(_able(ready, _by_fingerprint(ready)))
 
     def _without_transfer(self, generation: Generation, ready: list[Member]) -> Route | None:
