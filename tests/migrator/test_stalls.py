@@ -7,7 +7,8 @@ import pytest
 
 from distserve.migrator import peer_messages as peer
 from distserve.migrator.pieces import Box, RankPool
-from distserve.migrator.transports.tcp import HEADER
+from distserve.migrator.transports.shared_memory import SharedMemoryPath
+from distserve.migrator.transports.tcp import HEADER, TcpPath
 from distserve.wire import auth, messages
 from distserve.wire.channel import Channel
 from distserve.wire.frames import Codec
@@ -68,16 +69,18 @@ async def test_a_reader_that_stops_reading_does_not_keep_the_blocks(harness):
 
 
 class LyingSource:
-    """Answers as a source does, but sends no KV, or the wrong."""
+    """Answers as a source does, but sends no KV, or the wrong, or names what it has not."""
 
-    def __init__(self, harness, layout, data):
+    def __init__(self, harness, layout, data, *spans):
         self.harness = harness
         self.view = peer.InstanceView(
             epoch=1, fingerprint="f", tensor=1, pipeline=1, pools=[RankPool(0, layout)]
         )
         self.data = data
+        self.spans = list(spans) or [harness.span(0, 32, 0, 1)]
         self.stream = None
         self.asked = asyncio.Event()
+        self.left = False
         self.tasks = []
 
     async def start(self):
@@ -127,10 +130,12 @@ class LyingSource:
                         )
                     )
                 case peer.Pull(transfer=name, generation=generation):
-                    span = self.harness.span(0, 32, 0, 1)
-                    control.send(peer.Pulling(transfer=name, generation=generation, spans=[span]))
+                    pulling = peer.Pulling(transfer=name, generation=generation, spans=self.spans)
+                    control.send(pulling)
                     ready = [TokenRange(0, 32)]
                     control.send(peer.Ready(transfer=name, generation=generation, tokens=ready))
+                case peer.PullAbort():
+                    self.left = True
                 case peer.ReadRequest(read=read):
                     self.asked.set()
                     if self.data is not None:
@@ -167,6 +172,45 @@ async def test_bytes_that_were_not_asked_for_end_the_transfer(harness, data):
     d.fetch("t", harness.span(0, 32, 5, 1))
     failed = await d.ending("t")
     assert (failed.reason, failed.retryable) == ("connection lost", True)
+
+
+@pytest.mark.parametrize(
+    "span",
+    [(0, 32, 0), (-16, 32, 0, 1, 2), (0, 32, -1, 0), (0, 32, 0, 64), (8, 40, 0, 1), (0, 0)],
+    ids=["too few", "before the first", "below zero", "beyond the pool", "askew", "empty"],
+)
+async def test_blocks_that_a_source_cannot_have_end_the_transfer(harness, span):
+    await harness.migrator("d")
+    d = await harness.engine("d")
+    source = LyingSource(harness, harness.layout(blocks=64), None, harness.span(*span))
+    d.expect("t", await source.start())
+    d.fetch("t", harness.span(0, 32, 5, 1))
+    failed = await d.ending("t")
+    assert failed.reason.startswith("refused: ")
+    assert failed.retryable
+    assert not source.asked.is_set()
+    await harness.until(lambda: source.left, "the word that the pull is over")
+
+
+async def test_a_read_that_fails_as_none_should_gives_the_blocks_back(
+    harness, transport, monkeypatch
+):
+    """Whatever is wrong here: the engine waits for the transfer's end, and for nothing else."""
+
+    async def read(self, job):
+        raise IndexError("of nothing that was thought of")
+
+    for path in (SharedMemoryPath, TcpPath):
+        monkeypatch.setattr(path, "read", read)
+    p, d = await harness.pair(transport)
+    there = harness.span(0, 32, 0, 1)
+    await p.offer("t", there)
+    d.expect("t", p.address)
+    d.fetch("t", harness.span(0, 32, 5, 1))
+    p.ready("t", there)
+    failed = await d.ending("t")
+    assert failed.reason == "refused: IndexError('of nothing that was thought of')"
+    assert not len(harness.migrators["d"].target)
 
 
 # ---- a lane that many transfers share -----------------------------------------------------------

@@ -7,7 +7,7 @@ idle -- want --> connecting -- key, hello, transport --> up -- lost --> connecti
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -16,7 +16,7 @@ from distserve.migrator import addresses
 from distserve.migrator import peer_messages as peer
 from distserve.migrator.errors import LinkRefused, MigratorError, PieceError, TransportError
 from distserve.migrator.listener import mismatch
-from distserve.migrator.pieces import Piece, cut
+from distserve.migrator.pieces import Piece, check_spans, cut
 from distserve.migrator.probe import ProbeResult, probe
 from distserve.migrator.transports.base import ReadPath
 from distserve.migrator.transports.shared_memory import SharedMemoryPath
@@ -24,6 +24,7 @@ from distserve.migrator.transports.tcp import TcpPath
 from distserve.wire import auth
 from distserve.wire.channel import Channel, ChannelClosed
 from distserve.wire.frames import RELAYED_FRAME_BYTES, Codec, ProtocolError
+from distserve.wire.pool import BlockSpan
 from distserve.wire.sockets import RawStream
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,12 @@ class Link:
     @property
     def idle(self) -> bool:
         return self._task is None or self._task.done()
+
+    def check(self, spans: Sequence[BlockSpan]) -> None:
+        """Raises PieceError unless the source's pools, as it announced them, have these blocks."""
+        view = self._hello.view if self._hello is not None else None
+        for pool in view.pools if view is not None else ():
+            check_spans(spans, pool.layout)
 
     def want(self) -> None:
         """A transfer needs this link: dial, or tell the source at once that its lease is on."""

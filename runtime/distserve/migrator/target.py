@@ -149,8 +149,12 @@ class Target:
             log.debug("ignored %s of %s", type(message).__name__, message.transfer)
             return
         match message:
-            case peer.Pulling():
-                actions = transfer.pulling(generation, message.spans)
+            case peer.Pulling(spans=spans):
+                try:
+                    link.check(spans)
+                    actions = transfer.pulling(generation, spans)
+                except PieceError as error:
+                    actions = transfer.source_lied(generation, f"refused: {error}", now)
             case peer.Ready():
                 actions = transfer.ready(generation, message.tokens, now)
             case peer.Committed():
@@ -269,20 +273,22 @@ class Target:
 
         async def work() -> None:
             nonlocal copied, error
-            for read in todo:
-                if error is not None or transfer.failure is not None:
-                    return
-                try:
+            try:
+                for read in todo:
+                    if error is not None or transfer.failure is not None:
+                        return
                     size = await path.read(self._job(transfer, instance, read))
-                except TransportError as broken:
-                    error = str(broken)
-                    if error == "connection lost":
-                        link.drop()
-                except MigratorError as wrong:
-                    error = f"refused: {wrong}"
-                else:
                     copied += size
                     self._metrics.moved(path.name, "in", size)
+            except TransportError as broken:
+                error = str(broken)
+                if error == "connection lost":
+                    link.drop()
+            except MigratorError as wrong:
+                error = f"refused: {wrong}"
+            except Exception as fault:  # whatever it is: only its end gives the blocks back
+                log.exception("a read of %s from %s", transfer.transfer, link.address)
+                error = f"refused: {fault!r}"
 
         await asyncio.gather(*(work() for _ in range(READS_AT_ONCE)))
         self._act(transfer, transfer.read_ended(copied, error, self._now))

@@ -327,6 +327,10 @@ class TargetTransfer:
             return []
         return self.fail(reason, now, tell=False)
 
+    def source_lied(self, generation: int, reason: str, now: float) -> list[TargetAction]:
+        """What it says of this pull cannot be."""
+        return self.fail(reason, now) if self._current(generation) else []
+
     def source_aborted(self, generation: int, reason: str, now: float) -> list[TargetAction]:
         """The source asks for ABORTED: given once no copy is in motion."""
         if generation != self.generation:
