@@ -89,7 +89,7 @@ def test_rendered_engine_becomes_a_command_of_this_machine() -> None:
     assert started.environment["POD_IP"] == "127.9.9.2"
     assert started.environment["DISTSERVE_PARENT_PID"] == "42"
     assert started.environment["TMPDIR"] == started.environment["HOME"] == "/f/tmp"
-    assert "/f/key/key" in " ".join(started.pre_stop)
+    assert "/f/key/key" in " ".join(started.here(pod.containers[0].pre_stop))
 
 
 def test_gateway_listens_on_the_asked_port() -> None:
@@ -150,6 +150,13 @@ def test_what_only_a_cluster_heeds_is_refused(fields: dict[str, Any], said: str)
         read_inventory(engine_with(**fields))
 
 
+def test_a_pod_that_lacks_what_an_api_server_asks_for_is_refused() -> None:
+    side = {"name": "side", "command": ["run"], "livenessProbe": {"httpGet": {"path": "/"}}}
+    template = {"spec": {"containers": [side]}}
+    with pytest.raises(Refused, match="tiny-u0-prefill-0: a port is lacking in its pods"):
+        read_inventory(local_objects(prefill={"podTemplate": template}))
+
+
 def test_what_says_nothing_to_a_process_is_left_out() -> None:
     objects = engine_with(
         imagePullPolicy="Always",
@@ -172,6 +179,7 @@ def test_a_variable_is_the_same_folder_in_arguments_and_environment() -> None:
         PodSpec("p", "default", {}, (container,)), "127.9.9.2", {"tmp": Path("/tmp/r/p0/tmp")}
     )
     started = launch(container, place, Inventory(()), {}, 42)
+    assert started.here(("test", "-e", "/tmp/x")) == ("test", "-e", "/tmp/r/p0/tmp/x")
     assert started.environment["WHERE"] == "/tmp/r/p0/tmp/x"
     assert started.argv == ("run", "/tmp/r/p0/tmp/x", "--into=/tmp/r/p0/tmp/x/y")
 

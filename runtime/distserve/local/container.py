@@ -119,7 +119,7 @@ class Container:
             if self._task is not None:
                 self._task.cancel()
             return
-        if self._launch.pre_stop and self.started.is_set():
+        if self.spec.pre_stop and self.started.is_set():
             await self._run_hook()
         self._signal(signal.SIGTERM)
         assert self._process is not None
@@ -128,7 +128,7 @@ class Container:
     async def _run_hook(self) -> None:
         with self.log.open("ab") as log:
             hook = await asyncio.create_subprocess_exec(
-                *self._launch.pre_stop,
+                *self._launch.here(self.spec.pre_stop),
                 env=self._launch.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

@@ -8,7 +8,7 @@ import base64
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distserve.local.errors import Refused
@@ -25,7 +25,14 @@ class Launch:
 
     argv: tuple[str, ...]
     environment: dict[str, str]
-    pre_stop: tuple[str, ...] = ()
+    mounts: Mapping[str, Path] = field(default_factory=dict)
+    """Mount path -> the folder that stands for it."""
+
+    def here(self, command: tuple[str, ...]) -> tuple[str, ...]:
+        """A command of the container, such as a hook's or a probe's, as it is run here.
+        `distserve` is this very installation, also where it is not on the PATH."""
+        words = tuple(rewrite(word, self.mounts) for word in command)
+        return (*DISTSERVE, *words[1:]) if words[:1] == ("distserve",) else words
 
 
 @dataclass(frozen=True)
@@ -61,28 +68,19 @@ def launch(
         "PATH": f"{Path(sys.executable).parent}:{inherited.get('PATH', '/usr/bin:/bin')}",
         PARENT_VARIABLE: str(runner_pid),
     }
-    words = (rewrite(expand(word, declared), mounts) for word in container.command)
-    return Launch(
-        on_this_machine(tuple(words)),
-        environment,
-        on_this_machine(tuple(rewrite(word, mounts) for word in container.pre_stop)),
-    )
-
-
-def on_this_machine(command: tuple[str, ...]) -> tuple[str, ...]:
-    """`distserve` is this very installation, also where it is not on the PATH."""
-    return (*DISTSERVE, *command[1:]) if command[:1] == ("distserve",) else command
+    around = Launch((), environment, mounts)
+    return replace(around, argv=around.here(tuple(expand(w, declared) for w in container.command)))
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
     """`$(NAME)` as the kubelet does it: unknown names stay, `$$` is a dollar sign."""
 
-    def replace(match: re.Match[str]) -> str:
+    def value(match: re.Match[str]) -> str:
         if match[0] == "$$":
             return "$"
         return environment.get(match[1], match[0])
 
-    return _REFERENCE.sub(replace, text)
+    return _REFERENCE.sub(value, text)
 
 
 def rewrite(text: str, mounts: Mapping[str, Path]) -> str:
@@ -97,8 +95,8 @@ def _value(entry: Object, place: Place, inventory: Inventory) -> str:
     if "valueFrom" not in entry:
         return str(entry.get("value", ""))
     source = entry["valueFrom"]
-    if (field := source.get("fieldRef")) is not None:
-        return _field(field["fieldPath"], place)
+    if (reference := source.get("fieldRef")) is not None:
+        return _field(reference["fieldPath"], place)
     if (reference := source.get("secretKeyRef")) is not None:
         values = secret_values(inventory, reference["name"])
     elif (reference := source.get("configMapKeyRef")) is not None:

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
 
-from distserve.local.launch import on_this_machine
+from distserve.local.launch import Launch
 from distserve.local.specs import ProbeSpec
 
 
@@ -34,7 +33,7 @@ class Prober:
 
     http: aiohttp.ClientSession
     address: str
-    environment: Mapping[str, str]
+    launch: Launch
 
     async def attempt(self, spec: ProbeSpec) -> bool:
         """Never raises: whatever goes wrong is a failed probe."""
@@ -62,8 +61,8 @@ class Prober:
 
     async def _run(self, command: tuple[str, ...]) -> bool:
         process = await asyncio.create_subprocess_exec(
-            *on_this_machine(command),
-            env=dict(self.environment),
+            *self.launch.here(command),
+            env=self.launch.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,

@@ -94,7 +94,13 @@ def read_inventory(objects: list[Object]) -> Inventory:
     pods: list[PodSpec] = []
     for found in objects:
         if found["kind"] in ("StatefulSet", "Deployment"):
-            pods.extend(_pod(found, index) for index in range(found["spec"]["replicas"]))
+            try:
+                pods.extend(_pod(found, index) for index in range(found["spec"]["replicas"]))
+            except KeyError as lacking:  # An API server would say which; here podTemplate is short.
+                raise Refused(
+                    f"{found['metadata']['name']}: a {lacking.args[0]} is lacking in its pods; "
+                    "add it to podTemplate"
+                ) from lacking
     return Inventory(
         tuple(pods),
         {o["metadata"]["name"]: o for o in objects if o["kind"] == "ConfigMap"},

@@ -124,7 +124,7 @@ async def supervise(
                 return Container(
                     spec,
                     started,
-                    Prober(http, place.address, started.environment),
+                    Prober(http, place.address, started),
                     log_directory / f"{place.pod.name}.{spec.name}.log",
                     supervisor.notify,
                     backoff or Backoff(),
