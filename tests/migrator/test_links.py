@@ -16,6 +16,7 @@ from distserve.migrator.http import HttpServer
 from distserve.migrator.http import Request as HttpRequest
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pools import NONCE_SIZE
+from distserve.migrator.probe import ProbeResult
 from distserve.migrator.process import handlers
 from distserve.wire import auth, messages
 from distserve.wire.frames import PREFIX
@@ -257,6 +258,45 @@ async def test_a_peer_is_met_and_measured_before_any_transfer(harness, transport
     assert link.status.probe.bandwidth_bytes_per_second > 0
     assert isinstance(await one(harness, p, d), messages.Fetched)
     assert reader.target.links == [link]
+
+
+async def test_a_link_without_its_engine_has_no_transport_and_no_figure(
+    harness, transport, monkeypatch
+):
+    """They were of a path that is gone: nobody would take them for today's."""
+    source = await harness.migrator("p", transport=transport)
+    reader = await harness.migrator("d", transport=transport)
+    p, _ = await harness.engine("p"), await harness.engine("d")
+    link = await reader.target.meet(source.address)
+    assert link.status.probe is not None
+    await p.die()
+    await harness.until(lambda: link.path is None, "the word that the engine is gone")
+    monkeypatch.setattr("distserve.migrator.target.MEET_SECONDS", 0.1)
+    assert await reader.target.meet(source.address) is link
+    assert (link.status.state, link.status.transport, link.status.probe) == ("up", "", None)
+    assert link.status.error == "there is no engine at the source"
+    counted = f'distserve_kv_links{{transport="{transport}"}} '
+    assert f"{counted}0.0" in reader.metrics.text().decode()
+    await harness.engine("p")
+    await harness.until(lambda: link.path is not None, "the word that another one is there")
+    assert (await reader.target.meet(source.address)).status.probe.transport == transport
+    assert link.status.error == ""
+    assert f"{counted}1.0" in reader.metrics.text().decode()
+
+
+async def test_a_probe_of_a_path_that_is_closed_meanwhile_is_nobodys_figure(harness, monkeypatch):
+    await harness.migrator("p", transport="TCP")
+    reader = await harness.migrator("d", transport="TCP")
+    p, _ = await harness.engine("p"), await harness.engine("d")
+    link = await reader.target.meet(p.address)
+
+    async def probe(path):
+        link.drop()
+        return ProbeResult(path.name, 1.0, 1.0)
+
+    monkeypatch.setattr("distserve.migrator.link.probe", probe)
+    assert await link.probe() is None
+    assert link.status.probe is None
 
 
 async def test_listeners_outlive_a_moment_without_descriptors(harness, monkeypatch):

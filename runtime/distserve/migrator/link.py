@@ -150,14 +150,18 @@ class Link:
     async def probe(self) -> ProbeResult | None:
         """Measure the path, if there is one. Never raises for a lost link."""
         async with self._probing:
-            if self.path is None:
+            path = self.path
+            if path is None:
                 return None
             try:
-                self.status.probe = await probe(self.path)
+                result = await probe(path)
             except TransportError as error:
                 log.debug("no probe of %s: %s", self.address, error)
                 return None
-            return self.status.probe
+            if self.path is not path:
+                return None  # closed meanwhile: nobody reads over it
+            self.status.probe = result
+            return result
 
     async def close(self) -> None:
         if self._task is not None:
@@ -247,6 +251,8 @@ class Link:
         self._hello = hello
         self.status.state, self.status.error, self.status.instance = "up", "", hello.instance
         if own.view is None or hello.view is None:
+            where = "here" if own.view is None else "at the source"
+            self.status.error = f"there is no engine {where}"
             self._kick.set()  # heartbeats say that nothing is live there
             return
         self.pieces = cut(hello.view.pools, own.view.pools)
@@ -261,6 +267,7 @@ class Link:
         if self.path is not None:
             self.path.close()
         self.path = None
+        self.status.transport, self.status.probe = "", None  # they were of that path
         self._open_path.clear()
 
     async def _open(self, hello: peer.PeerHello) -> ReadPath:
@@ -284,7 +291,7 @@ class Link:
         self._channel = self._hello = None
         self._unanswered.clear()
         self._interval = FIRST_HEARTBEAT_SECONDS
-        self.status.state, self.status.transport, self.status.error = "idle", "", reason
+        self.status.state, self.status.error = "idle", reason
 
     # ---- heartbeats -----------------------------------------------------------------------------
 
