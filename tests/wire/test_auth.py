@@ -22,8 +22,29 @@ def test_key_file(tmp_path):
     path.write_bytes(b"short\n")
     with pytest.raises(auth.KeyFileError, match=r"5 bytes.*openssl rand"):
         auth.read_key(path)
+    for unsendable in (bytes(range(128, 160)), KEY + b"\n" + KEY, b"\0" * 32, KEY + b"\x7fk"):
+        path.write_bytes(unsendable)
+        with pytest.raises(auth.KeyFileError, match=r"printable ASCII.*openssl rand -hex"):
+            auth.read_key(path)
     with pytest.raises(auth.KeyFileError, match=r"No such file.*--key-file"):
         auth.read_key(tmp_path / "missing")
+
+
+@given(st.binary(min_size=32, max_size=80))
+def test_a_key_that_is_taken_passes_as_bearer(tmp_path_factory, key):
+    path = tmp_path_factory.getbasetemp() / "drawn"
+    path.write_bytes(key)
+    with contextlib.suppress(auth.KeyFileError):
+        taken = auth.read_key(path)
+        assert auth.has_key(auth.bearer(taken), taken)
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=32))
+def test_printable_keys_are_taken(tmp_path_factory, key):
+    path = tmp_path_factory.getbasetemp() / "drawn"
+    path.write_text("x" + key + "x")
+    assert auth.read_key(path) == b"x" + key.encode() + b"x"
+    assert auth.has_key(auth.bearer(auth.read_key(path)), auth.read_key(path))
 
 
 @given(st.none() | st.text(max_size=80))

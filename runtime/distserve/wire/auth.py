@@ -28,7 +28,7 @@ PROOF_BYTES: Final = hashlib.sha256().digest_size
 
 
 class KeyFileError(Exception):
-    """The key file is missing, unreadable or too short."""
+    """The key file is missing, unreadable, too short, or no header can carry it."""
 
 
 class AuthError(Exception):
@@ -76,6 +76,11 @@ def read_key(path: str | Path) -> bytes:
         raise KeyFileError(
             f"the deployment key in {path} has {len(key)} bytes, at least {MINIMUM_KEY_BYTES} are "
             "needed; `openssl rand -hex 32` makes one"
+        )
+    if not all(0x20 <= byte < 0x7F for byte in key):
+        raise KeyFileError(
+            f"the deployment key in {path} has other bytes than printable ASCII, which no HTTP "
+            "header carries; `openssl rand -hex 32` makes one that it does"
         )
     return key
 
