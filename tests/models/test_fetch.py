@@ -162,7 +162,9 @@ def hub(stub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     from distserve.models.hub import HuggingFaceHub
 
+    files = f"{stub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", stub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     yield HuggingFaceHub(None)
     close_session()
@@ -181,6 +183,31 @@ def test_what_a_hub_has_not_is_refused(
 ) -> None:
     with pytest.raises(FetchRefused, match=said):
         fetch(hub, repository, revision, tmp_path, "x")
+
+
+def test_a_full_cache_says_what_may_be_deleted(hub: Hub, tmp_path: Path) -> None:
+    """Here the disk is full as soon as the weights come."""
+    for folder in ("org--old@" + "b" * 40, "org--old@" + "c" * 40, "org--left@1.partial"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pins").mkdir()
+    (tmp_path / "pins" / "old-1").symlink_to("../org--old@" + "b" * 40)
+    partial = tmp_path / f"{WHOLE}.partial"
+    partial.mkdir()
+    (partial / "model.safetensors.incomplete").symlink_to("/dev/full")
+    with pytest.raises(FetchFailed) as full:
+        fetch(hub, "org/model", "main", tmp_path, "x")
+    said = str(full.value)
+    assert said.startswith(f"{tmp_path}: No space left on device: delete in pins/ the pins of")
+    assert f"that no pin points to (now: org--left@1.partial, org--old@{'c' * 40})" in said
+    assert "or make it larger" in said
+
+
+def test_a_file_that_hubs_do_not_serve_is_refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 1_000_000)
+    with pytest.raises(FetchRefused, match=r"model\.safetensors has .* with smaller shards"):
+        fetch(hub, "org/model", "main", tmp_path, "x")
 
 
 def test_a_pin_is_a_plain_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,12 @@
       pins/PIN                     -> ../ORG--NAME@COMMIT
 
 A pin is made once: all pods of one revision serve the commit that `main` was when the first of them
-looked, and a pod that comes back needs no hub. It stays with its repository.
+looked, and a pod that comes back needs no hub. It stays with its repository. Nothing is removed
+here: which revisions may still come back only people know.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -27,6 +29,8 @@ PINS: Final = "pins"
 LOCK_SECONDS: Final = 6 * 3600.0
 """Longest wait for another pod's download: of the biggest models over a slow link."""
 POLL_SECONDS: Final = 0.5
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What a write is answered where there is no room, or no quota."""
 _CHUNK_BYTES: Final = 1 << 24
 _WEIGHTS: Final = ("model", ".safetensors")
 _OTHERS: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -71,7 +75,8 @@ def fetch(hub: Hub, repository: str, revision: str, cache: Path, pin: str) -> Pa
             with _locked(cache / ".locks" / f"{_folder(repository)}.lock"):
                 _fill(hub, repository, revision, cache, link)
     except OSError as error:
-        raise FetchFailed(f"{cache}: {error.strerror or error}") from error
+        cure = f": {_cure(cache)}" if error.errno in FULL else ""
+        raise FetchFailed(f"{cache}: {error.strerror or error}{cure}") from error
     return link.resolve()
 
 
@@ -86,6 +91,17 @@ def needed(files: tuple[RemoteFile, ...]) -> list[RemoteFile]:
         )
     others = [f for f in files if f.name.endswith(_OTHERS)]
     return [f for f in (*others, *weights) if "/" not in f.name]
+
+
+def _cure(full: Path) -> str:
+    """What makes room in a cache."""
+    pinned = {link.readlink().name for link in (full / PINS).glob("*") if link.is_symlink()}
+    found = sorted(path.name for path in full.glob("*@*"))
+    unused = [name for name in found if name.removesuffix(".partial") not in pinned]
+    return (
+        f"delete in {PINS}/ the pins of revisions that have no pods, then the folders that no pin "
+        f"points to (now: {', '.join(unused) or 'none'}); or make it larger"
+    )
 
 
 def _fill(hub: Hub, repository: str, revision: str, cache: Path, link: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 
 from distserve.models.errors import FetchFailed, FetchRefused
-from distserve.models.fetch import RemoteFile, Snapshot
+from distserve.models.fetch import FULL, RemoteFile, Snapshot
 
 CALL_SECONDS = 30.0
 
@@ -51,6 +51,12 @@ class HuggingFaceHub:
         )
 
     def download(self, repository: str, commit: str, file: RemoteFile, target: Path) -> None:
+        if file.size_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            raise FetchRefused(
+                f"{repository}@{commit}: {file.name} has {file.size_bytes / 1e9:.0f} GB, and files "
+                f"of more than {constants.MAX_HTTP_DOWNLOAD_SIZE / 1e9:.0f} GB are not served over "
+                "HTTP: name a repository with smaller shards"
+            )
         url = hf_hub_url(repository, file.name, revision=commit)
         with _explained(repository, commit), target.open("ab") as growing:
             http_get(
@@ -83,4 +89,6 @@ def _explained(repository: str, revision: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise FetchFailed(f"{where}: the hub answered {error.response.status_code}") from error
     except (httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # the cache's, not the hub's
         raise FetchFailed(f"{where}: {error}") from error
