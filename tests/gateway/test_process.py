@@ -70,6 +70,8 @@ def start(files: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         ({"slo_ttft": "fast"}, "--slo-ttft"),
         ({"request_timeout": "0s"}, "--request-timeout"),
         ({"request_timeout": "24h1s"}, "--request-timeout: 24h1s is more than 24h"),
+        ({"drain_deadline": "soon"}, "--drain-deadline"),
+        ({"drain_deadline": "0s"}, "--drain-deadline"),
         ({"routing_policy": "Best"}, "--routing-policy"),
         ({"strategy": "Unheard"}, "--strategy"),
         ({"max_waiting_requests": "-1"}, "--max-waiting-requests"),
@@ -149,6 +151,32 @@ async def test_it_serves_in_little_memory_and_ends_with_its_streams(
     assert len(answered) == 51
     assert all(line["request_id"] and line["completion_tokens"] == 60 for line in answered)
     assert KEY not in logged
+
+
+async def test_a_stream_that_outlasts_the_drain_deadline_ends_with_an_error(
+    houses: Any, files: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """It would end by itself after 12 s, before the default deadline."""
+    house = await houses(engine={"token_seconds": 0.2})
+    endpoints = house.folder / "endpoints.json"
+    arguments = flags(files, discovery=f"file:{endpoints}", drain_deadline="100ms")
+    url = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"
+    process = start(arguments)
+    await until_answers(f"{url}/readyz")
+    body = {"model": "test", "prompt": "hello", "max_tokens": 60, "stream": True}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url}/v1/completions", json=body) as answer,
+    ):
+        assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        *_, error, done = (await answer.text()).split("\n\n")[:-1]
+    assert done == "data: [DONE]"
+    assert json.loads(error.removeprefix("data: "))["error"]["message"].startswith(
+        "the gateway is ending"
+    )
+    _, logged = await asyncio.to_thread(process.communicate, timeout=30)
+    assert process.returncode == 0, logged
 
 
 def test_it_ends_with_its_parent(files: Path) -> None:

@@ -99,6 +99,7 @@ def test_gateway_listens_on_the_asked_port() -> None:
     words = container.command
     assert words[words.index("--port") + 1] == "8765"
     assert words[words.index("--max-waiting-requests") + 1] == "512"
+    assert words[words.index("--drain-deadline") + 1] == "25s", "no longer than at a terminal"
     assert container.readiness and container.readiness.port == 8765
     assert container.pre_stop == ()
 

@@ -165,6 +165,17 @@ def test_slo_reaches_the_gateway(make: Make) -> None:
     assert "--slo-ttft" not in gateway["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
+def test_what_a_gateway_has_in_hand_gets_the_drain_deadline(make: Make) -> None:
+    """And the pod's grace that, besides 5 s before and 15 s after."""
+    for deadline, grace in (("60s", 80), ("1h1500ms", 3622)):
+        (gateway,) = of_kind(make(rollout={"drainDeadline": deadline}), "Deployment")
+        pod = gateway["spec"]["template"]["spec"]
+        assert flag(pod["containers"][0], "drain-deadline") == deadline
+        assert pod["terminationGracePeriodSeconds"] == grace
+    (gateway,) = of_kind(make(), "Deployment")
+    assert flag(gateway["spec"]["template"]["spec"]["containers"][0], "drain-deadline") == "60s"
+
+
 def test_revision_changes_with_the_pods_and_not_with_their_number(make: Make) -> None:
     (base,) = revisions(make())
     assert revisions(make(units=5)) == {base}

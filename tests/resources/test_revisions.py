@@ -103,6 +103,28 @@ def test_gateways_that_were_told_their_share_run_on_until_their_number_changes(
     assert back == more, "and from then on their number restarts none"
 
 
+@pytest.mark.parametrize("deadline", ["60s", "10m"])
+def test_gateways_that_were_told_no_drain_deadline_run_on_until_there_is_another(
+    deployment: Deploy, deadline: str
+) -> None:
+    def asked(deadline: str, **spec: Any) -> DistServeDeployment:
+        return deployment(rollout={"drainDeadline": deadline}, **spec)
+
+    template = {"metadata": {"labels": {}}, "spec": {"containers": [{"args": ["untold"]}]}}
+    # As an operator stored it that did not tell them: under the name that the default has.
+    old = replace(
+        make_revision(asked(deadline), BEFORE),
+        gateway_name=make_revision(asked("60s"), BEFORE).gateway_name,
+        gateway=template,
+    )
+    assert make_revision(asked(deadline), AFTER, known=[old]) == old, "an upgrade restarts none"
+    scaled = make_revision(asked(deadline, gateway={"replicas": 7}), AFTER, known=[old])
+    assert scaled.gateway == template
+    told = make_revision(asked("1h"), AFTER, known=[old])
+    assert "1h" in json.dumps(told.gateway)
+    assert make_revision(asked("1h"), AFTER, known=[old, told]) == told
+
+
 def test_a_change_renders_only_what_it_changes(deployment: Deploy) -> None:
     old = make_revision(deployment(), BEFORE)
     gateway = make_revision(deployment(gateway={"requestTimeout": "1m"}), AFTER, known=[old])
@@ -123,6 +145,7 @@ def test_a_change_renders_only_what_it_changes(deployment: Deploy) -> None:
         ({"topology": {"preset": "NVIDIA", "packWithin": "nvlink"}}, False, False),
         ({"restart": {"budget": 9}}, False, False),
         ({"rollout": {"paused": True}}, False, False),
+        ({"rollout": {"drainDeadline": "5m"}}, True, True),
         ({"gateway": {"service": {"port": 80}}}, False, False),
         ({"gateway": {"replicas": 5}}, False, False),
         ({"gateway": {"requestTimeout": "1m"}}, False, True),

@@ -1,12 +1,10 @@
 """The pod of an instance: the engine's container and the KV migrator beside it."""
 
-import math
 from typing import Final
 
 from distserve.api import labels
 from distserve.api.accelerator import DEFAULT_KV_CACHE, DEFAULT_RESOURCE_NAME
 from distserve.api.deployment import DistServeDeployment
-from distserve.api.durations import parse_duration
 from distserve.api.quantities import format_bytes, parse_bytes
 from distserve.api.strategies import Role
 from distserve.api.topology import POD_SCHEDULERS, Scheduler
@@ -19,8 +17,6 @@ ENGINE: Final = "engine"
 
 LOADING_SECONDS: Final = 3600
 """An engine that is not up by then is restarted: big models load for long from slow disks."""
-END_SECONDS: Final = 15
-"""Left to the processes to end after the drain."""
 ENGINE_MEMORY: Final = 1 << 30
 """Asked for besides the KV cache. Weights are not known here: podTemplate asks for more."""
 
@@ -44,12 +40,11 @@ def engine_template(
 def _pod(
     deployment: DistServeDeployment, role: Role, revision: str, settings: RenderSettings
 ) -> Object:
-    drain_seconds = math.ceil(parse_duration(deployment.spec.rollout.drain_deadline))
     spec: Object = {
         "serviceAccountName": naming.engine_name(deployment),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": drain_seconds + END_SECONDS,
+        "terminationGracePeriodSeconds": parts.grace_seconds(deployment),
         "securityContext": parts.pod_security(),
         "containers": [_engine(deployment, role, revision, settings)],
         "volumes": _volumes(deployment, role),

@@ -13,7 +13,6 @@ from distserve.resources.tolerations import node_lost_tolerations
 GATEWAY: Final = "gateway"
 LEAVE_SECONDS: Final = 5
 """A pod that ends still gets new connections until every node has heard of it."""
-GRACE_SECONDS: Final = 60
 
 
 def gateway_objects(deployment: DistServeDeployment, template: Object) -> list[Object]:
@@ -67,7 +66,7 @@ def _pod(deployment: DistServeDeployment, revision: str, settings: RenderSetting
             "serviceAccountName": naming.gateway_name(deployment),
             "automountServiceAccountToken": True,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "terminationGracePeriodSeconds": LEAVE_SECONDS + parts.grace_seconds(deployment),
             "securityContext": parts.pod_security(),
             "tolerations": node_lost_tolerations(deployment),
             "topologySpreadConstraints": [

@@ -1,18 +1,27 @@
 """Parts of pod templates that engine, migrator and gateway share: security, probes, mounts."""
 
+import math
 from typing import Any, Final
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
+from distserve.api.durations import parse_duration
 from distserve.resources import naming
 from distserve.resources.objects import Object
 from distserve.resources.processes import KEY_FOLDER
 
+END_SECONDS: Final = 15
+"""Left to the processes to end after the drain."""
 USER: Final = 65532
 """Id of user and group in the released images; fsGroup lets it read the key."""
 LAST_WORDS: Final = "FallbackToLogsOnError"
 """terminationMessagePolicy: what a container said last stands in its pod's status, from where it
 comes into the deployment's conditions."""
+
+
+def grace_seconds(deployment: DistServeDeployment) -> int:
+    """For what a pod has in hand, and the end of its processes."""
+    return math.ceil(parse_duration(deployment.spec.rollout.drain_deadline)) + END_SECONDS
 
 
 def pod_security() -> Object:

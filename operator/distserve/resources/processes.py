@@ -108,6 +108,7 @@ def gateway_arguments(deployment: DistServeDeployment) -> list[str]:
         "min-remote-prefill-tokens": str(gateway.routing.min_remote_prefill_tokens),
         "max-waiting-requests": str(gateway.max_waiting_requests),
         "request-timeout": gateway.request_timeout,
+        "drain-deadline": spec.rollout.drain_deadline,
     }
     if spec.slo is not None:
         flags["slo-ttft"] = spec.slo.ttft

@@ -12,7 +12,7 @@ are added to a copy of it by `instances.stateful_set`.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -82,8 +82,7 @@ def make_revision(
         raise NoPlan("planning.mode Auto: there is no plan yet to take the numbers from")
     stored = sorted(known, key=lambda revision: revision.number)
     name, gateways = revision_of(deployment), {r.gateway_name: r.gateway for r in stored[::-1]}
-    names = _gateway_revision_of(deployment), _former_gateway_revision_of(deployment)
-    gateway_name = next((one for one in names if one in gateways), names[0])
+    gateway_name = _gateway_revision_of(deployment, stored, name)
     engines = next((r for r in stored if r.name == name), None)
     made = Revision(
         name=name,
@@ -137,16 +136,32 @@ def revision_of(deployment: DistServeDeployment) -> str:
     return _hash(spec | _refresh(deployment))
 
 
-def _gateway_revision_of(deployment: DistServeDeployment) -> str:
-    """Hash of what the gateways' pods are made from; their number changes nothing in it."""
-    return _hash(_asked_of_gateways(deployment) | {"sharesWaiting": True})
+def _gateway_revision_of(
+    deployment: DistServeDeployment, stored: Sequence[Revision], engines: str
+) -> str:
+    """Hash of what the gateways' pods are made from; their number changes nothing in it.
+
+    What is stored under a hash as it once was runs on: of gateways that were not told the drain
+    deadline, and of those that did not count one another. `engines` is the name of a revision that
+    they were made with for the same deadline: with another one they are made anew.
+    """
+    asked = _asked_of_gateways(deployment)
+    drain = deployment.spec.rollout.model_dump(
+        mode="json", exclude_defaults=True, include={"drain_deadline"}
+    )
+    shared = asked | {"sharesWaiting": True}
+    name = _hash(shared | drain)
+    if any(one.gateway_name == name for one in stored):
+        return name
+    known = {one.gateway_name for one in stored if not drain or one.name == engines}
+    former = _hash(shared), _revision_told_their_share(deployment, asked)
+    return next((one for one in former if one in known), name)
 
 
-def _former_gateway_revision_of(deployment: DistServeDeployment) -> str:
-    """The same for gateways that do not count one another, as they were: each was told its share,
-    so what is stored of them is of use for their number alone."""
-    asked, replicas = _asked_of_gateways(deployment), {"replicas"}
-    gateway = deployment.spec.gateway
+def _revision_told_their_share(deployment: DistServeDeployment, asked: Object) -> str:
+    """Of gateways that did not count one another: what is stored of them is of use for their
+    number alone."""
+    gateway, replicas = deployment.spec.gateway, {"replicas"}
     number = gateway.model_dump(mode="json", exclude_defaults=True, include=replicas)
     return _hash(asked | {"gateway": asked.get("gateway", {}) | number})
 

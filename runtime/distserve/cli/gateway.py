@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="10m",
         help=f"longest time of a request, as 10m; at most {LONGEST_REQUEST}",
     )
+    add(
+        "--drain-deadline",
+        default="25s",
+        help="how long requests may go on after SIGTERM (default 25s)",
+    )
     add("--slo-ttft", help="objective for the time to first token, as 250ms")
     add("--slo-tpot", help="objective for the time per output token, as 100ms")
     add("--attainment-percent", type=float, default=90.0, help="share that is to meet both")
@@ -105,6 +110,7 @@ def _settings(args: argparse.Namespace, key: bytes, make: Callable[..., T]) -> T
         min_remote_prefill_tokens=args.min_remote_prefill_tokens,
         max_waiting_requests=args.max_waiting_requests,
         request_timeout_seconds=_seconds(args, "request_timeout", LONGEST_REQUEST),
+        drain_seconds=_seconds(args, "drain_deadline"),
         slo=Slo(
             ttft_ms=None if ttft is None else ttft * 1000,
             tpot_ms=None if tpot is None else tpot * 1000,

@@ -1,5 +1,6 @@
 """The gateway's process: a socket, a server, and an end that lets streams finish."""
 
+import math
 import signal
 import socket
 from types import FrameType
@@ -14,6 +15,8 @@ from distserve.wire.tracing import Tracing
 BACKLOG = 2048
 UNREAD_SECONDS = 60
 """How much longer than a request a client may take nothing that was sent to it."""
+FAIL_SECONDS = 1
+"""For the error events of what did not end in time."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients and load balancers keep idle connections, so that they close them first."""
 
@@ -64,6 +67,6 @@ def serve(settings: Settings, bound: socket.socket, tracing: Tracing) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.shutdown_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + FAIL_SECONDS,
     )
     _Server(config, gateway).run(sockets=[bound])

@@ -109,8 +109,7 @@ class Gateway:
     def begin_shutdown(self) -> None:
         """No longer ready; streams that do not end in time are ended with an error event."""
         self.ending = True
-        loop = asyncio.get_running_loop()
-        loop.call_later(max(self.settings.shutdown_seconds - 1.0, 0.0), self._fail_running)
+        asyncio.get_running_loop().call_later(self.settings.drain_seconds, self._fail_running)
 
     def _fail_running(self) -> None:
         for work in list(self.running):

@@ -27,5 +27,5 @@ class Settings:
     """With the longest of contexts; the bound follows from it (admission.body_bound)."""
     body_seconds: float = 30.0
     """Longest pause of a client while it sends a body."""
-    shutdown_seconds: float = 25.0
-    """Time that running streams get after SIGTERM: within any pod's grace period (default 30 s)."""
+    drain_seconds: float = 25.0
+    """Time that what runs gets after SIGTERM: with its end within a pod's usual grace of 30 s."""

@@ -1,5 +1,5 @@
-"""A deployment as it is run here: the same objects, but for one gateway, its port, and a file that
-tells it of the instances instead of a cluster's API."""
+"""A deployment as it is run here: the same objects, but for one gateway, its port, how long streams
+hold up its end, and a file that tells it of the instances instead of a cluster's API."""
 
 import copy
 import json
@@ -12,6 +12,8 @@ from distserve.local.specs import Object
 DISCOVERY_MAP: Final = "discovery"
 DISCOVERY_FILE: Final = "endpoints.json"
 _DISCOVERY_FOLDER: Final = "/etc/distserve/discovery"
+_DRAIN_DEADLINE: Final = "25s"
+"""Nothing follows a gateway that ends here, and somebody waits at a terminal."""
 
 
 def with_one_gateway(deployment: DistServeDeployment) -> DistServeDeployment:
@@ -48,6 +50,7 @@ def _gateway_here(found: Object, port: int) -> Object:
         if "--discovery" not in arguments:
             continue  # a user's sidecar
         _set(arguments, "--port", str(port))
+        _set(arguments, "--drain-deadline", _DRAIN_DEADLINE)
         _set(arguments, "--discovery", f"file:{_DISCOVERY_FOLDER}/{DISCOVERY_FILE}")
         mount = {"name": DISCOVERY_MAP, "mountPath": _DISCOVERY_FOLDER}
         container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
