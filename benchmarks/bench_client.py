@@ -26,13 +26,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import cast
 
-import aiohttp
 import msgspec
 import uvloop
 from benchmarks.pauses import Pauses, watched
 
 from distserve.bench.client import Client, Target
-from distserve.bench.connections import allow_many_connections
+from distserve.bench.connections import allow_many_connections, open_session
 from distserve.bench.openloop import Observed, offer
 from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.quantiles import quantile
@@ -145,8 +144,7 @@ def plan(streams: int, gap: float, seconds_each: float, seconds: float) -> list[
 
 async def measure(port: int, requests: list[Planned]) -> Observed:
     target = Target(f"http://127.0.0.1:{port}", "stub")
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as http:
+    async with open_session(target.timeout_seconds) as http:
         client = Client(http, target)
         warm_up = Planned(1 << 30, 0.0, [1 << 30], 1, 2)
         await client.send(warm_up, target.body([1 << 30], 2), time.perf_counter())

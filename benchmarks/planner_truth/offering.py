@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import aiohttp
 import uvloop
 from benchmarks.planner_truth.deployment import Failed
 from benchmarks.planner_truth.figures import STAGES, Request
 
 from distserve.bench.client import Client, Target
+from distserve.bench.connections import open_session
 from distserve.bench.openloop import Observed, offer
 from distserve.bench.outcome import Outcome, Planned
 from distserve.bench.plan import Recipe
@@ -113,10 +113,9 @@ def offered(url: str, model: str, plan: Sequence[Planned]) -> Observed:
 
 
 async def _offered(url: str, model: str, plan: Sequence[Planned]) -> Observed:
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        client = Client(http, Target(url, model))
+    target = Target(url, model)
+    async with open_session(target.timeout_seconds) as http:
+        client = Client(http, target)
         for request in plan[:3]:
             assert not isinstance(request.prompt, str)
             body = client.target.body(request.prompt[::-1], request.output_tokens)

@@ -29,6 +29,8 @@ class Stub:
     then: str = "busy"
     lifecycle: Any = None
     """Told with each answer."""
+    longest: int | None = None
+    """Tokens of a prompt and its answer that are taken; None: any."""
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -57,6 +59,10 @@ class Stub:
             return refusal(status, "stream_options: unknown field")
         if model == "small":
             return refusal(400, "this model's maximum context length is 8 tokens")
+        if self.longest is not None and prompt_tokens(body) + tokens > self.longest:
+            return refusal(400, f"this model's maximum context length is {self.longest} tokens")
+        if model == "unknown":
+            return refusal(404, "the model `unknown` does not exist")
         if model == "strict" and "ignore_eos" in body:
             return refusal(400, "ignore_eos: unknown field")
         if model == "breaks":

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from distserve.bench.client import Client, Target
-from distserve.bench.connections import Spare
+from distserve.bench.connections import IDLE_SECONDS, Spare, open_session
 from distserve.bench.openloop import offer
 from distserve.bench.outcome import Outcome, Planned
 
@@ -25,6 +25,10 @@ class Server:
     def __init__(self) -> None:
         self.connections = 0
         self.at_request: list[int] = []
+        self.now = 0.0
+        """By which it knows how long each request's connection had been idle, in seconds."""
+        self.idle: list[float] = []
+        self._answered: dict[asyncio.BaseTransport, float] = {}
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
@@ -47,6 +51,9 @@ class Server:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.at_request.append(self.connections)
         await request.read()
+        assert request.transport
+        self.idle.append(self.now - self._answered.get(request.transport, self.now))
+        self._answered[request.transport] = self.now
         return web.Response(text="no event stream")
 
 
@@ -55,7 +62,9 @@ def plan() -> list[Planned]:
     return [Planned(index, 0.0, "x", 1, 1) for index in range(3)]
 
 
-async def ask(http: aiohttp.ClientSession, url: str) -> None:
+async def ask(http: aiohttp.ClientSession, url: str, spare: Spare | None = None) -> None:
+    if spare is not None:
+        await spare.ready()
     async with http.post(url) as answer:
         await answer.read()
 
@@ -67,29 +76,85 @@ def within_bound(check: Coroutine[Any, Any, None]) -> None:
 def test_a_request_uses_what_is_spare() -> None:
     async def check() -> None:
         server = Server()
-        async with server.serve() as url, aiohttp.ClientSession() as http:
+        async with server.serve() as url, open_session(30) as http:
             for _ in range(2):  # the second time it is the idle one of the first
                 spare = Spare(http, url)
-                await spare.ready()
-                await ask(http, url)
+                await ask(http, url, spare)
                 spare.drop()
             assert server.at_request == [1, 1]
             spares = [Spare(http, url) for _ in range(3)]
             for spare in spares:
                 await spare.ready()
-            await asyncio.gather(*(ask(http, url) for _ in spares))
+            await asyncio.gather(*(ask(http, url, spare) for spare in spares))
             assert server.at_request[2:] == [3, 3, 3]
+            await asyncio.gather(*(ask(http, url) for _ in spares))
+            assert server.at_request[5:] == [3, 3, 3], "used ones are there for others"
+
+    within_bound(check())
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_no_connection_is_used_that_a_server_may_be_closing(
+    monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """However often it was held for a request that then did not come."""
+    server = Server()
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: server.now)
+
+    async def check() -> None:
+        async with server.serve() as url, open_session(30) as http:
+            for step in range(24):
+                spares = [Spare(http, url) for _ in range(2)]
+                for spare in spares:
+                    await spare.ready()
+                if step % every == 0:
+                    await asyncio.gather(*(ask(http, url, spare) for spare in spares))
+                for spare in spares:
+                    spare.drop()
+                server.now += 0.7 * IDLE_SECONDS
+
+    within_bound(check())
+    assert max(server.idle) <= IDLE_SECONDS
+    assert (server.connections == 2) == (every == 1), "what is used often enough is kept"
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_request_s() -> None:
+    async def check() -> None:
+        server = Server()
+        async with server.serve() as url, open_session(30) as http:
+            spare = Spare(http, url)
+            await spare.ready()
+            transport = spare._making.result().transport
+            assert transport is not None
+            transport.abort()
+            await ask(http, url, spare)
+            spare.drop()
+            assert server.connections == 2
 
     within_bound(check())
 
 
 def test_what_cannot_be_had_is_left_to_the_request() -> None:
     async def check() -> None:
-        async with aiohttp.ClientSession() as http:
+        async with open_session(30) as http:
             async with Server().serve() as url:
                 pass
-            await Spare(http, url).ready()  # nobody listens
-        await Spare(http, url).ready()  # the session is over
+            nobody_listens = Spare(http, url)
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await ask(http, url, nobody_listens)
+            nobody_listens.drop()
+        closed = Spare(http, url)
+        await closed.ready()
+        closed.drop()
+
+    within_bound(check())
+
+
+def test_a_session_that_makes_none_ahead_is_no_client_s(plan: list[Planned]) -> None:
+    async def check() -> None:
+        async with Server().serve() as url, aiohttp.ClientSession() as http:
+            with pytest.raises(TypeError, match="take `open_session`"):
+                await offer(plan, Client(http, Target(url, "m")))
 
     within_bound(check())
 
@@ -107,7 +172,7 @@ def test_a_connection_that_is_not_made_in_time_is_no_request(plan: list[Planned]
     async def check() -> None:
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server, aiohttp.ClientSession() as http:
+        async with server, open_session(30) as http:
             target = Target(url, "m", timeout_seconds=0.01)
             observed = await offer(plan[:1], Client(http, target))
             assert [o.failure for o in observed.outcomes] == ["timed out after 0.01 s"]
@@ -127,7 +192,7 @@ def test_the_connections_of_a_run_are_there_when_its_requests_are_due(plan: list
     server = Server()
 
     async def check() -> None:
-        async with server.serve() as url, aiohttp.ClientSession() as http:
+        async with server.serve() as url, open_session(30) as http:
             observed = await offer(plan, Watching(http, Target(url, "m")))
         assert len(observed.outcomes) == 3
 
@@ -139,7 +204,7 @@ def test_the_connections_of_a_run_are_there_when_its_requests_are_due(plan: list
 def test_a_run_can_end_before_its_requests_are_due(plan: list[Planned]) -> None:
     async def check() -> None:
         server = Server()
-        async with server.serve() as url, aiohttp.ClientSession() as http:
+        async with server.serve() as url, open_session(30) as http:
             # When the first is there, the second has its connection, and the third is far off.
             due = zip(plan, (0.0, 0.2, 3600.0), strict=True)
             later = [replace(request, at_seconds=at) for request, at in due]
@@ -160,7 +225,7 @@ def test_what_is_no_fault_of_the_server_ends_the_run(plan: list[Planned]) -> Non
             raise RuntimeError("not the server's")
 
     async def check() -> None:
-        async with Server().serve() as url, aiohttp.ClientSession() as http:
+        async with Server().serve() as url, open_session(30) as http:
             with pytest.raises(RuntimeError, match="not the server's"):
                 await offer(plan, Broken(http, Target(url, "m")))
 

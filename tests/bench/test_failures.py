@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from distserve.bench import session
+from distserve.bench.datasets.builders import Request
+from distserve.bench.datasets.prepare import write_ds
 from distserve.bench.outcome import Outcome
+from distserve.bench.progress import Progress
 from distserve.bench.reading import read_run
 from distserve.bench.results import failures
 
@@ -33,6 +36,7 @@ Run = Callable[..., tuple[int, str, str]]
         ("silent", "no tokens"),
         ("breaks", "HTTP 503"),
         ("small", "context length is 8 tokens; give it as --max-model-len, which leaves"),
+        ("unknown", "HTTP 404: the model `unknown` does not exist; correct --url or --model"),
     ],
 )
 def test_a_server_that_never_answers_well_stops_it(bench: Run, model: str, said: str) -> None:
@@ -111,6 +115,49 @@ def test_a_key_that_cannot_be_sent(
     code, _, err = bench("--api-key-env", "BENCH_KEY", "--url", url)
     assert code == 2 and said in err and len(err.splitlines()) == 1
     assert stub.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "refuses"), "/v1/completions: HTTP 500"),
+        (("--model", "hangs", "--timeout", "0.2"), "timed out after 0.2 s"),
+        (("--url", "http://me:secret@127.0.0.1:0"), "'http://127.0.0.1:0' is no URL"),
+    ],
+)
+def test_a_password_is_not_repeated(
+    bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch, words: Sequence[str], said: str
+) -> None:
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.0)
+    code, _, err = bench("--url", stub.url.replace("://", "://me:secret@"), *words)
+    assert code == 2 and said in err
+    assert "secret" not in err
+
+
+def test_a_text_of_just_the_server_s_length_is_measured(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    text = " ".join(f"word{place}" for place in range(40))
+    write_ds(tmp_path / "one.ds", "one", [Request(text, 40, 4)])
+    stub.longest = 44
+    words = ("--dataset", str(tmp_path / "one.ds"), "--max-model-len", "44")
+    code, _, err = bench(*words, "--num-prompts-req-rates", "[(1,100)]")
+    assert (code, err) == (0, "")
+
+
+def test_a_run_in_which_nothing_ends_still_moves(
+    bench: Run, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    class Watched(Progress):
+        def beat(self) -> None:
+            drawn.append(len(stub.bodies))
+
+    monkeypatch.setattr(session, "Progress", Watched)
+    stub.after, stub.then = 1, "hangs"
+    bench("--timeout", "0.5")
+    assert drawn.count(6) > 1, "while all five were asked and none was answered"
 
 
 def test_a_missing_extra_is_one_line(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:

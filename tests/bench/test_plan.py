@@ -1,6 +1,5 @@
 """The requests of a run: the same for every system, at the instants that were asked for."""
 
-import io
 import itertools
 import math
 import statistics
@@ -10,9 +9,8 @@ from dataclasses import replace
 import pytest
 
 from distserve.bench.errors import BenchError
-from distserve.bench.outcome import Outcome, Planned
+from distserve.bench.outcome import Planned
 from distserve.bench.plan import Recipe
-from distserve.bench.progress import Progress
 from distserve.bench.question import Pair, parse_pairs
 from distserve.workload import ArrivalProcess, RequestSet
 
@@ -94,28 +92,21 @@ def test_prompts_that_would_fill_the_memory_are_not_made() -> None:
     replace(whole, requests=replace(whole.requests, prompts=["x"] * 11)).check(Pair(11, 1.0))
 
 
+def test_a_text_that_warms_up_is_no_longer_than_it_was() -> None:
+    """A server that takes it with its answer, and not a token more, takes the warm-up too."""
+    words = " ".join(f"word{place}" for place in range(40))
+    asked = recipe("fixed", RequestSet([40, 1], [3, 3], prompts=[words, "ö"]))
+    every = {r.prompt for r in asked.warm_up(20, Pair(2, 1.0))}
+    long, short = sorted(every, key=len, reverse=True)
+    assert isinstance(long, str) and len(long.split()) <= 40 and len(long) <= len(words)
+    assert all(isinstance(text, str) and text.startswith("Warm-up.") for text in every)
+    assert short not in words and long[:20] not in words
+
+
 def test_texts_are_sent_as_they_are() -> None:
     texts = RequestSet([1, 2], [1, 1], prompts=["half a pair \ud800", "ö"])
     prompts = {r.prompt for r in recipe("fixed", texts).plan(Pair(2, 1.0))}
     assert prompts == {"half a pair ?", "ö"}
-
-
-def test_progress_is_for_terminals() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def outcome(failure: str | None) -> Outcome:
-        return Outcome(0, 1, 1, 0.0, 0.0, 0.0, failure=failure)
-
-    screen, pipe = Terminal(), io.StringIO()
-    for stream in (screen, pipe):
-        progress = Progress("sys 4-1", 4, 90.0, stream)
-        progress.ended(outcome("HTTP 429"))
-        progress.close()
-    assert "sys 4-1" in screen.getvalue()
-    assert "1/4, 1 failed, 90 s of arrivals left" in screen.getvalue()
-    assert pipe.getvalue() == ""
 
 
 @pytest.mark.parametrize("prompt_format", ["tokens", "text"])

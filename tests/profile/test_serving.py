@@ -167,8 +167,10 @@ async def test_what_is_refused_for_good_is_told_with_its_words(stub: Stub) -> No
     async with asking(Target(stub.url, "m")) as asker:
         with pytest.raises(ProfileError, match=r"HTTP 400: unknown parameter max_tokens$"):
             await asker.ask([8], 2)
-    async with asking(Target("http://127.0.0.1:9", "m")) as asker:
-        with pytest.raises(ProfileError, match=r"cannot connect: .*; start the deployment"):
+    async with asking(Target("http://me:secret@127.0.0.1:9", "m")) as asker:
+        with pytest.raises(
+            ProfileError, match=r"^http://127\S+: cannot connect: .*; start the deployment"
+        ):
             await asker.ask([8], 2)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -44,6 +45,12 @@ class Target:
         base = base if base.endswith("/v1") else base + "/v1"
         return base + ("/chat/completions" if self.endpoint == "chat" else "/completions")
 
+    @property
+    def shown(self) -> str:
+        """The address for messages: without the user and password that it may have."""
+        parts = urlsplit(self.address)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
     def body(self, prompt: str | Sequence[int], output_tokens: int) -> bytes:
         """The request's JSON: greedy, exactly `output_tokens` long where the server can."""
         fields: dict[str, object] = {
@@ -75,7 +82,8 @@ class Target:
 
 
 class Client:
-    """One HTTP session for a run; a connection for each request in flight or soon due."""
+    """One HTTP session for a run (see `open_session`); a connection for each request in flight or
+    soon due."""
 
     def __init__(
         self,
@@ -88,8 +96,6 @@ class Client:
         self._clock = clock
         self._headers = {
             "content-type": "application/json",
-            # A stream that is squeezed comes when the squeezing is done with a piece of it.
-            "accept-encoding": "identity",
             **dict((HEADER, *target.headers)),
         }
 

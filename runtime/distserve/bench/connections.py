@@ -1,6 +1,8 @@
 """Connections that are there before they are needed, so that their making is not measured.
 
-Called by `openloop` for each request, and by whoever runs a client in a process of its own.
+All requests that are timed are sent in an `open_session`. `openloop` makes a `Spare` for each of
+them, and so does a profile; who runs a client in a process of its own also makes the table of
+descriptors.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ import contextlib
 import fcntl
 import os
 import resource
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import aiohttp
 from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
+IDLE_SECONDS = 2.0
+"""So long after its last answer a connection may be taken for another request. Shorter than servers
+wait (uvicorn, vLLM: 5): one that they close as it is used loses its request, as a POST is never
+repeated."""
 _DESCRIPTORS = 8192
 """For this many the table is made at once: 64 KiB."""
 
@@ -34,37 +43,78 @@ def allow_many_connections() -> None:
     os.close(some)
 
 
-class Spare:
-    """One connection more than are in use, begun ahead of the request that will need it.
+@contextlib.asynccontextmanager
+async def open_session(timeout_seconds: float) -> AsyncIterator[aiohttp.ClientSession]:
+    """For as many requests at once as are sent, of so many seconds each; straight to the server,
+    whatever proxies the environment names."""
+    connector = _Connector(limit=0, ttl_dns_cache=None, keepalive_timeout=IDLE_SECONDS)
+    # A stream that is squeezed comes when the squeezing is done with a piece of it.
+    headers = {"accept-encoding": "identity"}
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+    async with aiohttp.ClientSession(
+        connector=connector, headers=headers, timeout=timeout, auto_decompress=False,
+        trust_env=False,
+    ) as http:  # fmt: skip
+        yield http
 
-    The pool hands out its oldest first, so what is used in the end may be another; with this one
-    there are enough, unless the server closes one meanwhile.
+
+class Spare:
+    """One connection for one request, taken from the idle ones or begun ahead of its instant.
+
+    It is handed to that request and never given back unused: the pool would take it for one that
+    was just used, and a server, which counts from its last answer, would close it under another.
     """
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._making = asyncio.create_task(_connect(http, url))
+        self._taken = False
 
     async def ready(self) -> None:
-        """It is there to be used, or cannot be had: then the request that needs it says why. As
-        long as that takes; whoever waits has a limit."""
+        """It is there for the next request of this task, or cannot be had: then that request makes
+        its own, or says why not. As long as that takes; whoever waits has a limit."""
         if not self._making.done():
             await asyncio.wait({self._making})
-        self._release()
+        _SPARE.set(self)
+
+    def take(self) -> Connection | None:
+        """It is the caller's from now on. None the second time, where it could not be had, and
+        where the server has closed it meanwhile."""
+        if self._taken or self._making.cancelled():  # cancelled: with the whole program
+            return None
+        self._taken = True
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+            connection = self._making.result()
+            if not connection.closed:
+                return connection
+            connection.close()
+        return None
 
     def drop(self) -> None:
         """Whether it was used or not: it is not held any more, nor made."""
-        if not self._making.cancel():
-            self._release()
+        if not self._making.cancel() and (unused := self.take()) is not None:
+            unused.close()
 
-    def _release(self) -> None:
-        if self._making.cancelled():  # with the whole program
-            return
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            self._making.result().release()
+
+_SPARE: ContextVar[Spare | None] = ContextVar("spare", default=None)
+"""Made for the next request of this task."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Gives a request the connection that was made for it, and others the one idle for longest."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        spare = _SPARE.get()
+        made = None if spare is None else spare.take()
+        return made or await super().connect(req, traces, timeout)
 
 
 async def _connect(http: aiohttp.ClientSession, url: str) -> Connection:
     if http.connector is None:
         raise aiohttp.ClientConnectionError("the session is closed")
+    if not isinstance(http.connector, _Connector):
+        raise TypeError("no connection can be made ahead in this session; take `open_session`")
+    _SPARE.set(None)  # one of before that was never used is no answer to this
     request = aiohttp.ClientRequest("GET", URL(url), session=http)
     return await http.connector.connect(request, [], http.timeout)

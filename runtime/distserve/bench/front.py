@@ -16,12 +16,11 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 from aiohttp import web
 
+from distserve.bench.connections import IDLE_SECONDS
 from distserve.bench.errors import BenchError
 
 MAX_BODY_BYTES = 64 << 20
 CONNECT_SECONDS = 5.0
-IDLE_SECONDS = 2.0
-"""Shorter than servers wait (uvicorn: 5): one that they close as it is used loses a request."""
 _OF_ONE_CONNECTION = frozenset(
     ("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
      "transfer-encoding", "upgrade", "host", "content-length")
@@ -48,7 +47,8 @@ class Front:
                 reason = str(error)
                 continue
             except (aiohttp.ClientError, OSError) as error:
-                return _bad_gateway(f"{replica} broke off: {error or type(error).__name__}")
+                shown = replica.rpartition("@")[2]  # without a user and password
+                return _bad_gateway(f"{shown} broke off: {error or type(error).__name__}")
             async with answer:
                 return await _pass_on(answer, request)
         return _bad_gateway(f"no replica can be reached: {reason}")

@@ -27,7 +27,8 @@ _TIMER_SECONDS = 0.0005
 
 @dataclass(frozen=True)
 class Lag:
-    """How late the client was, in milliseconds: against its plan, and its event loop as such.
+    """How late the client was, in milliseconds: against its plan, and its event loop as such, in
+    which p99 is what it kept to in 99 % of the time.
 
     Of requests that are due at one instant the first to leave is judged: nobody sends several at
     once, and how many there are is the question's choice. What an instant's requests do to those
@@ -56,14 +57,16 @@ async def offer(
     requests: Sequence[Planned],
     client: Client,
     on_end: Callable[[Outcome], None] = lambda _: None,
+    on_beat: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Observed:
-    """Send all requests at their instants and wait for their ends.
+    """Send all requests at their instants and wait for their ends; `on_beat` is called meanwhile,
+    a hundred times a second.
 
     Cancelled, it ends what runs and returns what has ended so far.
     """
     beats: list[float] = []
-    monitor = asyncio.create_task(_beat(beats, clock))
+    monitor = asyncio.create_task(_beat(beats, on_beat, clock))
     outcomes: list[Outcome] = []
     interrupted = False
 
@@ -114,14 +117,23 @@ async def _until(due: float, clock: Callable[[], float]) -> None:
         await asyncio.sleep(0)
 
 
-async def _beat(late: list[float], clock: Callable[[], float]) -> None:
+async def _beat(
+    beats: list[float], on_beat: Callable[[], None], clock: Callable[[], float]
+) -> None:
     """Until it is cancelled. That is no error to its caller, whose frame the task would keep with
     it, and all prompts in that."""
     with contextlib.suppress(asyncio.CancelledError):
         while True:
             due = clock() + _BEAT_SECONDS
             await asyncio.sleep(_BEAT_SECONDS)
-            late.append(clock() - due)
+            beats += _with_missed(clock() - due)
+            on_beat()
+
+
+def _with_missed(late: float) -> list[float]:
+    """How late a beat was, and before it those that were missed while the loop stood still: so a
+    share of beats is that share of the time."""
+    return [late - n * _BEAT_SECONDS for n in range(max(1, math.ceil(late / _BEAT_SECONDS)))]
 
 
 def _lag(outcomes: Sequence[Outcome], beats: Sequence[float]) -> Lag:

@@ -16,6 +16,11 @@ from distserve.bench.prompts import check_room, has_own_texts, prompts_of
 from distserve.bench.question import Pair
 from distserve.workload import NO_OBJECTIVES, ArrivalProcess, RequestSet, WorkloadError
 
+_WARM_UP = "Warm-up. "
+_WARM_UP_INSTEAD_OF = 40
+"""So many characters of a text: more tokens than these words are, so that a server that takes the
+text with its answer, and not a token more, takes the warm-up."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,11 +60,11 @@ class Recipe:
 
     def warm_up(self, count: int, pair: Pair) -> list[Planned]:
         """So many requests of the pair's lengths, but no prompt that is measured: what they leave
-        in a prefix cache helps nobody. Raises as `plan`."""
+        in a prefix cache helps nobody. Nor are they longer than what is. Raises as `plan`."""
         chosen = self._arrive(pair)[0].resample(count, self.seed)
         prompts = self._prompts(chosen, "warm-up")
         if self.own_texts:
-            prompts = [f"Warm-up. {text}" for text in prompts]
+            prompts = [f"{_WARM_UP}{text[_WARM_UP_INSTEAD_OF:]}" for text in prompts]
         return _planned(chosen, [0.0] * count, prompts)
 
     def _prompts(self, chosen: RequestSet, draw: str) -> list[str | list[int]]:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from distserve.bench.client import Client, Target, refused_as_it_was_asked
+from distserve.bench.connections import open_session
 from distserve.bench.errors import BenchError
 from distserve.bench.openloop import offer
 from distserve.bench.outcome import Outcome, Planned
@@ -35,6 +36,7 @@ _HINTS = {
     "ignore_eos": "; try --no-ignore-eos",
     "cannot connect": "; start the server or correct --url",
     "HTTP 401": "; give a key with --api-key-env",
+    "HTTP 404": "; correct --url or --model",
     "HTTP 3": "; give the address that it leads to as --url",
     "no event stream": "; correct --url, or give --no-stream to a server that cannot stream",
     "no JSON": "; correct --url",
@@ -92,7 +94,7 @@ async def run_series(session: Session, say: Callable[[str], None]) -> list[Ran]:
     for line in _beforehand(session, asked, earlier, wanted):
         say(line)
     done: list[Ran] = []
-    async with _http(session.target) as http:
+    async with open_session(session.target.timeout_seconds) as http:
         client: Client | None = None
         for pair in session.pairs:
             left = earlier.get(pair.label)
@@ -157,7 +159,7 @@ async def _measured(
     title, last = f"{session.prefix} {pair.label}", plan[-1].at_seconds
     progress = Progress(title, pair.requests, last, sys.stderr)
     epoch = time.time() - time.perf_counter()
-    observed = await offer(plan, client, progress.ended)
+    observed = await offer(plan, client, progress.ended, progress.beat)
     progress.close()
     return files.write(
         observed,
@@ -188,7 +190,7 @@ async def warm_up(
         first = await _uncounted(client, plan[0])
     if first.failure is not None:
         hint = next((hint for word, hint in _HINTS.items() if word in first.failure), "")
-        raise BenchError(f"{session.target.address}: {first.failure}{hint}")
+        raise BenchError(f"{session.target.shown}: {first.failure}{hint}")
     if client.target != session.target:
         say("the server gives no running usage: tokens are counted by events and the last usage")
     for start in range(1, len(plan), WARM_UP_AT_ONCE):
@@ -200,7 +202,7 @@ async def warm_up(
 @contextmanager
 def _said_when_late(session: Session, say: Callable[[str], None]) -> Iterator[None]:
     line = (
-        f"waiting for {session.target.address} to answer the requests that warm it up, up to "
+        f"waiting for {session.target.shown} to answer the requests that warm it up, up to "
         f"{session.target.timeout_seconds:g} s each (--timeout)"
     )
     later = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, say, line)
@@ -258,13 +260,3 @@ def remarks(ran: Ran) -> Iterator[str]:
 
 def _parameters(session: Session, pair: Pair) -> dict[str, Any]:
     return {**session.parameters, **pair.parameters}
-
-
-@asynccontextmanager
-async def _http(target: Target) -> Any:
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=None, keepalive_timeout=60)
-    timeout = aiohttp.ClientTimeout(total=target.timeout_seconds)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, auto_decompress=False, trust_env=False
-    ) as http:
-        yield http

@@ -20,6 +20,7 @@ def seconds_of(args: argparse.Namespace, name: str) -> float | None:
 
 
 def check_url(url: str) -> None:
+    import re
     from urllib.parse import urlsplit
 
     try:
@@ -28,7 +29,8 @@ def check_url(url: str) -> None:
     except ValueError:  # of the port, or of brackets
         known = False
     if not known:
-        raise UsageError(f"--url {url!r} is no URL; give one as http://127.0.0.1:8000")
+        shown = re.sub("//.*@", "//", url)  # without a user and password
+        raise UsageError(f"--url {shown!r} is no URL; give one as http://127.0.0.1:8000")
 
 
 def has_credentials(url: str) -> bool:

@@ -7,13 +7,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
 from distserve.bench.client import Client, Target, refused_as_it_was_asked
+from distserve.bench.connections import Spare, open_session
 from distserve.bench.outcome import Outcome, Planned
 from distserve.profile.errors import ProfileError
 
@@ -48,7 +49,7 @@ class Asker:
             less = less_than(target, failure)
             if less is None:
                 hint = next((hint for word, hint in _HINTS.items() if word in failure), "")
-                raise ProfileError(f"{target.address}: {failure}{hint}")
+                raise ProfileError(f"{target.shown}: {failure}{hint}")
             self._client = Client(self._http, less)
             outcomes = await self._send(prompt_tokens, output_tokens)
         return outcomes
@@ -63,10 +64,14 @@ class Asker:
         ]  # fmt: skip
         target = self._client.target
         bodies = [target.body(one.prompt, one.output_tokens) for one in planned]
-        now = time.perf_counter()
-        return await asyncio.gather(
-            *(self._client.send(r, body, now) for r, body in zip(planned, bodies, strict=True))
-        )
+        async with _connections(self._client, len(planned)) as spares:
+            now = time.perf_counter()
+            return await asyncio.gather(
+                *(
+                    self._client.send(request, body, now, spare)
+                    for request, body, spare in zip(planned, bodies, spares, strict=True)
+                )
+            )
 
     async def moved_bytes(self) -> float:
         """KV that this gateway's engines migrated so far; 0 where the server does not say."""
@@ -118,7 +123,20 @@ def less_than(target: Target, failure: str) -> Target | None:
 
 @asynccontextmanager
 async def asking(target: Target) -> AsyncIterator[Asker]:
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=target.timeout_seconds)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+    async with open_session(target.timeout_seconds) as http:
         yield Asker(http, Client(http, target))
+
+
+@asynccontextmanager
+async def _connections(client: Client, count: int) -> AsyncIterator[list[Spare]]:
+    """So many, there before anything is timed; why one cannot be had its request says."""
+    spares = [client.spare() for _ in range(count)]
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(client.target.timeout_seconds):
+                for spare in spares:
+                    await spare.ready()
+        yield spares
+    finally:
+        for spare in spares:
+            spare.drop()
