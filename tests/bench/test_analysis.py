@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from distserve.bench.analysis import (
     throughput,
 )
 from distserve.bench.errors import BenchError
+from distserve.bench.page import warnings
 from distserve.bench.quantiles import quantile
 from distserve.bench.reading import interrupted, read_folder, read_run
 from distserve.bench.slos import NONE, Multiple, Slo, named_slo, normalised_slo
+from distserve.bench.tables import Question
 
 SLO = Slo(0.25, 0.1)
 INFINITE = float("inf")
@@ -75,6 +78,14 @@ def test_an_objective_that_is_not_there_is_met_at_any_scale(write: Write) -> Non
     assert shares(write(rows), Slo(ttft=0.1)) == (0, 0, 0.75)
 
 
+def test_what_was_found_of_a_run_is_not_another_s(write: Write) -> None:
+    run = read_run(write([record(0.1, 0.05), record(0.5, 0.05)], "s-2-1.exp"))
+    assert attainment(run, SLO) is attainment(run, Slo(SLO.ttft, SLO.tpot))
+    assert attainment(run, Slo(0.5, 0.1)).both == 1
+    assert attainment(replace(run, samples=run.samples[:1]), SLO).both == 0.5
+    assert attainment(replace(run, samples=run.samples[1:]), SLO).both == 0
+
+
 def test_requests_without_a_record_meet_nothing(write: Write) -> None:
     assert shares(write([record(0.1, 0.05)] * 3)) == (0.75, 0.75, 0.75)
 
@@ -85,6 +96,10 @@ def test_missing_tokens_are_a_failed_request(write: Write) -> None:
     none = record(0.1, 0.05) | {"token_timestamps": [], "ftl": None, "tpot": None}
     path = write([record(0.1, 0.05), record(0.1, 0.05), cut, none])
     assert shares(path) == (0.5, 0.5, 0.5)
+    run = read_run(path)
+    assert run.cut_off == 1
+    told = "1 records have times of fewer tokens than they say"
+    assert [line for line in warnings(Question([run], SLO, [1.0])) if told in line]
 
 
 def test_a_single_token_has_a_tpot_of_nothing_and_meets_it(write: Write) -> None:
@@ -268,11 +283,18 @@ def test_loongserve_s_file_with_its_metrics_behind(tmp_path: Path) -> None:
             "complete_time": 1.5, "ttft": 0.25, "tpot": 0.125, "latency": 0.5,
         }
     ]  # fmt: skip
-    path = tmp_path / "loong-1-2-uniform.exp"
+    path = tmp_path / "loong-1-2.exp"
     path.write_text(f"{rows!r}\nthroughput: 3\n")
     run = read_run(path)
     assert (run.system, run.requests, run.rate) == ("loong", 1, 2.0)
     assert shares(path) == (0, 1, 0)
+
+
+def test_loongserve_s_equal_gaps_are_a_curve_of_their_own(write: Write, tmp_path: Path) -> None:
+    for name in ("x-1-1.exp", "x-1-2.exp", "x-1-2-uniform.exp"):
+        write([record(0.1, 0.05)], name)
+    found = [(run.system, run.requests, run.rate) for run in read_folder(tmp_path)]
+    assert found == [("x", 1, 1), ("x", 1, 2), ("x-uniform", 1, 2)]
 
 
 def test_systems_in_subfolders(write: Write, tmp_path: Path) -> None:

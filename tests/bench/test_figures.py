@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from distserve.bench.analysis import Run, Sample
-from distserve.bench.figures import distribution, stages_of_runs
+from distserve.bench.figures import distribution, draw_all, stages_of_runs
 from distserve.bench.lifecycle import STAGES
 from distserve.bench.slos import Slo
 from distserve.bench.tables import Question
@@ -37,3 +37,11 @@ def test_a_distribution_ends_at_the_share_that_was_completed() -> None:
     ends = [float(max(line.get_ydata())) for line in axis.lines]
     assert ends == [60, 100]
     assert axis.get_ylabel() == "of all asked requests, %" and axis.get_ylim()[1] > 100
+
+
+def test_the_same_data_draw_the_same_files() -> None:
+    question = Question([run(10, 10), run(20, 12, rate=4.0)], Slo(1, 1), (1.0, 0.5))
+    once, again = draw_all(question), draw_all(question)
+    assert len(once) > 3
+    for picture, same in zip(once, again, strict=True):
+        assert (picture.svg, picture.png) == (same.svg, same.png), picture.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -24,13 +24,12 @@ class Own:
     ttft: float | None = None
     tpot: float | None = None
 
-    def limits(self, slo: Slo) -> Slo:
+    def ttft_limit(self, slo: Slo) -> float:
         """What such a request is held against."""
-        return Slo(
-            slo.ttft if self.ttft is None else self.ttft * slo.factor,
-            slo.tpot if self.tpot is None else self.tpot * slo.factor,
-            slo.factor,
-        )
+        return slo.ttft if self.ttft is None else self.ttft * slo.factor
+
+    def tpot_limit(self, slo: Slo) -> float:
+        return slo.tpot if self.tpot is None else self.tpot * slo.factor
 
 
 NOT_ITS_OWN = Own()
@@ -53,13 +52,22 @@ class Sample:
     """Come before the report's."""
 
     def meets_ttft(self, slo: Slo) -> bool:
-        return self.ttft is not None and self.ttft <= self.own.limits(slo).ttft
+        return self.ttft is not None and self.ttft <= self.own.ttft_limit(slo)
 
     def meets_tpot(self, slo: Slo) -> bool:
-        return self.tpot is not None and self.tpot <= self.own.limits(slo).tpot
+        return self.tpot is not None and self.tpot <= self.own.tpot_limit(slo)
 
     def meets(self, slo: Slo) -> bool:
         return self.meets_ttft(slo) and self.meets_tpot(slo)
+
+
+@dataclass(frozen=True)
+class Attainment:
+    """Shares of all asked requests, 0 to 1."""
+
+    both: float
+    ttft: float
+    tpot: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,12 @@ class Run:
     span: float | None = None
     """Seconds from the first planned instant to the last end of any request, failed ones too; None
     where no `.csv` tells them."""
+    cut_off: int = 0
+    """Records that are no samples: with times of fewer tokens than they had."""
+    attained: dict[Slo, Attainment] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What `attainment` found: tables and figures ask for the same again and again."""
 
     @property
     def rate_per_gpu(self) -> float:
@@ -98,24 +112,15 @@ class Run:
         return bool(self.about.get("valid", True))
 
 
-@dataclass(frozen=True)
-class Attainment:
-    """Shares of all asked requests, 0 to 1."""
-
-    both: float
-    ttft: float
-    tpot: float
-
-
 def attainment(run: Run, slo: Slo) -> Attainment:
-    def share(test: Callable[[Sample], bool]) -> float:
-        return sum(map(test, run.samples)) / run.requests
-
-    return Attainment(
-        both=share(lambda s: s.meets(slo)),
-        ttft=share(lambda s: s.meets_ttft(slo)),
-        tpot=share(lambda s: s.meets_tpot(slo)),
-    )
+    if slo not in run.attained:
+        met = [(s.meets_ttft(slo), s.meets_tpot(slo)) for s in run.samples]
+        run.attained[slo] = Attainment(
+            both=met.count((True, True)) / run.requests,
+            ttft=sum(ttft for ttft, _ in met) / run.requests,
+            tpot=sum(tpot for _, tpot in met) / run.requests,
+        )
+    return run.attained[slo]
 
 
 def classes(run: Run) -> dict[Own, Run]:

@@ -95,10 +95,13 @@ def _matplotlib() -> type[Figure]:
 
 
 def _saved(name: str, caption: str, figure: Figure) -> Picture:
+    import matplotlib
+
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=120)
-    # Without the date: the same data draw the same file.
-    figure.savefig(svg, format="svg", metadata={"Date": None})
+    # Without the date, and with ids that are not made up anew: the same data draw the same file.
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     return Picture(name, caption, png.getvalue(), svg.getvalue())
 
 

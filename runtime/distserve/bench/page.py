@@ -90,6 +90,12 @@ def warnings(question: Question) -> list[str]:
                 f"{name}: {missing} of {run.requests} requests failed; they met no SLO and are "
                 "in no percentile"
             )
+        if run.cut_off:
+            lines.append(
+                f"{name}: {run.cut_off} records have times of fewer tokens than they say and "
+                "count as failed; DistServe's client writes such of DeepSpeed-MII, where it notes "
+                "a time for each read, not for each token"
+            )
         if run.about.get("parameters", {}).get("no_stream"):
             lines.append(f"{name}: whole answers, so TTFT and TPOT are unknown and no SLO is met")
     made_up = {

@@ -19,7 +19,8 @@ from distserve.bench.errors import BenchError
 from distserve.bench.lifecycle import stages
 
 _NAME = re.compile(
-    r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)(-uniform)?"
+    r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)"
+    r"(?P<uniform>-uniform)?"  # LoongServe's name for equal gaps
 )
 
 _MALFORMED = (
@@ -32,6 +33,7 @@ def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run
     """Every `.exp` in the folder and its subfolders, by system and rate; not of `interrupted`.
 
     A system is called after the files' prefix, in a subfolder with the folder's name before it.
+    LoongServe's `-uniform` files are one of their own: equal gaps are no point of a Poisson curve.
     `gpus` overrules what the runs say of their accelerators. Raises BenchError.
     """
     if not folder.is_dir():
@@ -90,7 +92,8 @@ def read_run(path: Path) -> Run:
         raise BenchError(f"{path}: the name is not PREFIX-COUNT-RATE.exp; rename it")
     about, told = _about(path.with_suffix(".run.json")), _told(path, int(name["requests"]))
     try:
-        samples = list(_samples(_rows(path.read_text())))
+        rows = _rows(path.read_text())
+        samples = list(_samples(rows))
         if name["rate"] != "recorded":
             rate = float(name["rate"])
         elif told.rate is not None:
@@ -98,8 +101,9 @@ def read_run(path: Path) -> Run:
         else:
             rate = _measured_rate([sample.start for sample in samples])
         run = Run(
-            name["system"], int(name["requests"]), rate, samples,
+            name["system"] + (name["uniform"] or ""), int(name["requests"]), rate, samples,
             about.get("parameters", {}).get("gpus", 1), about, told.own, told.span,
+            len(rows) - len(samples),
         )  # fmt: skip
     except (OSError, *_MALFORMED) as error:
         raise BenchError(f"{path} is no result file: {error}; delete it or run anew") from error

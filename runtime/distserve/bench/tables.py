@@ -155,7 +155,8 @@ def class_rows(question: Question) -> list[Row]:
     return [
         {
             "system": run.system, "rate": run.rate, "rate_per_gpu": run.rate_per_gpu,
-            "slo_ttft_ms": limits.ttft * 1000, "slo_tpot_ms": limits.tpot * 1000,
+            "slo_ttft_ms": own.ttft_limit(question.slo) * 1000,
+            "slo_tpot_ms": own.tpot_limit(question.slo) * 1000,
             "requests": part.requests, "completed": len(part.samples), "valid": run.valid,
             **_attainment(part, question, question.slo), **_percentiles(part),
             **_goodput(part, throughput(part, question.slo)),
@@ -164,7 +165,6 @@ def class_rows(question: Question) -> list[Row]:
         for parts in [classes(run)]
         for own in question.classes
         if (part := parts.get(own)) is not None
-        for limits in [own.limits(question.slo)]
     ]  # fmt: skip
 
 
@@ -176,13 +176,13 @@ def request_rows(question: Question) -> list[Row]:
             "valid": run.valid,
             "prompt_tokens": s.prompt_tokens, "output_tokens": s.output_tokens,
             "start": s.start, "end": s.end, "latency": s.latency, "ttft": s.ttft, "tpot": s.tpot,
-            "slo_ttft": limits.ttft, "slo_tpot": limits.tpot,
+            "slo_ttft": s.own.ttft_limit(question.slo),
+            "slo_tpot": s.own.tpot_limit(question.slo),
             "met_ttft": s.meets_ttft(question.slo), "met_tpot": s.meets_tpot(question.slo),
             **{stage.replace(" ", "_"): value for stage, value in (s.stages or {}).items()},
         }
         for run in question.runs
         for s in run.samples
-        for limits in [s.own.limits(question.slo)]
     ]  # fmt: skip
 
 
