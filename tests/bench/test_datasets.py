@@ -4,6 +4,7 @@ import json
 import os
 import random
 import statistics
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from distserve.bench.datasets import load
+from distserve.bench.datasets.tokens import Tokens
 from distserve.bench.errors import BenchError
 from distserve.bench.synthetic import NAMED
 from distserve.cli.main import main
@@ -61,7 +63,7 @@ def test_sharegpt(make: Make) -> None:
     raw = [
         conversation(10, 20),  # two turns: none
         conversation(10, 20, 30, 40),
-        conversation(3, 3, 3),  # too short whichever turn is drawn
+        conversation(1, 2, 3),  # both too short, whichever turn is drawn
         conversation(2000, 2000, 2000),  # too long
         conversation(10, 20, 30, 40),
     ]
@@ -73,6 +75,13 @@ def test_sharegpt(make: Make) -> None:
     assert lengths(requests) == [possible[drawn[0]], possible[drawn[3]]]
     assert requests.prompts is not None
     assert requests.prompts[0].startswith(words(10))
+
+
+def test_a_short_answer_is_in_distserve_s_sharegpt_and_not_in_loongserve_s(make: Make) -> None:
+    raw = [{"conversations": [{"value": words(n)} for n in row]} for row in ([10, 2, 2], [9] * 3)]
+    short, whole = lengths(make("sharegpt", raw, lines=False))
+    assert short in {(10, 2), (12, 2)} and whole in {(9, 9), (18, 9)}
+    assert lengths(make("sharegpt-loongserve", raw, lines=False)) == [whole]
 
 
 def test_loongserve_s_sharegpt_has_short_answers_and_long_prompts(make: Make) -> None:
@@ -109,9 +118,44 @@ def test_l_eval_and_lv_eval(make: Make) -> None:
 
 
 def test_alpaca_and_cnn(make: Make) -> None:
-    raw = [{"instruction": words(5), "input": words(3), "output": words(9)}]
-    assert lengths(make("alpaca", raw, lines=False)) == [(8, 9)]
+    raw = [
+        {"instruction": words(5) + "\n", "input": words(3), "output": words(9)},
+        {"instruction": words(5), "input": "", "output": words(2)},
+        {"instruction": words(3), "output": words(3)},  # both too short
+        {"instruction": words(1025), "input": "", "output": words(9)},
+        {"instruction": words(1024), "input": "", "output": words(1025)},
+        {"instruction": words(1024), "input": "", "output": words(1024)},
+        {"instruction": "w1 w2", "input": " w3", "output": words(5)},
+    ]
+    requests = make("alpaca", raw, lines=False)
+    assert lengths(requests) == [(8, 9), (5, 2), (1024, 1024), (3, 5)]
+    assert requests.prompts is not None and requests.prompts[-1] == "w1 w2 w3"
     assert lengths(make("cnn", [{"article": words(80), "highlights": words(9)}])) == [(80, 9)]
+
+
+def test_no_more_is_counted_than_is_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    count = Tokens.count
+
+    def noted(self: Tokens, text: str, special: bool = True) -> int:
+        counted.append(text)
+        return count(self, text, special)
+
+    monkeypatch.setattr(Tokens, "count", noted)
+    raw = [{"article": words(n), "highlights": words(9)} for n in range(1, 1001)]
+    assert lengths(make("cnn", raw, "--count", "2")) == [(1, 9), (2, 9)]
+    assert len(counted) == 4
+
+
+def test_it_is_shown_how_many_there_are_so_far(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = [{"article": words(n), "highlights": words(9)} for n in range(1, 5)]
+    make("cnn", raw)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    make("cnn", raw)
+    assert "cnn: 1 requests" in capsys.readouterr().err
 
 
 def test_mixes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

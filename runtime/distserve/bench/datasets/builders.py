@@ -33,16 +33,19 @@ class ShareGptLimits:
     total_tokens: int = 2048
     """Prompt and answer together stay below it."""
     output_tokens: int | None = None
+    either_short: bool = False
+    """Whether a prompt or an answer below 4 tokens leaves the request out; else both of them do."""
 
 
 DISTSERVE = ShareGptLimits()
-LOONGSERVE = ShareGptLimits(total_tokens=200_000, output_tokens=1000)
+LOONGSERVE = ShareGptLimits(total_tokens=200_000, output_tokens=1000, either_short=True)
 
 
 def sharegpt(
     raw: Path, tokens: Tokens, draw: random.Random, limits: ShareGptLimits = DISTSERVE
 ) -> Iterator[Request]:
     """Of each conversation with 3 turns or more the first 1 to n-1; the next turn is the answer."""
+    judged = min if limits.either_short else max
     for conversation in json.loads(raw.read_text()):
         turns = [turn["value"] for turn in conversation["conversations"]]
         if len(turns) < 3:
@@ -50,7 +53,7 @@ def sharegpt(
         taken = draw.randint(1, len(turns) - 1)
         prompt = "\n".join(turns[:taken])
         prompt_tokens, output_tokens = tokens.count(prompt), tokens.count(turns[taken])
-        if min(prompt_tokens, output_tokens) < _SHORTEST_TOKENS:
+        if judged(prompt_tokens, output_tokens) < _SHORTEST_TOKENS:
             continue
         if prompt_tokens + output_tokens >= limits.total_tokens:
             continue
@@ -60,7 +63,7 @@ def sharegpt(
 
 
 def sharegpt_long(raw: Path, tokens: Tokens, draw: random.Random) -> Iterator[Request]:
-    """LoongServe's limits: answers below 1,000 tokens, 200,000 in all."""
+    """LoongServe's limits: answers below 1,000 tokens, 200,000 in all, nothing short."""
     return sharegpt(raw, tokens, draw, LOONGSERVE)
 
 
@@ -108,10 +111,15 @@ def lv_eval(raw: Path, tokens: Tokens, draw: random.Random) -> Iterator[Request]
 
 
 def alpaca(raw: Path, tokens: Tokens, draw: random.Random) -> Iterator[Request]:
-    """Stanford Alpaca: instruction and input, its output as the answer."""
+    """DistServe's of Stanford Alpaca: instruction and input in one, its output as the answer."""
     for row in json.loads(raw.read_text()):
-        prompt = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
-        yield Request(prompt, tokens.count(prompt), tokens.count(row["output"]))
+        prompt = row["instruction"] + row.get("input", "")
+        prompt_tokens, output_tokens = tokens.count(prompt), tokens.count(row["output"])
+        if max(prompt_tokens, output_tokens) < _SHORTEST_TOKENS:
+            continue
+        if prompt_tokens > 1024 or prompt_tokens + output_tokens > 2048:
+            continue
+        yield Request(prompt, prompt_tokens, output_tokens)
 
 
 def cnn(raw: Path, tokens: Tokens, draw: random.Random) -> Iterator[Request]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import marshal
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from distserve.bench.datasets.builders import BUILDERS, Request
 from distserve.bench.datasets.mixes import MIXED_OF_EACH, classes, mixed, zipf
 from distserve.bench.datasets.tokens import Tokens
 from distserve.bench.errors import BenchError
+from distserve.bench.progress import Counting
 from distserve.bench.writing import write_whole
 from distserve.workload import NO_OBJECTIVES, WorkloadError, read_requests
 
@@ -50,16 +53,23 @@ def _build(order: Order) -> list[Request]:
     if len(order.sources) != 1:
         raise BenchError(f"{order.name} is made of one file or folder; give one")
     (source,) = order.sources
+    progress = Counting(order.name, "requests", sys.stderr)
+    requests: list[Request] = []
     try:
         tokens = Tokens.of(order.tokenizer)
         made = BUILDERS[order.name](source, tokens, random.Random(order.seed))
-        requests = [r for r in made if r.prompt_tokens > 0 and r.output_tokens > 0]
+        whole = (r for r in made if r.prompt_tokens > 0 and r.output_tokens > 0)
+        for request in islice(whole, order.count):  # not one more: their tokens take the time
+            requests.append(request)
+            progress.one()
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise BenchError(
             f"{source} is not {order.name} as it is published: {what}; download it anew"
         ) from error
-    return requests[: order.count]
+    finally:
+        progress.close()
+    return requests
 
 
 def _mix(order: Order) -> list[Request]:
