@@ -126,6 +126,7 @@ def test_from_the_engine_to_the_planner(tmp_path: Path, capsys: pytest.CaptureFi
         (["--output-tokens", "1"], "no decode step"),
         (["--kv-cache", "much"], "--kv-cache"),
         (["--kv-cache", "1Ki"], "bytes: raise --kv-cache\n"),
+        (["--grid", "1:4,8", "--kv-cache", "4Mi"], "2 batches are too few to fit, 3 are needed"),
         (["--repeats", "0"], "no whole number above 0"),
         (["--speed=9"], "--speed=9"),
         (["fit", "--db", "/no/such.sqlite"], "no such file"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distserve.profile.errors import ProfileError
-from distserve.profile.grid import Bounds, Point, parse_grid, within
+from distserve.profile.grid import Bounds, Point, parse_grid, refuse_too_few, within
 from distserve.profile.progress import Progress
 
 numbers = st.lists(st.integers(1, 5000), min_size=1, max_size=8)
@@ -44,6 +44,23 @@ def test_what_the_engine_does_not_hold_is_left_out() -> None:
     assert bounds.prefills_at_once(Point(4, 16)) and not bounds.prefills_at_once(Point(1, 80))
     with pytest.raises(ProfileError, match="raise --kv-cache"):
         within([Point(8, 16)], bounds, 8)
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([Point(1, 8), Point(2, 8)], "2 batches are too few to fit, 3 are needed; give a larger"),
+        (
+            [Point(1, 8), Point(2, 8), Point(1, 80), Point(2, 40)],
+            "of 4 batches 2 are prefilled in one step, 3 are needed .* --max-num-batched-tokens",
+        ),
+    ],
+)
+def test_what_no_fit_can_be_made_of_is_refused(points: list[Point], said: str) -> None:
+    bounds = Bounds(sequences=4, step_tokens=64, model_tokens=100, blocks=20, block_tokens=16)
+    with pytest.raises(ProfileError, match=said):
+        refuse_too_few(points, bounds)
+    refuse_too_few([*points, Point(1, 16)], bounds)
 
 
 class Terminal(io.StringIO):

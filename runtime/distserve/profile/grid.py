@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distserve.planner.fitting import FEWEST
 from distserve.profile.errors import ProfileError
 
 GRIDS = {
@@ -69,7 +70,7 @@ def parse_grid(text: str) -> list[Point]:
 
 
 def within(points: Sequence[Point], bounds: Bounds, output_tokens: int) -> list[Point]:
-    """Those that the engine holds. Raises ProfileError where too few are left for any fit."""
+    """Those that the engine holds. Raises ProfileError where none is left."""
     left = [point for point in points if bounds.holds(point, output_tokens)]
     if not left:
         raise ProfileError(
@@ -77,6 +78,22 @@ def within(points: Sequence[Point], bounds: Bounds, output_tokens: int) -> list[
             "a --grid of smaller batches"
         )
     return left
+
+
+def refuse_too_few(points: Sequence[Point], bounds: Bounds) -> None:
+    """Raises ProfileError where no fit can be made of these alone: found out now, not after they
+    are measured."""
+    prefills = sum(map(bounds.prefills_at_once, points))
+    if len(points) < FEWEST:
+        raise ProfileError(
+            f"{len(points)} batches are too few to fit, {FEWEST} are needed; give a larger --grid, "
+            "or raise --kv-cache or --max-num-seqs if the engine holds too few of it"
+        )
+    if prefills < FEWEST:
+        raise ProfileError(
+            f"of {len(points)} batches {prefills} are prefilled in one step, {FEWEST} are needed "
+            "to fit; raise --max-num-batched-tokens, or take a --grid of smaller batches"
+        )
 
 
 def _written(text: str) -> tuple[list[int], list[int]]:

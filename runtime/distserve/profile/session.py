@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distserve.profile.database import Subject, open_database, refuse_unusable
-from distserve.profile.grid import Point, Visit, within
+from distserve.profile.grid import Point, Visit, refuse_too_few, within
 from distserve.profile.progress import Progress
 from distserve.profile.subject import Asked, loaded
 
@@ -38,6 +38,8 @@ def profile(asked: Asked, points: Sequence[Point], database_path: Path) -> Profi
     refuse_unusable(database_path)
     with loaded(asked) as engine:
         feasible = within(points, engine.bounds, asked.output_tokens)
+        if not database_path.exists():  # else it is added to what is there
+            refuse_too_few(feasible, engine.bounds)
         with open_database(database_path, engine.subject) as database:
             there = database.sampled(asked.output_tokens, engine.bounds)
             kept = {point for point, _ in there} & set(feasible)
