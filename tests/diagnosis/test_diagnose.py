@@ -54,6 +54,7 @@ def event(kind: str, name: str, reason: str, note: str, at: str = "12:00:00") ->
 
 
 READY = {"Ready": "True Serving all units are ready"}
+READY_POD = {"conditions": [{"type": "Ready", "status": "True"}]}
 RUNNING = {"ready": False, "restartCount": 0, "state": {"running": {}}}
 CRASHED = {
     "ready": False,
@@ -173,6 +174,25 @@ def test_pods_that_may_not_be_made_are_found_at_their_controller() -> None:
     assert found.findings[0].evidence == ("exceeded quota: cpu",)
     made = Facts(document(), (pod(conditions=[]),), (stateful,), (said,))
     assert all("refuses" not in one.what for one in diagnose(made).findings)
+
+
+@pytest.mark.parametrize(("pods", "which"), [(0, "the"), (1, "further")])
+def test_a_deployment_says_itself_that_its_pods_are_refused(pods: int, which: str) -> None:
+    """The events are its ReplicaSet's."""
+    said = 'pods "tiny-gateway-abc-1" is forbidden: exceeded quota: small'
+    condition = {"type": "ReplicaFailure", "reason": "FailedCreate", "message": said}
+    gateway = {"kind": "Deployment", "metadata": {"name": "tiny-gateway"}}
+    made = tuple(pod("tiny-gateway-abc-0", **READY_POD) for _ in range(pods))
+
+    def found(status: str) -> Any:
+        conditions = {"conditions": [condition | {"status": status}]}
+        children = (gateway | {"status": conditions},)
+        return diagnose(Facts(document(Ready="False No no"), made, children)).findings
+
+    (finding,) = found("True")
+    assert finding.what == f"the cluster refuses {which} pods of tiny-gateway"
+    assert finding.evidence == (said,) and "quota" in finding.cure
+    assert not found("False")
 
 
 @pytest.mark.parametrize("reason", list(ProgressingReason))

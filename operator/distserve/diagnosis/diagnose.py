@@ -18,6 +18,7 @@ from distserve.diagnosis.facts import (
     event_text,
     is_ready,
     pod_role,
+    refused_pods,
     unschedulable,
 )
 
@@ -144,16 +145,20 @@ def _refusals(facts: Facts) -> Iterator[Finding]:
 
 
 def _refused_pods(facts: Facts, child: Object) -> Iterator[Finding]:
-    """A controller that may not make its pods: quota, pod security, a webhook."""
+    """A controller that may not make its pods: quota, pod security, a webhook. Events are old news
+    once a pod is there; what a Deployment says of itself is so now."""
     kind, name = child["kind"], child["metadata"]["name"]
     failures = [e for e in facts.events_of(kind, name) if e.get("reason") == "FailedCreate"]
     made = any(pod["metadata"]["name"].startswith(f"{name}-") for pod in facts.pods)
+    said = refused_pods(child)
     if failures and not made:
+        said = said or event_text(failures[-1])
+    if said:
         yield Finding(
-            f"the cluster refuses the pods of {name}",
+            f"the cluster refuses {'further' if made else 'the'} pods of {name}",
             "change what it names: podTemplate, the namespace's quota or its pod security",
             f"{kind.lower()}/{name}",
-            (event_text(failures[-1]),),
+            (said,),
         )
 
 

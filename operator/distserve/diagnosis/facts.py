@@ -37,7 +37,7 @@ class Facts:
     children: tuple[Object, ...] = ()
     """StatefulSets and the gateway's Deployment."""
     events: tuple[Object, ...] = ()
-    """Of the deployment, its children and its pods, oldest first."""
+    """Of the deployment, its children, their ReplicaSets and its pods, oldest first."""
     logs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(pod, container) -> the last lines of what ended, or of what is not ready."""
     operator_pods: tuple[Object, ...] | None = None
@@ -82,6 +82,16 @@ def unschedulable(pod: Object) -> str:
     """The scheduler's words; empty once a node is found."""
     for condition in pod.get("status", {}).get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message", ""))
+    return ""
+
+
+def refused_pods(controller: Object) -> str:
+    """Why a Deployment's pods are not made, in the API server's words; empty where they are. Of a
+    StatefulSet events alone tell it."""
+    for condition in (controller.get("status") or {}).get("conditions") or ():
+        failed = condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+        if failed and condition.get("reason") == "FailedCreate":
             return str(condition.get("message", ""))
     return ""
 

@@ -103,16 +103,17 @@ class _Reader:
         inside = f"/namespaces/{self._namespace}"
         mine = {"labelSelector": f"{labels.DEPLOYMENT}={name}"}
         path = f"/apis/{labels.API_VERSION}{inside}/{labels.PLURAL}/{name}"
-        document, pods, sets, gateways, events = await asyncio.gather(
+        document, pods, sets, gateways, replica_sets, events = await asyncio.gather(
             self._get(path),
             self._list(f"/api/v1{inside}/pods", mine),
             self._list(f"/apis/apps/v1{inside}/statefulsets", mine),
             self._list(f"/apis/apps/v1{inside}/deployments", mine),
+            self._list(f"/apis/apps/v1{inside}/replicasets", mine),
             self._list(f"/apis/events.k8s.io/v1{inside}/events", {}),
         )
         children = [one | {"kind": "StatefulSet"} for one in sets]
         children += [one | {"kind": "Deployment"} for one in gateways]
-        ours = {one["metadata"]["name"] for one in (*pods, *children)} | {name}
+        ours = {one["metadata"]["name"] for one in (*pods, *children, *replica_sets)} | {name}
         about = [e for e in events if (e.get("regarding") or {}).get("name") in ours]
         return Facts(
             document=document,
