@@ -3,19 +3,22 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
 
 from distserve.operator.apart import apart
+from distserve.operator.cluster import Cluster
 from distserve.operator.errors import Conflict, LeaseLost
 from distserve.operator.kinds import DEPLOYMENTS, LEASES, NODES
 from distserve.operator.metrics import Metrics
 from distserve.operator.model import Answers, Decision, Key, Object, Observed, PlacementQuestion
 from distserve.operator.process import Operator
 from distserve.operator.restoring import stated
-from distserve.operator.settings import LeaseSettings, Settings
+from distserve.operator.settings import CallSettings, LeaseSettings, Settings
 from distserve.placement.placing import place
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
 
@@ -43,7 +46,7 @@ class Api:
         self.renewals = 0
         self.closed = 0
         self.statuses: list[Object] = []
-        self.may_write = lambda: False
+        self.may_write: Callable[[], bool] = lambda: False
         self.deployment_key = None
 
     def another(self) -> "Api":
@@ -138,3 +141,28 @@ async def test_what_runs_apart_is_cancelled_to_its_end() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 10)
     assert closed == ["closed"]
+
+
+async def test_a_client_of_another_loop_counts_as_the_first() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"minor": "35"})
+
+    app = web.Application()
+    app.router.add_get("/version", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    counted, found = list[tuple[str, str]](), list[Object]()
+    configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    first = Cluster(configuration, CallSettings(), lambda *call: counted.append(call))
+
+    async def ask() -> None:
+        client = first.another()
+        found.append(await client.call("get", "/version"))
+        await client.close()
+
+    await apart(ask, "asks")
+    found.append(await first.call("get", "/version"))
+    assert found == [{"minor": "35"}] * 2 and counted == [("get", "200")] * 2
+    await first.close()
+    await runner.cleanup()

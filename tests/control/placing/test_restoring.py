@@ -43,10 +43,13 @@ def deployment(tensor: int = 4, decodes: int = 1, per_pod: int | None = None) ->
     return parse_deployment(document, "test")
 
 
-def sets_of(asked: DistServeDeployment, held: bool = False) -> list[Object]:
-    """Of its unit u0, which was placed on node one when it had one decode instance."""
+ONE = Placement("", "", "", {"d-u0-prefill-0": ("one",), "d-u0-decode-0": ("one",)})
+"""Where its unit was placed when it had one decode instance."""
+
+
+def sets_of(asked: DistServeDeployment, held: bool = False, place: Placement = ONE) -> list[Object]:
+    """Of its unit u0."""
     revision = make_revision(asked, SETTINGS)
-    place = Placement("", "", "", {"d-u0-prefill-0": ("one",), "d-u0-decode-0": ("one",)})
     made = Wanted(asked, SETTINGS, revision, {}, {}).unit("u0", revision, place, held, False)
     found: list[Object] = json.loads(json.dumps(made))
     return [one for one in found if one["kind"] == "StatefulSet"]
@@ -71,16 +74,16 @@ class World:
     def __init__(self, gpus: int) -> None:
         self.now = 1000.0
         self.inventory = Inventory()
-        self.inventory.put_node(
-            {
-                "metadata": {"name": "one", "labels": {"kubernetes.io/hostname": "one"}},
-                "status": {
-                    "allocatable": {GPU: str(gpus), "pods": "110", "cpu": "99", "memory": "999Gi"},
-                    "conditions": [{"type": "Ready", "status": "True"}],
-                },
-            }
-        )
+        self.add_node("one", gpus)
         self.placing = Placing(self.inventory, lambda key: None, lambda: self.now, stated)
+
+    def add_node(self, name: str, gpus: int) -> None:
+        metadata = {"name": name, "labels": {"kubernetes.io/hostname": name}}
+        status = {
+            "allocatable": {GPU: str(gpus), "pods": "110", "cpu": "99", "memory": "999Gi"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        self.inventory.put_node({"metadata": metadata, "status": status})
 
     def settle(self, sets: list[Object]) -> None:
         self.placing.settle(KEY, {"u0": sets})
@@ -154,3 +157,15 @@ async def test_what_is_not_made_yet_keeps_the_room_that_was_found_for_it() -> No
     assert isinstance(world.ask_for_one(), NoPlace)
     world.settle([prefill])
     assert isinstance(world.ask_for_one(), Placement), "it was taken away"
+
+
+async def test_pods_that_share_nodes_unevenly_keep_theirs() -> None:
+    """Three of an instance on one node and one on the other: the place names only the nodes."""
+    world, asked = World(gpus=6), deployment(tensor=8, per_pod=2)
+    world.add_node("two", 3)
+    request = unit_request(asked, "u0", make_revision(asked, SETTINGS), 0.0)
+    found = world.placing.ask(KEY, [request])["u0"]
+    assert isinstance(found, Placement)
+    for _ in range(2):
+        world.settle(sets_of(asked, place=found))
+        assert [world.inventory.free(name).get(GPU, 0) for name in ("one", "two")] == [0, 0]
