@@ -44,6 +44,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rollout that cannot": ({"rollout": {"maxSurgeUnits": 0}}, "no unit could ever be replaced"),
     "whenFull": ({"rollout": {"whenFull": "Hope"}}, "spec.rollout.whenFull"),
     "no restarts": ({"restart": {"budget": 0}}, "spec.restart.budget"),
+    "lease of a day": ({"kvTransfer": {"lease": "24h"}}, "lease is not from 1s to 1h"),
+    "lease of a moment": ({"kvTransfer": {"lease": "999ms"}}, "lease is not from 1s to 1h"),
     "longer than a day": ({"gateway": {"requestTimeout": "24h1s"}}, "more than the 24h"),
     "source of two kinds": (model({"builtin": "tiny", **HUB}), "exactly one source is needed"),
     "cache of nothing": (
@@ -70,6 +72,8 @@ TAKEN: dict[str, dict[str, Any]] = {
     "timeout alone": {"topology": {"gangTimeout": "1m"}},
     "rollout in place": {"rollout": {"maxSurgeUnits": 0, "maxUnavailableUnits": 1}},
     "rollout": {"rollout": {"paused": True}},
+    "lease": {"kvTransfer": {"lease": "1h"}},
+    "short lease": {"kvTransfer": {"lease": "1000ms"}},
     "a day": {"gateway": {"requestTimeout": "23h60m"}},
     "hub": model(HUB),
     "hub with a claim": model(HUB, cache={"claimName": "c"}),

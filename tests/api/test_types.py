@@ -126,6 +126,11 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"prefill": {"instancesPerUnit": 65}}, "spec.prefill.instancesPerUnit"),
         ({"kvTransfer": {"transport": "Pigeon"}}, "spec.kvTransfer.transport"),
         (
+            {"kvTransfer": {"lease": "24h"}},
+            "spec.kvTransfer: lease is not from 1s to 1h: change it",
+        ),
+        ({"kvTransfer": {"lease": "999ms"}}, "spec.kvTransfer: lease is not from 1s to 1h"),
+        (
             {"accelerator": {}, "kvTransfer": {"migratorPlacement": "Sidecar"}},
             "a migrator as sidecar cannot reach the engine's GPU",
         ),

@@ -4,8 +4,12 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from distserve.api.base import Model
-from distserve.api.durations import Duration
+from distserve.api.base import Model, Rule
+from distserve.api.durations import Duration, parse_duration
+
+SHORTEST_LEASE, LONGEST_LEASE = "1s", "1h"
+"""Below, a lease ends before a reader's first heartbeat can have come; above, KV that nobody will
+fetch is held for longer than anything that could still ask for it."""
 
 
 class Transport(StrEnum):
@@ -23,6 +27,15 @@ class MigratorPlacement(StrEnum):
 class KvTransfer(Model):
     """How KV cache moves between instances."""
 
+    rules = (
+        Rule(
+            f"!has(self.lease) || (duration(self.lease) >= duration('{SHORTEST_LEASE}')"
+            f" && duration(self.lease) <= duration('{LONGEST_LEASE}'))",
+            f"lease is not from {SHORTEST_LEASE} to {LONGEST_LEASE}: change it",
+            lambda self: is_lease(parse_duration(self.lease)),
+        ),
+    )
+
     transport: Transport = Field(
         default=Transport.AUTO,
         description="Auto takes the fastest one that a pair of instances proves to have. "
@@ -38,7 +51,7 @@ class KvTransfer(Model):
     lease: Duration = Field(
         default="30s",
         description="How long a prefill instance keeps KV for a decode instance that is not "
-        "heard of. Unit: a duration. Default: 30s.",
+        f"heard of; {SHORTEST_LEASE} to {LONGEST_LEASE}. Unit: a duration. Default: 30s.",
     )
     migrator_placement: MigratorPlacement = Field(
         default=MigratorPlacement.AUTO,
@@ -53,3 +66,8 @@ class KvTransfer(Model):
         "that KV moves between their pods by SharedMemory; only with accelerator.type CPU, and in "
         "namespaces of pod security level privileged. Default: false.",
     )
+
+
+def is_lease(seconds: float) -> bool:
+    """Whether engines take it."""
+    return parse_duration(SHORTEST_LEASE) <= seconds <= parse_duration(LONGEST_LEASE)
