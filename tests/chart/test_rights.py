@@ -23,7 +23,6 @@ EVERYWHERE: list[Question] = [
             "controllerrevisions.apps",
             "services",
             "serviceaccounts",
-            "configmaps",
             "podtemplates",
             "poddisruptionbudgets.policy",
             "networkpolicies.networking.k8s.io",
@@ -42,6 +41,7 @@ EVERYWHERE: list[Question] = [
     ("update", "distservedeployments.distserve.io/finalizers", "", "foreign"),
     ("create", "secrets", "", "foreign"),
     ("get", "secrets", "tiny-key", "foreign"),
+    ("get", "configmaps", "trace", "foreign"),
     ("list", "pods", "", "foreign"),
     ("watch", "pods", "", "foreign"),
     ("list", "resourceclaims.resource.k8s.io", "", "foreign"),
@@ -78,6 +78,11 @@ NEVER: list[Question] = [
         (verb, "secrets", "", where)
         for where in ("own", "foreign")
         for verb in ("list", "watch", "patch", "update", "delete", "deletecollection")
+    ),
+    *(
+        (verb, "configmaps", "", where)
+        for where in ("own", "foreign")
+        for verb in ("create", "list", "watch", "patch", "update", "delete", "deletecollection")
     ),
     *(
         (verb, "leases.coordination.k8s.io", "other", "own")

@@ -1,4 +1,4 @@
-"""An operator whose deciding half is three ConfigMaps: `python fake_operator.py SETTINGS_JSON`.
+"""An operator whose deciding half makes ServiceAccounts: `python fake_operator.py SETTINGS_JSON`.
 
 What is tested around it is the watching and acting half, with real replicas and a real API server.
 """
@@ -17,11 +17,12 @@ from distserve.operator.process import run
 from distserve.operator.settings import CallSettings, LeaseSettings, Settings, WatchSettings
 from distserve.wire.logs import setup_logging
 
-MAPS = 3
+ACCOUNTS = 3
+UNITS = "test/units"
 
 
 def decide(observed: Observed, answers: Answers) -> Decision:
-    """ConfigMaps NAME-0.. that carry spec.units; with units 0, only the first."""
+    """ServiceAccounts NAME-0.. annotated with spec.units; with units 0, only the first."""
     document = observed.document
     metadata, units = document["metadata"], document["spec"]["units"]
     owner = {key: document[key] for key in ("apiVersion", "kind")} | {
@@ -31,28 +32,28 @@ def decide(observed: Observed, answers: Answers) -> Decision:
         "blockOwnerDeletion": True,
     }
     wanted = {}
-    for number in range(MAPS if units else 1):
+    for number in range(ACCOUNTS if units else 1):
         name = f"{metadata['name']}-{number}"
-        wanted[Ref("v1", "ConfigMap", name)] = {
+        wanted[Ref("v1", "ServiceAccount", name)] = {
             "apiVersion": "v1",
-            "kind": "ConfigMap",
+            "kind": "ServiceAccount",
             "metadata": {
                 "name": name,
                 "namespace": metadata["namespace"],
                 "labels": {"distserve.io/deployment": metadata["name"]},
+                "annotations": {UNITS: str(units)},
                 "ownerReferences": [owner],
             },
-            "data": {"units": str(units)},
         }
     actions: list[Apply | Delete] = []
     for ref, one in wanted.items():
         live = observed.children.get(ref)
         if live is None and ref not in answers.foreign:
             actions.append(Apply(one))
-        elif live is not None and live.get("data") != one["data"]:
+        elif live is not None and _units(live) != _units(one):
             actions.append(Apply(one, uid=live["metadata"]["uid"]))
     for ref, live in observed.children.items():
-        if ref not in wanted and ref.kind == "ConfigMap":
+        if ref not in wanted and ref.kind == "ServiceAccount":
             actions.append(Delete(ref, live["metadata"]["uid"]))
     status = {
         "observedGeneration": metadata["generation"],
@@ -66,6 +67,11 @@ def decide(observed: Observed, answers: Answers) -> Decision:
         status=None if same else status,
         events=() if same else (Event("Normal", "Counted", f"{status['replicas']} are there"),),
     )
+
+
+def _units(account: dict[str, Any]) -> str | None:
+    found: str | None = account["metadata"].get("annotations", {}).get(UNITS)
+    return found
 
 
 def settings_of(said: dict[str, Any]) -> Settings:

@@ -16,12 +16,12 @@ from distserve.operator.model import Ref
 from distserve.operator.settings import CallSettings
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-MAP = {
+ACCOUNT = {
     "apiVersion": "v1",
-    "kind": "ConfigMap",
-    "metadata": {"namespace": "ns", "name": "map", "labels": {"a": "b"}},
+    "kind": "ServiceAccount",
+    "metadata": {"namespace": "ns", "name": "sa", "labels": {"a": "b"}},
 }
-MAPS = kind_of("v1", "ConfigMap")
+ACCOUNTS = kind_of("v1", "ServiceAccount")
 
 
 class Api:
@@ -90,13 +90,13 @@ async def test_each_status_is_a_type(
 ) -> None:
     api.answer = api.say(status, {"kind": "Status", "message": "what is wrong"})
     with pytest.raises(error, match="what is wrong"):
-        await cluster.apply(MAP)
+        await cluster.apply(ACCOUNT)
 
 
 async def test_the_wait_that_a_busy_server_asks_for_is_kept(api: Api, cluster: Cluster) -> None:
     api.answer = api.say(429, {}, **{"Retry-After": "7"})
     with pytest.raises(Unavailable) as busy:
-        await cluster.apply(MAP)
+        await cluster.apply(ACCOUNT)
     assert busy.value.retry_after_seconds == 7.0
 
 
@@ -106,7 +106,7 @@ async def test_an_answer_that_is_no_json_is_still_an_error(api: Api, cluster: Cl
 
     api.answer = answer
     with pytest.raises(Unavailable, match="bad gateway"):
-        await cluster.get(MAPS, "ns", "map")
+        await cluster.get(ACCOUNTS, "ns", "sa")
 
 
 async def test_a_server_that_does_not_answer_is_not_waited_for(
@@ -118,42 +118,42 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(
 
     api.answer = answer
     with pytest.raises(Unavailable, match="no answer within"):
-        await asyncio.wait_for(cluster.get(MAPS, "ns", "map"), 10)
+        await asyncio.wait_for(cluster.get(ACCOUNTS, "ns", "sa"), 10)
     assert counted == [("get", "unavailable")]
 
 
 async def test_nothing_is_written_without_the_lease(api: Api, cluster: Cluster) -> None:
     cluster.may_write = lambda: False
     writes = (
-        cluster.apply(MAP),
-        cluster.create(MAP),
-        cluster.delete("ns", Ref("v1", "ConfigMap", "map"), "uid"),
+        cluster.apply(ACCOUNT),
+        cluster.create(ACCOUNT),
+        cluster.delete("ns", Ref("v1", "ServiceAccount", "sa"), "uid"),
     )
     for write in writes:
         with pytest.raises(LeaseLost):
             await write
     assert api.asked == []
-    assert await cluster.get(MAPS, "ns", "map") == {}, "reading needs no lease"
+    assert await cluster.get(ACCOUNTS, "ns", "sa") == {}, "reading needs no lease"
 
 
 async def test_what_is_new_asks_for_a_version_that_no_object_has(
     api: Api, cluster: Cluster
 ) -> None:
-    await cluster.apply_new(MAP)
+    await cluster.apply_new(ACCOUNT)
     ((method, path, body),) = api.asked
     assert method == "PATCH" and path.endswith("force=false")
-    assert body["metadata"] == MAP["metadata"] | {"resourceVersion": "1"}  # type: ignore[operator]
+    assert body["metadata"] == ACCOUNT["metadata"] | {"resourceVersion": "1"}  # type: ignore[operator]
 
 
 async def test_apply_is_server_side_by_one_manager(api: Api, cluster: Cluster) -> None:
-    await cluster.apply(MAP, uid="u1")
+    await cluster.apply(ACCOUNT, uid="u1")
     ((method, path, body),) = api.asked
     assert method == "PATCH"
     assert path == (
-        "/api/v1/namespaces/ns/configmaps/map?fieldManager=distserve-operator&force=true"
+        "/api/v1/namespaces/ns/serviceaccounts/sa?fieldManager=distserve-operator&force=true"
     )
-    assert body["metadata"] == {**MAP["metadata"], "uid": "u1"}  # type: ignore[dict-item]
-    assert "uid" not in MAP["metadata"], "what was decided is not changed"
+    assert body["metadata"] == {**ACCOUNT["metadata"], "uid": "u1"}  # type: ignore[dict-item]
+    assert "uid" not in ACCOUNT["metadata"], "what was decided is not changed"
 
 
 async def test_delete_hits_no_successor(api: Api, cluster: Cluster) -> None:
@@ -166,7 +166,7 @@ async def test_delete_hits_no_successor(api: Api, cluster: Cluster) -> None:
 
 async def test_what_is_not_there_is_none(api: Api, cluster: Cluster) -> None:
     api.answer = api.say(404, {"message": "not found"})
-    assert await cluster.get(MAPS, "ns", "map") is None
+    assert await cluster.get(ACCOUNTS, "ns", "sa") is None
 
 
 async def test_a_listing_goes_through_all_pages(api: Api, cluster: Cluster) -> None:

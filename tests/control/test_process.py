@@ -8,21 +8,21 @@ from typing import Any
 
 from tools.cluster.cluster import Cluster
 
+UNITS = "test/units"
 Start = Callable[..., Any]
 Sample = Callable[..., dict[str, Any]]
 
 
-def maps(cluster: Cluster, namespace: str, name: str = "opt") -> dict[str, str]:
-    """ConfigMap -> units, of one deployment."""
-    found = cluster.get(
-        "configmaps", namespace=namespace, selector=f"distserve.io/deployment={name}"
-    )
-    return {one["metadata"]["name"]: one["data"]["units"] for one in found["items"]}
+def accounts(cluster: Cluster, namespace: str, name: str = "opt") -> dict[str, str]:
+    """ServiceAccount -> units, of one deployment."""
+    found = cluster.get("sa", namespace=namespace, selector=f"distserve.io/deployment={name}")
+    marks = {one["metadata"]["name"]: one["metadata"]["annotations"] for one in found["items"]}
+    return {name: annotations[UNITS] for name, annotations in marks.items()}
 
 
 def expect(cluster: Cluster, namespace: str, wanted: dict[str, str], replica: Any) -> None:
     replica.wait_until(
-        f"ConfigMaps {wanted}", lambda: maps(cluster, namespace) == wanted, seconds=60.0
+        f"accounts {wanted}", lambda: accounts(cluster, namespace) == wanted, seconds=60.0
     )
 
 
@@ -45,20 +45,18 @@ def test_objects_follow_the_deployment_and_edits_are_repaired(
     crd.apply(sample("opt", units=2), namespace)
     expect(crd, namespace, three(2), operator)
 
-    patch = json.dumps({"data": {"units": "77", "theirs": "stays"}})
-    crd.kubectl("patch", "configmap/opt-1", f"-n{namespace}", "--type=merge", f"--patch={patch}")
+    patch = json.dumps({"metadata": {"annotations": {UNITS: "77", "theirs": "stays"}}})
+    crd.kubectl("patch", "sa/opt-1", f"-n{namespace}", "--type=merge", f"--patch={patch}")
     expect(crd, namespace, three(2), operator)
-    crd.kubectl("delete", "configmap/opt-2", f"-n{namespace}")
+    crd.kubectl("delete", "sa/opt-2", f"-n{namespace}")
     expect(crd, namespace, three(2), operator)
     # The watch sees by label: such an object looks as if it were gone.
-    crd.kubectl("label", "configmap/opt-0", f"-n{namespace}", "distserve.io/deployment-")
+    crd.kubectl("label", "sa/opt-0", f"-n{namespace}", "distserve.io/deployment-")
     expect(crd, namespace, three(2), operator)
 
     crd.apply(sample("opt", units=0), namespace)
     expect(crd, namespace, {"opt-0": "0"}, operator)
-    managers = crd.kubectl(
-        "get", "configmap/opt-0", f"-n{namespace}", "--show-managed-fields", "-ojson"
-    )
+    managers = crd.kubectl("get", "sa/opt-0", f"-n{namespace}", "--show-managed-fields", "-ojson")
     fields = json.loads(managers)["metadata"]["managedFields"]
     ours = [one["operation"] for one in fields if one["manager"] == "distserve-operator"]
     assert ours == ["Apply"], "one field manager, by server-side apply only"
@@ -70,8 +68,9 @@ def test_objects_follow_the_deployment_and_edits_are_repaired(
 def test_an_object_of_our_name_that_is_not_ours_is_left_alone(
     crd: Cluster, namespace: str, sample: Sample, start_operator: Start
 ) -> None:
-    theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "opt-1"}}
-    crd.apply(theirs | {"data": {"units": "mine"}}, namespace)
+    metadata = {"name": "opt-1", "annotations": {UNITS: "mine"}}
+    theirs = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
+    crd.apply(theirs, namespace)
     operator = start_operator()
     crd.apply(sample("opt", units=1), namespace)
 
@@ -79,9 +78,9 @@ def test_an_object_of_our_name_that_is_not_ours_is_left_alone(
         return bool(crd.get("dsd", "opt", namespace).get("status", {}).get("url") == "opt-1")
 
     operator.wait_until("the foreign object is reported", told)
-    assert maps(crd, namespace) == {"opt-0": "1", "opt-2": "1"}
-    live = crd.get("configmap", "opt-1", namespace)
-    assert live["data"] == {"units": "mine"} and "ownerReferences" not in live["metadata"]
+    assert accounts(crd, namespace) == {"opt-0": "1", "opt-2": "1"}
+    live = crd.get("sa", "opt-1", namespace)["metadata"]
+    assert live["annotations"][UNITS] == "mine" and "ownerReferences" not in live
 
 
 def test_one_of_two_replicas_writes_and_the_other_follows(
@@ -121,7 +120,7 @@ def test_what_is_deleted_while_no_operator_runs_leaves_nothing(
     assert operator.end() == 0
     assert "finalizers" not in crd.get("dsd", "opt", namespace)["metadata"]
     crd.kubectl("delete", "dsd/opt", f"-n{namespace}", "--timeout=20s")
-    crd.wait_for("nothing is left", lambda: maps(crd, namespace) == {})
+    crd.wait_for("nothing is left", lambda: accounts(crd, namespace) == {})
 
 
 PATIENT = {"duration_seconds": 60, "renew_deadline_seconds": 55.0}

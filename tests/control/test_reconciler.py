@@ -17,8 +17,9 @@ from distserve.operator.process import run
 from distserve.operator.settings import LeaseSettings, QueueSettings, Settings, WatchSettings
 
 Sample = Callable[..., dict[str, Any]]
+UNITS = "test/units"
 LAST_WRITE = 6
-"""More than the longest reconcile makes: three ConfigMaps, the status, an event."""
+"""More than the longest reconcile makes: three ServiceAccounts, the status, an event."""
 
 
 class Fault(NamedTuple):
@@ -91,21 +92,21 @@ def _no_statefulsets(*_: Any) -> Any:
 
 
 async def expect(cluster: Cluster, namespace: str, name: str, wanted: dict[str, str]) -> None:
-    """Waits for just these ConfigMaps and a status that counts them."""
+    """Waits for just these ServiceAccounts and a status that counts them."""
     found: Any = None
     for _ in range(200):
-        maps = await asyncio.to_thread(
-            cluster.get, "configmaps,dsd", "", namespace, selector=f"distserve.io/deployment={name}"
+        seen = await asyncio.to_thread(
+            cluster.get, "sa,dsd", "", namespace, selector=f"distserve.io/deployment={name}"
         )
         found = {
-            one["metadata"]["name"]: one["data"]["units"]
-            for one in maps["items"]
-            if one["kind"] == "ConfigMap"
+            one["metadata"]["name"]: one["metadata"]["annotations"][UNITS]
+            for one in seen["items"]
+            if one["kind"] == "ServiceAccount"
         }
         counts = [
             (one.get("status") or {}).get("replicas", 0)
-            for one in maps["items"]
-            if one["kind"] != "ConfigMap"
+            for one in seen["items"]
+            if one["kind"] != "ServiceAccount"
         ]
         if found == wanted and counts == [len(wanted)]:
             return

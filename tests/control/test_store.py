@@ -20,7 +20,8 @@ from distserve.operator.model import Key, Ref
 from distserve.operator.store import Store
 
 KEY = Key("ns", "opt")
-MAPS = next(kind for kind in CHILDREN if kind.kind == "ConfigMap")
+REVISIONS = next(kind for kind in CHILDREN if kind.kind == "ControllerRevision")
+REVISION = Ref("apps/v1", "ControllerRevision", "opt-1")
 Object = dict[str, Any]
 
 
@@ -45,11 +46,11 @@ def child(version: int = 1, uid: str = "c1", owner: str | None = "d1", value: st
         | {"uid": owner, "controller": True}
     ]
     return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
         "metadata": {
             "namespace": "ns",
-            "name": "map",
+            "name": "opt-1",
             "uid": uid,
             "resourceVersion": str(version),
             "ownerReferences": references if owner else [],
@@ -77,7 +78,7 @@ def pod(version: int = 1, uid: str = "p1", ready: bool = False, **status: Any) -
 def test_a_deployment_is_observed_with_what_it_controls() -> None:
     store = Store()
     assert store.observe(KEY, 0.0) is None
-    assert store.put(MAPS, child()) == {KEY}, "children may be seen before their owner"
+    assert store.put(REVISIONS, child()) == {KEY}, "children may be seen before their owner"
     assert store.put(PODS, pod()) == {KEY}
     assert store.put(DEPLOYMENTS, deployment(units=2)) == {KEY}
     store.put(NAMESPACES, {"metadata": {"name": "ns", "uid": "n", "labels": {"a": "b"}}})
@@ -85,7 +86,7 @@ def test_a_deployment_is_observed_with_what_it_controls() -> None:
     assert seen is not None
     assert seen.document["spec"] == {"units": 2}
     assert "managedFields" not in seen.document["metadata"]
-    assert seen.children[Ref("v1", "ConfigMap", "map")]["data"] == {"key": "x"}
+    assert seen.children[REVISION]["data"] == {"key": "x"}
     assert [one.unit for one in seen.pods] == ["u0"]
     assert seen.features.namespace_labels == {"a": "b"}
     assert seen.now == 12.0
@@ -113,25 +114,25 @@ def test_priorities_are_those_of_the_classes_that_are_there() -> None:
 def test_an_object_of_an_earlier_deployment_of_the_name_is_not_ours() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment(uid="d2"))
-    store.put(MAPS, child(owner="d1"))
+    store.put(REVISIONS, child(owner="d1"))
     assert store.observe(KEY, 0.0).children == {}  # type: ignore[union-attr]
 
 
 def test_old_news_does_not_undo_new() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment())
-    store.put(MAPS, child(version=5, value="new"))
-    assert store.put(MAPS, child(version=4, value="old")) == set()
-    assert store.drop(MAPS, ("ns", "map"), uid="c0") == set(), "an earlier one of that name"
+    store.put(REVISIONS, child(version=5, value="new"))
+    assert store.put(REVISIONS, child(version=4, value="old")) == set()
+    assert store.drop(REVISIONS, ("ns", "opt-1"), uid="c0") == set(), "an earlier one of that name"
     seen = store.observe(KEY, 0.0)
-    assert seen is not None and seen.children[Ref("v1", "ConfigMap", "map")]["data"]["key"] == "new"
+    assert seen is not None and seen.children[REVISION]["data"]["key"] == "new"
 
 
 def test_the_watch_event_of_an_own_write_is_news() -> None:
     # Somebody else's change may have been in it.
     store = Store()
-    store.put(MAPS, child(version=5))
-    assert store.put(MAPS, child(version=5)) == {KEY}
+    store.put(REVISIONS, child(version=5))
+    assert store.put(REVISIONS, child(version=5)) == {KEY}
 
 
 def test_what_was_deleted_does_not_come_back_by_what_was_before_its_end() -> None:
@@ -139,9 +140,9 @@ def test_what_was_deleted_does_not_come_back_by_what_was_before_its_end() -> Non
     is to go would seem to be there in part."""
     store = Store()
     store.put(DEPLOYMENTS, deployment())
-    store.put(MAPS, child(version=5))
-    store.going(MAPS, ("ns", "map"), "c1", {"kind": "Status"}, "2026-01-02T03:04:05Z")
-    store.put(MAPS, child(version=6, value="late"))
+    store.put(REVISIONS, child(version=5))
+    store.going(REVISIONS, ("ns", "opt-1"), "c1", {"kind": "Status"}, "2026-01-02T03:04:05Z")
+    store.put(REVISIONS, child(version=6, value="late"))
 
     def there() -> Object:
         found = store.observe(KEY, 0.0)
@@ -150,9 +151,9 @@ def test_what_was_deleted_does_not_come_back_by_what_was_before_its_end() -> Non
 
     (late,) = there().values()
     assert late["data"]["key"] == "late" and "deletionTimestamp" in late["metadata"]
-    store.drop(MAPS, ("ns", "map"), "c1")
+    store.drop(REVISIONS, ("ns", "opt-1"), "c1")
     assert there() == {} and not store._ended
-    store.put(MAPS, child(version=8, uid="c2"))
+    store.put(REVISIONS, child(version=8, uid="c2"))
     (anew,) = there().values()
     assert "deletionTimestamp" not in anew["metadata"]
 
@@ -160,8 +161,8 @@ def test_what_was_deleted_does_not_come_back_by_what_was_before_its_end() -> Non
 def test_a_child_that_is_given_away_touches_its_former_owner() -> None:
     store = Store()
     store.put(DEPLOYMENTS, deployment())
-    store.put(MAPS, child(version=1))
-    assert store.put(MAPS, child(version=2, owner=None)) == {KEY}
+    store.put(REVISIONS, child(version=1))
+    assert store.put(REVISIONS, child(version=2, owner=None)) == {KEY}
     assert store.observe(KEY, 0.0).children == {}  # type: ignore[union-attr]
 
 
@@ -246,10 +247,10 @@ def test_a_node_that_changes_is_news_for_the_deployments_there() -> None:
     assert store.observe(KEY, 0.0).nodes == {"node": None}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("kind", [DEPLOYMENTS, PODS, MAPS], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", [DEPLOYMENTS, PODS, REVISIONS], ids=lambda kind: kind.kind)
 def test_what_was_dropped_leaves_nothing(kind: Kind) -> None:
     store = Store()
-    document = {DEPLOYMENTS: deployment(), PODS: pod(), MAPS: child()}[kind]
+    document = {DEPLOYMENTS: deployment(), PODS: pod(), REVISIONS: child()}[kind]
     metadata = document["metadata"]
     store.put(kind, document)
     assert store.drop(kind, ("ns", metadata["name"]), metadata["uid"]) == {KEY}
@@ -265,7 +266,7 @@ def test_in_any_order_the_newest_wins(events: list[tuple[int, bool]], seed: int)
     newest = [child(version=version, value=str(version)) for version, _ in events]
     random.Random(seed).shuffle(newest)
     for document in newest:
-        store.put(MAPS, document)
+        store.put(REVISIONS, document)
     found = store.observe(KEY, 0.0)
     assert found is not None
     values = [one["data"]["key"] for one in found.children.values()]

@@ -88,8 +88,12 @@ capabilities: {drop: [ALL]}
   resources: [statefulsets, deployments, controllerrevisions]
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [""]
-  resources: [services, serviceaccounts, configmaps, podtemplates]
+  resources: [services, serviceaccounts, podtemplates]
   verbs: [create, delete, get, list, patch, watch]
+- # Traces and step times that a spec names, for its plan.
+  apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get]
 - # A deployment's key: made once, read by its name, never changed; its owner's deletion removes it.
   apiGroups: [""]
   resources: [secrets]

@@ -53,11 +53,11 @@ WEBHOOKS = Kind(
     namespaced=False,
 )
 CONFIG_MAPS = Kind("v1", "ConfigMap", "configmaps")
+"""Users' own, read by the names that a spec gives: neither watched nor written."""
 EVENTS = Kind("events.k8s.io/v1", "Event", "events")
 
 CHILDREN = (
     Kind("v1", "ServiceAccount", "serviceaccounts"),
-    CONFIG_MAPS,
     Kind("v1", "Service", "services"),
     Kind("v1", "PodTemplate", "podtemplates"),
     Kind("apps/v1", "StatefulSet", "statefulsets"),

@@ -34,7 +34,7 @@ class WatchSettings:
     """How the world is seen, and how soon blindness is noticed."""
 
     server_timeout_seconds: int = 600
-    """The API server ends each watch after this: fifteen watches are 0.025 calls/s a replica."""
+    """The API server ends each watch after this: fourteen watches are 0.023 calls/s a replica."""
     inactivity_seconds: float = 75.0
     """The API server sends a bookmark each 60 s; a watch without one for longer is dead."""
     connect_seconds: float = 10.0
