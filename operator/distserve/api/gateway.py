@@ -74,6 +74,12 @@ class GatewaySpec(Model):
     replicas: int = Field(
         default=2, ge=1, le=100, description="Gateway pods. Unit: pods. Default: 2."
     )
+    autoscaled: bool = Field(
+        default=False,
+        description="Whether somebody else says how many gateways there are, such as a "
+        "HorizontalPodAutoscaler on the Deployment NAME-gateway: replicas then counts when that is "
+        "made, and no more. Default: false.",
+    )
     service: ServiceSpec = Field(
         default_factory=ServiceSpec, description="The Service that clients reach."
     )

@@ -49,8 +49,8 @@ class Rollout(Model):
     )
     drain_deadline: Duration = Field(
         default="60s",
-        description="How long an instance that has to end may take to finish its requests. Unit: "
-        "a duration. Default: 60s.",
+        description="How long an instance or a gateway that has to end may take to finish its "
+        "requests. Unit: a duration. Default: 60s.",
     )
     progress_deadline: Duration = Field(
         default="20m",

@@ -36,7 +36,7 @@ from distserve.operator.report import (
     report_without_numbers,
 )
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
-from distserve.operator.wanted import Wanted, stored_revisions
+from distserve.operator.wanted import Wanted, autoscaled_gateways, stored_revisions
 from distserve.operator.worlds import rejoined
 from distserve.operator.writes import is_made_anew, writes
 from distserve.resources.errors import RenderError
@@ -100,7 +100,7 @@ def _decide(
         return report_refusal(observed, live, refused)
     try:
         key = key_state(observed, answers, numbers.deployment)
-        wanted = _wanted(numbers, render, stored, key.generation)
+        wanted = _wanted(numbers, observed, render, stored, key.generation)
     except RenderError as error:
         return report_refusal(observed, live, _unrenderable(error))
     if wanted.target not in (revision for _, revision in stored):
@@ -203,6 +203,7 @@ def _steer(
 
 def _wanted(
     numbers: Numbers,
+    observed: Observed,
     render: RenderSettings,
     stored: Sequence[tuple[Object, Revision]],
     key_generation: int,
@@ -213,7 +214,9 @@ def _wanted(
     known = [revision for _, revision in stored]
     target = numbers.fixed or make_revision(deployment, render, known, numbers.plan)
     notes = {PLANNED_FOR: numbers.planned_for} if numbers.plan else {}
-    return Wanted(deployment, render, target, {r.name: r for r in known}, notes, key_generation)
+    gateways = autoscaled_gateways(deployment, observed)
+    stored_by_name = {r.name: r for r in known}
+    return Wanted(deployment, render, target, stored_by_name, notes, key_generation, gateways)
 
 
 def _state(unit: LiveUnit, wanted: Wanted, together: Collection[str]) -> UnitState:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
+from distserve.diagnosis.facts import refused_pods
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
 from distserve.operator.course import Course
@@ -55,7 +56,7 @@ def report(
 ) -> tuple[Object | None, tuple[Event, ...]]:
     deployment, rules = course.wanted.deployment, course.rules
     view = Overview(
-        asked_by(deployment),
+        asked_by(deployment, course.wanted.gateways),
         course.live,
         _gateways(observed),
         rules.target,
@@ -63,6 +64,7 @@ def report(
         node_troubles(observed),
         roles_of(course.live, [*course.wanted.stored.values(), course.wanted.target]),
         course.fabric.apart,
+        _refused(observed),
     )
     status = _status(observed)
     before = find(status.get("conditions") or [], Condition.FAILED)
@@ -198,6 +200,7 @@ def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overvie
         frozenset(unit.name for unit in live.values() if _stands(unit)),
         node_troubles(observed),
         _stored_roles(observed, live),
+        refused=_refused(observed),
     )
 
 
@@ -224,6 +227,12 @@ def _finish(
 
 def _gateways(observed: Observed) -> tuple[Pod, ...]:
     return tuple(pod for pod in observed.pods if not pod.instance)
+
+
+def _refused(observed: Observed) -> str:
+    """Why gateways' pods are not made."""
+    gateways = (live for ref, live in observed.children.items() if ref.kind == "Deployment")
+    return next(filter(None, map(refused_pods, gateways)), "")
 
 
 def _status(observed: Observed) -> Object:

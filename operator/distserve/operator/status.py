@@ -42,12 +42,13 @@ class Asked:
     gateways: int
 
 
-def asked_by(deployment: DistServeDeployment) -> Asked:
+def asked_by(deployment: DistServeDeployment, gateways: int | None = None) -> Asked:
+    """`gateways`: how many, where it is not the spec that says it."""
     spec = deployment.spec
     instances = {
         role.value: section.instances_per_unit * spec.units for role, section in spec.roles.items()
     }
-    return Asked(instances, spec.units, spec.gateway.replicas)
+    return Asked(instances, spec.units, spec.gateway.replicas if gateways is None else gateways)
 
 
 Roles = Mapping[str, frozenset[str]]
@@ -79,6 +80,8 @@ class Overview:
     needed: Roles
     apart: bool = False
     """Its instances cannot serve with each other."""
+    refused: str = ""
+    """Why not all gateways' pods were made."""
 
     @property
     def ready_units(self) -> int:
@@ -135,6 +138,12 @@ class Overview:
         return f"; {words}" if words else ""
 
     @property
+    def gateway_trouble(self) -> str:
+        """The same of the gateways, where some may not be there at all."""
+        refused = f"; the cluster refuses their pods: {self.refused}" if self.refused else ""
+        return self.first_trouble(self.gateways) or refused
+
+    @property
     def engines(self) -> list[Pod]:
         return [pod for unit in self.live.values() for pod in unit.pods]
 
@@ -163,7 +172,7 @@ def health_facts(view: Overview) -> dict[Condition, Fact]:
         gateways > 0,
         GatewayReadyReason.AVAILABLE if gateways else GatewayReadyReason.NO_READY_POD,
         f"{gateways} of {view.asked.gateways} gateway pods are ready"
-        + ("" if gateways else view.first_trouble(view.gateways)),
+        + ("" if gateways else view.gateway_trouble),
     )
     facts[Condition.DEGRADED] = _degraded(view)
     return facts
@@ -206,7 +215,7 @@ def ready_fact(
     return Fact(
         False,
         ReadyReason.NO_READY_GATEWAY,
-        f"no gateway pod is ready{view.first_trouble(view.gateways)}",
+        f"no gateway pod is ready{view.gateway_trouble}",
     )
 
 
@@ -225,8 +234,7 @@ def _degraded(view: Overview) -> Fact:
         return Fact(
             True,
             DegradedReason.GATEWAYS_NOT_READY,
-            f"{view.ready_gateways} of {asked.gateways} gateways are ready"
-            f"{view.first_trouble(view.gateways)}",
+            f"{view.ready_gateways} of {asked.gateways} gateways are ready{view.gateway_trouble}",
         )
     return Fact(False, DegradedReason.AS_ASKED, "all that was asked for is ready")
 

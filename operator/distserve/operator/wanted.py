@@ -41,6 +41,8 @@ class Wanted:
     notes: Mapping[str, str]
     """Annotations of the target's ControllerRevision."""
     key_generation: int = 1
+    gateways: int | None = None
+    """How many there are to be, where it is somebody else who says it."""
 
     @property
     def key_secret(self) -> str:
@@ -53,7 +55,7 @@ class Wanted:
     def shared(self) -> list[Object]:
         """In the order in which they are applied: access before what needs it."""
         found = shared_objects(self.deployment, self.settings, self.target)
-        return [stamped(self._keyed(one)) for one in found]
+        return [self._scaled(stamped(self._keyed(one))) for one in found]
 
     @property
     def record(self) -> Object:
@@ -107,6 +109,12 @@ class Wanted:
             asked.setdefault(role or Ref.of(found), found)
         return tuple(found for found in asked.values() if found["kind"] not in _NOT_ASKED_ABOUT)
 
+    def _scaled(self, found: Object) -> Object:
+        """Once it is stamped: another number of theirs is no other wish of ours."""
+        if found["kind"] != "Deployment" or self.gateways is None:
+            return found
+        return {**found, "spec": {**found["spec"], "replicas": self.gateways}}
+
     def _keyed(self, found: Object) -> Object:
         return keyed(found, self.deployment, self.key_generation)
 
@@ -120,6 +128,14 @@ def _placed(found: Object, place: str, held: bool) -> Object:
         annotations[HELD_PODS] = str(spec["replicas"])
         spec = {**spec, "replicas": 0}
     return {**found, "metadata": {**metadata, "annotations": annotations}, "spec": spec}
+
+
+def autoscaled_gateways(deployment: DistServeDeployment, observed: Observed) -> int | None:
+    """As many as there are to be now by whoever else says it; None where the spec does."""
+    live = observed.children.get(Ref("apps/v1", "Deployment", naming.gateway_name(deployment)))
+    if live is None or not deployment.spec.gateway.autoscaled:
+        return None
+    return int(live["spec"].get("replicas", 1))
 
 
 def stored_revisions(observed: Observed) -> list[tuple[Object, Revision]]:
