@@ -13,7 +13,10 @@ from tools.cluster import fake_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.conditions import conditions
 
+from distserve.api.loading import parse_deployment
 from distserve.cli import operator as command
+from distserve.operator.model import Features
+from distserve.resources.support import unsupported_by_cluster
 
 SECONDS = 60
 
@@ -29,6 +32,21 @@ def test_the_command_knows_the_charts_flags(render: Any) -> None:
     assert command.render_settings(args).monitoring_labels == labels
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"metrics": args.metrics_port, "health": args.health_port}
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_models_come_in_images_before_1_35_only_where_it_is_said(
+    render: Any, enabled: bool
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    container = render({"imageVolume": {"enabled": enabled}}).container
+    said = command.decide_settings(parser.parse_args(container["args"]))
+    found = sample()
+    found["spec"]["model"]["source"] = {"image": "registry.example.com/model:1"}
+    deployment, old = parse_deployment(found, "test"), Features(kubernetes=(1, 34))
+    refused = unsupported_by_cluster(deployment, old, said.feature_gates)
+    assert refused is None if enabled else refused and "imageVolume.enabled=true" in refused
 
 
 def sample() -> Any:

@@ -153,8 +153,9 @@ class ModelSource(Model):
         default=None,
         min_length=1,
         max_length=1024,
-        description="OCI image that holds nothing but the model's files; mounted as a volume where "
-        "the cluster has ImageVolume (on from Kubernetes 1.35).",
+        description="OCI image that holds nothing but the model's files; mounted as a volume. "
+        "Needs Kubernetes 1.35; before it the feature gate ImageVolume, and imageVolume.enabled "
+        "in the chart's values.",
     )
     host_path: str | None = Field(
         default=None,

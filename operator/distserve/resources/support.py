@@ -59,7 +59,8 @@ def unsupported_by_cluster(
         version = ".".join(map(str, features.kubernetes))
         return (
             f"spec.model.source.image: this cluster (Kubernetes {version}) lacks the feature "
-            f"{IMAGE_VOLUME}, which is on from 1.35; use another source"
+            f"{IMAGE_VOLUME}, which is on from 1.35; use another source, or turn its feature gate "
+            "on and give the operator's chart imageVolume.enabled=true"
         )
     return _refused_by_pod_security(deployment.spec, features.namespace_labels) or _not_served(
         deployment.spec, features

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from distserve.operator.decide import DecideSettings
     from distserve.operator.settings import Settings, WebhookSettings
     from distserve.resources.settings import RenderSettings
 
@@ -51,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("on", "off"),
         default="on",
         help="refuse specs that this version's engine cannot run (default on)",
+    )
+    add(
+        "--image-volume",
+        choices=("on", "off"),
+        default="off",
+        help="take model.source.image although Kubernetes is older than 1.35: its feature gate "
+        "ImageVolume is on in API server and kubelets (default off)",
     )
     add(
         "--kueue",
@@ -104,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from distserve.cli.main import UsageError
     from distserve.operator.admission import judge
     from distserve.operator.cluster import NoCluster
-    from distserve.operator.decide import DecideSettings, decide
+    from distserve.operator.decide import decide
     from distserve.operator.errors import LeaseLost
     from distserve.operator.probes import PortTaken
     from distserve.operator.process import run as run_operator
@@ -125,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if args.log_level != "debug":
         # kopf tells of each watch and each object that it saw.
         logging.getLogger("kopf").setLevel(logging.ERROR)
-    said = DecideSettings(render=render_settings(args), engine_check=args.engine_check == "on")
+    said = decide_settings(args)
     decision = functools.partial(decide, settings=said)
     admission = functools.partial(judge, settings=said)
 
@@ -195,6 +203,17 @@ def _webhook(args: argparse.Namespace) -> "WebhookSettings | None":
         names=(f"{args.webhook_service}.{args.lease_namespace}.svc",),
     )
     return WebhookSettings(certificate, args.webhook_port)
+
+
+def decide_settings(args: argparse.Namespace) -> "DecideSettings":
+    from distserve.operator.decide import DecideSettings
+    from distserve.resources.support import IMAGE_VOLUME
+
+    return DecideSettings(
+        render=render_settings(args),
+        engine_check=args.engine_check == "on",
+        feature_gates=frozenset({IMAGE_VOLUME} if args.image_volume == "on" else ()),
+    )
 
 
 def render_settings(args: argparse.Namespace) -> "RenderSettings":
