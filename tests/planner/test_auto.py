@@ -1,13 +1,14 @@
 """Mode Auto from the command line: `plan`, `render` and `up` say the same of one deployment."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from distserve.api.loading import load_deployment
+from distserve.api.loading import load_deployment, read_manifest
 from distserve.cli.main import main
 from distserve.cli.planned import Sources, planned, texts_of
 from distserve.cli.usage import UsageError
@@ -183,6 +184,22 @@ def test_the_manifest_s_own_config_maps_are_planned_with(written, times, tmp_pat
     said(capsys, 0, "render", "-f", path, *given)
 
 
+def test_a_manifest_may_come_by_a_pipe(written, capsys):
+    """As from `-f <(kustomize build .)`, which can be read once."""
+    workload = {"requestsPerSecond": 4, "trace": {"configMapName": "load", "key": "seen.csv"}}
+    seen = {"seen.csv": "prompt_len,output_len\n" + "100,20\n50,30\n" * 100}
+    load = {"kind": "ConfigMap", "metadata": {"name": "load"}, "data": seen}
+    document = yaml.safe_load(written(workload=workload).read_text())
+    for verb, code in (("plan", 0), ("render", 0), ("up", 2)):
+        reading, writing = os.pipe()
+        with open(reading), open(writing, "w") as pipe:
+            yaml.safe_dump_all([document, load], pipe)
+            pipe.close()
+            output, error = said(capsys, code, verb, "-f", f"/dev/fd/{reading}")
+        assert ("plan of opt-13b: prefill" in error) == (verb != "plan")
+        assert bool(output) == (verb != "up")
+
+
 @pytest.mark.parametrize("verb", ["plan", "render", "up"])
 def test_a_machine_too_small_for_the_model_is_exit_3_with_its_numbers(verb, written, capsys):
     """One accelerator of 72 GiB, for two instances of 122 GiB."""
@@ -270,5 +287,6 @@ def test_a_config_map_without_a_name_or_data_is_passed_over(other, written, tmp_
     load = {"kind": "ConfigMap", "metadata": {"name": "load"}, "data": {"seen.csv": "yes"}}
     documents = [load, yaml.safe_load(path.read_text()), {"kind": "ConfigMap"} | other]
     path.write_text(yaml.safe_dump_all(documents))
-    texts = texts_of(load_deployment(path).spec, path)
+    manifest = read_manifest(path)
+    texts = texts_of(manifest.deployment().spec, manifest)
     assert list(texts.values()) == ["yes"]

@@ -11,7 +11,7 @@ from tools.cluster.cluster import Cluster
 from tools.cluster.errors import CommandFailed
 
 from distserve.api.deployment import DistServeDeployment
-from distserve.api.loading import load_deployment
+from distserve.api.loading import read_manifest
 from distserve.cli.planned import Sources, planned
 from distserve.resources import naming
 from distserve.resources.access import key_secret
@@ -126,7 +126,8 @@ def test_every_sample_is_taken(
     control_plane: Cluster, compute_domains: None, restricted: str, sample: Path
 ) -> None:
     """In a restricted namespace, but for those that say that they need another one."""
-    found = moved(planned(load_deployment(sample), Sources(sample)), restricted)
+    manifest = read_manifest(sample)
+    found = moved(planned(manifest.deployment(), Sources(manifest)), restricted)
     objects = render(found, replace(SETTINGS, key="k" * 64))
     features = Features(served=SERVED, namespace_labels={ENFORCE: "restricted"})
     line = unsupported_by_cluster(found, features)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +19,62 @@ class ManifestError(Exception):
     """A manifest cannot be used; the message is one line, starts with the file and says why."""
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What a file holds. It is read once: what comes by a pipe is not there a second time."""
+
+    path: Path
+    documents: tuple[Any, ...]
+    """Whatever YAML says, not objects alone."""
+
+    def deployment(self, name: str | None = None) -> DistServeDeployment:
+        """The deployment; `name` says which when there are several. Raises ManifestError."""
+        deployments = self.deployments()
+        names = [d.name for d in deployments]
+        if name is not None:
+            if name not in names:
+                raise ManifestError(f"{self.path}: no {KIND} {name!r}; there is {', '.join(names)}")
+            return deployments[names.index(name)]
+        if len(deployments) > 1:
+            several = f"{len(names)} deployments ({', '.join(names)})"
+            raise ManifestError(f"{self.path}: {several}: name one")
+        return deployments[0]
+
+    def deployments(self) -> list[DistServeDeployment]:
+        """All of them, one at least; documents of other kinds are left out. Raises
+        ManifestError."""
+        found = [d for d in self.documents if isinstance(d, dict) and d.get("kind") == KIND]
+        if not found:
+            raise ManifestError(
+                f"{self.path}: no document of kind {KIND} (apiVersion {API_VERSION})"
+            )
+        deployments = [parse_deployment(document, str(self.path)) for document in found]
+        names = [d.name for d in deployments]
+        if twice := next((n for n in names if names.count(n) > 1), None):
+            raise ManifestError(f"{self.path}: metadata.name {twice!r} is there twice: rename one")
+        return deployments
+
+
 def load_deployment(path: Path, name: str | None = None) -> DistServeDeployment:
-    """The deployment in a file; `name` says which when there are several."""
-    deployments = load_deployments(path)
-    names = [d.name for d in deployments]
-    if name is not None:
-        if name not in names:
-            raise ManifestError(f"{path}: no {KIND} {name!r}; there is {', '.join(names)}")
-        return deployments[names.index(name)]
-    if len(deployments) > 1:
-        raise ManifestError(f"{path}: {len(names)} deployments ({', '.join(names)}): name one")
-    return deployments[0]
+    """`Manifest.deployment` of a file."""
+    return read_manifest(path).deployment(name)
 
 
 def load_deployments(path: Path) -> list[DistServeDeployment]:
-    """All deployments in a file; documents of other kinds are none of ours and are left out."""
+    """`Manifest.deployments` of a file."""
+    return read_manifest(path).deployments()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises ManifestError for what cannot be read and what is no YAML."""
     try:
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
+        documents = tuple(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ManifestError(f"{path}: {reason}") from None
     except yaml.YAMLError as error:
         raise ManifestError(f"{path}: {_yaml_reason(error)}") from None
-    found = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
-    if not found:
-        raise ManifestError(f"{path}: no document of kind {KIND} (apiVersion {API_VERSION})")
-    deployments = [parse_deployment(document, str(path)) for document in found]
-    names = [d.name for d in deployments]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise ManifestError(f"{path}: metadata.name {twice!r} is there twice: rename one")
-    return deployments
+    return Manifest(path, documents)
 
 
 def parse_deployment(document: dict[str, Any], origin: str) -> DistServeDeployment:

@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distserve.cli.planned import add_planning, sources_of
+from distserve.cli.planned import add_planning
 
 if TYPE_CHECKING:
     from distserve.local.session import Session
@@ -31,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
 
-    sources = replace(sources_of(args), manifest=args.file or sample(SAMPLE))
-    deployment = load(sources, args.name)
+    deployment = load(args, args.file or sample(SAMPLE))
     port = _port() if args.port is None else args.port
 
     async def work(session: "Session") -> int:

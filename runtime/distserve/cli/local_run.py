@@ -1,5 +1,6 @@
 """The course of one run on this machine, for `up` and `demo`: signals, progress, exit codes."""
 
+import argparse
 import asyncio
 import contextlib
 import signal
@@ -12,20 +13,19 @@ from distserve.cli.usage import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
-    from distserve.cli.planned import Sources
     from distserve.local.session import Session
 
 Work = Callable[["Session"], Awaitable[int]]
 
 
-def load(sources: "Sources", name: str | None = None) -> "DistServeDeployment":
+def load(args: argparse.Namespace, path: Path) -> "DistServeDeployment":
     """The manifest's deployment with its numbers. Raises UsageError."""
-    from distserve.api.loading import ManifestError, load_deployment
-    from distserve.cli.planned import planned
+    from distserve.api.loading import ManifestError, read_manifest
+    from distserve.cli.planned import planned, sources_of
 
-    assert sources.manifest is not None
     try:
-        return planned(load_deployment(sources.manifest, name), sources)
+        manifest = read_manifest(path)
+        return planned(manifest.deployment(args.name), sources_of(args, manifest))
     except ManifestError as error:
         raise UsageError(str(error)) from None
 

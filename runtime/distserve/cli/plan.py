@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
     from distserve.cli.surroundings import Around
     from distserve.planner.plan import PlanRequest
+    from distserve.resources.planning import Texts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,27 +63,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from distserve.api.loading import ManifestError, load_deployment
+    from distserve.api.loading import ManifestError, read_manifest
     from distserve.planner.errors import PlannerError
     from distserve.resources.errors import RenderError
     from distserve.workload import WorkloadError
 
     try:
-        return _plan(args, load_deployment(args.file, args.name))
+        manifest = read_manifest(args.file)
+        deployment = manifest.deployment(args.name)
+        return _plan(args, deployment, texts_of(deployment.spec, manifest))
     except (ManifestError, PlannerError, RenderError, WorkloadError) as error:
         raise UsageError(str(error)) from None
 
 
-def _plan(args: argparse.Namespace, deployment: DistServeDeployment) -> int:
+def _plan(args: argparse.Namespace, deployment: DistServeDeployment, texts: Texts) -> int:
     _refuse_without_effect(args, deployment)
     around = surroundings.look_around(args, deployment)
     if around is None:
-        document, _ = _planned(args, deployment, None)
+        document, _ = _planned(args, deployment, None, texts)
         _print(document, args.output)
         return 0
     document = {}
     if deployment.spec.planning.automatic:
-        document, deployment = _planned(args, deployment, around)
+        document, deployment = _planned(args, deployment, around, texts)
     else:
         plan_ahead.refuse_planning_flags(args)
     return _placed(args, deployment, around, document)
@@ -105,7 +108,7 @@ def _refuse_without_effect(args: argparse.Namespace, deployment: DistServeDeploy
 
 
 def _planned(
-    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
+    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None, texts: Texts
 ) -> tuple[dict[str, Any], DistServeDeployment]:
     """What is printed, and the deployment with its numbers. Raises Infeasible, after printing."""
     from distserve.planner.commands.progress import Progress
@@ -113,7 +116,7 @@ def _planned(
     from distserve.resources.errors import NoPlan
     from distserve.resources.planned import plan_document, with_plan
 
-    request = _request(args, deployment, around)
+    request = _request(args, deployment, around, texts)
     progress = Progress("configurations simulated")
     plan = make_plan(request, progress.advance)
     progress.close()
@@ -152,7 +155,7 @@ def _placed(
 
 
 def _request(
-    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None
+    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None, texts: Texts
 ) -> PlanRequest:
     """The deployment's question, as far as no flag says otherwise."""
     from distserve.resources.planning import (
@@ -171,7 +174,6 @@ def _request(
     domains = plan_ahead.domain_sizes(deployment, counted.inventory) if counted else ()
     network = args.network or DEFAULT_NETWORK
     per_node = args.ngpu_per_node or NODE_ACCELERATORS
-    texts = texts_of(spec, args.file)
     fixed = {"prefill": args.prefill_tp, "decode": args.decode_tp, "hybrid": args.prefill_tp}
     return plan_request(
         spec,

@@ -11,6 +11,7 @@ from distserve.cli.usage import Infeasible, UsageError
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment, Spec
+    from distserve.api.loading import Manifest
     from distserve.api.planning import ConfigMapKey
 
 DEADLINE_SECONDS = 300.0
@@ -20,8 +21,8 @@ DEADLINE_SECONDS = 300.0
 class Sources:
     """Where the planner's numbers come from, besides the deployment itself."""
 
-    manifest: Path | None = None
-    """A file that may hold the ConfigMaps which the deployment names."""
+    manifest: "Manifest | None" = None
+    """May hold the ConfigMaps which the deployment names."""
     hardware_profile: str | None = None
     trace: Path | None = None
 
@@ -43,8 +44,8 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sources_of(args: argparse.Namespace) -> Sources:
-    return Sources(args.file, args.hardware_profile, args.trace)
+def sources_of(args: argparse.Namespace, manifest: "Manifest") -> Sources:
+    return Sources(manifest, args.hardware_profile, args.trace)
 
 
 def planned(
@@ -83,18 +84,16 @@ def planned(
     return result
 
 
-def texts_of(spec: "Spec", manifest: Path | None) -> "dict[ConfigMapKey, str]":
+def texts_of(spec: "Spec", manifest: "Manifest | None") -> "dict[ConfigMapKey, str]":
     """What the manifest's own ConfigMaps hold of the texts that the deployment names."""
     from distserve.resources.planning import references
 
     wanted = references(spec)
     if not wanted or manifest is None:
         return {}
-    import yaml
-
     found = {
         (name, key): text
-        for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8"))
+        for document in manifest.documents
         if isinstance(document, dict) and document.get("kind") == "ConfigMap"
         for name, data in _named(document)
         for key, text in data.items()

@@ -18,15 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from distserve.api.loading import ManifestError, load_deployments
+    from distserve.api.loading import ManifestError, read_manifest
     from distserve.resources.errors import RenderError
     from distserve.resources.render import render
     from distserve.resources.settings import RenderSettings, released_images
 
     settings = RenderSettings(released_images())
     try:
-        chosen = [d for d in load_deployments(args.file) if args.name in (None, d.name)]
-        objects = [o for d in chosen for o in render(planned(d, sources_of(args)), settings)]
+        manifest = read_manifest(args.file)
+        sources = sources_of(args, manifest)
+        chosen = [d for d in manifest.deployments() if args.name in (None, d.name)]
+        objects = [o for d in chosen for o in render(planned(d, sources), settings)]
     except ManifestError as error:
         raise UsageError(str(error)) from None
     except RenderError as error:

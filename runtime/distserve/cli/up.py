@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distserve.cli.planned import add_planning, sources_of
+from distserve.cli.planned import add_planning
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from distserve.cli.local_run import load, run_locally
     from distserve.local.targets import prepare_targets, write_targets
 
-    deployment = load(sources_of(args), args.name)
+    deployment = load(args, args.file)
 
     if args.prometheus_targets is not None:
         try:
