@@ -7,6 +7,7 @@ from tests.gateway.fake_text import alphabet
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from distserve.gateway.chat_template import ChatTemplate, UnusableTemplate
+from distserve.gateway.errors import BadRequest
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]
 TEMPLATES = {
@@ -22,6 +23,8 @@ TEMPLATES = {
     ),
     "loop controls": "{% for m in messages %}{{ m.content }}{% break %}{% endfor %}",
     "tools that are none": "{% if tools is not none %}tools{% else %}no tools{% endif %}",
+    "JSON": "{{ messages | tojson }}{{ 'ß' | tojson(true) }}{{ messages | tojson(indent=2) }}"
+    "{{ messages | tojson(separators=(',', ':'), sort_keys=true) }}",
     "documents that are none": "{{ documents is defined }} {{ documents is none }}",
 }
 
@@ -50,6 +53,15 @@ def test_a_template_is_rendered_as_by_transformers(name: str) -> None:
 def test_what_cannot_be_compiled_is_told(source: str, said: str) -> None:
     with pytest.raises(UnusableTemplate, match=said):
         ChatTemplate(source, bos_token="", eos_token="")
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ '{a}'.format() }}", "{{ 1 // 0 }}", "{{ messages[9].content }}", "{{ 'a' + 1 }}"]
+)
+def test_a_template_that_fails_on_messages_is_told(source: str) -> None:
+    template = ChatTemplate(source, bos_token="", eos_token="")
+    with pytest.raises(BadRequest, match="refuses these messages"):
+        template.render(MESSAGES)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,19 @@ class TemplateRefusal(Exception):
     """The template itself does not take these messages."""
 
 
+_REFUSALS = (
+    TemplateRefusal,
+    jinja2.TemplateError,
+    # What the expressions of a template raise, which is Python's.
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 class Generation(Extension):
     """`{% generation %}`, a tag of transformers: training learns from the text in it. Here it is
     that text."""
@@ -62,7 +75,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special,
             )
-        except (TemplateRefusal, jinja2.TemplateError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             raise BadRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -76,6 +89,18 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    """Not Jinja's own, which escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Not Jinja's own, which escapes for HTML; with the arguments that transformers gives it."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
