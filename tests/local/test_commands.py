@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from distserve.cli.local_run import _cancelled_by_signals
 from distserve.cli.main import main
 from distserve.local import checks
 from distserve.local.demo import Question
@@ -107,16 +105,6 @@ def test_a_machine_that_fails_is_one_line(wrong: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr("distserve.local.session.run_directory", full)
     said = wrong("up", "--port", str(checks.free_port()), code=1)
     assert "No space left on device: '/tmp/distserve-up-x'" in said
-
-
-@pytest.mark.parametrize("nohup", [True, False])
-async def test_a_hang_up_ends_it_unless_nohup_says_otherwise(nohup: bool) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
-    try:
-        async with _cancelled_by_signals():
-            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == nohup
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_rendering_needs_neither_torch_nor_a_server() -> None:

@@ -1,6 +1,7 @@
 """Pods as a user of the runner sees them: order, readiness, restarts, and nothing left."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ import pytest
 from distserve.local.container import Backoff, State
 from distserve.local.discovery import DiscoveryFile, endpoints
 from distserve.local.errors import PodFailed, Refused
+from distserve.local.probes import Prober
+from distserve.local.specs import ProbeSpec
 from distserve.local.supervisor import Supervisor
 
 BOUND = 20.0
@@ -91,6 +94,56 @@ async def test_a_killed_process_comes_back(stand: Any) -> None:
         assert container.end_reason == "killed by SIGKILL"
         await until(supervisor, lambda: container.ready)
     assert stand.events() == ["start d-0.engine", "start d-0.engine", "end d-0.engine"]
+
+
+async def test_a_process_comes_back_though_a_watcher_fails(stand: Any) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with stand.run(
+        stand.controller("d", "decode", stand.container("engine", 8100, stand.folder))
+    ) as supervisor:
+        supervisor.start()
+        await supervisor.wait_ready(BOUND)
+        (container,) = supervisor.pods[0].containers
+        supervisor.watchers.append(full)
+        os.kill(container.pid, signal.SIGKILL)
+        async with asyncio.timeout(BOUND):
+            with pytest.raises(OSError, match="No space left on device"):
+                await supervisor.look_on()
+        await until(supervisor, lambda: container.restarts == 1 and container.ready)
+    assert stand.events()[-1] == "end d-0.engine"
+
+
+async def test_a_log_that_cannot_be_written_is_tried_again(stand: Any) -> None:
+    async with stand.run(
+        stand.controller("d", "decode", stand.container("engine", 8100, stand.folder))
+    ) as supervisor:
+        supervisor.start()
+        await supervisor.wait_ready(BOUND)
+        (container,) = supervisor.pods[0].containers
+        logs = container.log.parent
+        logs.rename(stand.folder / "away")
+        os.kill(container.pid, signal.SIGKILL)
+        await until(supervisor, lambda: container.restarts == 2)
+        assert "cannot be started: [Errno 2] No such file" in container.end_reason
+        logs.mkdir()
+        await until(supervisor, lambda: container.ready)
+
+
+async def test_a_fault_of_the_runner_s_own_is_told(
+    stand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def attempt(self: Prober, spec: ProbeSpec) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Prober, "attempt", attempt)
+    async with stand.run(
+        stand.controller("d", "decode", stand.container("engine", 8100, stand.folder))
+    ) as supervisor:
+        supervisor.start()
+        with pytest.raises(ZeroDivisionError):
+            await supervisor.wait_ready(BOUND)
 
 
 async def test_liveness_that_fails_restarts(stand: Any) -> None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if args.once:
             return code
         print(f"serving at {session.base_url}/v1 until Ctrl-C", file=sys.stderr)
-        return await serve(session)
+        await serve(session)
 
     return run_locally(deployment, port, args.log_dir, work, table=False)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distserve.cli.stderr import reader_may_leave
 from distserve.cli.usage import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def load(args: argparse.Namespace, path: Path) -> "DistServeDeployment":
         raise UsageError(str(error)) from None
 
 
+@reader_may_leave()
 def run_locally(
     deployment: "DistServeDeployment",
     port: int,
@@ -105,9 +107,10 @@ async def _cancelled_by_signals() -> AsyncIterator[None]:
     assert task is not None
 
     def end() -> None:
-        if not task.cancelling():
-            print("ending; once more ends at once", file=sys.stderr, flush=True)
+        first = not task.cancelling()
         task.cancel()
+        if first:
+            print("ending; once more ends at once", file=sys.stderr, flush=True)
 
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

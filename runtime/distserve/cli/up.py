@@ -1,10 +1,9 @@
 """`distserve up`: run a deployment's pods as processes of this machine until Ctrl-C."""
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from distserve.cli.planned import add_planning
 from distserve.cli.usage import UsageError
@@ -51,12 +50,11 @@ def run(args: argparse.Namespace) -> int:
     async def work(session: "Session") -> int:
         if args.prometheus_targets is not None:
             write_targets(args.prometheus_targets, session.supervisor.pods)
-        return await serve(session)
+        await serve(session)
 
     return run_locally(deployment, args.port, args.log_dir, work, table=sys.stderr.isatty())
 
 
-async def serve(session: "Session") -> int:
-    """Nothing is left to do; the pods look after themselves until a signal comes."""
-    await asyncio.Event().wait()
-    return 0
+async def serve(session: "Session") -> NoReturn:
+    """Nothing is left to do; the pods are looked after until a signal comes, or none can be."""
+    await session.supervisor.look_on()

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from distserve.local.launch import Launch
 from distserve.local.probes import ProbeCount, Prober
@@ -45,7 +46,8 @@ class State(StrEnum):
 
 
 class Container:
-    """`on_change` is called after each change of what the properties say."""
+    """`on_change` is called after each change of what the properties say, `on_failure` with what
+    keeps the process from being looked after: a fault of the runner's, not of the process."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Container:
         prober: Prober,
         log: Path,
         on_change: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
         backoff: Backoff,
     ) -> None:
         self.spec = spec
@@ -68,13 +71,25 @@ class Container:
         self._launch = launch
         self._prober = prober
         self._on_change = on_change
+        self._on_failure = on_failure
         self._backoff = backoff
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._keep_running(), name=f"container {self.spec.name}")
+        self._task = self._in_background(self._keep_running())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Nobody awaits it: how it fails is told."""
+
+        def tell(done: asyncio.Task[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._on_failure(error)
+
+        task = asyncio.create_task(work, name=f"container {self.spec.name}")
+        task.add_done_callback(tell)
+        return task
 
     @property
     def pid(self) -> int | None:
@@ -168,8 +183,8 @@ class Container:
             await asyncio.sleep(self._backoff.wait_seconds(crashes))
 
     async def _run_once(self) -> None:
-        with self.log.open("ab") as log:
-            try:
+        try:
+            with self.log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._launch.argv,
                     env=self._launch.environment,
@@ -178,21 +193,19 @@ class Container:
                     stderr=log,
                     start_new_session=True,
                 )
-            except OSError as error:
-                log.write(f"{self._launch.argv[0]}: {error.strerror}\n".encode())
-                self.last_exit, self.last_reason = 127, "cannot be started"
-                return
+        except OSError as error:
+            self.last_exit, self.last_reason = 127, f"cannot be started: {error}"
+            return
         self.last_reason = ""
         self._change(State.STARTING)
-        watch = asyncio.create_task(self._watch_probes())
+        watch = self._in_background(self._watch_probes())
         try:
             self.last_exit = await self._process.wait()
         finally:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+            watch.cancel()
+            await asyncio.wait([watch])
         self.ready = False
 
     async def _watch_probes(self) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import aiohttp
 
@@ -27,17 +28,27 @@ _STOP_ORDER = {"": 0, "decode": 1, "hybrid": 1, "prefill": 2}
 
 
 class Supervisor:
-    """Owns the pods. `on_change` is called with it after every change of any container."""
+    """Owns the pods. `watchers` are called after every change of any container."""
 
     def __init__(self, pods: list[Pod]) -> None:
         self.pods = pods
         self.watchers: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
+        self._failure: BaseException | None = None
 
     def notify(self) -> None:
+        """Containers call it: a watcher that fails keeps none of them from being restarted."""
         self._changed.set()
         for watcher in self.watchers:
-            watcher()
+            try:
+                watcher()
+            except Exception as error:
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """`wait_ready` and `look_on` raise it: what becomes of the pods may be lost from now on."""
+        self._failure = self._failure or error
+        self._changed.set()
 
     @property
     def ready(self) -> bool:
@@ -49,11 +60,13 @@ class Supervisor:
         self.notify()
 
     async def wait_ready(self, seconds: float) -> None:
-        """Raises PodFailed when a container cannot come up, or when the time is over."""
+        """Raises PodFailed when a container cannot come up, or when the time is over, and what
+        keeps the pods from being looked after."""
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     self._changed.clear()
+                    self._raise_failure()
                     for pod in self.pods:
                         for container in pod.all_containers:
                             self._check(pod, container)
@@ -68,6 +81,17 @@ class Supervisor:
                 container.tail(TAIL_LINES),
                 usage=False,
             ) from None
+
+    async def look_on(self) -> NoReturn:
+        """While the pods are looked after. Raises what keeps them from it, as a full disk does."""
+        while True:
+            self._changed.clear()
+            self._raise_failure()
+            await self._changed.wait()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _check(self, pod: Pod, container: Container) -> None:
         if container.state is not State.BACKOFF:
@@ -127,6 +151,7 @@ async def supervise(
                     Prober(http, place.address, started),
                     log_directory / f"{place.pod.name}.{spec.name}.log",
                     supervisor.notify,
+                    supervisor.fail,
                     backoff or Backoff(),
                 )
 
