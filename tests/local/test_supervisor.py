@@ -220,7 +220,8 @@ async def test_a_command_that_is_not_there(stand: Any) -> None:
     missing = {"name": "engine", "command": ["/no/such/program"]}
     async with stand.run(stand.controller("d", "decode", missing)) as supervisor:
         supervisor.start()
-        with pytest.raises(PodFailed, match="cannot be started"):
+        said = r"ended 3 times \(cannot be started: there is no program '/no/such/program'"
+        with pytest.raises(PodFailed, match=said):
             await supervisor.wait_ready(BOUND)
 
 
@@ -351,8 +352,9 @@ sys.path.insert(0, sys.argv[1])
 import conftest
 async def main():
     stand = conftest.Stand(Path(sys.argv[2]))
+    theirs = {"name": "theirs", "command": ["sleep", "600"]}
     pod = stand.controller(
-        "d", "decode", stand.container("engine", 8100, stand.folder),
+        "d", "decode", stand.container("engine", 8100, stand.folder), theirs,
         initContainers=[stand.container("side", 8102, stand.folder, restartPolicy="Always")])
     async with stand.run(pod) as supervisor:
         supervisor.start()
@@ -373,7 +375,7 @@ def test_killed_runner_takes_its_processes_with_it(stand: Any, tmp_path: Path) -
     with runner.stdout as output:
         assert output.readline() == "up\n"
         children = psutil.Process(runner.pid).children(recursive=True)
-        assert len(children) == 2
+        assert len(children) == 3
         runner.kill()
         runner.wait(10)
     assert not psutil.wait_procs(children, timeout=BOUND)[1]

@@ -186,7 +186,7 @@ class Container:
         try:
             with self.log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *self._launch.argv,
+                    *self._launch.ending_with_runner(),
                     env=self._launch.environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,

@@ -6,6 +6,7 @@ rewriting the mount paths to the folders that stand for them.
 
 import base64
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from distserve.local.errors import Refused
 from distserve.local.specs import ContainerSpec, Inventory, Object, PodSpec
-from distserve.wire.parent import PARENT_VARIABLE
+from distserve.wire.parent import PARENT_VARIABLE, STARTER
 
 DISTSERVE = (sys.executable, "-m", "distserve.cli.main")
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
@@ -33,6 +34,16 @@ class Launch:
         `distserve` is this very installation, also where it is not on the PATH."""
         words = tuple(rewrite(word, self.mounts) for word in command)
         return (*DISTSERVE, *words[1:]) if words[:1] == ("distserve",) else words
+
+    def ending_with_runner(self) -> tuple[str, ...]:
+        """argv, such that a runner's death is the process's: ours see to it by themselves.
+
+        Raises FileNotFoundError, since what the command is started by would be there."""
+        if self.argv[: len(DISTSERVE)] == DISTSERVE:
+            return self.argv
+        if shutil.which(self.argv[0], path=self.environment["PATH"]) is None:
+            raise FileNotFoundError(f"there is no program {self.argv[0]!r} that can be run")
+        return (*STARTER, *self.argv)
 
 
 @dataclass(frozen=True)
