@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from distserve.cli.main import main
+from distserve.wire.parent import PARENT_VARIABLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -33,6 +34,16 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+def processes_of(runner: int) -> list[psutil.Process]:
+    """Whatever it started, also when it has ended: their environment says whose they are."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(PARENT_VARIABLE) == str(runner):
+                found.append(process)
+    return found
 
 
 def gone(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -54,7 +65,7 @@ class Up:
         assert self.process.stdout
         line = self.process.stdout.readline()
         assert line == f"ready {self.url}\n", f"{line!r} {self.errors()}"
-        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        self.children = processes_of(self.process.pid)
 
     def errors(self) -> str:
         self.process.kill()
@@ -200,8 +211,9 @@ def manifest_with(tmp_path: Path, **changes: Any) -> Path:
         ({"prefill__parallelism": {"tensor": 2}}, "NotSupportedByEngine"),
         ({"strategy__name": "Guessing"}, "Guessing"),
         ({"model__dtype": 12}, "dtype"),
+        ({"accelerator__kvCache": "900Gi"}, "not enough memory"),
     ],
-    ids=["folder", "field", "tensor", "strategy", "type"],
+    ids=["folder", "field", "tensor", "strategy", "type", "memory"],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(
     tmp_path: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
@@ -232,18 +244,20 @@ def assert_refused(
     assert said in line
 
 
-def test_a_refused_process_leaves_nothing(tmp_path: Path) -> None:
-    manifest = manifest_with(tmp_path, accelerator__kvCache="900Gi")
-    answer = subprocess.run(
-        [*DISTSERVE, "up", "-f", str(manifest), "--port", str(free_port())],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert answer.returncode == 2, answer.stderr
-    (line,) = answer.stderr.splitlines()
-    assert "not enough memory" in line
-    left = [
-        p for p in psutil.process_iter(["cmdline"]) if str(manifest) in (p.info["cmdline"] or [])
-    ]
-    assert not left
+def test_a_process_that_refuses_ends_all_others(tmp_path: Path) -> None:
+    """What the runner cannot know beforehand: the engine refuses its model, its migrator runs."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    manifest = manifest_with(tmp_path, model__source={"hostPath": str(model)})
+    logs = tmp_path / "logs"
+    words = ["up", "-f", manifest, "--port", str(free_port()), "--log-dir", logs]
+    with subprocess.Popen([*DISTSERVE, *words], stderr=subprocess.PIPE, text=True) as runner:
+        try:
+            said = runner.communicate(timeout=60)[1]
+        finally:
+            runner.kill()
+    assert runner.returncode == 2, said
+    assert "architecture none is not served" in said.splitlines()[-1]
+    assert [log for log in logs.glob("*.kv-migrator.log") if log.stat().st_size], "one had started"
+    assert not processes_of(runner.pid)
