@@ -106,6 +106,41 @@ def test_a_share_of_beats_is_a_share_of_the_time(stall: float, every: float, goo
     assert observed.lag.within(10.0) == good
 
 
+@pytest.mark.parametrize(("seconds", "good"), [(1.0, False), (0.001, True)])
+def test_a_terminal_that_blocks_is_lag(seconds: float, good: bool) -> None:
+    """As after Ctrl-S: nothing is read meanwhile."""
+    loop = VirtualTime()
+    beats = 0
+
+    def draw() -> None:
+        nonlocal beats
+        beats += 1
+        if beats % 100 == 0:
+            loop.now += seconds
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        client = Answering(40.0, 0.0, 1.0)
+        plan = [Planned(0, 0.0, "x", 1, 1)]
+        observed = runner.run(offer(plan, client, on_beat=draw, clock=loop.time))
+    assert observed.lag.within(10.0) == good
+
+
+@pytest.mark.parametrize(("seconds", "good"), [(0.2, True), (0.5, False)])
+def test_what_is_made_ready_before_the_start_is_no_lag(seconds: float, good: bool) -> None:
+    """That it is not ready in time is."""
+
+    class Opening(Answering):
+        def spare(self) -> Spare:
+            loop.now += seconds
+            return super().spare()
+
+    loop = VirtualTime()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        client = Opening(5.0, 0.0, 1.0)
+        observed = runner.run(offer([Planned(0, 0.0, "x", 1, 1)], client, clock=loop.time))
+    assert observed.lag.within(10.0) == good
+
+
 def test_it_is_told_of_time_that_passes_without_an_end() -> None:
     """So that somebody who watches sees it too."""
     beaten = asyncio.Event()

@@ -66,7 +66,6 @@ async def offer(
     Cancelled, it ends what runs and returns what has ended so far.
     """
     beats: list[float] = []
-    monitor = asyncio.create_task(_beat(beats, on_beat, clock))
     outcomes: list[Outcome] = []
     interrupted = False
 
@@ -76,6 +75,7 @@ async def offer(
 
     with _quiet_collector():
         start = clock() + _AHEAD_SECONDS
+        monitor = asyncio.create_task(_beat(beats, start, on_beat, clock))
         try:
             async with asyncio.TaskGroup() as running:
                 for request in requests:
@@ -118,22 +118,27 @@ async def _until(due: float, clock: Callable[[], float]) -> None:
 
 
 async def _beat(
-    beats: list[float], on_beat: Callable[[], None], clock: Callable[[], float]
+    beats: list[float], start: float, on_beat: Callable[[], None], clock: Callable[[], float]
 ) -> None:
     """Until it is cancelled. That is no error to its caller, whose frame the task would keep with
     it, and all prompts in that."""
     with contextlib.suppress(asyncio.CancelledError):
+        due = clock() + _BEAT_SECONDS
         while True:
-            due = clock() + _BEAT_SECONDS
-            await asyncio.sleep(_BEAT_SECONDS)
-            beats += _with_missed(clock() - due)
+            await asyncio.sleep(due - clock())
+            now = clock()
+            beats += _late(due, now, start)
+            due = now + _BEAT_SECONDS  # before it is told: a terminal that blocks is lag too
             on_beat()
 
 
-def _with_missed(late: float) -> list[float]:
-    """How late a beat was, and before it those that were missed while the loop stood still: so a
-    share of beats is that share of the time."""
-    return [late - n * _BEAT_SECONDS for n in range(max(1, math.ceil(late / _BEAT_SECONDS)))]
+def _late(due: float, now: float, start: float) -> list[float]:
+    """How late a beat was, and after it those that were missed while the loop stood still: so a
+    share of beats is that share of the time. None of before the start: nothing is under way, and
+    what is asked at once is made ready."""
+    missed = max(1, math.ceil((now - due) / _BEAT_SECONDS))
+    instants = (due + n * _BEAT_SECONDS for n in range(missed))
+    return [now - instant for instant in instants if instant >= start]
 
 
 def _lag(outcomes: Sequence[Outcome], beats: Sequence[float]) -> Lag:
