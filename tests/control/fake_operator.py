@@ -82,7 +82,7 @@ def settings_of(said: dict[str, Any]) -> Settings:
         namespaces=tuple(said.get("namespaces", ())),
         lease=LeaseSettings(**said["lease"]),
         watch=WatchSettings(**said["watch"]),
-        calls=CallSettings(seconds=3.0),
+        calls=CallSettings(seconds=3.0, write_seconds=3.0),
     )
 
 

@@ -10,7 +10,14 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 
 from distserve.operator.cluster import Cluster, NoCluster, load_configuration
-from distserve.operator.errors import Conflict, LeaseLost, NotFound, Refused, Unavailable
+from distserve.operator.errors import (
+    Conflict,
+    LeaseLost,
+    NotFound,
+    Refused,
+    Unavailable,
+    WebhookDown,
+)
 from distserve.operator.kinds import PODS, kind_of
 from distserve.operator.model import Ref
 from distserve.operator.settings import CallSettings
@@ -120,6 +127,26 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(
     with pytest.raises(Unavailable, match="no answer within"):
         await asyncio.wait_for(cluster.get(ACCOUNTS, "ns", "sa"), 10)
     assert counted == [("get", "unavailable")]
+
+
+async def test_a_write_is_waited_for_until_a_webhook_must_have_ended(
+    api: Api, cluster: Cluster
+) -> None:
+    """Then it is the API server who says what it waited for."""
+    assert CallSettings().write_seconds > 30, "Kubernetes lets no webhook take longer"
+    ended = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await ended.wait()
+        return web.json_response({"message": "failed calling webhook: timeout"}, status=500)
+
+    api.answer = answer
+    write = asyncio.create_task(cluster.apply(ACCOUNT))
+    with pytest.raises(Unavailable, match="no answer within"):
+        await asyncio.wait_for(cluster.get(ACCOUNTS, "ns", "sa"), 10)
+    ended.set()
+    with pytest.raises(WebhookDown, match="failed calling webhook"):
+        await asyncio.wait_for(write, 10)
 
 
 async def test_nothing_is_written_without_the_lease(api: Api, cluster: Cluster) -> None:

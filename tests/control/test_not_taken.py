@@ -1,6 +1,7 @@
 """What a deployment's status says, and what is done, where the API server does not take a write."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -34,6 +35,7 @@ MADE = "2026-01-02T03:04:05Z"
 SERVED = frozenset(f"monitoring.coreos.com/v1/{kind}" for kind in ("PodMonitor", "PrometheusRule"))
 REFUSED = Refused("apply /apis/.../prometheusrules/tiny: spec.groups is invalid")
 DOWN = WebhookDown('apply /apis/.../prometheusrules/tiny: failed calling webhook "rules": EOF')
+LATE = Unavailable("apply /apis/.../tiny: no answer within 32 s")
 
 
 class Api:
@@ -42,7 +44,11 @@ class Api:
     def __init__(self) -> None:
         self.live: dict[Ref, Object] = {}
         self.refuses: Callable[[Object], ClusterError | None] = lambda document: None
+        self.others = False
+        """Whether an object that is not here is somebody else's."""
         self.version = 10
+        self.reports = 0
+        """Writes of the status."""
 
     async def apply(
         self,
@@ -59,6 +65,7 @@ class Api:
         if dry_run:
             return document
         self.version += 1
+        self.reports += subresource == "status"
         before = self.live.get(ref, {"metadata": {"uid": f"uid-{self.version}"}})
         metadata = before["metadata"] | document["metadata"] | {
             "resourceVersion": str(self.version), "creationTimestamp": MADE,
@@ -71,8 +78,8 @@ class Api:
 
     create = apply_new
 
-    async def get(self, *_: Any, **__: Any) -> None:
-        return None
+    async def get(self, *_: Any, **__: Any) -> Object | None:
+        return {"metadata": {"uid": "theirs"}} if self.others else None
 
 
 class World:
@@ -226,11 +233,79 @@ async def test_the_status_follows_what_runs_while_a_quota_is_full(world: World) 
 async def test_what_was_only_late_is_no_news_of_the_spec(world: World) -> None:
     """A timeout, and another version: both are tried again in a moment."""
     await world.settle()
-    for error in (Unavailable("apply: no answer within 10 s"), Conflict("another version")):
+    for error in (LATE, Conflict("another version")):
         world.api.refuses = lambda found, error=error: error  # type: ignore[misc]
         world.write(2, units=2)
         assert await world.settle() is error
         assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_words_that_differ_each_time_are_told_once(world: World) -> None:
+    """A write of the status wakes the deployment, whatever the pause after the failure is."""
+    ports = itertools.count(51234)
+    world.api.refuses = lambda found: (
+        WebhookDown(f"{DOWN}: read tcp 10.0.0.1:{next(ports)}->10.0.0.2:443: reset by peer")
+        if found["kind"] == "PrometheusRule"
+        else None
+    )
+    await world.settle()
+    told = world.condition("Accepted")["message"]
+    written = world.api.reports
+    for _ in range(3):
+        assert await world.settle() is not None
+    assert world.api.reports == written and world.condition("Accepted")["message"] == told
+    said = [call.args[1] for call in world.events.tell.await_args_list]
+    assert {one.of for one in said if one.reason == "ApplyRefused"} == {
+        str(DOWN).partition(": ")[0]
+    }
+    # Others are news.
+    world.api.refuses = lambda found: REFUSED if found["kind"] == "PrometheusRule" else None
+    assert await world.settle() is REFUSED
+    assert world.condition("Accepted")["message"].startswith(str(REFUSED))
+    assert world.api.reports == written + 1
+
+
+async def test_words_of_a_dry_run_that_differ_each_time_are_told_once(world: World) -> None:
+    ports = itertools.count(51234)
+    world.api.refuses = lambda found: (
+        WebhookDown(f"{DOWN}: read tcp 10.0.0.1:{next(ports)}: reset by peer")
+        if found["kind"] == "StatefulSet"
+        else None
+    )
+    assert await world.settle() is None and world.api.reports == 1
+    assert await world.settle() is None and world.api.reports == 1
+
+
+@pytest.mark.parametrize("reason", ["RefusedByApiServer", "NameTaken"])
+async def test_what_was_told_stays_while_the_api_server_is_late(world: World, reason: str) -> None:
+    error = REFUSED if reason == "RefusedByApiServer" else Conflict("there is one")
+    world.api.refuses = lambda found: error if found["kind"] == "PrometheusRule" else None
+    world.api.others = reason == "NameTaken"
+    await world.settle()
+    before = world.condition("Accepted")
+    assert before["reason"] == reason
+    world.api.refuses = lambda found: LATE if found["kind"] == "PrometheusRule" else None
+    written = world.api.reports
+    assert await world.settle() is LATE
+    assert world.condition("Accepted") == before and world.api.reports == written
+    world.write(2, units=2)
+    assert await world.settle() is LATE
+    assert world.condition("Accepted")["status"] == "True", "nothing is known of this spec yet"
+
+
+async def test_a_new_deployment_says_why_nobody_knows_whether_it_would_be_taken(
+    world: World,
+) -> None:
+    """And what was told is no news while it goes on."""
+    world.api.refuses = lambda found: LATE
+    assert await world.settle() is LATE
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "RefusedByApiServer")
+    assert accepted["message"] == str(LATE) and world.api.reports == 1
+    assert world.told == {"RefusedByApiServer"} and not world.named("Service")
+    world.api.refuses = lambda found: None
+    assert await world.settle() is None
+    assert world.condition("Accepted")["status"] == "True" and world.named("StatefulSet")
 
 
 def test_a_webhook_is_told_from_an_api_server_that_is_busy() -> None:

@@ -212,9 +212,8 @@ class Cluster:
     ) -> Object:
         if not self.may_write():
             raise LeaseLost(f"no {verb} of {path}: this replica does not hold the lease")
-        return await self.call(
-            verb, path, query=query, body=body, headers={"Content-Type": content_type}
-        )
+        headers, bound = {"Content-Type": content_type}, self._settings.write_seconds
+        return await self.call(verb, path, query=query, body=body, headers=headers, seconds=bound)
 
     async def call(
         self,

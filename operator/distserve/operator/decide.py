@@ -25,6 +25,7 @@ from distserve.operator.model import (
     Observed,
     Ref,
 )
+from distserve.operator.not_taken import not_taken
 from distserve.operator.places import Places, find_places, units_without_room
 from distserve.operator.plans import PLANNED_FOR, Numbers, numbers_of
 from distserve.operator.progress import progress_of
@@ -111,8 +112,8 @@ def _decide(
             ahead = _ahead(observed, answers, wanted, live)
             return Decision(questions=(ahead.places.question, dry_run))
         if words:
-            refusal = Refusal(AcceptedReason.REFUSED_BY_API_SERVER, words)
-            return report_refusal(observed, live, refusal)
+            told = not_taken(observed, answers, words)
+            return report_refusal(observed, live, Refusal(told.reason, told.message))
     return _steer(observed, answers, settings, wanted, numbers, live, key)
 
 

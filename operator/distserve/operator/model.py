@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from distserve.api.planning import ConfigMapKey
+from distserve.operator.errors import ClusterError
 from distserve.operator.flavors import Flavor, KaiQueue, VolcanoQueue
 from distserve.operator.idle import Idle, IdleQuestion
 from distserve.operator.pairs import LinksQuestion, UnitLinks
@@ -265,8 +266,8 @@ class Answers:
     """None: no unit is, as far as is known."""
     foreign: frozenset[Ref] = frozenset()
     """Objects that have our names and are not ours: they are never touched."""
-    refused: str = ""
-    """What the API server says of a write that it would not do."""
+    failed: ClusterError | None = None
+    """What writing ended with before all was done, or asking about it without an answer."""
 
 
 @dataclass(frozen=True)

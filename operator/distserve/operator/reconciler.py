@@ -28,9 +28,7 @@ from distserve.operator.errors import (
     Conflict,
     LeaseLost,
     NotFound,
-    Refused,
     Tripped,
-    WebhookDown,
 )
 from distserve.operator.events import Events
 from distserve.operator.idle import IdleQuestion
@@ -43,7 +41,6 @@ from distserve.operator.model import (
     Decision,
     Delete,
     DryRunQuestion,
-    Event,
     Key,
     KeyQuestion,
     NodesQuestion,
@@ -55,6 +52,7 @@ from distserve.operator.model import (
     Ref,
     TextsQuestion,
 )
+from distserve.operator.not_taken import NOT_TAKEN, refusal_event
 from distserve.operator.pairs import LinksQuestion
 from distserve.operator.placing import Placing
 from distserve.operator.planning import Planning
@@ -72,8 +70,6 @@ Decide = Callable[[Observed, Answers], Decision]
 
 ROUNDS = 6
 """Of questions and answers: plan, place, dry run, and each may lead to the next."""
-NOT_TAKEN = (Refused, WebhookDown)
-"""Told to users: they, or who runs the cluster, can cure it."""
 TOGETHER = 6
 """Calls of one reconcile at a time: its writes wait for the API server's disk one beside another,
 and four workers leave connections for the lease and for listings."""
@@ -128,15 +124,15 @@ class Reconciler:
         foreign, error = await self._act_all(observed, decision)
         if isinstance(error, Conflict):
             raise error  # What was seen is not what is there.
-        refused = str(error) if isinstance(error, NOT_TAKEN) else ""
-        if foreign or refused:
-            decision = self._decide(observed, replace(answers, foreign=foreign, refused=refused))
+        error = error or answers.failed
+        if foreign or error is not None:
+            decision = self._decide(observed, replace(answers, foreign=foreign, failed=error))
         if decision.status is not None:
             await self._report(observed.document, decision.status)
         for event in decision.events:
             await self._events.tell(observed.document, event)
-        if refused:
-            await self._events.tell(observed.document, _refused(refused))
+        if isinstance(error, NOT_TAKEN):
+            await self._events.tell(observed.document, refusal_event(error))
         if error is not None:
             error.again_seconds = decision.again_seconds
             raise error
@@ -209,7 +205,11 @@ class Reconciler:
         if question.revision in answers.refusals:
             return answers
         # Others were of an earlier spec.
-        return replace(answers, refusals={question.revision: await self._dry_run(question)})
+        error = await self._dry_run(question)
+        words = "" if error is None else str(error)
+        # Who was only late is asked again as soon as after any other failure.
+        late = None if isinstance(error, NOT_TAKEN) else error
+        return replace(answers, refusals={question.revision: words}, failed=late)
 
     async def _read(
         self, key: Key, keys: tuple[ConfigMapKey, ...]
@@ -233,17 +233,16 @@ class Reconciler:
                 log.warning("nobody can tell how node %s is: %s", name, error)
         return found
 
-    async def _dry_run(self, question: DryRunQuestion) -> str:
-        """The API server's words about the first object that it would not take."""
-
-        async def ask(document: Object) -> str:
-            try:
-                await self._cluster.apply(document, dry_run=True)
-            except NOT_TAKEN as error:
-                return str(error)
-            return ""
-
-        return next(filter(None, await _together(map(ask, question.objects))), "")
+    async def _dry_run(self, question: DryRunQuestion) -> ClusterError | None:
+        """About the first object that the API server would not take."""
+        calls = (self._cluster.apply(one, dry_run=True) for one in question.objects)
+        try:
+            await _together(calls)
+        except Conflict:
+            raise  # What was seen is not what is there.
+        except ClusterError as error:
+            return error
+        return None
 
     async def _act_all(
         self, observed: Observed, decision: Decision
@@ -394,7 +393,3 @@ def _units(observed: Observed) -> dict[str, list[Object]]:
         if unit and ref.kind == "StatefulSet" and "deletionTimestamp" not in child["metadata"]:
             found.setdefault(unit, []).append(child)
     return found
-
-
-def _refused(words: str) -> Event:
-    return Event("Warning", "ApplyRefused", f"the API server refused an object: {words}")

@@ -25,6 +25,7 @@ from distserve.operator.model import (
     Pod,
 )
 from distserve.operator.moved import moved_status
+from distserve.operator.not_taken import SUPPORTED, accepted
 from distserve.operator.plans import Numbers
 from distserve.operator.provisioning import attempts_status
 from distserve.operator.refusals import refusals_status
@@ -43,8 +44,6 @@ from distserve.operator.status import (
 from distserve.operator.wanted import stored_revisions
 from distserve.resources import naming, processes
 from distserve.resources.planned import with_units
-
-SUPPORTED = Fact(True, AcceptedReason.SUPPORTED, "the engine build and the cluster can run it")
 
 REFUSED_AGAIN_SECONDS: Final = 60.0
 """Until the API server is asked again about what it would not take: a policy or a quota may have
@@ -77,7 +76,7 @@ def report(
     if not placed.holds and not course.fabric.apart:
         missing = Fact(False, ReadyReason.NOT_PLACED, placed.message)
     facts: dict[Condition, Fact] = {
-        Condition.ACCEPTED: _accepted(answers),
+        Condition.ACCEPTED: accepted(observed, answers),
         Condition.PLANNED: course.numbers.fact,
         Condition.PLACED: placed,
         **course.fabric.facts,
@@ -147,21 +146,6 @@ def _as_before(
     if serves(live, _gateways(observed), _stored_roles(observed, live)):
         return Fact(True, ReadyReason.SERVING, f"what ran before serves on; {message}")
     return Fact(False, reason, message)
-
-
-def _accepted(answers: Answers) -> Fact:
-    if answers.refused:
-        words = f"{answers.refused}. What runs goes on, and it is tried again"
-        return Fact(False, AcceptedReason.REFUSED_BY_API_SERVER, words)
-    if not answers.foreign:
-        return SUPPORTED
-    names = ", ".join(f"{ref.kind} {ref.name}" for ref in sorted(answers.foreign))
-    return Fact(
-        False,
-        AcceptedReason.NAME_TAKEN,
-        f"{names}: made by somebody else and left alone; delete it, or give the deployment "
-        "another name",
-    )
 
 
 def _only_conditions(observed: Observed, live: Mapping[str, LiveUnit], facts: Facts) -> Decision:

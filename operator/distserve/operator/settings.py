@@ -77,8 +77,10 @@ class QueueSettings:
 @dataclass(frozen=True)
 class CallSettings:
     seconds: float = 10.0
-    """Bound of every call; the API server's own for most is 60 s, and what takes longer than 10 is
+    """Bound of a read; the API server's own for most is 60 s, and what takes longer than 10 is
     better tried again later."""
+    write_seconds: float = 32.0
+    """Longer than a webhook may take, 30 s at most: then the API server says which one it was."""
     connections: int = 32
 
 
