@@ -93,21 +93,23 @@ def test_a_request_uses_what_is_spare() -> None:
     within_bound(check())
 
 
+@pytest.mark.parametrize("held", [True, False], ids=["held", "left"])
 @pytest.mark.parametrize("every", [1, 2, 3, 4])
 def test_no_connection_is_used_that_a_server_may_be_closing(
-    monkeypatch: pytest.MonkeyPatch, every: int
+    monkeypatch: pytest.MonkeyPatch, every: int, held: bool
 ) -> None:
-    """However often it was held for a request that then did not come."""
+    """Nor where it was held meanwhile for a request that then did not come."""
     server = Server()
     monkeypatch.setattr("aiohttp.connector.monotonic", lambda: server.now)
 
     async def check() -> None:
         async with server.serve() as url, open_session(30) as http:
             for step in range(24):
-                spares = [Spare(http, url) for _ in range(2)]
+                used = step % every == 0
+                spares = [Spare(http, url) for _ in range(2 * (used or held))]
                 for spare in spares:
                     await spare.ready()
-                if step % every == 0:
+                if used:
                     await asyncio.gather(*(ask(http, url, spare) for spare in spares))
                 for spare in spares:
                     spare.drop()
