@@ -6,11 +6,12 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
-from distserve.bench.client import Target
+from distserve.bench.client import Client, Target
 from distserve.bench.outcome import Outcome
 from distserve.cli.main import main
 from distserve.planner.loads import LoadRecord, decoded
@@ -172,6 +173,22 @@ async def test_what_is_refused_for_good_is_told_with_its_words(stub: Stub) -> No
             ProfileError, match=r"^http://127\S+: cannot connect: .*; start the deployment"
         ):
             await asker.ask([8], 2)
+
+
+async def test_no_request_s_time_has_the_making_of_its_connection_in_it(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready: list[bool] = []
+
+    class Watched(Client):
+        async def send(self, *args: Any) -> Outcome:
+            ready.append(args[-1]._making.done())
+            return await super().send(*args)
+
+    monkeypatch.setattr(asking_module, "Client", Watched)
+    async with asking(Target(stub.url, "m")) as asker:
+        await asker.ask([8, 8], 2)
+    assert ready == [True, True]
 
 
 @pytest.mark.parametrize("moves", [True, False])
