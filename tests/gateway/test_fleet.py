@@ -177,11 +177,13 @@ async def test_a_step_that_broke_does_not_stop_the_only_instances(house: Any) ->
 
 
 @pytest.mark.parametrize("side", ["prefill", "decode"])
-@pytest.mark.parametrize("others", [[], ["decode"], ["decode", "prefill"]])
-async def test_who_fails_is_not_left_alone_where_nobody_replaces_it(
-    houses: Any, side: str, others: list[str]
+@pytest.mark.parametrize(
+    ("others", "taken"), [([], "0"), (["decode"], "0"), (["decode", "prefill"], "1")]
+)
+async def test_who_fails_is_not_left_alone_where_there_is_no_route_without_it(
+    houses: Any, side: str, others: list[str], taken: str
 ) -> None:
-    """Nor does one with another tokenizer, as a rollout brings it."""
+    """One with another tokenizer, as a rollout brings it, makes a route once its unit is whole."""
 
     def of_a_rollout(engines: list[Any]) -> None:
         for engine in engines:
@@ -192,9 +194,10 @@ async def test_who_fails_is_not_left_alone_where_nobody_replaces_it(
     house = await houses(**counts, change=of_a_rollout)
     member = house.gateway.fleet.members[f"{side}-0"]
     member.evict(house.gateway.clock() + 1000.0, 0)
-    assert member in house.gateway.fleet.ready()
     assert house.gateway.ready
     assert (await house.complete())[0] == 200
+    took = {engine.name for engine in house.engines if engine.legs}
+    assert took == {f"prefill-{taken}", f"decode-{taken}"}
 
 
 async def test_who_was_left_alone_is_taken_when_its_replacement_goes(houses: Any) -> None:
@@ -204,11 +207,12 @@ async def test_who_was_left_alone_is_taken_when_its_replacement_goes(houses: Any
     first.evict(later, 0)
     assert first not in fleet.ready()
     second.evict(later, 0)
-    assert {first, second} <= set(fleet.ready()), "no better one is left"
+    assert {first, second} <= set(fleet.able()), "no better one is left"
+    assert (await house.complete())[0] == 200
     second.evicted_until = 0.0
-    assert first not in fleet.ready()
+    assert first not in fleet.able()
     house.publish("prefill-1")
-    await house.until(lambda: first in fleet.ready())
+    await house.until(lambda: first in fleet.able())
     assert (await house.complete())[0] == 200
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.gateway.test_routing import fleet_of, generation, member
+from tests.gateway.test_routing import generation, member
 
-from distserve.gateway.fleet import Fleet
+from distserve.gateway.fleet import Member
 from distserve.gateway.mixture import Mixture
 from distserve.gateway.routing import Route, Stop, Waiting
 from distserve.wire.dialect import Phases
@@ -41,7 +41,7 @@ class Always:
 
     route: Route
 
-    def choose(self, waiting: Waiting, fleet: Fleet) -> Route:
+    def choose(self, waiting: Waiting, members: list[Member]) -> Route:
         return self.route
 
 
@@ -57,5 +57,5 @@ def alone(name: str, step_tokens: int, outstanding: int) -> Route:
 def test_tokens_that_wait_weigh_the_same_in_small_steps(small: int, large: int) -> None:
     routes = alone("small", 512, small), alone("large", 8192, large)
     mixture = Mixture(tuple(Always(route) for route in routes))  # type: ignore[arg-type]
-    chosen = mixture.choose(Waiting(generation(), 0.0), fleet_of())
+    chosen = mixture.choose(Waiting(generation(), 0.0), [])
     assert chosen == routes[small > large]

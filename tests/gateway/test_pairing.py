@@ -104,7 +104,7 @@ def waiting(avoid: frozenset[str] = frozenset()) -> Waiting:
 
 
 def pair(fleet: Fleet, policy: str = "LeastOutstanding") -> tuple[str, ...]:
-    answer = router(policy).choose(waiting(), fleet)
+    answer = router(policy).choose(waiting(), fleet.ready())
     assert isinstance(answer, Route)
     return tuple(stop.member.name for stop in answer.stops)
 
@@ -168,7 +168,7 @@ def test_inside_the_scope_the_policy_chooses() -> None:
     )
     assert pair(fleet) == ("p", "d2")
     turns = router("RoundRobin")
-    chosen = [turns.choose(waiting(), fleet) for _ in range(6)]
+    chosen = [turns.choose(waiting(), fleet.ready()) for _ in range(6)]
     names = [one.stops[1].member.name for one in chosen if isinstance(one, Route)]
     assert names == ["d0", "d1", "d2"] * 2
 
@@ -183,7 +183,7 @@ def test_in_turn_is_fair_also_where_units_take_turns() -> None:
         )
     ]
     turns, fleet = router("RoundRobin"), fleet_of(*units)
-    chosen = [turns.choose(waiting(), fleet) for _ in range(8)]
+    chosen = [turns.choose(waiting(), fleet.ready()) for _ in range(8)]
     names = [one.stops[1].member.name for one in chosen if isinstance(one, Route)]
     assert sorted(names) == sorted(2 * [f"d-u{u}-{n}" for u in range(2) for n in range(2)])
 
@@ -197,7 +197,7 @@ def test_a_burst_stays_in_its_units_until_they_are_full() -> None:
     )
     routing, metrics = router(), Metrics(Slo(), 90)
     for number in range(2 * MAX_SEQS):
-        answer = routing.choose(waiting(), fleet)
+        answer = routing.choose(waiting(), fleet.ready())
         assert isinstance(answer, Route)
         metrics.observe_route(answer)
         for stop in answer.stops:
@@ -299,7 +299,7 @@ def test_who_was_passed_over_is_not_taken_after_all() -> None:
 
 @given(fleets(), st.sampled_from(sorted(POLICIES)))
 def test_every_pair_is_as_near_as_the_rule_says(fleet: list[Facts], policy: str) -> None:
-    answer = router(policy).choose(waiting(), fleet_of(*fleet))
+    answer = router(policy).choose(waiting(), fleet_of(*fleet).ready())
     able = {p: [d for d in fleet if d.role == "decode" and d.fingerprint == p.fingerprint]
             for p in fleet if p.role == "prefill"}  # fmt: skip
     if isinstance(answer, Wait):

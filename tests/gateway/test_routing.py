@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distserve.api.strategies import StrategyName
+from distserve.gateway import routing
 from distserve.gateway.discovery import Endpoint
 from distserve.gateway.dispatch import _take
 from distserve.gateway.fleet import Fleet, Flight, Member
@@ -91,7 +92,7 @@ def choose(
     router = router_of(strategy)(
         POLICIES[policy](index, random.Random(1)), RoutingOptions(min_remote)
     )
-    answer = router.choose(Waiting(generation(**fields), 0.0, avoid), fleet)
+    answer = routing.choose(router, Waiting(generation(**fields), 0.0, avoid), fleet)
     if isinstance(answer, Wait):
         return answer.reason
     assert isinstance(answer, Route)
@@ -235,13 +236,41 @@ def test_a_burst_is_spread_before_any_report() -> None:
     assert [fleet.members[f"p{i}"].legs for i in range(4)] == [10] * 4
 
 
+def left_alone(fleet: Fleet, *names: str) -> Fleet:
+    for name in names:
+        fleet.members[name].evict(fleet.clock(), 0)
+    return fleet
+
+
+@pytest.mark.parametrize("broken", ["p-new", "d-new"])
+def test_a_broken_unit_with_another_fingerprint_is_left_alone(broken: str) -> None:
+    """A rollout's first one, whose prefill instance soon has nothing to do and so looks best."""
+    old = member("p-old", requests=[("r", "waiting", 60, 1)]), member("d-old", "decode")
+    new = member("p-new", fingerprint="g"), member("d-new", "decode", fingerprint="g")
+    fleet = left_alone(fleet_of(*old, *new), broken)
+    assert choose(fleet) == [("p-old", "prefill"), ("d-old", "decode")]
+
+
+def test_a_broken_unit_of_another_strategy_is_left_alone() -> None:
+    old = member("p", requests=[("r", "waiting", 60, 1)]), member("d", "decode")
+    fleet = left_alone(fleet_of(*old, member("h", "hybrid")), "h")
+    assert choose(fleet) == [("p", "prefill"), ("d", "decode")]
+    left_alone(fleet, "d")
+    assert choose(fleet, strategy=StrategyName.COLOCATED) == [("h", "both")], "no route without"
+
+
+def test_without_a_route_only_those_are_taken_again_that_nobody_replaces() -> None:
+    fleet = fleet_of(member("p"), member("d0", "decode"), member("d1", "decode", free=5))
+    assert choose(left_alone(fleet, "p", "d0")) == [("p", "prefill"), ("d1", "decode")]
+
+
 def test_round_robin_takes_turns() -> None:
     router = router_of(StrategyName.COLOCATED)(
         POLICIES["RoundRobin"](None, random.Random(1)), RoutingOptions()
     )
     fleet = fleet_of(*(member(n, "hybrid") for n in "bca"))
     waiting = Waiting(generation(), 0.0)
-    routes = [router.choose(waiting, fleet) for _ in range(5)]
+    routes = [router.choose(waiting, fleet.ready()) for _ in range(5)]
     assert [r.stops[0].member.name for r in routes if isinstance(r, Route)] == list("abcab")
 
 

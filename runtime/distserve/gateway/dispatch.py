@@ -9,7 +9,7 @@ from types import TracebackType
 from distserve.gateway.errors import NoRoute
 from distserve.gateway.fleet import Fleet, Flight
 from distserve.gateway.generation import Generation
-from distserve.gateway.routing import Route, Router, Stop, Wait, Waiting
+from distserve.gateway.routing import Route, Router, Stop, Wait, Waiting, choose
 
 NO_ROUTE_SECONDS = 15.0
 """How long a request waits for an instance to get ready: a restart of a pod's container is over
@@ -89,7 +89,7 @@ class Dispatcher:
             entry = self._entries[waiting]
             if entry.taken.done():
                 continue
-            answer = self._router.choose(waiting, self._fleet)
+            answer = choose(self._router, waiting, self._fleet)
             if isinstance(answer, Wait):
                 entry.reason = answer.reason
                 if answer.again_seconds is not None:

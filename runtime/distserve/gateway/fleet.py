@@ -182,7 +182,7 @@ class Member:
         )
 
     def is_evicted(self, now: float) -> bool:
-        """Left alone for what failed there, as long as another one replaces it."""
+        """Left alone for what failed there, as long as there is a route without it."""
         return now < self.evicted_until
 
     @property
@@ -252,12 +252,20 @@ class Fleet:
         self._listeners: list[Callable[[], None]] = []
 
     def ready(self) -> list[Member]:
-        """Members that take work, by name. One that is left alone is among them where no other
-        replaces it: some requests may fail there, and without it all of them would."""
+        """Members that take work and are not left alone, by name."""
         now = self.clock()
-        able = sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.name)
-        taken = {member.place for member in able if not member.is_evicted(now)}
-        return [m for m in able if m.place not in taken or not m.is_evicted(now)]
+        return [member for member in self._willing() if not member.is_evicted(now)]
+
+    def able(self) -> list[Member]:
+        """Also those that are left alone and that no other replaces, for when who is ready makes no
+        route: some requests may fail there, and without them all would."""
+        now = self.clock()
+        willing = self._willing()
+        taken = {member.place for member in willing if not member.is_evicted(now)}
+        return [m for m in willing if m.place not in taken or not m.is_evicted(now)]
+
+    def _willing(self) -> list[Member]:
+        return sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.name)
 
     def handover_failed(self, source: Member, target: Member, begun: float) -> None:
         """The target could not fetch, though both answer: the migrator of one of them is not

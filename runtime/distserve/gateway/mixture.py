@@ -20,8 +20,8 @@ class Mixture:
     routers: tuple[Router, ...]
     """That of the gateway's own strategy first: what that one lacks is told."""
 
-    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
-        answers = [router.choose(waiting, fleet) for router in self.routers]
+    def choose(self, waiting: Waiting, members: list[Member]) -> Route | Wait:
+        answers = [router.choose(waiting, members) for router in self.routers]
         routes = [answer for answer in answers if isinstance(answer, Route)]
         if not routes:
             return answers[0]

@@ -51,14 +51,11 @@ class Models:
     def current(self) -> Model:
         """Raises NoRoute while no instance was ever ready. With none ready now, the last one
         stays: requests wait for a route, with a bound."""
-        having: dict[str, list[Member]] = {}
-        for member in self.fleet.ready():
-            if member.tokenizer in self._texts:
-                having.setdefault(member.tokenizer, []).append(member)
+        able = self._by_tokenizer(self.fleet.able())
         # What is left of a former unit may be no route any more, nor a new one be whole.
-        routed = {key: members for key, members in having.items() if self.complete(members)}
+        having = self._routed(self.fleet.ready()) or self._routed(self.fleet.able()) or able
         if having:
-            self._current = self._model_of(routed or having)
+            self._current = self._model_of({key: able[key] for key in having})
         if self._current is None:
             raise NoRoute("no instance is ready", retry_after_seconds=5)
         return self._current
@@ -70,7 +67,18 @@ class Models:
             key = self.current().text.key
         except NoRoute:
             return False
-        return self.complete(fitting(self.fleet.ready(), key))
+        return self.complete(fitting(self.fleet.able(), key))
+
+    def _by_tokenizer(self, members: list[Member]) -> dict[str, list[Member]]:
+        found: dict[str, list[Member]] = {}
+        for member in members:
+            if member.tokenizer in self._texts:
+                found.setdefault(member.tokenizer, []).append(member)
+        return found
+
+    def _routed(self, members: list[Member]) -> dict[str, list[Member]]:
+        having = self._by_tokenizer(members)
+        return {key: found for key, found in having.items() if self.complete(found)}
 
     def _model_of(self, having: dict[str, list[Member]]) -> Model:
         """As before, where that is possible."""

@@ -1,4 +1,4 @@
-"""What a router is: `choose(generation, fleet) -> Route | Wait`, and what the routers share."""
+"""What a router is: `choose(waiting, members) -> Route | Wait`, and what the routers share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -76,7 +76,9 @@ class Policy(Protocol):
 class Router(Protocol):
     """A strategy's routing. Pure but for the policy's own turn and draw."""
 
-    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait: ...
+    def choose(self, waiting: Waiting, members: list[Member]) -> Route | Wait:
+        """`members` take work and are sorted by name."""
+        ...
 
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         """Who is asked first. Asked on every change of the fleet."""
@@ -93,6 +95,13 @@ class RoutingOptions:
 
 
 MakeRouter = Callable[[Policy, RoutingOptions], Router]
+
+
+def choose(router: Router, waiting: Waiting, fleet: Fleet) -> Route | Wait:
+    """Who failed again and again is left alone while the others make a route of any kind, be it of
+    another strategy or with another meaning of KV."""
+    answer = router.choose(waiting, fleet.ready())
+    return answer if isinstance(answer, Route) else router.choose(waiting, fleet.able())
 
 
 def first_come(waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:

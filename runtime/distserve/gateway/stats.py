@@ -36,7 +36,7 @@ def stats_of(gateway: Gateway) -> dict[str, Any]:
         for sample in family.samples
         if sample.name.endswith("_total") and sample.value
     }
-    ready = {member.name for member in gateway.fleet.ready()}
+    ready = {member.name for member in gateway.fleet.able()}
     return {
         "ready": gateway.ready,
         "instances": [

@@ -25,13 +25,13 @@ class SingleInstanceRouter:
     policy: Policy
     options: RoutingOptions
 
-    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
+    def choose(self, waiting: Waiting, members: list[Member]) -> Route | Wait:
         generation = waiting.generation
-        hybrids = [m for m in fitting(fleet.ready(), generation.tokenizer) if m.role == "hybrid"]
+        hybrids = [m for m in fitting(members, generation.tokenizer) if m.role == "hybrid"]
         if not hybrids:
             return Wait("no hybrid instance is ready")
-        members = preferring(hybrids, waiting.avoid)
-        return Route((Stop(self.policy.pick(members, generation, Phases.BOTH), Phases.BOTH),))
+        best = self.policy.pick(preferring(hybrids, waiting.avoid), generation, Phases.BOTH)
+        return Route((Stop(best, Phases.BOTH),))
 
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
         return first_come(waiting, fleet)

@@ -35,9 +35,9 @@ class DisaggregatedRouter:
     policy: Policy
     options: RoutingOptions
 
-    def choose(self, waiting: Waiting, fleet: Fleet) -> Route | Wait:
+    def choose(self, waiting: Waiting, members: list[Member]) -> Route | Wait:
         generation, avoid = waiting.generation, waiting.avoid
-        ready = fitting(fleet.ready(), generation.tokenizer)
+        ready = fitting(members, generation.tokenizer)
         decodes = _by_fingerprint(ready)
         able = _able(ready, decodes)
         if not able:
