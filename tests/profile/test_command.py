@@ -172,6 +172,23 @@ def test_what_stands_before_fit_counts(tmp_path: Path, capsys: pytest.CaptureFix
         assert output.startswith("tiny TP 1 (bfloat16, "), "what stands behind it counts more"
 
 
+@pytest.mark.timeout(LIMIT_SECONDS)
+def test_too_few_is_told_by_what_the_file_holds_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by whether there is a file: another model's records fit nothing of this one."""
+    path = tmp_path / "p.sqlite"
+    words = (*MEASURE, *FAST, "--db", path)
+    said(capsys, 0, *words, "--grid", "1,2:8,16")
+    before = rows(path)
+    other = (*words, "--served-name", "other", "--grid", "1:4,8")
+    output, error = said(capsys, 2, *other)
+    assert output == "" and "2 batches are too few to fit, 3 are needed" in error
+    assert rows(path) == before
+    output, _ = said(capsys, 0, *words, "--grid", "1:4", "--output-tokens", "2")
+    assert output.startswith("1 of 1 batches of tiny")
+
+
 def test_ctrl_c_before_the_first_batch_says_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

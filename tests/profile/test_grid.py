@@ -61,6 +61,12 @@ def test_what_no_fit_can_be_made_of_is_refused(points: list[Point], said: str) -
     with pytest.raises(ProfileError, match=said):
         refuse_too_few(points, bounds)
     refuse_too_few([*points, Point(1, 16)], bounds)
+    recorded = Point(1, 96)  # in more steps than now, or in one that was larger
+    refuse_too_few(points, bounds, {recorded: True})
+    with pytest.raises(ProfileError, match="prefilled in one step"):
+        refuse_too_few(points, bounds, {recorded: False})
+    with pytest.raises(ProfileError, match=said):
+        refuse_too_few(points, bounds, {points[0]: True})
 
 
 class Terminal(io.StringIO):

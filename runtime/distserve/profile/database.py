@@ -149,6 +149,15 @@ class Database:
             if prefill is not None or not bounds.prefills_at_once(point)
         }
 
+    def recorded(self) -> dict[Point, bool]:
+        """What a fit has already, whatever the length of its outputs: whether with a prefill."""
+        rows = self._connection.execute(
+            "SELECT batch_size, input_len, avg_prefill_time_usage IS NOT NULL FROM records "
+            f"WHERE {_WHERE}",
+            astuple(self._subject),
+        )
+        return {Point(*point): bool(prefilled) for *point, prefilled in rows}
+
     def replace_deployment(self, rows: Sequence[Served | Loaded]) -> None:
         """What another layout added is of no use beside what this one does. All at once: half a
         measurement is worse than the former one."""

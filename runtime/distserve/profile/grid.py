@@ -6,7 +6,7 @@ write `1,2,4:16,64,256`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distserve.planner.fitting import FEWEST
@@ -80,18 +80,23 @@ def within(points: Sequence[Point], bounds: Bounds, output_tokens: int) -> list[
     return left
 
 
-def refuse_too_few(points: Sequence[Point], bounds: Bounds) -> None:
-    """Raises ProfileError where no fit can be made of these alone: found out now, not after they
-    are measured."""
-    prefills = sum(map(bounds.prefills_at_once, points))
-    if len(points) < FEWEST:
+def refuse_too_few(
+    points: Sequence[Point], bounds: Bounds, recorded: Mapping[Point, bool] | None = None
+) -> None:
+    """Raises ProfileError where no fit can be made of these and of what is recorded (whether with
+    a prefill): found out now, not after they are measured."""
+    known = dict(recorded or {})
+    for point in points:
+        known[point] = known.get(point, False) or bounds.prefills_at_once(point)
+    prefills = sum(known.values())
+    if len(known) < FEWEST:
         raise ProfileError(
-            f"{len(points)} batches are too few to fit, {FEWEST} are needed; give a larger --grid, "
+            f"{len(known)} batches are too few to fit, {FEWEST} are needed; give a larger --grid, "
             "or raise --kv-cache or --max-num-seqs if the engine holds too few of it"
         )
     if prefills < FEWEST:
         raise ProfileError(
-            f"of {len(points)} batches {prefills} are prefilled in one step, {FEWEST} are needed "
+            f"of {len(known)} batches {prefills} are prefilled in one step, {FEWEST} are needed "
             "to fit; raise --max-num-batched-tokens, or take a --grid of smaller batches"
         )
 

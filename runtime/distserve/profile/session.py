@@ -38,9 +38,10 @@ def profile(asked: Asked, points: Sequence[Point], database_path: Path) -> Profi
     refuse_unusable(database_path)
     with loaded(asked) as engine:
         feasible = within(points, engine.bounds, asked.output_tokens)
-        if not database_path.exists():  # else it is added to what is there
+        if not database_path.exists():  # nor is a file made for what is refused
             refuse_too_few(feasible, engine.bounds)
         with open_database(database_path, engine.subject) as database:
+            refuse_too_few(feasible, engine.bounds, database.recorded())
             there = database.sampled(asked.output_tokens, engine.bounds)
             kept = {point for point, _ in there} & set(feasible)
             every = [(point, nth) for nth in range(asked.repeats) for point in feasible]
