@@ -7,9 +7,8 @@ from pydantic import Field
 from distserve.api.base import Model, Rule
 from distserve.api.durations import Duration, parse_duration
 
-SHORTEST_LEASE, LONGEST_LEASE = "1s", "1h"
-"""Below, a lease ends before a reader's first heartbeat can have come; above, KV that nobody will
-fetch is held for longer than anything that could still ask for it."""
+LEASES_BELOW = "24h"
+"""Migrators take no lease of a day or more."""
 
 
 class Transport(StrEnum):
@@ -29,9 +28,8 @@ class KvTransfer(Model):
 
     rules = (
         Rule(
-            f"!has(self.lease) || (duration(self.lease) >= duration('{SHORTEST_LEASE}')"
-            f" && duration(self.lease) <= duration('{LONGEST_LEASE}'))",
-            f"lease is not from {SHORTEST_LEASE} to {LONGEST_LEASE}: change it",
+            f"!has(self.lease) || duration(self.lease) < duration('{LEASES_BELOW}')",
+            f"lease is not below {LEASES_BELOW}: lower it",
             lambda self: is_lease(parse_duration(self.lease)),
         ),
     )
@@ -51,7 +49,7 @@ class KvTransfer(Model):
     lease: Duration = Field(
         default="30s",
         description="How long a prefill instance keeps KV for a decode instance that is not "
-        f"heard of; {SHORTEST_LEASE} to {LONGEST_LEASE}. Unit: a duration. Default: 30s.",
+        f"heard of; below {LEASES_BELOW}. Unit: a duration. Default: 30s.",
     )
     migrator_placement: MigratorPlacement = Field(
         default=MigratorPlacement.AUTO,
@@ -69,5 +67,5 @@ class KvTransfer(Model):
 
 
 def is_lease(seconds: float) -> bool:
-    """Whether engines take it."""
-    return parse_duration(SHORTEST_LEASE) <= seconds <= parse_duration(LONGEST_LEASE)
+    """Whether migrators take it."""
+    return 0 < seconds < parse_duration(LEASES_BELOW)

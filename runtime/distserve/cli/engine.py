@@ -82,14 +82,14 @@ def _settings(
     args: argparse.Namespace, model: Path, strategy: "StrategySpec", make: Callable[..., T]
 ) -> T:
     from distserve.api.durations import parse_duration
-    from distserve.api.kv_transfer import LONGEST_LEASE, SHORTEST_LEASE, is_lease
+    from distserve.api.kv_transfer import LEASES_BELOW, is_lease
     from distserve.api.quantities import parse_bytes
     from distserve.api.strategies import Role
     from distserve.wire.auth import KeyFileError, read_key
 
     lease = _or_usage(lambda: parse_duration(args.lease), ValueError, "--lease: ")
     if not is_lease(lease):
-        raise UsageError(f"--lease: {args.lease} is not from {SHORTEST_LEASE} to {LONGEST_LEASE}")
+        raise UsageError(f"--lease: {args.lease} is not above zero and below {LEASES_BELOW}")
     return make(
         model=model,
         served_name=args.served_name,

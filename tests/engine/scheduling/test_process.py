@@ -172,8 +172,8 @@ def refused(flags: list[str]) -> str:
         ({"key_file": "/no/such/key"}, "/no/such/key"),
         ({"kv_cache": "64Zi"}, "--kv-cache"),
         ({"lease": "soon"}, "--lease"),
-        ({"lease": "24h"}, "--lease: 24h is not from 1s to 1h"),
-        ({"lease": "5ms"}, "--lease: 5ms is not from 1s to 1h"),
+        ({"lease": "24h"}, "--lease: 24h is not above zero and below 24h"),
+        ({"lease": "0s"}, "--lease: 0s is not above zero"),
     ],
     ids=str,
 )
