@@ -123,6 +123,8 @@ def test_a_key_that_cannot_be_sent(
         (("--model", "refuses"), "/v1/completions: HTTP 500"),
         (("--model", "hangs", "--timeout", "0.2"), "timed out after 0.2 s"),
         (("--url", "http://me:secret@127.0.0.1:0"), "'http://127.0.0.1:0' is no URL"),
+        (("--url", "me:secret@127.0.0.1:8000"), "'127.0.0.1:8000' is no URL"),
+        (("--url", "http:me:secret@127.0.0.1"), "'127.0.0.1' is no URL"),
     ],
 )
 def test_a_password_is_not_repeated(

@@ -29,7 +29,8 @@ def check_url(url: str) -> None:
     except ValueError:  # of the port, or of brackets
         known = False
     if not known:
-        shown = re.sub("//.*@", "//", url)  # without a user and password
+        # Without a user and password, also where the scheme was forgotten.
+        shown = re.sub(r"(?s)^([^:/@]*:/+)?.*@", r"\1", url)
         raise UsageError(f"--url {shown!r} is no URL; give one as http://127.0.0.1:8000")
 
 
