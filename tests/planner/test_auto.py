@@ -218,8 +218,8 @@ def test_a_machine_too_small_for_the_model_is_exit_3_with_its_numbers(verb, writ
 def test_units_of_the_spec_that_are_too_few_are_told(written, capsys):
     path = written(planning={"mode": "Auto", "maxAccelerators": 8, "units": "Spec"}, units=0)
     document = json.loads(said(capsys, 0, "plan", "-f", path, "--output", "json")[0])
-    assert document["shortfall"].startswith("spec.units 0 serve 0 of 6 requests/s")
-    assert "spec.units 0 serve 0 of 6 requests/s" in said(capsys, 0, "render", "-f", path)[1]
+    assert document["shortfall"].startswith("0 units serve 0 of 6 requests/s")
+    assert "0 units serve 0 of 6 requests/s" in said(capsys, 0, "render", "-f", path)[1]
 
 
 def test_a_profile_in_mode_manual_has_no_effect_and_is_refused(capsys):

@@ -269,10 +269,13 @@ def test_units_of_the_spec_that_are_too_few_say_so_with_both_numbers() -> None:
         return deployment(workload={"requestsPerSecond": rate, "lengths": lengths}, **changes)
 
     few = asked("15", planning=counted, units=1)
-    said = "spec.units 1 serve 6.24 of 15 requests/s within the SLO; give 3 units"
+    said = "1 units serve 6.24 of 15 requests/s within the SLO; give 3 units, or planning.units"
     assert said in (shortfall(few, plan_status(few, made())) or "")
     assert said in plan_document(few, made())["shortfall"]
     assert said in plan_line(few, made())
+    held = asked("15", planning=counted | {"maxAccelerators": 11}, units=1)
+    told = shortfall(held, plan_status(held, made())) or ""
+    assert told.endswith("give 3 units and planning.maxAccelerators 12")
     for fine in (
         asked("15", planning=counted, units=3),
         asked("15"),

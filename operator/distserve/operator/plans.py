@@ -192,6 +192,8 @@ def _within_limit(
         return deployment, ""
     most = max(1, limit // each)
     cut = f"; planning.maxAccelerators {limit} allows {most} of spec.units {spec.units}"
+    if each > limit:
+        cut = f"; planning.maxAccelerators {limit} allows no unit of {each}: one stays"
     allowed = spec.model_copy(update={"units": most})
     return deployment.model_copy(update={"spec": allowed}), cut
 

@@ -85,9 +85,12 @@ def shortfall(deployment: DistServeDeployment, status: PlanStatus) -> str | None
     needed = math.ceil(rate / unit_rate * (1 - GOODPUT_ROUNDING))
     if spec.units >= needed:
         return None
+    limit, wanted = spec.planning.max_accelerators, needed * accelerators_of(status.unit)
+    held = limit is not None and wanted > limit
     return (
-        f"spec.units {spec.units} serve {spec.units * unit_rate:.3g} of {rate:g} requests/s "
-        f"within the SLO; give {needed} units, or planning.units: Planned"
+        f"{spec.units} units serve {spec.units * unit_rate:.3g} of {rate:g} requests/s within the "
+        f"SLO; give {needed} units"
+        + (f" and planning.maxAccelerators {wanted}" if held else ", or planning.units: Planned")
     )
 
 

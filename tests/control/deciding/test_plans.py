@@ -279,6 +279,12 @@ def test_units_of_the_spec_stay_within_the_accelerators_that_a_plan_may_take(
     assert len(world.units()) == 5 and world.status["plan"]["accelerators"] == 15
     assert planned["status"] == "True" and planned["message"].startswith("5 units, 15 accel")
     assert "planning.maxAccelerators 16 allows 5 of spec.units 6" in planned["message"]
+    load = AUTO["workload"] | {"requestsPerSecond": "400"}
+    world.plans["*"] = plan()
+    world.edit(workload=load).settle()
+    short = world.condition("Planned")["message"].partition("allows 5 of spec.units 6; ")[2]
+    assert short.startswith("5 units serve ") and " of 400 requests/s" in short
+    assert short.endswith("give 89 units and planning.maxAccelerators 267"), "4.5/s by each of 3"
 
     world.plans["*"] = plan(feasible=False)
     world.edit(slo={"ttft": "1ms", "tpot": "100ms"}, units=7).settle()
@@ -291,6 +297,8 @@ def test_units_of_the_spec_stay_within_the_accelerators_that_a_plan_may_take(
     assert len(world.units()) == 7, "two accelerators each"
     world.edit(planning=planning | {"maxAccelerators": 1}).settle()
     assert world.ready_units() == 1, "what serves does not end by it"
+    message = world.condition("Planned")["message"]
+    assert message.endswith("planning.maxAccelerators 1 allows no unit of 2: one stays")
 
 
 def test_step_times_of_a_configmap_with_a_long_name(new_world: Make) -> None:
