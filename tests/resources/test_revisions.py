@@ -96,6 +96,9 @@ def test_gateways_that_were_told_their_share_run_on_until_their_number_changes(
     # As an operator stored it whose gateways did not count one another.
     before = replace(made, gateway_name=gateways, gateway=template)
     assert make_revision(told(replicas), AFTER, known=[before]) == before
+    autoscaled = deployment(gateway={"replicas": replicas, "autoscaled": True})
+    counted = make_revision(autoscaled, AFTER, known=[before])
+    assert counted.gateway_name == made.gateway_name, "nobody knows how many there will be"
     more = make_revision(told(3), AFTER, known=[before])
     assert more.gateway_name == made.gateway_name and more.gateway != template
     assert (more.name, more.templates) == (before.name, before.templates)

@@ -154,7 +154,9 @@ def _gateway_revision_of(
     if any(one.gateway_name == name for one in stored):
         return name
     known = {one.gateway_name for one in stored if not drain or one.name == engines}
-    former = _hash(shared), _revision_told_their_share(deployment, asked)
+    former = [_hash(shared)]
+    if not deployment.spec.gateway.autoscaled:  # A share is of a number that the spec gives.
+        former.append(_revision_told_their_share(deployment, asked))
     return next((one for one in former if one in known), name)
 
 
