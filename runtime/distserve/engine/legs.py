@@ -177,6 +177,7 @@ class Legs:
 
     def _close(self, request: Request, event: LegEvent) -> None:
         self._active.pop(request.leg.id, None)
+        self._reports.changed()
         self._reports.emit(request.leg.id, event)
         self._drain_transfers()
 

@@ -236,6 +236,23 @@ def test_a_step_that_fails_is_told_to_its_legs_only(
     assert bench.is_quiet()
 
 
+@pytest.mark.parametrize("by", ["a step that fails", "its deadline"])
+def test_a_leg_that_failed_leaves_the_state(make_bench: Any, make_leg: Any, by: str) -> None:
+    """An idle engine says so without being asked: its last line would count as load elsewhere."""
+    bench = make_bench()
+    bench.start(make_leg([1, 2], 50, timeout_ms=2000.0))
+    bench.run(steps=1)
+    bench.clock.now += 1
+    bench.engine.flush()
+    assert len(bench.states[-1].requests) == 1
+    bench.runner.fails = by == "a step that fails"
+    bench.clock.now += 0.5 if bench.runner.fails else 1.5
+    bench.run()
+    bench.clock.now += 0.5
+    bench.engine.flush()
+    assert bench.states[-1].requests == []
+
+
 def test_a_draining_instance_takes_nothing_new(make_bench: Any, make_leg: Any) -> None:
     bench = make_bench()
     old = bench.start(make_leg([1, 2], 5))
