@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distserve.api.durations import parse_duration
 from distserve.api.loading import parse_deployment
+from distserve.gateway.server import FAIL_SECONDS
 from distserve.local import checks, rundir
 from distserve.local.addresses import reserve_addresses
 from distserve.local.errors import Refused
@@ -102,6 +104,15 @@ def test_gateway_listens_on_the_asked_port() -> None:
     assert words[words.index("--drain-deadline") + 1] == "25s", "no longer than at a terminal"
     assert container.readiness and container.readiness.port == 8765
     assert container.pre_stop == ()
+
+
+@pytest.mark.parametrize(("asked", "here"), [("1s", "1s"), ("30s", "25s"), ("1h", "25s")])
+def test_gateway_tells_its_streams_that_it_ends_before_it_is_killed(asked: str, here: str) -> None:
+    inventory = read_inventory(local_objects(rollout={"drainDeadline": asked}))
+    (gateway,) = [p for p in inventory.pods if p.is_gateway]
+    words = gateway.containers[0].command
+    assert words[words.index("--drain-deadline") + 1] == here
+    assert gateway.grace_seconds > parse_duration(here) + FAIL_SECONDS
 
 
 def test_gateway_hears_of_the_instances_by_a_file() -> None:

@@ -7,13 +7,16 @@ from typing import Any, Final
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
+from distserve.api.durations import parse_duration
 from distserve.local.specs import Object
 
 DISCOVERY_MAP: Final = "discovery"
 DISCOVERY_FILE: Final = "endpoints.json"
 _DISCOVERY_FOLDER: Final = "/etc/distserve/discovery"
-_DRAIN_DEADLINE: Final = "25s"
-"""Nothing follows a gateway that ends here, and somebody waits at a terminal."""
+_DRAIN_FLAG: Final = "--drain-deadline"
+_LONGEST_DRAIN: Final = "25s"
+"""Nothing follows a gateway that ends here, and somebody waits at a terminal. A shorter deadline
+stays: the pod's grace period was made for it."""
 
 
 def with_one_gateway(deployment: DistServeDeployment) -> DistServeDeployment:
@@ -50,7 +53,7 @@ def _gateway_here(found: Object, port: int) -> Object:
         if "--discovery" not in arguments:
             continue  # a user's sidecar
         _set(arguments, "--port", str(port))
-        _set(arguments, "--drain-deadline", _DRAIN_DEADLINE)
+        _set(arguments, _DRAIN_FLAG, _shorter(_get(arguments, _DRAIN_FLAG), _LONGEST_DRAIN))
         _set(arguments, "--discovery", f"file:{_DISCOVERY_FOLDER}/{DISCOVERY_FILE}")
         mount = {"name": DISCOVERY_MAP, "mountPath": _DISCOVERY_FOLDER}
         container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
@@ -58,6 +61,14 @@ def _gateway_here(found: Object, port: int) -> Object:
             if declared.get("name") == "http":
                 declared["containerPort"] = port
     return changed
+
+
+def _shorter(one: str, other: str) -> str:
+    return min(one, other, key=parse_duration)
+
+
+def _get(arguments: list[Any], flag: str) -> str:
+    return str(arguments[arguments.index(flag) + 1])
 
 
 def _set(arguments: list[Any], flag: str, value: str) -> None:
