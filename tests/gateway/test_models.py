@@ -1,5 +1,6 @@
 """The tokenizer of the instances: fetched once, and that of those who can answer."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -35,6 +36,40 @@ async def test_what_one_instance_does_not_hand_out_comes_from_another(houses: An
     house = await houses(prefill=2, change=breaks_the_first)
     assert sum(engine.files_sent for engine in house.engines) == 1
     assert (await house.complete())[0] == 200
+
+
+async def test_one_that_hands_out_drop_by_drop_does_not_hold_up_the_others(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No read of it takes long."""
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        dripping.set()
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b" ")
+            await asyncio.sleep(0.02)
+
+    def holds_the_rest_until_it_is_met(engines: list[Any]) -> None:
+        engines[0]._file = drip
+        for engine in engines[1:]:
+            engine._instance = after(dripping, engine._instance)
+
+    dripping = asyncio.Event()
+    monkeypatch.setattr(models, "FETCH_SECONDS", 0.3)
+    house = await houses(prefill=2, change=holds_the_rest_until_it_is_met, ready=False)
+    await house.until(lambda: house.gateway.ready)
+    assert dripping.is_set()
+    assert (await house.complete())[0] == 200
+
+
+def after(event: asyncio.Event, handler: Any) -> Any:
+    async def waits(request: web.Request) -> Any:
+        await event.wait()
+        return await handler(request)
+
+    return waits
 
 
 NEW_FILES = {"tokenizer_config.json": b"{}"}

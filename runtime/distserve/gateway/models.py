@@ -15,6 +15,9 @@ from distserve.gateway.watch import Mismatch
 
 log = logging.getLogger(__name__)
 
+FETCH_SECONDS = 30.0
+"""How long one instance may take to hand out its tokenizer: all others wait for it meanwhile."""
+
 
 @dataclass(eq=False)
 class Models:
@@ -32,7 +35,7 @@ class Models:
 
     async def meet(self, member: Member) -> None:
         """Fetch what a new instance's tokenizer needs. One instance after the other: most have
-        what the first one had. Raises Mismatch or what the client does."""
+        what the first one had. Raises Mismatch or one of ENGINE_ERRORS."""
         assert member.info is not None
         key = member.tokenizer
         if key in self._texts:
@@ -40,7 +43,8 @@ class Models:
         async with self._fetching:
             if key in self._texts:
                 return
-            files = await self.client.files(member.url, member.info.files)
+            async with asyncio.timeout(FETCH_SECONDS):
+                files = await self.client.files(member.url, member.info.files)
             try:
                 self._texts[key] = await load_text_model(member.info, files, key)
             except ServerFault as fault:
