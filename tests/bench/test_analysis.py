@@ -26,7 +26,7 @@ from distserve.bench.analysis import (
 from distserve.bench.errors import BenchError
 from distserve.bench.page import warnings
 from distserve.bench.quantiles import quantile
-from distserve.bench.reading import interrupted, read_folder, read_run
+from distserve.bench.reading import equal_gaps, interrupted, read_folder, read_run
 from distserve.bench.slos import NONE, Multiple, Slo, named_slo, normalised_slo
 from distserve.bench.tables import Question
 
@@ -290,11 +290,18 @@ def test_loongserve_s_file_with_its_metrics_behind(tmp_path: Path) -> None:
     assert shares(path) == (0, 1, 0)
 
 
-def test_loongserve_s_equal_gaps_are_a_curve_of_their_own(write: Write, tmp_path: Path) -> None:
-    for name in ("x-1-1.exp", "x-1-2.exp", "x-1-2-uniform.exp"):
+def test_loongserve_s_equal_gaps_are_left_out(write: Write, tmp_path: Path) -> None:
+    """A curve of one point would say at which rate everybody's objectives are scaled."""
+    names = ["a/x-1-0.5-uniform.exp", "x-1-2-uniform.exp"]
+    for name in names:
         write([record(0.1, 0.05)], name)
-    found = [(run.system, run.requests, run.rate) for run in read_folder(tmp_path)]
-    assert found == [("x", 1, 1), ("x", 1, 2), ("x-uniform", 1, 2)]
+    with pytest.raises(BenchError, match="equal gaps only; drop -uniform"):
+        read_folder(tmp_path)
+    for name in ("x-1-1.exp", "x-1-2.exp"):
+        write([record(0.1, 0.05)], name)
+    runs = read_folder(tmp_path, {"x": 8})
+    assert [(run.system, run.rate, run.gpus) for run in runs] == [("x", 1, 8), ("x", 2, 8)]
+    assert equal_gaps(tmp_path) == [name.removesuffix(".exp") for name in names]
 
 
 def test_systems_in_subfolders(write: Write, tmp_path: Path) -> None:

@@ -267,6 +267,12 @@ def test_an_interrupted_run_is_named(results: Path, capsys: pytest.CaptureFixtur
     assert "apart-10-3: interrupted and left out" in capsys.readouterr().err
 
 
+def test_equal_gaps_are_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "apart-10-9-uniform.exp").write_text(json.dumps(rows(10, 0, False)))
+    assert len(report(results, "--slo", "sharegpt-opt-13b")["runs"]) == 4
+    assert "apart-10-9-uniform: equal gaps" in capsys.readouterr().err
+
+
 def test_classes_of_requests(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in results.glob("*.exp"):
         requests = json.loads(path.read_text())

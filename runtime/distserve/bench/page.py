@@ -63,7 +63,12 @@ def warnings(question: Question) -> list[str]:
     """What a reader must know before believing the figures."""
     lines = [
         f"{name}: interrupted and left out; repeat its command to measure it"
-        for name in question.left_out
+        for name in question.interrupted
+    ]
+    lines += [
+        f"{name}: equal gaps, so no point of a Poisson curve, and left out; drop -uniform from the "
+        "name, with a prefix of its own, to have it drawn"
+        for name in question.equal_gaps
     ]
     own = sum(s.own != NOT_ITS_OWN for run in question.runs for s in run.samples)
     if own:

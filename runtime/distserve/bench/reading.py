@@ -20,8 +20,8 @@ from distserve.bench.lifecycle import stages
 
 _NAME = re.compile(
     r"(?P<system>.+)-(?P<requests>[0-9]+)-(?P<rate>recorded|inf|[0-9.]+(e[+-]?[0-9]+)?)"
-    r"(?P<uniform>-uniform)?"  # LoongServe's name for equal gaps
 )
+_EQUAL_GAPS = re.compile(_NAME.pattern + "-uniform")  # LoongServe's name for them
 
 _MALFORMED = (
     ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError,
@@ -30,18 +30,20 @@ _MALFORMED = (
 
 
 def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run]:
-    """Every `.exp` in the folder and its subfolders, by system and rate; not of `interrupted`.
+    """Every `.exp` in the folder and its subfolders, by system and rate; not of `interrupted`, nor
+    of `equal_gaps`.
 
     A system is called after the files' prefix, in a subfolder with the folder's name before it.
-    LoongServe's `-uniform` files are one of their own: equal gaps are no point of a Poisson curve.
     `gpus` overrules what the runs say of their accelerators. Raises BenchError.
     """
     if not folder.is_dir():
         raise BenchError(f"{folder} is no folder; give the --output-dir of `distserve bench run`")
     runs = []
     cut_short = {folder / name for name in interrupted(folder)}
+    no_points = {folder / name for name in equal_gaps(folder)}
+    left_out = cut_short | no_points
     for path in sorted(folder.rglob("*.exp")):
-        if path.with_suffix("") in cut_short:
+        if path.with_suffix("") in left_out:
             continue
         run = read_run(path)
         inside = path.parent.relative_to(folder).as_posix()
@@ -50,6 +52,8 @@ def read_folder(folder: Path, gpus: Mapping[str, int] | None = None) -> list[Run
         runs.append(run)
     if not runs and cut_short:
         raise BenchError(f"{folder} holds interrupted runs only; repeat `distserve bench run`")
+    if not runs and no_points:
+        raise BenchError(f"{folder} holds runs of equal gaps only; drop -uniform from their names")
     if not runs:
         raise BenchError(f"{folder} holds no .exp files; run `distserve bench run` first")
     known = {run.system for run in runs}
@@ -70,6 +74,16 @@ def interrupted(folder: Path) -> list[str]:
         path.relative_to(folder).as_posix().removesuffix(".run.json")
         for path in sorted(folder.rglob("*.run.json"))
         if not _about(path).get("complete", True)
+    ]
+
+
+def equal_gaps(folder: Path) -> list[str]:
+    """LoongServe's PREFIX-COUNT-RATE-uniform, below the folder: no points of a Poisson curve, so
+    its plots leave them out too."""
+    return [
+        path.relative_to(folder).with_suffix("").as_posix()
+        for path in sorted(folder.rglob("*.exp"))
+        if _EQUAL_GAPS.fullmatch(path.stem)
     ]
 
 
@@ -101,7 +115,7 @@ def read_run(path: Path) -> Run:
         else:
             rate = _measured_rate([sample.start for sample in samples])
         run = Run(
-            name["system"] + (name["uniform"] or ""), int(name["requests"]), rate, samples,
+            name["system"], int(name["requests"]), rate, samples,
             about.get("parameters", {}).get("gpus", 1), about, told.own, told.span,
             len(rows) - len(samples),
         )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from distserve.bench.figures import draw_all
 from distserve.bench.objectives import Asked, held_against
 from distserve.bench.page import page, warnings
-from distserve.bench.reading import interrupted, read_folder
+from distserve.bench.reading import equal_gaps, interrupted, read_folder
 from distserve.bench.slos import NormalisedSlo
 from distserve.bench.tables import (
     Question,
@@ -29,7 +29,10 @@ def question_of(folder: Path, asked: Asked, gpus: Mapping[str, int]) -> Question
     """The folder's runs and what they are held against. Raises BenchError."""
     runs = read_folder(folder, gpus)
     held = held_against(runs, asked)
-    return Question(runs, held.slo, held.scales, held.source, held.scale_rate, interrupted(folder))
+    return Question(
+        runs, held.slo, held.scales, held.source, held.scale_rate, interrupted(folder),
+        equal_gaps(folder),
+    )  # fmt: skip
 
 
 def write_report(

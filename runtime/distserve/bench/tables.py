@@ -48,8 +48,9 @@ class Question:
     slo_source: str = "given"
     scale_rate: float | None = None
     """Requests per second per GPU at which the sweep over scales is wanted."""
-    left_out: Sequence[str] = ()
-    """Runs that were cut short."""
+    interrupted: Sequence[str] = ()
+    equal_gaps: Sequence[str] = ()
+    """Files of runs that are left out."""
 
     @cached_property
     def systems(self) -> dict[str, list[Run]]:
