@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.gateway.test_routing import generation, member
+from tests.gateway.fleets import generation, member
 
 from distserve.gateway.fleet import Member
 from distserve.gateway.mixture import Mixture
