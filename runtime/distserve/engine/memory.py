@@ -25,7 +25,7 @@ def available_bytes(cgroups: Path = _CGROUPS) -> int:
             limit_bytes = int((cgroups / limit).read_text())
             used_bytes = int((cgroups / used).read_text())
             stat = (cgroups / limit).with_name("memory.stat")
-            found.append(limit_bytes - used_bytes + _field(stat, droppable))
+            found.append(limit_bytes - used_bytes + _droppable_bytes(stat, droppable))
     return max(0, min(found))
 
 
@@ -36,10 +36,14 @@ def give_back_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _field(stat: Path, name: str) -> int:
-    """Of lines that are a name and a number each; 0 when it is not among them."""
-    fields = dict(line.split() for line in stat.read_text().splitlines())
-    return int(fields.get(name, 0))
+def _droppable_bytes(stat: Path, name: str) -> int:
+    """Of lines that are a name and a number each; 0 where it cannot be read: the limit holds."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in stat.read_text().splitlines():
+            field, _, value = line.partition(" ")
+            if field == name:
+                return int(value)
+    return 0
 
 
 def _meminfo_bytes() -> int:

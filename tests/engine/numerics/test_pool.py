@@ -118,6 +118,11 @@ def test_a_checkpoint_that_was_read_is_not_in_the_way(
     assert available_bytes(tmp_path) == 44 << 20
     (tmp_path / stat).write_text(f"file {50 << 20}\n")
     assert available_bytes(tmp_path) == 4 << 20
+    for unread in ("", "only_a_name\n", f"{droppable} many\n"):
+        (tmp_path / stat).write_text(unread)
+        assert available_bytes(tmp_path) == 4 << 20
+    (tmp_path / stat).unlink()
+    assert available_bytes(tmp_path) == 4 << 20, "the limit holds without it"
 
 
 def test_without_a_limit_it_is_the_machines_memory(tmp_path) -> None:
