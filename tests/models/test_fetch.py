@@ -202,12 +202,14 @@ def test_a_full_cache_says_what_may_be_deleted(hub: Hub, tmp_path: Path) -> None
     assert "or make it larger" in said
 
 
-def test_a_file_that_hubs_do_not_serve_is_refused(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_hubs_do_not_serve_is_refused_before_any_is_downloaded(
+    stub: Any, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 1_000_000)
+    stub.files["model-00002-of-00002.safetensors"] = b"a small one"
     with pytest.raises(FetchRefused, match=r"model\.safetensors has .* with smaller shards"):
         fetch(hub, "org/model", "main", tmp_path, "x")
+    assert stub.asked == [], "those that come before it would be downloaded in vain"
 
 
 def test_a_pin_is_a_plain_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +221,8 @@ def test_a_pin_is_a_plain_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 class SmallHub:
     """Each repository has one file, with its own name in it."""
+
+    most_bytes = 1 << 20
 
     def __init__(self, breaks: bool) -> None:
         self.breaks = breaks
@@ -248,6 +252,8 @@ def test_a_pin_stays_with_its_repository(tmp_path: Path, breaks: bool) -> None:
 
 
 class EmptyHub:
+    most_bytes = 1 << 20
+
     def snapshot(self, repository: str, revision: str) -> Snapshot:
         return Snapshot("a" * 40, (RemoteFile("pytorch_model.bin", 1, "0", "0"),))
 

@@ -56,6 +56,11 @@ class Snapshot:
 class Hub(Protocol):
     """What is asked of a hub (`distserve.models.hub`). Raises FetchRefused or FetchFailed."""
 
+    @property
+    def most_bytes(self) -> int:
+        """Of a file that it serves over HTTP."""
+        ...
+
     def snapshot(self, repository: str, revision: str) -> Snapshot: ...
 
     def download(self, repository: str, commit: str, file: RemoteFile, target: Path) -> None:
@@ -119,11 +124,23 @@ def _fill(hub: Hub, repository: str, revision: str, cache: Path, link: Path) -> 
     partial = whole.with_name(f"{whole.name}.partial")
     partial.mkdir(exist_ok=True)
     files = needed(snapshot.files)
+    _refuse_too_large(hub, f"{repository}@{snapshot.commit}", files)
     for number, file in enumerate(files, 1):
         if not (partial / file.name).is_file():
             _complete(hub, repository, snapshot.commit, file, partial)
         _log.info("%s: %d of %d files", file.name, number, len(files))
     partial.rename(whole)
+
+
+def _refuse_too_large(hub: Hub, where: str, files: list[RemoteFile]) -> None:
+    """Before any is downloaded: the others would fill the cache in vain."""
+    for file in files:
+        if file.size_bytes > hub.most_bytes:
+            raise FetchRefused(
+                f"{where}: {file.name} has {file.size_bytes / 1e9:.0f} GB, and files of more than "
+                f"{hub.most_bytes / 1e9:.0f} GB are not served over HTTP: name a repository with "
+                "smaller shards"
+            )
 
 
 def _is_whole(link: Path, repository: str) -> bool:

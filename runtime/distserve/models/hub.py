@@ -32,6 +32,10 @@ class HuggingFaceHub:
         self._api = HfApi(token=token or False)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
+    @property
+    def most_bytes(self) -> int:
+        return constants.MAX_HTTP_DOWNLOAD_SIZE
+
     def snapshot(self, repository: str, revision: str) -> Snapshot:
         with _explained(repository, revision):
             found = self._api.model_info(
@@ -51,12 +55,6 @@ class HuggingFaceHub:
         )
 
     def download(self, repository: str, commit: str, file: RemoteFile, target: Path) -> None:
-        if file.size_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            raise FetchRefused(
-                f"{repository}@{commit}: {file.name} has {file.size_bytes / 1e9:.0f} GB, and files "
-                f"of more than {constants.MAX_HTTP_DOWNLOAD_SIZE / 1e9:.0f} GB are not served over "
-                "HTTP: name a repository with smaller shards"
-            )
         url = hf_hub_url(repository, file.name, revision=commit)
         with _explained(repository, commit), target.open("ab") as growing:
             http_get(
