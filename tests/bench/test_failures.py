@@ -136,13 +136,17 @@ def test_a_password_is_not_repeated(
     assert "secret" not in err
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens", "output"),
+    [(" ".join(f"word{place}" for place in range(40)), 40, 1), ("=" * 50, 1, 4), ("ö", 1, 2)],
+    ids=["few outputs", "few tokens", "short"],
+)
 def test_a_text_of_just_the_server_s_length_is_measured(
-    bench: Run, stub: Any, tmp_path: Path
+    bench: Run, stub: Any, tmp_path: Path, text: str, tokens: int, output: int
 ) -> None:
-    text = " ".join(f"word{place}" for place in range(40))
-    write_ds(tmp_path / "one.ds", "one", [Request(text, 40, 4)])
-    stub.longest = 44
-    words = ("--dataset", str(tmp_path / "one.ds"), "--max-model-len", "44")
+    write_ds(tmp_path / "one.ds", "one", [Request(text, tokens, output)])
+    stub.longest = tokens + output
+    words = ("--dataset", str(tmp_path / "one.ds"), "--max-model-len", str(stub.longest))
     code, _, err = bench(*words, "--num-prompts-req-rates", "[(1,100)]")
     assert (code, err) == (0, "")
 

@@ -95,8 +95,10 @@ def test_prompts_that_would_fill_the_memory_are_not_made() -> None:
 def test_a_text_that_warms_up_is_no_longer_than_it_was() -> None:
     """A server that takes it with its answer, and not a token more, takes the warm-up too."""
     words = " ".join(f"word{place}" for place in range(40))
-    asked = recipe("fixed", RequestSet([40, 1], [3, 3], prompts=[words, "ö"]))
-    every = {r.prompt for r in asked.warm_up(20, Pair(2, 1.0))}
+    asked = recipe("fixed", RequestSet([40, 1], [64, 3], prompts=[words, "ö"]))
+    plan = asked.warm_up(20, Pair(2, 1.0))
+    assert set(lengths(plan)) == {(40, 48), (1, 2)}  # it still answers
+    every = {r.prompt for r in plan}
     long, short = sorted(every, key=len, reverse=True)
     assert isinstance(long, str) and len(long.split()) <= 40 and len(long) <= len(words)
     assert all(isinstance(text, str) and text.startswith("Warm-up.") for text in every)

@@ -8,7 +8,7 @@ keeps prefixes would else have been told all of it at the first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distserve.bench.errors import BenchError
 from distserve.bench.outcome import Planned
@@ -18,8 +18,10 @@ from distserve.workload import NO_OBJECTIVES, ArrivalProcess, RequestSet, Worklo
 
 _WARM_UP = "Warm-up. "
 _WARM_UP_INSTEAD_OF = 40
-"""So many characters of a text: more tokens than these words are, so that a server that takes the
-text with its answer, and not a token more, takes the warm-up."""
+"""So many characters of a text: of most, more tokens than these words are."""
+_WARM_UP_LESS = 16
+"""And so many tokens of a long answer less, a short one's half: how many a text's first characters
+are only the server knows, and if it takes no token more than were asked it takes the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Recipe:
         prompts = self._prompts(chosen, "warm-up")
         if self.own_texts:
             prompts = [f"{_WARM_UP}{text[_WARM_UP_INSTEAD_OF:]}" for text in prompts]
+            answers = [tokens - min(_WARM_UP_LESS, tokens // 2) for tokens in chosen.output_tokens]
+            chosen = replace(chosen, output_tokens=answers)
         return _planned(chosen, [0.0] * count, prompts)
 
     def _prompts(self, chosen: RequestSet, draw: str) -> list[str | list[int]]:
