@@ -384,6 +384,19 @@ async def test_probe_measures_tcp_too(harness):
     assert link.status.probe.latency_ms > 0
 
 
+async def test_each_new_path_is_measured_after_its_first_transfer(harness):
+    """The figure of the former one went with it."""
+    p, d = await harness.pair("TCP")
+    await one(harness, p, d)
+    (link,) = harness.migrators["d"].target.links
+    await harness.until(lambda: link.status.probe is not None, "the probe after the first transfer")
+    await p.die()
+    await harness.until(lambda: link.status.probe is None, "the word that the engine is gone")
+    again = await harness.engine("p")
+    assert isinstance(await one(harness, again, d, "u"), messages.Fetched)
+    await harness.until(lambda: link.status.probe is not None, "the probe of the new path")
+
+
 async def test_a_source_of_a_former_version_is_asked_for_less(harness, monkeypatch):
     """It says nothing of how much it sends for a probe, and to more than that it sends nothing:
     whoever waits for it has the data connection stand still, and then lose its transfers."""

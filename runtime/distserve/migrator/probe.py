@@ -1,4 +1,4 @@
-"""Latency and bandwidth of a path, measured when a pair meets and on request.
+"""Latency and bandwidth of a path, measured once it is used and on request.
 
     1 byte, three times -> latency        64 KiB, 1 MiB ... 64 MiB -> bandwidth of the last step
                                           (a slow link ends it early)
