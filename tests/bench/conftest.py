@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
+import pty
 import resource
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,19 @@ def bench(
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def terminal() -> Callable[[], AbstractContextManager[Callable[[], None]]]:
+    """stderr is one for a while; by what is given it goes away."""
+
+    @contextmanager
+    def held() -> Iterator[Callable[[], None]]:
+        ours, theirs = pty.openpty()
+        with open(theirs, "w") as stream, redirect_stderr(stream):
+            yield lambda: os.close(ours)
+
+    return held
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from distserve.bench.datasets import load
 from distserve.bench.datasets.tokens import Tokens
 from distserve.bench.errors import BenchError
+from distserve.bench.progress import Counting
 from distserve.bench.synthetic import NAMED
 from distserve.cli.main import main
 from distserve.workload import RequestSet, read_requests
 
 Make = Callable[..., RequestSet]
+Terminal = Callable[[], AbstractContextManager[Callable[[], None]]]
 NoRoom = Callable[[], AbstractContextManager[None]]
 
 
@@ -115,6 +117,19 @@ def test_l_eval_and_lv_eval(make: Make) -> None:
     assert lengths(make("l-eval", raw)) == [(52, 6), (51, 7)]
     raw = [{"context": words(50) + " ", "input": "w1 w2", "answers": ["w1", "w2 w3"]}]
     assert lengths(make("lv-eval", raw)) == [(52, 3)]
+
+
+def test_a_terminal_that_goes_away_is_no_fault_of_the_file(
+    make: Make, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(Counting):
+        def __init__(self, *about: Any) -> None:
+            super().__init__(*about)
+            leave()
+
+    monkeypatch.setattr("distserve.bench.datasets.prepare.Counting", Watched)
+    with terminal() as leave:
+        assert len(make("cnn", [{"article": words(80), "highlights": words(9)}])) == 1
 
 
 def test_alpaca_and_cnn(make: Make) -> None:

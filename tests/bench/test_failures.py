@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distserve.bench.reading import read_run
 from distserve.bench.results import failures
 
 Run = Callable[..., tuple[int, str, str]]
+Terminal = Callable[[], AbstractContextManager[Callable[[], None]]]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,21 @@ def test_a_run_in_which_nothing_ends_still_moves(
     stub.after, stub.then = 1, "hangs"
     bench("--timeout", "0.5")
     assert drawn.count(6) > 1, "while all five were asked and none was answered"
+
+
+def test_a_terminal_that_goes_away_costs_no_run(
+    bench: Run, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(Progress):
+        def __init__(self, *about: Any) -> None:
+            super().__init__(*about)
+            leave()
+
+    monkeypatch.setattr(session, "Progress", Watched)
+    with terminal() as leave:
+        code, out, _ = bench()
+    assert code == 0 and len(out.splitlines()) == 2
+    assert len(read_run(tmp_path / "sys-5-100.exp").samples) == 5
 
 
 def test_a_missing_extra_is_one_line(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:

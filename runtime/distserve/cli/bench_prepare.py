@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from distserve.cli.stderr import reader_may_leave
 from distserve.cli.usage import UsageError
 
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+@reader_may_leave()
 def run(args: argparse.Namespace) -> int:
     from statistics import fmean
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distserve.cli.bench_words import check_url, has_credentials, seconds_of
+from distserve.cli.stderr import reader_may_leave
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--api-key-env", metavar="NAME", help="environment variable that holds an API key")
 
 
+@reader_may_leave()
 def run(args: argparse.Namespace) -> int:
     from distserve.bench.connections import allow_many_connections
     from distserve.bench.session import run_series
