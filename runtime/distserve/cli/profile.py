@@ -111,7 +111,7 @@ def _measure(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     except EngineError as error:  # speaks of a deployment's fields
         said = str(error).removesuffix(" or lower blockTokens").replace("kvCache", "--kv-cache")
-        raise UsageError(said) from error
+        raise UsageError(said.replace("maxNumBatchedTokens", "--max-num-batched-tokens")) from error
     return _say(found, args.db)
 
 

@@ -67,7 +67,8 @@ def assemble(settings: Settings) -> Instance:
         budget_bytes=settings.kv_cache_bytes,
     )
     max_model_len = _max_model_len(settings, model, layout)
-    pool = KvPool.create(layout)
+    step_tokens = min(settings.max_num_batched_tokens, layout.blocks * layout.block_tokens)
+    pool = KvPool.create(layout, step_bytes=model.body.step_bytes(step_tokens))
     runner = ModelRunner(model, pool)
     most_tokens = min(settings.max_num_batched_tokens, max_model_len)
     token_ms = runner.warm_up(most_tokens, settings.max_num_seqs)

@@ -46,6 +46,17 @@ class Body:
         last: torch.Tensor = out.last_hidden_state[0]
         return last
 
+    def step_bytes(self, tokens: int) -> int:
+        """What `hidden` of so many tokens takes meanwhile, about, without the attention's own.
+
+        An MLP holds three tensors of its width at once; of the hidden size there are the residual,
+        its norm and what that computes in float32.
+        """
+        inner = self.model.model
+        width = max(m.out_features for m in inner.modules() if isinstance(m, torch.nn.Linear))
+        each = 3 * width * self.model.dtype.itemsize + 4 * self.config.hidden_size * 4
+        return int(tokens * each)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary] of some rows of `hidden`."""
         scores: torch.Tensor = self.model.lm_head(hidden)

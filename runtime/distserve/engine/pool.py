@@ -28,7 +28,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _SCRATCH_BYTES = 4 << 20
 """More falls out of the CPU's cache before it is attended to."""
 _RESERVE_BYTES = 64 << 20
-"""Stays free beside the pool: the step's activations need memory too."""
+"""Stays free beside the pool and a step's activations: for requests, messages and logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +83,15 @@ class KvPool:
         self._memory = memory
 
     @classmethod
-    def create(cls, layout: PoolLayout, device: str = "cpu") -> "KvPool":
+    def create(cls, layout: PoolLayout, device: str = "cpu", step_bytes: int = 0) -> "KvPool":
         """Allocate all pages now: too little memory must show at start-up and not as SIGBUS.
 
-        Raises PoolMemoryError.
+        `step_bytes` must be free beside it: the longest step's, which otherwise is the one that
+        is killed, when requests come. Raises PoolMemoryError.
         """
         if device != "cpu":
             raise PoolMemoryError(f"no KV pool on device {device!r}: only cpu is supported")
-        _require_memory(layout.pool_bytes, available_bytes())
+        _require_memory(layout.pool_bytes, step_bytes, available_bytes())
         fd = os.memfd_create("distserve-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, layout.pool_bytes)
@@ -129,13 +130,15 @@ class KvPool:
             self._memory.close()
 
 
-def _require_memory(needed_bytes: int, free_bytes: int) -> None:
-    if needed_bytes + _RESERVE_BYTES > free_bytes:
-        most = max(0, free_bytes - _RESERVE_BYTES) >> 20
+def _require_memory(pool_bytes: int, step_bytes: int, free_bytes: int) -> None:
+    beside = step_bytes + _RESERVE_BYTES
+    if pool_bytes + beside > free_bytes:
+        most = max(0, free_bytes - beside) >> 20
         cure = f"lower kvCache to {most}Mi or less" if most else "give the engine more memory"
         raise PoolMemoryError(
-            f"a KV cache of {_mebibytes(needed_bytes)} does not fit into the "
-            f"{_mebibytes(free_bytes)} of available memory: {cure}"
+            f"a KV cache of {_mebibytes(pool_bytes)} and a step's {_mebibytes(beside)} do not fit "
+            f"into the {_mebibytes(free_bytes)} of available memory: {cure}, or lower "
+            "maxNumBatchedTokens"
         )
 
 

@@ -88,6 +88,14 @@ def test_too_little_memory_is_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_step_s_memory_is_not_the_pool_s(monkeypatch) -> None:
+    """100 MiB, of which 64 are kept free and 6 are a step's: 30 remain for the pool."""
+    monkeypatch.setattr(pools, "available_bytes", lambda: 100 << 20)
+    KvPool.create(layout(budget_bytes=30 << 20), step_bytes=6 << 20).close()
+    with pytest.raises(PoolMemoryError, match="lower kvCache to 30Mi or less"):
+        KvPool.create(layout(budget_bytes=32 << 20), step_bytes=6 << 20)
+
+
 def test_a_containers_limit_counts(monkeypatch) -> None:
     monkeypatch.setattr(pools, "available_bytes", lambda: 64 << 20)
     with pytest.raises(PoolMemoryError, match="64 MiB of available memory: give the engine more"):

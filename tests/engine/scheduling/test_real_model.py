@@ -11,7 +11,7 @@ from distserve.api.strategies import Role, StrategySpec
 from distserve.engine.assemble import Instance, assemble
 from distserve.engine.commands import FromMigrator, MigratorUp, StartLeg
 from distserve.engine.engine import Engine
-from distserve.engine.errors import ModelError
+from distserve.engine.errors import ModelError, PoolMemoryError
 from distserve.engine.outbox import Output
 from distserve.engine.settings import Settings
 from distserve.wire import messages as wire
@@ -137,6 +137,18 @@ def test_a_context_that_the_pool_does_not_hold_is_refused_where_it_was_asked_for
     (said,) = caplog.messages
     assert said.startswith("contexts end at 240 tokens")
     assert said.endswith("kvCache of 1Mi")
+
+
+def test_the_longest_step_has_its_memory_beside_the_pool(
+    make_driven: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be killed for it later, under load; a pool's own tokens are the most of a step."""
+    monkeypatch.setattr("distserve.engine.pool.available_bytes", lambda: (66 << 20) + 300_000)
+    large = {"kv_cache_bytes": 2 << 20, "max_model_len": 64}
+    assert make_driven(max_num_batched_tokens=64, **large)
+    with pytest.raises(PoolMemoryError, match=r"memory: .*, or lower maxNumBatchedTokens"):
+        make_driven(max_num_batched_tokens=8192, **large)
+    assert make_driven(max_num_batched_tokens=8192, kv_cache_bytes=64 << 10)
 
 
 @pytest.mark.parametrize("strategy", ["Colocated", "ChunkedPrefill"])
