@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -265,6 +266,17 @@ def test_an_interrupted_run_is_named(results: Path, capsys: pytest.CaptureFixtur
     (results / "apart-10-3.run.json").write_text(json.dumps({"complete": False, "valid": True}))
     assert len(report(results, "--slo", "sharegpt-opt-13b")["runs"]) == 3
     assert "apart-10-3: interrupted and left out" in capsys.readouterr().err
+
+
+def test_figures_are_counted_while_they_are_drawn(results: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with contextlib.redirect_stderr(Terminal()) as screen:
+        assert main(["bench", "report", str(results), "--slo", "sharegpt-opt-13b"]) == 0
+    shown = screen.getvalue().split("\r\033[K")
+    assert "report: 1 figures" in shown
 
 
 def test_equal_gaps_are_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

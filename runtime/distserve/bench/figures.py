@@ -67,8 +67,9 @@ class Panel:
     has_something: Callable[[Question], bool] = _always
 
 
-def draw_all(question: Question) -> list[Picture]:
-    """Those figures that the data has something for. Raises BenchError without matplotlib."""
+def draw_all(question: Question, on_each: Callable[[], None] = lambda: None) -> list[Picture]:
+    """Those figures that the data has something for; `on_each` is called after each. Raises
+    BenchError without matplotlib."""
     figure_class = _matplotlib()
     pictures = []
     for name, caption, panels in _FIGURES:
@@ -81,6 +82,7 @@ def draw_all(question: Question) -> list[Picture]:
             panel.draw(axis, question)
             axis.grid(alpha=0.3)
         pictures.append(_saved(name, caption, figure))
+        on_each()
     return pictures
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from distserve.bench.figures import draw_all
+from distserve.bench.figures import Picture, draw_all
 from distserve.bench.objectives import Asked, held_against
 from distserve.bench.page import page, warnings
+from distserve.bench.progress import Counting
 from distserve.bench.reading import equal_gaps, interrupted, read_folder
 from distserve.bench.slos import NormalisedSlo
 from distserve.bench.tables import (
@@ -64,7 +66,7 @@ def write_report(
         keep(f"{name}.csv", csv_text(rows))
     keep("requests.csv", csv_text(request_rows(question)))
     keep("report.json", json_text(**tables))
-    pictures = draw_all(question) if figures else []
+    pictures = _drawn(question) if figures else []
     for picture in pictures:
         keep(f"{picture.name}.png", picture.png)
         keep(f"{picture.name}.svg", picture.svg)
@@ -72,3 +74,11 @@ def write_report(
     for line in warnings(question):
         say(line)
     return tables
+
+
+def _drawn(question: Question) -> list[Picture]:
+    progress = Counting("report", "figures", sys.stderr)
+    try:
+        return draw_all(question, progress.one)
+    finally:
+        progress.close()

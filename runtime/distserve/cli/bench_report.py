@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distserve.cli.bench_words import seconds_of
+from distserve.cli.stderr import reader_may_leave
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", choices=["table", "json"], default="table", help="what is printed")
 
 
+@reader_may_leave()
 def run(args: argparse.Namespace) -> int:
     from distserve.bench.objectives import Asked
     from distserve.bench.report import question_of, write_report
