@@ -65,7 +65,7 @@ def test_a_prefill_that_a_larger_step_takes_is_measured_then(tmp_path: Path) -> 
         max_num_batched_tokens=16,
     )  # fmt: skip
     large = replace(small, max_num_batched_tokens=64)
-    grid = [Point(1, 8), Point(4, 8), Point(4, 32)]
+    grid = [Point(1, 4), Point(1, 8), Point(2, 4), Point(4, 8), Point(4, 32)]
 
     def prefills() -> list[Point]:
         return sorted(
@@ -73,14 +73,14 @@ def test_a_prefill_that_a_larger_step_takes_is_measured_then(tmp_path: Path) -> 
         )
 
     for asked, kept, measured, timed in (
-        (small, 0, 3, grid[:1]),
-        (small, 3, 0, grid[:1]),
-        (large, 2, 1, grid[:2]),
-        (large, 3, 0, grid[:2]),
-        (small, 3, 0, grid[:2]),
+        (small, 0, 5, grid[:3]),
+        (small, 5, 0, grid[:3]),
+        (large, 4, 1, grid[:4]),
+        (large, 5, 0, grid[:4]),
+        (small, 5, 0, grid[:4]),
     ):
         found = profile(asked, grid, path)
-        assert (found.kept, found.measured, found.wanted) == (kept, measured, 3)
+        assert (found.kept, found.measured, found.wanted) == (kept, measured, 5)
         assert prefills() == timed
 
 
