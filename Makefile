@@ -61,7 +61,9 @@ test: check kubernetes ## check, then every test in its short form, on a real Ku
 	@$(MAKE) --no-print-directory --jobs=3 $(PARTS)
 
 # What waits for a cluster leaves cores to what computes; the fourth begins when one has ended.
-PARTS := test-on-fake-nodes test-deployments test-rooms test-on-real-nodes
+PARTS := test-on-fake-nodes test-deployments test-deciding test-rooms test-on-real-nodes
+# Half of what the rooms' tests compute: those of pure functions that decide.
+DECIDING := tests/control tests/planner tests/placement
 .PHONY: $(PARTS) test-on-kubernetes test-without
 test-on-kubernetes: test-on-fake-nodes test-on-real-nodes
 
@@ -71,13 +73,16 @@ test-on-fake-nodes:
 test-on-real-nodes:
 	@$(RUN)/pytest -q --cluster -m "real_nodes and not soak"
 
-test-without: test-deployments test-rooms
+test-without: test-deployments test-deciding test-rooms
 
 test-deployments:
 	@$(RUN)/pytest -q -m "e2e and not cluster and not soak"
 
+test-deciding:
+	@$(RUN)/pytest -q -m "not e2e and not cluster and not soak" $(DECIDING)
+
 test-rooms:
-	@$(RUN)/pytest -q -m "not e2e and not cluster and not soak"
+	@$(RUN)/pytest -q -m "not e2e and not cluster and not soak" $(DECIDING:%=--ignore=%)
 
 .PHONY: e2e
 e2e: kubernetes ## helm install, kubectl apply, a token through the Service, on two real nodes
