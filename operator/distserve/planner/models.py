@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distserve.planner.errors import InvalidRequest
+
+MOST_CONFIG_BYTES = 4 << 20
+"""Far more than a config.json has: what is larger is another file."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class ModelShape:
     learned_positions: bool = False
     tied_embeddings: bool = True
     dtype_bytes: int = 2
+    assumed: str = field(default="", compare=False)
+    """What its config leaves open and no list of ours says, in words for the user."""
 
     @property
     def attention_parameters(self) -> int:
@@ -116,28 +122,52 @@ def canonical_name(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
+def known_model(name: str) -> ModelShape | None:
+    """By its name or an alias. Opens nothing: whoever writes a spec chooses its names."""
+    return KNOWN_MODELS.get(canonical_name(name))
+
+
 def find_model(name: str) -> ModelShape:
     """A known model by name or alias, or any model by the path of its transformers config.json.
 
-    Raises InvalidRequest when it is neither.
+    For the words of a command line, since a file of that name is opened. Raises InvalidRequest
+    when it is neither.
     """
-    known = KNOWN_MODELS.get(canonical_name(name))
+    known = known_model(name)
     if known:
         return known
-    path = Path(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.is_file():
-        try:
-            return from_config(json.loads(path.read_text()), name=path.parent.name or path.stem)
-        except InvalidRequest:
-            raise
-        except (ValueError, OverflowError, AttributeError, TypeError) as error:
-            raise InvalidRequest(f"{path} is not a transformers config: {error}") from error
-    raise InvalidRequest(
-        f"unknown model {name}; give one of {', '.join(KNOWN_MODELS)} "
-        "or the path of a transformers config.json"
-    )
+    if not os.path.exists(name):
+        raise InvalidRequest(
+            f"unknown model {name}; give one of {', '.join(KNOWN_MODELS)} "
+            "or the path of a transformers config.json"
+        )
+    return model_at(Path(name))
+
+
+def model_at(path: Path) -> ModelShape:
+    """The model of a transformers config.json, or of a folder that has one.
+
+    Raises InvalidRequest where it cannot be read or used.
+    """
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InvalidRequest(f"{file} is no file; give a folder that holds a config.json")
+        with file.open("rb") as opened:
+            content = opened.read(MOST_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequest(
+            f"cannot read the model's config in {path}: {error.strerror}; give a folder that "
+            "holds one"
+        ) from error
+    if len(content) > MOST_CONFIG_BYTES:
+        raise InvalidRequest(f"{file} is not a transformers config: it has more than 4 MiB")
+    try:
+        return from_config(json.loads(content), name=file.parent.name or file.stem)
+    except InvalidRequest:
+        raise
+    except (ValueError, OverflowError, AttributeError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"{file} is not a transformers config: {error}") from error
 
 
 _NOT_MODELLED = {
@@ -153,9 +183,20 @@ far too small or far too large, or with many times its KV cache."""
 
 _FFN_KEYS = ("ffn_dim", "intermediate_size", "n_inner", "ffn_hidden_size")
 # Families by what their configs may leave unsaid, as transformers' own classes take it.
-_PLAIN_FFN = ("opt", "gpt2", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "phi")
+_PLAIN_FFN = (
+    "opt", "gpt2", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "phi", "gptj", "codegen",
+    "starcoder2", "nemotron", "persimmon", "arcee", "apertus",
+)  # fmt: skip
+_GATED_FFN = (
+    "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2",
+    "gemma3_text", "cohere", "cohere2", "olmo", "olmo2", "olmo3", "phi3", "stablelm", "granite",
+    "glm", "glm4", "smollm3", "exaone4", "helium", "seed_oss",
+)  # fmt: skip
 _LEARNED_POSITIONS = ("opt", "gpt2", "gpt_bigcode")
-_TIED = ("opt", "gpt2", "gpt_bigcode", "bloom", "falcon")
+_TIED = (
+    "opt", "gpt2", "gpt_bigcode", "bloom", "falcon", "starcoder2", "gemma", "gemma2",
+    "gemma3_text", "cohere", "cohere2", "smollm3",
+)  # fmt: skip
 _UNSAID: Mapping[str, Mapping[str, Any]] = {"falcon": {"max_position_embeddings": 2048}}
 _MULTI_QUERY = ("gpt_bigcode", "falcon")
 
@@ -174,6 +215,18 @@ def _size(key: str, found: Any) -> int:
     if (size := int(found)) < 1:
         raise InvalidRequest(f"the model's config has {key} {found}; it is 1 or more")
     return size
+
+
+def _assumed(config: Mapping[str, Any], kind: str) -> str:
+    """Of a family that is in none of the lists above: what is taken for granted all the same."""
+    if kind in _PLAIN_FFN or kind in _GATED_FFN:
+        return ""
+    untied = "" if "tie_word_embeddings" in config else " and embeddings of its own at the output"
+    return (
+        f"the planner does not know model_type {kind or '(none)'} of the model's config: it "
+        f"assumes a gated feed-forward network of three matrices{untied}; where that is wrong, so "
+        "are the plan's memory and its estimates"
+    )
 
 
 def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShape:
@@ -215,4 +268,5 @@ def from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShap
         learned_positions=kind in _LEARNED_POSITIONS,
         tied_embeddings=bool(config.get("tie_word_embeddings", kind in _TIED)),
         dtype_bytes=4 if str(config.get("torch_dtype", config.get("dtype"))) == "float32" else 2,
+        assumed=_assumed(config, kind),
     )

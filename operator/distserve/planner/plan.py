@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distserve.planner.errors import OversizedRequest
 from distserve.planner.goodput import Evaluator, Forecast, Probe
@@ -82,10 +82,33 @@ class Plan:
 
 def attainment_at(request: PlanRequest, unit: Unit, rate: float, count: int) -> float:
     """Percent of requests within the SLO at `rate` requests per second for one unit."""
-    evaluator = Evaluator(
+    return _evaluator(request).forecast(unit.fleet, rate, count).attainment_percent
+
+
+def in_units(request: PlanRequest, plan: Plan, units: int) -> Plan:
+    """The plan where others decide how many units there are: what so many serve, and what their
+    requests see at the asked rate, or at the most that they serve within the SLO."""
+    if plan.unit is None or units == plan.units:
+        return plan
+    rate = plan.goodput * plan.unit.accelerators * units
+    prediction = None
+    if units:
+        served = rate if request.rate is None else min(request.rate, rate)
+        share = _evaluator(request).forecast(plan.unit.fleet, served / units, FORECAST_REQUESTS)
+        prediction = _prediction(share, served)
+    return replace(
+        plan,
+        units=units,
+        accelerators=units * plan.unit.accelerators,
+        total_goodput=rate,
+        prediction=prediction,
+    )
+
+
+def _evaluator(request: PlanRequest) -> Evaluator:
+    return Evaluator(
         request.strategy, request.requests, request.requests, request.arrivals, request.slo
     )
-    return evaluator.forecast(unit.fleet, rate, count).attainment_percent
 
 
 def make_plan(request: PlanRequest, progress: Callable[[], None] = lambda: None) -> Plan:

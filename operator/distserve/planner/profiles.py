@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -29,6 +30,9 @@ from distserve.strategies.time_model import Coefficients, TimeModel
 
 DEFAULT_PROFILE = "a100-80g"
 A100_80G_KV_BUDGET_BYTES = 74.40446 * GIB
+_UNREADABLE = (
+    ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,27 @@ class HardwareProfile:
 def load_profile(name: str = DEFAULT_PROFILE, engine: str = "distserve") -> HardwareProfile:
     """A shipped profile by name, or the user's own by the path of its file.
 
-    `engine` chooses between the engines that a shipped profile was measured on.
+    For the words of a command line, since a file of that name is opened. `engine` chooses between
+    the engines that a shipped profile was measured on.
     """
-    path = Path(name)
-    if path.suffix == ".json" or path.is_file():
-        return parse_profile(_text(path), path.name)
+    if names_file(name):
+        return parse_profile(_text(Path(name)), Path(name).name)
+    return shipped_profile(name, engine)
+
+
+def names_file(name: str) -> bool:
+    """Whether `name` is that of a user's own profile, on this machine."""
+    return name.endswith(".json") or os.path.isfile(name)
+
+
+def shipped_profile(name: str = DEFAULT_PROFILE, engine: str = "distserve") -> HardwareProfile:
+    """By name. Opens nothing else: whoever writes a spec chooses it. Raises InvalidProfile."""
     shipped = files("distserve.planner") / "data" / "profiles"
     source = shipped / f"profiler-{name}.{engine}.json"
     if not source.is_file():
         raise InvalidProfile(
-            f"unknown hardware profile {name}; give {DEFAULT_PROFILE} or the path of a profile file"
+            f"unknown hardware profile {name}; give {DEFAULT_PROFILE} or a profile file's path "
+            "(in the deployment: planning.hardwareProfileFrom)"
         )
     table = (shipped / "max_num_tokens.csv").read_text().splitlines()
     return _read(
@@ -140,7 +155,7 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
             for tp, entry in by_tp.items()
             if "serving" in entry
         }
-    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise InvalidProfile(
             f"{name} is not a hardware profile: {error!r}; see docs/planner.md"
         ) from error

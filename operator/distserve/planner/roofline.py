@@ -11,13 +11,12 @@ The efficiencies are what public kernels reach of the data sheet's peak on large
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from distserve.planner.errors import InvalidProfile
 from distserve.planner.memory import GIB, weight_bytes
 from distserve.planner.models import ModelShape
-from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, load_profile
+from distserve.planner.profiles import DEFAULT_PROFILE, HardwareProfile, shipped_profile
 from distserve.strategies.time_model import Coefficients, TimeModel
 
 
@@ -91,25 +90,24 @@ def estimated_profile(model: ModelShape, accelerator: Accelerator) -> HardwarePr
     )
 
 
-def with_estimates(
-    name: str = DEFAULT_PROFILE, engine: str = "distserve", model: ModelShape | None = None
-) -> HardwareProfile:
+def with_estimates(name: str, engine: str, model: ModelShape) -> HardwareProfile:
     """The named accelerator's estimate for `model`; a measured profile is kept where it knows it,
     without estimates of the degrees that it lacks: they are less near than what it has.
 
-    `name` is one of ACCELERATORS, or a profile file whose memory budget is then used with the
-    data sheet of the A100-80G.
+    `name` is one of ACCELERATORS. A profile file is refused: what it measured has no data sheet
+    here, and another accelerator's times and memory would be taken for its own.
     """
     accelerator = ACCELERATORS.get(name)
-    measured: HardwareProfile | None = None
-    if accelerator is None or name == DEFAULT_PROFILE:
-        measured = load_profile(name, engine)
-        accelerator = ACCELERATORS[DEFAULT_PROFILE]
-    if model is None:
-        raise InvalidProfile("an estimate needs the model's shape")
-    if measured and any(known == model.name for known, _ in measured.entries):
-        return measured
+    if accelerator is None:
+        raise InvalidProfile(
+            f"there is no data sheet of {name} to estimate from; give one of "
+            f"{', '.join(ACCELERATORS)}, or leave --estimate (in the deployment: "
+            "planning.estimate) out for step times of your own"
+        )
     estimated = estimated_profile(model, accelerator)
-    if measured and math.isfinite(measured.kv_budget_bytes):
-        estimated = replace(estimated, kv_budget_bytes=measured.kv_budget_bytes)
-    return estimated
+    if name != DEFAULT_PROFILE:
+        return estimated
+    measured = shipped_profile(name, engine)
+    if any(known == model.name for known, _ in measured.entries):
+        return measured
+    return replace(estimated, kv_budget_bytes=measured.kv_budget_bytes)

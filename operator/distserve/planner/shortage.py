@@ -62,11 +62,19 @@ def _no_room(search: PlacementSearch, roles: tuple[str, ...], unit: Unit) -> Sho
     if math.isfinite(budget_bytes):
         memory = f" and {needed_bytes / GIB:.4g} GiB of memory for weights"
         room = f" with {there * budget_bytes / GIB:.4g} GiB"
+    where, cure = " of one node", f"give at least {needed} accelerators in one node"
+    if machine.high_affinity and not machine.span_nodes and len(specs) > 1:
+        parts = " and ".join(str(spec.accelerators) for spec in specs)
+        domain = " of one domain" if machine.domains else ""
+        where = " (each instance's in one node)"
+        cure = f"give room for {parts} in nodes{domain}"
+    if not machine.span_nodes:
+        cure += ", or mode: Manual, whose units and instances may span nodes"
     return Shortage(
         unit,
-        f"{model.name} does not fit: its smallest unit ({degrees}) takes {needed} accelerators of "
-        f"one node{memory}; the machine has {there}{room}, at most {machine.largest_node} in a "
-        f"node; give at least {needed} accelerators in one node",
+        f"{model.name} does not fit: its smallest unit ({degrees}) takes {needed} accelerators"
+        f"{where}{memory}; the machine has {there}{room}, at most {machine.largest_node} in a "
+        f"node; {cure}",
     )
 
 
@@ -84,6 +92,11 @@ def _no_instance(search: PlacementSearch, roles: tuple[str, ...], role: str) -> 
         (tp, pp) for tp, pp in product(allowed, pipelines) if most is None or tp * pp <= most
     ]
     if not degrees:
+        if fixed is not None and most is not None and fixed > most:
+            raise NoProfile(
+                f"{role} is fixed at TP {fixed}, and this engine runs instances of {most} rank; "
+                f"leave --{role.replace('hybrid', 'prefill')}-tp out, or plan with --any-ranks"
+            )
         raise NoProfile(
             f"step times of {model.name} are known at TP {', '.join(map(str, known))} alone, and "
             f"this engine runs instances of {most} rank; measure TP 1, or plan with --any-ranks"

@@ -21,7 +21,7 @@ LOOK_SECONDS: Final = 0.2
 
 
 class PlanningOverdue(PlannerError):
-    """The deadline passed; asking again with a smaller machine or a longer deadline may help."""
+    """The deadline passed; asking again with a smaller machine may help."""
 
 
 class PlanningFailed(PlannerError):
@@ -53,7 +53,9 @@ def plan_within(
                 raise PlanningStopped("nobody wants this plan any more")
             if time.monotonic() >= end:
                 raise PlanningOverdue(
-                    f"no plan within {deadline_seconds:g} s; allow longer, or lower maxAccelerators"
+                    f"no plan within {deadline_seconds:g} s; lower planning.maxAccelerators, or "
+                    "make it with `distserve plan`, which takes its time, and write its numbers "
+                    "into the spec with mode: Manual"
                 )
         answer: Plan | PlannerError | WorkloadError = receiver.recv()
     except EOFError as error:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from distserve.api.accelerator import DEFAULT_KV_CACHE, AcceleratorType
 from distserve.api.deployment import DEFAULT_MEMORY_UTILIZATION, Slo, Spec
@@ -22,12 +23,14 @@ from distserve.planner import result
 from distserve.planner.errors import InvalidRequest, NoProfile
 from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.machine import Machine
-from distserve.planner.models import ModelShape, find_model
+from distserve.planner.models import KNOWN_MODELS, ModelShape, known_model, model_at
 from distserve.planner.profiles import (
     DEFAULT_PROFILE,
     HardwareProfile,
     load_profile,
+    names_file,
     parse_profile,
+    shipped_profile,
 )
 from distserve.planner.question import PlanRequest
 from distserve.planner.roofline import ACCELERATORS, with_estimates
@@ -39,6 +42,10 @@ SUMMARY_REQUESTS = 5000
 NODE_ACCELERATORS = 8
 """Size of the nodes of a machine of which only the number of accelerators is known."""
 _DTYPE_BYTES = {Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
+_BESIDE_OWN_TIMES = (
+    "has no effect beside step times of your own, which have no data sheet: leave it out, or for "
+    f"GPUs name one that has one as planning.hardwareProfile ({', '.join(ACCELERATORS)})"
+)
 
 
 Texts = Mapping[ConfigMapKey, str]
@@ -59,13 +66,15 @@ def plan_request(
     fixed_tp: Mapping[str, int] | None = None,
     texts: Texts | None = None,
     any_ranks: bool = False,
+    model: ModelShape | None = None,
 ) -> PlanRequest:
     """The whole question; what is given replaces what the spec says.
 
-    `any_ranks` allows instances of more ranks than this engine runs. Raises InvalidRequest,
-    InvalidProfile, NoProfile or WorkloadError, naming the field and the cure.
+    `any_ranks` allows instances of more ranks than this engine runs. Opens no file that the spec
+    names. Raises InvalidRequest, InvalidProfile, NoProfile or WorkloadError, naming the field and
+    the cure.
     """
-    model = model_of(spec)
+    model = model or model_of(spec)
     profile = profile or profile_of(spec, model, texts=texts)
     rate = spec.workload and spec.workload.requests_per_second
     scheduling = [section.scheduling for section in spec.roles.values()]
@@ -85,19 +94,27 @@ def plan_request(
     )
 
 
-def model_of(spec: Spec) -> ModelShape:
-    """The model's shape: a known id, else the config.json of its source where that is at hand."""
-    source = spec.model.source
+def model_of(spec: Spec, files_at_hand: bool = False) -> ModelShape:
+    """The model's shape: a known id, else the config.json of its source where that is at hand.
+
+    `files_at_hand` is for the commands, which have their user's files. In the operator a path of
+    the spec is a stranger's, and names a file of the operator's own container. Raises
+    InvalidRequest.
+    """
+    source, name = spec.model.source, spec.model.id
+    folder = source.host_path or source.image_path
     if source.builtin is not None:
-        shape = find_model(str(builtin_path(source.builtin.value)))
+        shape = model_at(builtin_path(source.builtin.value))
+    elif known := known_model(name):
+        shape = known
+    elif folder is not None and files_at_hand:
+        shape = replace(model_at(Path(folder)), name=name)
     else:
-        try:
-            shape = find_model(spec.model.id)
-        except InvalidRequest:
-            path = source.host_path or source.image_path
-            if path is None:
-                raise
-            shape = replace(find_model(path), name=spec.model.id)
+        raise InvalidRequest(
+            f"unknown model {name}: known by name are {', '.join(KNOWN_MODELS)}; give "
+            "`distserve plan` a folder with the model's config.json as model.source.hostPath, and "
+            "write its numbers into the spec with mode: Manual"
+        )
     return replace(shape, dtype_bytes=_DTYPE_BYTES.get(spec.model.dtype, shape.dtype_bytes))
 
 
@@ -108,34 +125,56 @@ def profile_of(
     estimate: bool = False,
     texts: Texts | None = None,
 ) -> HardwareProfile:
-    """`named`, a shipped profile or a file, replaces the spec's; `estimate` allows estimates."""
+    """`named`, a shipped profile or a file, replaces the spec's, which is never a file's name.
+
+    `estimate` allows estimates, as the spec may. They rest on data sheets, which step times of
+    one's own have none of. Raises InvalidRequest, InvalidProfile or NoProfile.
+    """
     source = spec.planning.hardware_profile_from
+    if named and names_file(named):
+        if estimate:
+            raise InvalidRequest(f"--estimate {_BESIDE_OWN_TIMES}")
+        return _measured(load_profile(named), model)
     if source and not named:
+        if estimate or spec.planning.estimate:
+            raise InvalidRequest(f"planning.estimate (--estimate) {_BESIDE_OWN_TIMES}")
         text = _text(source, texts or {}, "planning.hardwareProfileFrom", "--hardware-profile FILE")
-        return _knowing(parse_profile(text, str(source)), model)
-    name = named or spec.planning.hardware_profile
-    if name is None and spec.accelerator.type == AcceleratorType.CPU:
+        return _measured(parse_profile(text, str(source)), model)
+    if spec.accelerator.type == AcceleratorType.CPU:
         raise InvalidRequest(
-            "no step times are shipped for CPUs; measure them with `distserve profile` and give "
-            "--hardware-profile FILE (in the deployment: planning.hardwareProfileFrom)"
+            "no step times are shipped for CPUs, nor data sheets to estimate them from; measure "
+            "them with `distserve profile` and give --hardware-profile FILE (in the deployment: "
+            "planning.hardwareProfileFrom)"
         )
-    name = name or DEFAULT_PROFILE
+    name = named or spec.planning.hardware_profile or DEFAULT_PROFILE
     if estimate or spec.planning.estimate:
         return with_estimates(name, "distserve", model)
     if name in ACCELERATORS and name != DEFAULT_PROFILE:
         raise NoProfile(
             f"no step times were measured on {name}; set planning.estimate: true (or --estimate)"
         )
-    return _knowing(load_profile(name), model)
-
-
-def _knowing(profile: HardwareProfile, model: ModelShape) -> HardwareProfile:
-    if not any(known == model.name for known, _ in profile.entries):
+    profile = shipped_profile(name)
+    if model.name not in _models(profile):
         raise NoProfile(
             f"no profile for {model.name}, give --hardware-profile or --estimate "
             "(in the deployment: planning.estimate: true)"
         )
     return profile
+
+
+def _models(profile: HardwareProfile) -> list[str]:
+    return sorted({name for name, _ in profile.entries})
+
+
+def _measured(own: HardwareProfile, model: ModelShape) -> HardwareProfile:
+    """Raises NoProfile where a user's own step times are of other models."""
+    if model.name not in _models(own):
+        raise NoProfile(
+            f"{own.name} has step times of {', '.join(_models(own)) or 'no model'}, not of "
+            f"{model.name}; measure that, or name it so: `distserve profile --served-name "
+            f"{model.name}`"
+        )
+    return own
 
 
 def _text(source: ConfigMapKey, texts: Texts, field: str, flag: str) -> str:

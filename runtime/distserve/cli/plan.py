@@ -14,14 +14,20 @@ from distserve.cli import plan_ahead, surroundings
 from distserve.cli.cluster_objects import aligned
 from distserve.cli.planned import texts_of
 from distserve.cli.usage import Infeasible, UsageError
-from distserve.planner.commands.arguments import add_hardware, add_network, integer_from, picture
+from distserve.planner.commands.arguments import (
+    add_hardware,
+    add_network,
+    integer_from,
+    noted,
+    picture,
+)
 from distserve.planner.links import DEFAULT_NETWORK
 from distserve.planner.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
     from distserve.cli.surroundings import Around
-    from distserve.planner.plan import PlanRequest
+    from distserve.planner.plan import Plan, PlanRequest
     from distserve.resources.planning import Texts
 
 
@@ -79,16 +85,19 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, deployment: DistServeDeployment, texts: Texts) -> int:
     _refuse_without_effect(args, deployment)
     around = surroundings.look_around(args, deployment)
-    if around is None:
-        document, _ = _planned(args, deployment, None, texts)
-        _print(document, args.output)
-        return 0
-    document = {}
-    if deployment.spec.planning.automatic:
-        document, deployment = _planned(args, deployment, around, texts)
-    else:
+    if around is not None and not deployment.spec.planning.automatic:
         plan_ahead.refuse_planning_flags(args)
-    return _placed(args, deployment, around, document)
+        return _placed(args, deployment, around, {})
+    request = _request(args, deployment, around, texts)
+    plan = _made(deployment, request)
+    try:
+        return _told(args, deployment, around, plan)
+    finally:
+        # After the plan, which may have taken minutes, is told.
+        if args.figure and plan.unit is not None:
+            from distserve.planner.commands.plan_figure import draw_attainment
+
+            draw_attainment(args.figure, request, plan)
 
 
 def _refuse_without_effect(args: argparse.Namespace, deployment: DistServeDeployment) -> None:
@@ -107,29 +116,35 @@ def _refuse_without_effect(args: argparse.Namespace, deployment: DistServeDeploy
         )
 
 
-def _planned(
-    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None, texts: Texts
-) -> tuple[dict[str, Any], DistServeDeployment]:
-    """What is printed, and the deployment with its numbers. Raises Infeasible, after printing."""
+def _made(deployment: DistServeDeployment, request: PlanRequest) -> Plan:
+    """The plan, with what it gives in as many units as there are to be."""
     from distserve.planner.commands.progress import Progress
-    from distserve.planner.plan import make_plan
-    from distserve.resources.errors import NoPlan
-    from distserve.resources.planned import plan_document, with_plan
+    from distserve.planner.plan import in_units, make_plan
+    from distserve.resources.planned import plan_status
 
-    request = _request(args, deployment, around, texts)
     progress = Progress("configurations simulated")
     plan = make_plan(request, progress.advance)
     progress.close()
-    if args.figure and plan.unit is not None:
-        from distserve.planner.commands.plan_figure import draw_attainment
+    return in_units(request, plan, plan_status(deployment, plan).units)
 
-        draw_attainment(args.figure, request, plan)
+
+def _told(
+    args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None, plan: Plan
+) -> int:
+    """Prints it. Raises Infeasible after that, also where the nodes have no room for its units."""
+    from distserve.resources.errors import NoPlan
+    from distserve.resources.planned import plan_document, with_plan
+
     document = plan_document(deployment, plan)
     try:
-        return document, with_plan(deployment, plan)
+        planned = with_plan(deployment, plan)
     except NoPlan as error:
         _print(document, args.output)
         raise Infeasible(str(error)) from None
+    if around is not None:
+        return _placed(args, planned, around, document)
+    _print(document, args.output)
+    return 0
 
 
 def _placed(
@@ -168,6 +183,7 @@ def _request(
     from distserve.workload import read_requests
 
     spec = deployment.spec
+    model = noted(model_of(spec, files_at_hand=True))
     nodes = plan_ahead.node_sizes(deployment, around.inventory) if around else None
     within = around is not None and spec.topology.pack_within is not None
     counted = around if nodes and within else None
@@ -178,11 +194,12 @@ def _request(
     return plan_request(
         spec,
         machine_of(spec, nodes, per_node, args.is_high_affinity, network, domains),
-        profile_of(spec, model_of(spec), args.hardware_profile, args.estimate, texts),
+        profile_of(spec, model, args.hardware_profile, args.estimate, texts),
         read_requests(args.requests) if args.requests else None,
         {role: tp for role, tp in fixed.items() if tp is not None},
         texts,
         args.any_ranks,
+        model,
     )
 
 

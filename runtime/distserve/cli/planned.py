@@ -61,6 +61,7 @@ def planned(
     if not deployment.spec.planning.automatic:
         _refuse_without_effect(deployment.name, sources)
         return deployment
+    from distserve.planner.commands.arguments import noted
     from distserve.planner.errors import PlannerError
     from distserve.planner.worker import plan_within
     from distserve.resources.errors import NoPlan
@@ -71,9 +72,12 @@ def planned(
     spec = deployment.spec
     texts = texts_of(spec, sources.manifest)
     try:
-        profile = profile_of(spec, model_of(spec), sources.hardware_profile, texts=texts)
+        model = noted(model_of(spec, files_at_hand=True))
+        profile = profile_of(spec, model, sources.hardware_profile, texts=texts)
         requests = read_requests(sources.trace) if sources.trace else None
-        request = plan_request(spec, profile=profile, requests=requests, texts=texts)
+        request = plan_request(
+            spec, profile=profile, requests=requests, texts=texts, model=model
+        )
         plan = plan_within(request, deadline_seconds)
         result = with_plan(deployment, plan)
     except (PlannerError, WorkloadError) as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from distserve.planner.errors import InvalidRequest
@@ -115,14 +118,33 @@ def add_hardware(
     )
 
 
-def picture(text: str) -> Path:
-    """An argparse type: a file to draw into, found out before what may take minutes."""
+def output_file(text: str) -> Path:
+    """An argparse type: a file to write, found out before what may take minutes."""
     path = Path(text)
-    if path.suffix not in _PICTURES:
-        raise argparse.ArgumentTypeError(f"{text} does not end in {', '.join(_PICTURES)}")
     if not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text}: cannot write into a folder {path.parent}")
     return path
+
+
+def picture(text: str) -> Path:
+    """An argparse type: a file to draw into, and that drawing is installed."""
+    path = output_file(text)
+    if path.suffix not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"{text} does not end in {', '.join(_PICTURES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError(
+            "needs matplotlib, in a checkout: pip install '.[bench]'"
+        )
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises InvalidRequest where `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
 
 
 def add_network(
@@ -170,6 +192,13 @@ def load_requests(args: argparse.Namespace) -> RequestSet:
             f"the folder that holds {args.workload}.ds"
         )
     return read_requests(Path(folder) / f"{args.workload}.ds")
+
+
+def noted(model: ModelShape) -> ModelShape:
+    """The same; what its shape takes for granted is told on stderr."""
+    if model.assumed:
+        print(f"note: {model.assumed}", file=sys.stderr)
+    return model
 
 
 def load_hardware(args: argparse.Namespace, model: ModelShape, engine: str) -> HardwareProfile:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from distserve.planner.commands import EXIT_OK
-from distserve.planner.commands.arguments import load_hardware, refuse
+from distserve.planner.commands.arguments import load_hardware, noted, refuse
 from distserve.planner.commands.run import (
     configuration_of,
     requests_of,
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, arrivals: ArrivalProcess) -> int:
     else:
         refuse(args, "with backend distserve", "colocated_strategy")
     configuration = configuration_of(args)
-    model = find_model(args.model)
+    model = noted(find_model(args.model))
     profile = load_hardware(args, model, args.backend)
     fleet = fleet_of(
         configuration,

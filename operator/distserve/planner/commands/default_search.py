@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from distserve.planner.capacity import capacity
-from distserve.planner.commands.arguments import load_hardware, load_requests, refuse
+from distserve.planner.commands.arguments import load_hardware, load_requests, noted, refuse
 from distserve.planner.commands.progress import Progress
 from distserve.planner.commands.search import MAX_PER_GPU_RATE
 from distserve.planner.compat.search import (
@@ -40,7 +40,7 @@ def judge(args: argparse.Namespace) -> tuple[list[Verdict], HardwareProfile]:
         )
     if args.backend == "vllm":
         refuse(args, "with backend vllm", "network", "is_high_affinity")
-    model = find_model(args.model_type)
+    model = noted(find_model(args.model_type))
     profile = load_hardware(args, model, args.backend)
     population = load_requests(args)
     evaluator = Evaluator(

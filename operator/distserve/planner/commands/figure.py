@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distserve.planner.commands.arguments import writing
 from distserve.planner.commands.run import SUMMARY_COLUMNS
 from distserve.planner.errors import InvalidRequest
 
@@ -19,14 +20,22 @@ Row = dict[str, Any]
 Point = tuple[float, float]
 
 
-def draw_ablation(args: argparse.Namespace, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Write `args.figure` and, beside it, the plotted points as JSON."""
-    try:
-        import matplotlib
-    except ImportError as error:
+def refuse_undrawable(args: argparse.Namespace) -> None:
+    """Raises InvalidRequest where the sweep would have nothing for one of the panels."""
+    if not (_holds(args.slo_scales, 1.0) and _holds(args.per_gpu_rate, args.figure_rate)):
         raise InvalidRequest(
-            "--figure needs matplotlib, in a checkout: pip install '.[bench]'"
-        ) from error
+            "the figure needs 1.0 among --slo-scales and --figure-rate among --per-gpu-rate"
+        )
+
+
+def _holds(values: Sequence[float], wanted: float) -> bool:
+    return any(abs(value - wanted) < 1e-9 for value in values)
+
+
+def draw_ablation(args: argparse.Namespace, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Write `args.figure`, and the plotted points as JSON where `args.output_points` asks."""
+    import matplotlib
+
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -42,9 +51,12 @@ def draw_ablation(args: argparse.Namespace, rows: Sequence[tuple[Any, ...]]) -> 
     axes[1].invert_xaxis()
     axes[0].legend()
     figure.tight_layout()
-    figure.savefig(args.figure)
+    with writing(args.figure):
+        figure.savefig(args.figure)
     pyplot.close(figure)
-    args.figure.with_suffix(".json").write_text(json.dumps(panels, indent=1))
+    if args.output_points:
+        with writing(args.output_points):
+            args.output_points.write_text(json.dumps(panels, indent=1))
 
 
 def ablation_curves(
@@ -59,9 +71,7 @@ def ablation_curves(
     full = [row for row in judged if abs(row["scale"] - 1) < 1e-9]
     fixed = [row for row in judged if abs(row["per_gpu_rate"] - args.figure_rate) < 1e-9]
     if not full or not fixed:
-        raise InvalidRequest(
-            "the figure needs 1.0 among --slo-scales and --figure-rate among --per-gpu-rate"
-        )
+        raise InvalidRequest("every configuration was left out: there is nothing to draw")
     panels: dict[str, dict[str, list[Point]]] = {"rate": {}, "slo": {}}
     systems: dict[str, Callable[[Row], bool]] = {
         "dist++": lambda row: row["backend"] == "distserve",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distserve.planner.commands.arguments import writing
 from distserve.planner.errors import InvalidRequest
 from distserve.planner.plan import FORECAST_REQUESTS, Plan, PlanRequest, attainment_at
 
@@ -12,14 +13,10 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 
 def draw_attainment(path: Path, request: PlanRequest, plan: Plan) -> None:
     """Draw the share of requests within the SLO at rates around the plan's goodput."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InvalidRequest(
-            "--figure needs matplotlib, in a checkout: pip install '.[bench]'"
-        ) from error
+    import matplotlib
+
     if not plan.total_goodput or plan.unit is None:
-        raise InvalidRequest("there is no plan to draw: nothing meets the SLO")
+        raise InvalidRequest("there is nothing to draw: the plan has no units that meet the SLO")
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -35,5 +32,6 @@ def draw_attainment(path: Path, request: PlanRequest, plan: Plan) -> None:
     axis.set_xlabel("requests/s")
     axis.set_ylabel("requests within the SLO (%)")
     figure.tight_layout()
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)
     pyplot.close(figure)

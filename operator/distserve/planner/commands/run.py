@@ -18,11 +18,13 @@ from distserve.planner.commands.arguments import (
     integer_from,
     load_hardware,
     load_requests,
+    noted,
     number_in,
     number_list,
     percentile_list,
     refuse,
     refuse_in_compat,
+    writing,
 )
 from distserve.planner.compat.search import Configuration, Search
 from distserve.planner.errors import InvalidRequest
@@ -108,8 +110,8 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arrival",
         choices=(*ARRIVALS, "custom", "uniform"),
-        default="poisson",
-        help="recorded (custom) takes the file's own order and times; uniform is fixed",
+        help="(poisson; recorded for a JSON --workload) recorded, or custom, takes the file's own "
+        "order and times; uniform is fixed",
     )
     parser.add_argument(
         "--cv", type=number_in(0), help="coefficient of variation of poisson and gamma gaps (1)"
@@ -139,9 +141,9 @@ def configuration_of(args: argparse.Namespace) -> Configuration:
 
 
 def arrivals_of(args: argparse.Namespace) -> ArrivalProcess:
-    kind = args.arrival
-    if args.requests is None and Path(args.workload).suffix == ".json":
-        kind = "recorded"  # a JSON workload brings its times, as the reference has it
+    # A JSON workload brings its times, as the reference has it.
+    timed = args.requests is None and Path(args.workload).suffix == ".json"
+    kind = args.arrival or ("recorded" if timed else "poisson")
     if args.cv is not None and kind not in ("poisson", "gamma"):
         raise InvalidRequest(f"--cv has no effect on {kind} arrivals; leave it out")
     if args.burst_size is not None and kind != "burst":
@@ -157,7 +159,7 @@ def requests_of(args: argparse.Namespace, arrivals: ArrivalProcess, count: int) 
 def run(args: argparse.Namespace) -> int:
     arrivals = arrivals_of(args)
     if arrivals.kind == "recorded":
-        refuse(args, "on recorded arrivals", "rate", "N")
+        refuse(args, "on recorded arrivals (--arrival poisson draws others)", "rate", "N")
     args.rate = args.rate or math.inf
     args.N = args.N or REQUESTS
     if not args.compat:
@@ -173,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
         "network",
     )
     configuration = configuration_of(args)
-    model = find_model(args.model)
+    model = noted(find_model(args.model))
     profile = load_hardware(args, model, args.backend)
     slo = Slo(args.prefill_target, args.decode_target)
     search = Search(model, profile, requests_of(args, arrivals, args.N), arrivals, slo)
@@ -311,10 +313,7 @@ def summary_rows(
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+    with writing(path), path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -15,6 +15,7 @@ from distserve.planner.commands.arguments import (
     integer_from,
     load_hardware,
     load_requests,
+    noted,
     number_in,
     refuse_in_compat,
 )
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         found, hardware = judge(args)
         return report(args, found, hardware)
     refuse_in_compat(args, "network")
-    model = find_model(args.model_type)
+    model = noted(find_model(args.model_type))
     profile = load_hardware(args, model, args.backend)
     search = Search(
         model,

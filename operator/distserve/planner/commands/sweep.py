@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from distserve.planner.commands import EXIT_OK
@@ -18,11 +17,14 @@ from distserve.planner.commands.arguments import (
     integer_from,
     integer_list,
     load_hardware,
+    noted,
     number_in,
     number_list,
+    output_file,
     picture,
     refuse,
 )
+from distserve.planner.commands.figure import draw_ablation, refuse_undrawable
 from distserve.planner.commands.progress import Progress
 from distserve.planner.commands.run import (
     SUMMARY_COLUMNS,
@@ -33,7 +35,7 @@ from distserve.planner.commands.run import (
     write_csv,
 )
 from distserve.planner.compat.search import Configuration, Search
-from distserve.planner.errors import InvalidRequest, NoProfile
+from distserve.planner.errors import InvalidRequest, NoProfile, OversizedRequest
 from distserve.planner.models import ModelShape, find_model
 from distserve.planner.result import Slo
 
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--pp-{role}", type=integer_list, help="(1; 1,2,4,8 with --figure)")
     parser.add_argument("--total-gpu", type=integer_from(1), default=32)
     parser.add_argument("--output", choices=("table", "json"), default="table")
-    parser.add_argument("--output-summary", type=Path, help="csv of all rows")
+    parser.add_argument("--output-summary", type=output_file, help="csv of all rows")
     parser.add_argument(
         "--figure",
         type=picture,
@@ -90,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--figure-rate", type=number_in(0), help="of the SLO panel, per GPU (0.375)")
     drawn.add_argument("--ngpu-per-node", type=integer_from(1), help="(8)")
     drawn.add_argument("--num-node", type=integer_from(1), help="(4)")
+    drawn.add_argument("--output-points", type=output_file, help="json of the points drawn")
     add_load(parser)
     add_source(parser)
     parser.set_defaults(**dict.fromkeys(GRID))  # filled in by run, when --figure is known
@@ -102,24 +105,23 @@ def run(args: argparse.Namespace) -> int:
             "use run or search for the default mode"
         )
     if not args.figure:
-        refuse(args, "without --figure", *FIGURE)
+        refuse(args, "without --figure", *FIGURE, "output_points")
     if arrivals_of(args).kind == "recorded":
         raise InvalidRequest(
-            "--arrival recorded has its own rate, and a sweep is over rates; use run or poisson"
+            "recorded arrivals have their own rate, and a sweep is over rates; use run, or "
+            "--arrival poisson"
         )
     for name, default in (ABLATION_GRID | FIGURE if args.figure else GRID).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    model = find_model(args.model)
+    if args.figure:
+        refuse_undrawable(args)
+    model = noted(find_model(args.model))
     backends = ("distserve", "vllm") if args.figure else (args.backend,)
     rows = []
     for backend in backends:
         args.backend = backend
         rows += list(_grid(args, model))
-    if args.figure:
-        from distserve.planner.commands.figure import draw_ablation
-
-        draw_ablation(args, rows)
     if args.output_summary:
         write_csv(args.output_summary, SUMMARY_COLUMNS, rows)
     if args.output == "json":
@@ -128,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(SUMMARY_COLUMNS)
         writer.writerows(rows)
+    if args.figure:
+        draw_ablation(args, rows)
     return EXIT_OK
 
 
@@ -156,14 +160,15 @@ def _grid(args: argparse.Namespace, model: ModelShape) -> Iterator[tuple[Any, ..
             if count not in searches:
                 requests = requests_of(args, arrivals, count)
                 searches[count] = Search(model, profile, requests, arrivals, slo)
+            swept = []
             try:
-                searches[count].chains(configuration)
-            except (InvalidRequest, NoProfile) as error:
+                for per_gpu_rate in args.per_gpu_rate:
+                    rate = per_gpu_rate * configuration.accelerators
+                    result = searches[count].run(configuration, rate)
+                    swept += summary_rows(args, model.name, configuration, rate, result)
+            except (InvalidRequest, NoProfile, OversizedRequest) as error:
                 print(f"left out: {error}", file=sys.stderr)
                 break
-            for per_gpu_rate in args.per_gpu_rate:
-                rate = per_gpu_rate * configuration.accelerators
-                result = searches[count].run(configuration, rate)
-                yield from summary_rows(args, model.name, configuration, rate, result)
+            yield from swept
         progress.advance()
     progress.close()
