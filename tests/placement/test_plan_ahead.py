@@ -220,7 +220,7 @@ def test_a_plan_leaves_out_nodes_that_its_pods_may_not_use(
     assert code == 3 and "does not fit" in said
 
 
-def test_cpus_are_counted_by_no_node(plan: Plan) -> None:
+def test_cpus_are_counted_by_no_node(plan: Plan, tmp_path: Path) -> None:
     """As in the operator: maxAccelerators says how many ranks there may be."""
     asked = deployment(
         accelerator={"type": "CPU"},
@@ -229,13 +229,15 @@ def test_cpus_are_counted_by_no_node(plan: Plan) -> None:
             "lengths": {"promptTokens": {"mean": 100, "p90": 200},
                         "outputTokens": {"mean": 20, "p90": 40}},
         },
-        planning={"mode": "Auto", "maxAccelerators": 4, "hardwareProfile": "a100-80g",
-                  "estimate": True},
+        planning={"mode": "Auto", "maxAccelerators": 4},
     )  # fmt: skip
     asked["spec"] |= {"prefill": {}, "decode": {}}
     node = gpu_node(0, 0)
     del node["status"]["allocatable"][GPU]
-    code, found, said = plan(asked, nodes=[node])
+    step = {name: [2, 0, 0.1] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
+    times = tmp_path / "times.json"
+    times.write_text(json.dumps({"tiny": {"1": step}}))
+    code, found, said = plan(asked, "--hardware-profile", str(times), nodes=[node])
     assert code == 0, said
     assert found["fits"] and set(found["moves"][0]["nodes"].values()) == {"gpu-00"}
 

@@ -307,11 +307,11 @@ def test_sweep_draws_four_curves(readme_file, tmp_path):
         *("sweep", "--requests", readme_file, "--base-N", 10, "--total-gpu", 8),
         *("--per-gpu-rate", "[0.375, 1.5]", "--tp-prefill", "[1,2]", "--pp-prefill", "[1,2]"),
         *("--tp-decode", "[1,2]", "--figure", tmp_path / "ablation.png"),
-        *("--output-summary", tmp_path / "all.csv"),
+        *("--output-summary", tmp_path / "all.csv", "--output-points", tmp_path / "points.json"),
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ablation.png").stat().st_size > 1000
-    panels = json.loads((tmp_path / "ablation.json").read_text())
+    panels = json.loads((tmp_path / "points.json").read_text())
     assert panels.keys() == {"rate", "slo"}
     for panel in panels.values():
         assert panel.keys() == {"dist++", "dist", "vllm++", "vllm"}

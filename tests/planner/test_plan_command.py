@@ -123,7 +123,7 @@ def test_plan_without_an_answer_is_exit_3(tmp_path, run, quick):
         (("  slo: {ttft: 250ms, tpot: 100ms, attainmentPercent: 90}\n", ""), "needs slo and"),
         (("maxAccelerators: 4, ", ""), "maxAccelerators or --nodes"),
         (("p90: 200", "p90: 2000"), "p90 must be between"),
-        (("facebook/opt-13b", "nobody/knows"), "unknown model"),
+        (("facebook/opt-13b", "nobody/knows"), "no config.json is at /models/opt-13b"),
         (("kind: DistServeDeployment", "kind: Other"), "no document of kind DistServeDeployment"),
         (("metadata:", "metadata: ]"), "no valid YAML"),
         (

@@ -1,5 +1,6 @@
 """Deployments in mode Auto: the question that they ask, and the plan put back into them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from distserve.api.loading import load_deployment, parse_deployment
 from distserve.placement import InstanceRequest
 from distserve.placement.inventory import Offer
 from distserve.placement.nodes import Node
-from distserve.planner.errors import InvalidRequest, NoProfile
+from distserve.planner.errors import InvalidProfile, InvalidRequest, NoProfile
 from distserve.planner.plan import Plan, PlanRequest, RolePlan, make_plan
+from distserve.planner.roofline import with_estimates
 from distserve.planner.worker import PlanningOverdue
 from distserve.resources.errors import NoPlan
 from distserve.resources.planned import (
@@ -116,7 +118,7 @@ def test_a_cpu_s_kv_cache_is_what_a_plan_may_fill() -> None:
         source = {"id": "tiny", "source": {"builtin": "tiny"}}
         spec = deployment(model=source, accelerator={"type": "CPU", "kvCache": cache}).spec
         model = model_of(spec)
-        asked = plan_request(spec, profile=profile_of(spec, model, "a100-80g", estimate=True))
+        asked = plan_request(spec, profile=with_estimates("a100-80g", "distserve", model))
         assert asked.profile.kv_tokens(model, 2, 1) == 2 * asked.profile.kv_tokens(model, 1, 1)
         return asked.profile.kv_tokens(model, 1, 1) * model.kv_bytes_per_token
 
@@ -195,10 +197,58 @@ def test_texts_that_are_missing_or_wrong(texts: dict[str, str], message: str) ->
         plan_request(spec, texts={key: texts[key.key] for key in references(spec) if texts})
 
 
+OWN = {"hardwareProfileFrom": {"configMapName": "times", "key": "cpu.json"}}
+
+
+@pytest.mark.parametrize(
+    ("planning", "error", "message"),
+    [
+        (OWN, NoProfile, "has step times of tiny, not of facebook/opt-13b; .*--served-name facebo"),
+        (OWN | {"estimate": True}, InvalidRequest, "estimate .* has no effect beside step times"),
+        ({"hardwareProfile": "h9000", "estimate": True}, InvalidProfile, "no data sheet of h9000"),
+    ],
+)
+def test_what_a_profile_of_one_s_own_lacks_is_not_estimated(
+    planning: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    spec = deployment(planning={"mode": "Auto", "maxAccelerators": 4} | planning).spec
+    with pytest.raises(error, match=message):
+        plan_request(spec, texts={key: TINY_TIMES for key in references(spec)})
+
+
+@pytest.mark.parametrize("planning", [{"hardwareProfile": "a100-80g"}, {"estimate": True}])
+def test_an_accelerator_s_step_times_are_no_cpu_s(planning: dict[str, Any]) -> None:
+    spec = deployment(
+        accelerator={"type": "CPU"}, planning={"mode": "Auto", "maxAccelerators": 4} | planning
+    ).spec
+    with pytest.raises(InvalidRequest, match="no step times are shipped for CPUs"):
+        plan_request(spec)
+
+
+def test_a_folder_is_read_for_the_commands_alone(tmp_path: Path) -> None:
+    spec = deployment(model={"id": "m", "source": {"hostPath": str(tmp_path)}}).spec
+    with pytest.raises(InvalidRequest, match="unknown model m: .* mode: Manual"):
+        model_of(spec)
+    with pytest.raises(InvalidRequest, match="no config.json is at .*; give a model's folder"):
+        model_of(spec, files_at_hand=True)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert model_of(spec, files_at_hand=True).name == "m"
+    with (tmp_path / "config.json").open("r+b") as endless:
+        endless.truncate(1 << 40)
+    with pytest.raises(InvalidRequest, match="it has more than 4 MiB"):
+        model_of(spec, files_at_hand=True)
+
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 9,
+    "num_attention_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
 def test_a_plan_keeps_to_what_this_engine_runs_where_it_runs() -> None:
     source = {"id": "tiny", "source": {"builtin": "tiny"}}
     spec = deployment(model=source, accelerator={"type": "CPU"}).spec
-    times = profile_of(spec, model_of(spec), "a100-80g", estimate=True)
+    times = with_estimates("a100-80g", "distserve", model_of(spec))
     assert plan_request(spec, profile=times).max_ranks == 1
     assert plan_request(spec, profile=times, any_ranks=True).max_ranks is None
     assert question().max_ranks is None, "no GPU engine yet: a plan for one is not limited"

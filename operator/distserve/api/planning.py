@@ -89,9 +89,8 @@ class Planning(Model):
     )
     estimate: bool = Field(
         default=False,
-        description="Whether a plan may rest on step times computed from the data sheet of "
-        "hardwareProfile where none were measured. Of no use with hardwareProfileFrom, nor with "
-        "accelerator.type CPU: refused there. Default: false.",
+        description="Whether a plan may rest on step times computed from data sheets where none "
+        "were measured. Default: false.",
     )
     units: UnitsFrom | None = Field(
         default=None,

@@ -152,13 +152,13 @@ def model_at(path: Path) -> ModelShape:
     try:
         file = path / "config.json" if path.is_dir() else path
         if not file.is_file():
-            raise InvalidRequest(f"{file} is no file; give a folder that holds a config.json")
+            raise InvalidRequest(f"no config.json is at {path}; give a model's folder that has one")
         with file.open("rb") as opened:
             content = opened.read(MOST_CONFIG_BYTES + 1)
     except OSError as error:
         raise InvalidRequest(
-            f"cannot read the model's config in {path}: {error.strerror}; give a folder that "
-            "holds one"
+            f"cannot read the config.json at {path}: {error.strerror}; give a model's folder that "
+            "has one"
         ) from error
     if len(content) > MOST_CONFIG_BYTES:
         raise InvalidRequest(f"{file} is not a transformers config: it has more than 4 MiB")

@@ -1,7 +1,9 @@
 """Mode Auto: who is asked, and what stays while a plan is made."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,16 +193,43 @@ def test_asked_to_plan_again(new_world: Make) -> None:
     assert set(world.settle().units()) == {"u0", "u1", "u2"}
 
 
+@pytest.mark.parametrize("source", ["hostPath", "imagePath"])
+def test_the_operator_opens_no_path_that_a_spec_names(
+    new_world: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """It would be a file of its own container: one without an end ends the operator."""
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 9,
+              "num_attention_heads": 2, "max_position_embeddings": 2048}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own").symlink_to(tmp_path)
+    step = {name: [2, 0, 0.1] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
+    (tmp_path / "times").write_text(json.dumps({"facebook/opt-13b": {"1": step}}))
+    monkeypatch.chdir(tmp_path)
+    estimate = AUTO["planning"] | {"estimate": True}
+    for name in ("m", "own"):
+        model = {"id": name, "source": {source: str(tmp_path)}}
+        world = new_world(**AUTO | {"model": model, "planning": estimate}).settle()
+        planned = world.condition("Planned")
+        assert (planned["status"], planned["reason"]) == ("False", "InvalidRequest")
+        assert f"unknown model {name}: known by name are facebook/opt-13b" in planned["message"]
+        assert "mode: Manual" in planned["message"]
+    named = AUTO["planning"] | {"hardwareProfile": "times"}
+    world = new_world(**AUTO | {"planning": named}).settle()
+    assert "unknown hardware profile times" in world.condition("Planned")["message"]
+
+
 def test_a_plan_that_this_engine_cannot_run(new_world: Make) -> None:
-    planning = {"mode": "Auto", "maxAccelerators": 8, "hardwareProfile": "a100-80g"}
+    times = {"configMapName": "times", "key": "cpu.json"}
     world = new_world(
         **AUTO
         | {
             "model": {"id": "tiny", "source": {"builtin": "tiny"}},
             "accelerator": {"type": "CPU"},
-            "planning": planning | {"estimate": True},
+            "planning": {"mode": "Auto", "maxAccelerators": 8, "hardwareProfileFrom": times},
         }
     )
+    step = {name: [2, 0, 0.1] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
+    world.texts["times/cpu.json"] = json.dumps({"tiny": {"1": step}})
     world.plans["*"] = plan(tensor=2)
     world.settle()
     assert world.condition("Accepted")["reason"] == "NotSupportedByEngine"
