@@ -233,8 +233,8 @@ def test_a_folder_is_read_for_the_commands_alone(tmp_path: Path) -> None:
         model_of(spec, files_at_hand=True)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert model_of(spec, files_at_hand=True).name == "m"
-    with (tmp_path / "config.json").open("r+b") as endless:
-        endless.truncate(1 << 40)
+    with (tmp_path / "config.json").open("r+b") as opened:
+        opened.truncate(8 << 20)
     with pytest.raises(InvalidRequest, match="it has more than 4 MiB"):
         model_of(spec, files_at_hand=True)
 
