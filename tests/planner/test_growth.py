@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -59,25 +59,52 @@ def luck(monkeypatch) -> Luck:
 
 
 def grown(machine: Machine, steps: list[int]) -> Machine:
-    """Each step adds an accelerator to the node of that number, or a node of one."""
-    nodes = list(machine.nodes)
+    """Each step adds an accelerator to the node of that number, or a node of one: to the last
+    domain, or where the number is the highest as a domain of its own."""
+    nodes, sizes = list(machine.nodes), [len(domain) for domain in machine.domains]
     for step in steps:
         if step < len(nodes):
             nodes[step] += 1
-        else:
-            nodes.append(1)
+            continue
+        nodes.append(1)
+        if sizes and step < HIGHEST_STEP:
+            sizes[-1] += 1
+        elif sizes:
+            sizes.append(1)
     limit = machine.max_accelerators
-    return replace(machine, nodes=nodes, max_accelerators=limit and limit + len(steps))
+    return replace(
+        machine,
+        nodes=nodes,
+        max_accelerators=limit and limit + len(steps),
+        domains=in_domains(nodes, sizes),
+    )
 
 
-machines = st.builds(
-    Machine,
-    st.lists(st.integers(1, 4), min_size=1, max_size=3),
-    max_accelerators=st.none() | st.integers(1, 8),
-    high_affinity=st.booleans(),
-    span_nodes=st.booleans(),
-)
-growth = st.lists(st.integers(0, 3), min_size=1, max_size=2)
+def in_domains(nodes: list[int], sizes: list[int]) -> list[list[int]]:
+    """Domains of so many nodes each."""
+    rest = iter(nodes)
+    return [list(islice(rest, size)) for size in sizes]
+
+
+@st.composite
+def any_machine(draw) -> Machine:
+    """With domains in half of the cases, where nodes are joined at all: as `plan` counts them."""
+    nodes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    high_affinity = draw(st.booleans())
+    first = draw(st.none() | st.integers(1, len(nodes))) if high_affinity else None
+    sizes = [] if first is None else [first, len(nodes) - first]
+    return Machine(
+        nodes,
+        max_accelerators=draw(st.none() | st.integers(1, 8)),
+        high_affinity=high_affinity,
+        span_nodes=draw(st.booleans()),
+        domains=in_domains(nodes, sizes),
+    )
+
+
+HIGHEST_STEP = 3
+machines = any_machine()
+growth = st.lists(st.integers(0, HIGHEST_STEP), min_size=1, max_size=2)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
@@ -139,3 +166,6 @@ def test_more_accelerators_never_hold_fewer_units(machine, steps, parts):
         assert held * unit.accelerators <= machine.accelerators
         if held and segments == 0 and machine.span_nodes:
             assert max(tp for tp, _ in parts) <= max(machine.nodes)
+        if segments == 0 and machine.domains:
+            apart = [replace(machine, nodes=d, domains=()) for d in machine.domains if d]
+            assert held <= sum(unit.copies(one) for one in apart), "each lies in one domain"

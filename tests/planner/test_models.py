@@ -9,6 +9,7 @@ import pytest
 
 from distserve.engine.errors import ParallelismError
 from distserve.engine.rank import Rank
+from distserve.planner.commands.arguments import noted
 from distserve.planner.errors import InvalidProfile, InvalidRequest, NoProfile
 from distserve.planner.fitting import fit_database, profile_text, read_records
 from distserve.planner.links import load_link
@@ -86,6 +87,42 @@ def test_kv_heads_by_the_key_of_the_model_s_family(config, kv_heads, parameters)
     model = from_config(config)
     assert model.kv_bytes_per_token == 2 * model.layers * kv_heads * model.head_dim * 2
     assert model.parameters == pytest.approx(parameters, rel=0.001)
+
+
+GPT_J = {"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "n_positions": 2048,
+         "vocab_size": 50400}  # fmt: skip
+GEMMA_7B = {
+    "model_type": "gemma", "hidden_size": 3072, "intermediate_size": 24576, "head_dim": 256,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "num_hidden_layers": 28,
+    "max_position_embeddings": 8192, "vocab_size": 256000,
+}  # fmt: skip
+STARCODER2_15B = {
+    "model_type": "starcoder2", "hidden_size": 6144, "intermediate_size": 24576,
+    "num_attention_heads": 48, "num_key_value_heads": 4, "num_hidden_layers": 40,
+    "max_position_embeddings": 16384, "vocab_size": 49152, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(GPT_J, 6_050_882_784), (GEMMA_7B, 8_537_680_896), (STARCODER2_15B, 15_957_889_024)],
+)
+def test_networks_of_two_matrices_and_tables_of_one_by_their_family(config, parameters):
+    # Parameters as transformers counts them.
+    model = from_config(config)
+    assert model.parameters == pytest.approx(parameters, rel=0.001)
+    assert not model.assumed
+
+
+def test_a_family_that_nobody_knows_is_told(capsys):
+    model = from_config(GEMMA_7B | {"model_type": "novel"})
+    assert (model.ffn_matrices, model.tied_embeddings) == (3, False)
+    assert noted(model) is model
+    said = capsys.readouterr().err
+    assert "model_type novel" in said and "three matrices and embeddings of its own" in said
+    assert model == from_config(GEMMA_7B | {"model_type": "llama"}), "the same shape, and plan"
+    noted(from_config(GEMMA_7B))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (40, 40), (32, 8), (71, 1), (12, 8)])
