@@ -219,6 +219,7 @@ def test_units_of_the_spec_that_are_too_few_are_told(written, capsys):
     path = written(planning={"mode": "Auto", "maxAccelerators": 8, "units": "Spec"}, units=0)
     document = json.loads(said(capsys, 0, "plan", "-f", path, "--output", "json")[0])
     assert document["shortfall"].startswith("0 units serve 0 of 6 requests/s")
+    assert "predicted" not in document
     assert "0 units serve 0 of 6 requests/s" in said(capsys, 0, "render", "-f", path)[1]
 
 

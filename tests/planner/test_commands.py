@@ -283,6 +283,15 @@ def test_a_json_workload_brings_its_times(tmp_path):
     assert [float(row["arrival_ms"]) for row in csv_rows(tmp_path / "out.csv")] == [0, 250]
 
 
+def test_lengths_without_times_are_a_workload_too(tmp_path):
+    path = tmp_path / "lengths.json"
+    path.write_text(json.dumps([{"prompt_len": 100, "output_len": 5}] * 4))
+    asked = ("run", "--workload", path, "--arrival", "poisson", "--rate", 4, "--N", 3)
+    done = simulate(*asked, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["requests"] == 3
+
+
 @pytest.mark.parametrize(
     ("curve", "rate"),
     [
@@ -311,6 +320,7 @@ def test_sweep_draws_four_curves(readme_file, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ablation.png").stat().st_size > 1000
+    assert not (tmp_path / "ablation.json").exists(), "nothing is written that nobody asked for"
     panels = json.loads((tmp_path / "points.json").read_text())
     assert panels.keys() == {"rate", "slo"}
     for panel in panels.values():
@@ -324,6 +334,14 @@ def test_a_sweep_s_figure_that_cannot_be_written_is_told_before_the_sweep(readme
     assert (done.returncode, done.stdout) == (2, "")
     assert "/none/ablation.png: cannot write into a folder /none" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_leaves_out_what_cannot_hold_a_prompt(tmp_path, run):
+    (tmp_path / "long.csv").write_text("prompt_len,output_len\n" + "70000,9\n" * 60)
+    done = run("simulate", "sweep", "--requests", tmp_path / "long.csv", "--base-N", 2)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1, "the columns' names"
+    assert "left out: " in done.stderr and "exceeds the 66144 tokens" in done.stderr
 
 
 def test_help_has_no_default_that_is_none(tmp_path):

@@ -57,6 +57,21 @@ ESTIMATE = ("--estimate", "--hardware-profile", "h100-80g")
             "are not 3 equal stages",
         ),
         (["sweep", "--requests", "README", "--num-node", "2"], "no effect without --figure"),
+        (
+            ["search", "--requests", "README", "--estimate", "--hardware-profile", "mine.json"],
+            "there is no data sheet of mine.json to estimate from; give one of a100-80g",
+        ),
+        (["sweep", "--requests", "README", "--output-points", "p"], "no effect without --figure"),
+        (["sweep", "--requests", "README", "--output-summary", "/none/x.csv"], "cannot write into"),
+        (
+            ["sweep", "--requests", "README", "--figure", "f.png", "--slo-scales", "[0.5]"],
+            "the figure needs 1.0 among --slo-scales and --figure-rate",
+        ),
+        (
+            ["sweep", "--requests", "README", "--figure", "f.png", "--per-gpu-rate", "[1,2]"],
+            "the figure needs 1.0 among --slo-scales and --figure-rate",
+        ),
+        (["run", "--workload", "lengths.json", "--rate", "4"], "(--arrival poisson draws others)"),
         (["sweep", "--requests", "README", "--arrival", "recorded"], "a sweep is over rates"),
         (["run", "--requests", "EMPTY"], "holds no requests"),
         (

@@ -1,10 +1,13 @@
 """`distserve plan` as a user runs it: files, exit codes, one line for a mistake."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from tests.planner.commands import command
+
+from distserve.planner.errors import InvalidRequest
 
 DEPLOYMENT = """
 apiVersion: distserve.io/v1alpha1
@@ -150,3 +153,32 @@ def test_a_degree_that_nobody_measured_is_not_estimated(tmp_path, run):
     done = run("plan", "-f", deployment(tmp_path), "--prefill-tp", 8, "--estimate")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "TP 8 (known: TP 1, 2, 4); fix one of these, or give a --hardware" in done.stderr
+
+
+def test_what_is_predicted_is_of_the_units_that_there_are(tmp_path, run, quick):
+    path = deployment(tmp_path, rate="40")
+    text = path.read_text().replace("maxAccelerators: 4,", "maxAccelerators: 64, units: Spec,")
+    path.write_text(text)
+    done = run("plan", "-f", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["units"] == 1 and " of 40 requests/s" in plan["shortfall"]
+    served = float(plan["predicted"]["requestsPerSecond"])
+    assert served == pytest.approx(float(plan["totalGoodput"]), rel=0.01) and served < 40
+    assert plan["predicted"]["ttftMilliseconds"]["p50"] < 250
+
+
+def test_a_plan_is_told_before_it_is_drawn(tmp_path, run, quick, monkeypatch):
+    def full(*_):
+        raise InvalidRequest("cannot write plan.png: No space left on device")
+
+    monkeypatch.setattr("distserve.planner.commands.plan_figure.draw_attainment", full)
+    figure = ("--figure", tmp_path / "plan.png")
+    done = run("plan", "-f", deployment(tmp_path), *figure, "--output", "json")
+    assert done.returncode == 2 and "No space left" in done.stderr
+    assert json.loads(done.stdout)["feasible"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("distserve.planner.plan.make_plan", full)
+    done = run("plan", "-f", deployment(tmp_path), *figure)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "needs matplotlib, in a checkout: pip install '.[bench]'" in done.stderr

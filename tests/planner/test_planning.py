@@ -259,6 +259,14 @@ def test_memory_binds_where_it_is_short(lengths):
             "takes 2 accelerators",
         ),
         (
+            {"model": find_model("66b")}
+            | {"machine": Machine([2, 1], high_affinity=True, span_nodes=False)},
+            {"prefill": (1, 2, 1), "decode": (1, 2, 1)},
+            "takes 4 accelerators (each instance's in one node) and 246.6 GiB of memory for "
+            "weights; the machine has 3 with 223.2 GiB, at most 2 in a node; give room for 2 and 2 "
+            "in nodes, or mode: Manual, whose units and instances may span nodes",
+        ),
+        (
             {"machine": Machine([1]), "strategy": "Colocated", "model": find_model("66b")},
             {"hybrid": (1, 2, 1)},
             "takes 2 accelerators",
@@ -312,6 +320,8 @@ def test_questions_without_an_answer(lengths):
         make_plan(question(lengths, Machine([8]), fixed_tp={"prefill": 5}))
     with pytest.raises(NoProfile, match="measure TP 1, or plan with --any-ranks"):
         make_plan(question(lengths, Machine([8]), model=find_model("66b"), max_ranks=1))
+    with pytest.raises(NoProfile, match="leave --decode-tp out, or plan with --any-ranks"):
+        make_plan(question(lengths, Machine([8]), fixed_tp={"decode": 2}, max_ranks=1))
     with pytest.raises(InvalidRequest, match="no accelerators"):
         Machine([])
     with pytest.raises(InvalidRequest, match="cannot simulate the strategy"):

@@ -8,13 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distserve.cli import profile
 from distserve.cli.main import main
 from distserve.planner.serving import Serving
 from distserve.profile.grid import GRIDS
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs" / "profile.md").read_text()
+PAGES = Path(__file__).resolve().parents[2] / "docs"
+DOCS, PLANNER = ((PAGES / name).read_text() for name in ("profile.md", "planner.md"))
 COMMANDS = re.findall(r"^distserve profile (.+)$", DOCS, re.MULTILINE)
 
 
@@ -44,6 +46,29 @@ def test_the_deployment_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFix
     measured.write_text(json.dumps({"tiny": {"1": entry}}))
     assert main(["plan", "-f", str(deployment), "--hardware-profile", str(measured)]) == 0
     assert re.search(r"^feasible +True$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_planner_s_page_measures_and_plans_in_a_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pod's commands are understood, and its deployment is planned by its ConfigMap."""
+    section = PLANNER.partition("## From a profile to a planned deployment")[2]
+    pod, manifest = re.findall(r"```yaml\n(.+?)```", section, re.DOTALL)[:2]
+    (container,) = yaml.safe_load(pod)["spec"]["containers"]
+    parser = argparse.ArgumentParser()
+    profile.add_arguments(parser)
+    commands = re.findall(r"distserve profile (.+?) &&", container["args"][0])
+    assert len(commands) == 2
+    for command in commands:
+        parser.parse_args(shlex.split(command))
+    entry = {name: [8, 0.06, 0] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
+    text = json.dumps({"tiny": {"1": entry}})
+    times = {"kind": "ConfigMap", "metadata": {"name": "times"}, "data": {"cpu.json": text}}
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(yaml.safe_dump_all([times, yaml.safe_load(manifest)]))
+    assert main(["plan", "-f", str(deployment)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^hardwareProfile +times/cpu.json$", said, re.MULTILINE)
 
 
 def test_names_are_all_there() -> None:
