@@ -75,9 +75,7 @@ def planned(
         model = noted(model_of(spec, files_at_hand=True))
         profile = profile_of(spec, model, sources.hardware_profile, texts=texts)
         requests = read_requests(sources.trace) if sources.trace else None
-        request = plan_request(
-            spec, profile=profile, requests=requests, texts=texts, model=model
-        )
+        request = plan_request(spec, profile=profile, requests=requests, texts=texts, model=model)
         plan = plan_within(request, deadline_seconds)
         result = with_plan(deployment, plan)
     except (PlannerError, WorkloadError) as error:

@@ -208,13 +208,15 @@ def test_the_operator_opens_no_path_that_a_spec_names(
     estimate = AUTO["planning"] | {"estimate": True}
     for name in ("m", "own"):
         model = {"id": name, "source": {source: str(tmp_path)}}
-        world = new_world(**AUTO | {"model": model, "planning": estimate}).settle()
+        world = auto(new_world)
+        world.edit(model=model, planning=estimate).settle()
         planned = world.condition("Planned")
         assert (planned["status"], planned["reason"]) == ("False", "InvalidRequest")
         assert f"unknown model {name}: known by name are facebook/opt-13b" in planned["message"]
         assert "mode: Manual" in planned["message"]
     named = AUTO["planning"] | {"hardwareProfile": "times"}
-    world = new_world(**AUTO | {"planning": named}).settle()
+    world = auto(new_world)
+    world.edit(planning=named).settle()
     assert "unknown hardware profile times" in world.condition("Planned")["message"]
 
 

@@ -132,9 +132,7 @@ def picture(text: str) -> Path:
     if path.suffix not in _PICTURES:
         raise argparse.ArgumentTypeError(f"{text} does not end in {', '.join(_PICTURES)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError(
-            "needs matplotlib, in a checkout: pip install '.[bench]'"
-        )
+        raise argparse.ArgumentTypeError("needs matplotlib, in a checkout: pip install '.[bench]'")
     return path
 
 
