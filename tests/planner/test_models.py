@@ -115,12 +115,13 @@ def test_networks_of_two_matrices_and_tables_of_one_by_their_family(config, para
 
 
 def test_a_family_that_nobody_knows_is_told(capsys):
-    model = from_config(GEMMA_7B | {"model_type": "novel"})
+    model = from_config(GEMMA_7B | {"model_type": "novel"}, "m")
     assert (model.ffn_matrices, model.tied_embeddings) == (3, False)
     assert noted(model) is model
     said = capsys.readouterr().err
     assert "model_type novel" in said and "three matrices and embeddings of its own" in said
-    assert model == from_config(GEMMA_7B | {"model_type": "llama"}), "the same shape, and plan"
+    llama = from_config(GEMMA_7B | {"model_type": "llama"}, "m")
+    assert model == llama, "the same shape, and so the same plan"
     noted(from_config(GEMMA_7B))
     assert not capsys.readouterr().err
 

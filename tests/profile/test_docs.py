@@ -61,7 +61,8 @@ def test_the_planner_s_page_measures_and_plans_in_a_cluster(
     assert len(commands) == 2
     for command in commands:
         parser.parse_args(shlex.split(command))
-    entry = {name: [8, 0.06, 0] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
+    entry = {"prefill": [8, 0.06, 0]}
+    entry |= {name: [6, 0, 0.1] for name in ("decoding_smallbs", "decoding_largebs")}
     text = json.dumps({"tiny": {"1": entry}})
     times = {"kind": "ConfigMap", "metadata": {"name": "times"}, "data": {"cpu.json": text}}
     deployment = tmp_path / "deployment.yaml"
