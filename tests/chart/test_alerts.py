@@ -26,6 +26,11 @@ CASES: list[tuple[str, dict[str, str], dict[int, list[dict[str, str]]]]] = [
         {15: [], 25: [{"pod": "distserve-operator-a"}]},
     ),
     (
+        "DistServeOperatorNamespaceLeftOut",
+        {"namespaces_left_out a": "0x10 1x50", "namespaces_left_out b": "0x60"},
+        {15: [], 16: [{}]},
+    ),
+    (
         "DistServeOperatorReconcileErrors",
         {"deployments_failing a": "0x20 2x30 0x60", "deployments_failing b": "0x110"},
         {30: [], 31: [{}], 51: [{}], 52: []},

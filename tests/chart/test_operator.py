@@ -112,3 +112,26 @@ def test_a_deployment_is_made_with_the_charts_rights(
     assert operator.process.returncode == 0, operator.tail
     assert 'outcome="403"' not in metrics, operator.tail
     assert "forbidden" not in operator.log.read_text().lower(), operator.tail
+
+
+@pytest.mark.usefixtures("control_plane")
+def test_a_namespace_without_its_role_takes_no_other_with_it(
+    confined: Any, start_operator: Any
+) -> None:
+    """One that is deleted takes the role along, and has none when it is made anew."""
+    names = f"--namespaces=gone,{confined.kept},{confined.foreign}"
+    cluster = confined.release.cluster
+    document = sample()
+    document["metadata"]["name"] = "kept"
+    with start_operator(confined.release, names) as operator:
+        cluster.apply(document, confined.kept)
+
+        def complete() -> bool:
+            return "deployment.apps/kept-gateway" in made(cluster, confined.kept)
+
+        cluster.wait_for(f"a deployment's objects\n{operator.tail}", complete, SECONDS)
+        with urllib.request.urlopen(operator.metrics, timeout=5) as answer:
+            assert "distserve_operator_namespaces_left_out 2.0" in answer.read().decode()
+        cluster.kubectl("delete", "dsd", "kept", f"--namespace={confined.kept}")
+    assert operator.process.returncode == 0, operator.tail
+    assert f"namespace {confined.foreign} is left out" in operator.log.read_text()

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from distserve.operator.errors import Unavailable
+from distserve.operator.errors import ClusterError, Refused, Unavailable
 from distserve.operator.kinds import CHILDREN, DEPLOYMENTS, OPTIONAL_CHILDREN, Kind
 from distserve.operator.model import Key
+from distserve.operator.namespaces import kept_namespaces
 from distserve.operator.resync import Resync, WatchDead
 from distserve.operator.settings import WatchSettings
 from distserve.operator.store import Store
@@ -24,8 +25,15 @@ class Listings:
         self.listed: list[Kind] = []
         self.fail = 0
         self.groups: list[Any] = []
+        self.closed: dict[str, ClusterError] = {}
+        """Namespaces that cannot be looked into."""
+        self.turned_away = 0
 
-    async def call(self, verb: str, path: str) -> Any:
+    async def call(self, verb: str, path: str, query: Any = None) -> Any:
+        for namespace, error in self.closed.items():
+            if path.startswith(f"/apis/distserve.io/v1alpha1/namespaces/{namespace}/"):
+                self.turned_away += 1
+                raise error
         if path == "/version":
             return {"major": "1", "minor": "34+"}
         if path == "/apis":
@@ -135,3 +143,40 @@ async def test_kinds_that_are_not_served_are_not_listed() -> None:
     assert world.store.features.served == {"monitoring.coreos.com/v1/PodMonitor"}
     assert OPTIONAL_CHILDREN[0] in world.listings.listed
     assert OPTIONAL_CHILDREN[1] not in world.listings.listed
+
+
+NO = Refused("distservedeployments.distserve.io is forbidden")
+
+
+@pytest.mark.parametrize(
+    ("closed", "kept"),
+    [
+        ({"chat": NO}, ("llm", "ops")),
+        ({"chat": Unavailable("later")}, ("llm", "chat", "ops")),
+        (dict.fromkeys(("llm", "chat", "ops"), NO), ("llm", "chat", "ops")),
+    ],
+    ids=["its-role-is-gone", "nobody-knows", "no-fault-of-one-namespace"],
+)
+async def test_a_namespace_that_may_not_be_looked_into_is_left_out(
+    closed: dict[str, ClusterError], kept: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    listings: Any = Listings()
+    listings.closed = closed
+    assert await kept_namespaces(listings, ("llm", "chat", "ops")) == kept
+    assert ("namespace chat is left out" in caplog.text) == ("chat" not in kept)
+
+
+async def test_a_namespace_that_was_left_out_is_taken_up_by_a_restart() -> None:
+    world = World()
+    world.resync.left_out = ("chat",)
+    running = asyncio.create_task(world.resync.run())
+    for error in (NO, Unavailable("later")):
+        world.listings.closed["chat"] = error
+        before = world.listings.turned_away
+        async with asyncio.timeout(10):
+            while world.listings.turned_away < before + 2 and not running.done():
+                await asyncio.sleep(0)
+        assert not running.done()
+    del world.listings.closed["chat"]
+    with pytest.raises(WatchDead, match="namespace chat may be looked into now"):
+        await asyncio.wait_for(running, 10)

@@ -35,6 +35,18 @@ def operator_rules(namespace: str, operator: str) -> Iterator[Alert]:
         "5m",
         identity,
     )
+    # Where it may not look into any of them it ends, and nobody leads.
+    yield Alert(
+        "DistServeOperatorNamespaceLeftOut",
+        f"max({own('namespaces_left_out')}) > 0",
+        "warning",
+        f"{whose}: the operator does not keep a namespace that it is to keep.",
+        "Its deployments serve on, but nothing there is repaired, scaled or rolled out. The log "
+        "names the namespace: give it its Role back by a helm upgrade, or take it out of the "
+        "chart's namespaces.",
+        "5m",
+        identity,
+    )
     yield Alert(
         "DistServeOperatorReconcileErrors",
         f"max({own('deployments_failing')}) > 0",

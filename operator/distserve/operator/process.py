@@ -12,7 +12,8 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kubernetes.aio.client import Configuration
@@ -28,6 +29,7 @@ from distserve.operator.kinds import DEVICES, NODES, PODS, Kind
 from distserve.operator.lease import Lease
 from distserve.operator.metrics import Metrics
 from distserve.operator.model import Key, Object
+from distserve.operator.namespaces import kept_namespaces
 from distserve.operator.placing import Placing, Stated
 from distserve.operator.planning import Planning
 from distserve.operator.probes import serve_metrics, serve_probes
@@ -70,7 +72,10 @@ async def run(
     metrics = Metrics()
     configuration = await load_configuration(settings.kubeconfig)
     cluster = client(configuration, settings.calls, metrics.count_call)
-    operator = Operator(settings, decide, stated, cluster, metrics)
+    kept = await kept_namespaces(cluster, settings.namespaces)
+    left_out = [one for one in settings.namespaces if one not in kept]
+    settings = replace(settings, namespaces=kept)
+    operator = Operator(settings, decide, stated, cluster, metrics, left_out)
     watches = Watches(settings.watch, settings.namespaces, configuration, operator.see)
     add_gauges(metrics, operator, watches)
 
@@ -110,7 +115,9 @@ class Operator:
         stated: Stated,
         cluster: Cluster,
         metrics: Metrics,
+        left_out: Sequence[str] = (),
     ) -> None:
+        """`left_out`: namespaces that are to be kept besides those of `settings`, once they may."""
         self._settings = settings
         self._cluster = cluster
         self.store = Store()
@@ -119,7 +126,14 @@ class Operator:
         cluster.may_write = lambda: self.lease.held
         self.planning = Planning(settings.plans, self._wake)
         self.placing = Placing(self.store.inventory, self._wake, time.time, stated)
-        self.resync = Resync(cluster, self.store, settings.watch, settings.namespaces, self._wake)
+        self.resync = Resync(
+            cluster,
+            self.store,
+            settings.watch,
+            settings.namespaces,
+            self._wake,
+            left_out=left_out,
+        )
         events = Events(cluster, settings.lease.identity)
         asking = Asking()
         self.engines = Engines(asking, cluster.deployment_key, self._wake)
@@ -218,6 +232,11 @@ def add_gauges(metrics: Metrics, operator: Operator, watches: Watches) -> None:
         "deployments_failing",
         "Deployments whose reconciles have failed several times in a row by now.",
         lambda: operator.queue.failing,
+    )
+    metrics.gauge(
+        "namespaces_left_out",
+        "Namespaces that are to be kept and that may not be looked into.",
+        lambda: len(operator.resync.left_out),
     )
     metrics.gauge(
         "proof_age_seconds",

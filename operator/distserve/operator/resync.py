@@ -5,7 +5,8 @@
     all is there                ready (the first time), healthy
 
 It lists metadata only, and its first run is the operator's readiness. What kinds the cluster serves
-is asked more often: whoever installs Prometheus' kinds after us need not wait for it.
+is asked more often: whoever installs Prometheus' kinds after us need not wait for it. So it is asked
+whether namespaces that were left out may be looked into by now.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from distserve.operator.cluster import Cluster
 from distserve.operator.errors import ClusterError
 from distserve.operator.kinds import CHILDREN, OPTIONAL, OPTIONAL_CHILDREN, Kind, watched
 from distserve.operator.model import Features, Key
+from distserve.operator.namespaces import may_look_into
 from distserve.operator.settings import WatchSettings
 from distserve.operator.store import Name, Seen, Store
 
@@ -43,6 +45,8 @@ class Resync:
     namespaces: Sequence[str]
     wake: Callable[[Key], None]
     jitter: Callable[[], float] = random.random
+    left_out: Sequence[str] = ()
+    """Namespaces that are to be kept, and could not be looked into when the process started."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once everything that is there has been seen."""
     proven: float = field(default_factory=time.monotonic)
@@ -72,9 +76,12 @@ class Resync:
             await asyncio.sleep(min(left, self.settings.discover_seconds))
             try:
                 found = await discover(self.cluster, self._kinds)
+                known = [one for one in self.left_out if await may_look_into(self.cluster, one)]
             except ClusterError as error:
                 log.warning("nobody knows what kinds are served: %s", error)
                 continue
+            if known:
+                raise WatchDead(f"namespace {known[0]} may be looked into now, nothing watches it")
             if found != self.store.features:
                 log.info("other kinds are served", extra={"served": sorted(found.served)})
                 self.store.features = found
