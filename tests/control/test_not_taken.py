@@ -19,7 +19,7 @@ from distserve.operator.errors import (
     Unavailable,
     WebhookDown,
 )
-from distserve.operator.kinds import DEPLOYMENTS, NODES, PODS
+from distserve.operator.kinds import DEPLOYMENTS, NODES, PODS, Kind
 from distserve.operator.model import Features, Key, Object, Ref
 from distserve.operator.placing import Placing
 from distserve.operator.reconciler import Reconciler
@@ -36,6 +36,9 @@ SERVED = frozenset(f"monitoring.coreos.com/v1/{kind}" for kind in ("PodMonitor",
 REFUSED = Refused("apply /apis/.../prometheusrules/tiny: spec.groups is invalid")
 DOWN = WebhookDown('apply /apis/.../prometheusrules/tiny: failed calling webhook "rules": EOF')
 LATE = Unavailable("apply /apis/.../tiny: no answer within 32 s")
+RULE = Ref("monitoring.coreos.com/v1", "PrometheusRule", KEY.name)
+GATEWAY = Ref("apps/v1", "Deployment", f"{KEY.name}-gateway")
+SECRET = Ref("v1", "Secret", f"{KEY.name}-key")
 
 
 class Api:
@@ -44,8 +47,8 @@ class Api:
     def __init__(self) -> None:
         self.live: dict[Ref, Object] = {}
         self.refuses: Callable[[Object], ClusterError | None] = lambda document: None
-        self.others = False
-        """Whether an object that is not here is somebody else's."""
+        self.theirs: set[Ref] = set()
+        """Names that objects of somebody else have."""
         self.version = 10
         self.reports = 0
         """Writes of the status."""
@@ -60,6 +63,8 @@ class Api:
         dry_run: bool = False,
     ) -> Object:
         ref = Ref.of(document)
+        if ref in self.theirs:
+            raise Refused(f"apply {ref.name}: spec.selector: field is immutable")
         if not subresource and (error := self.refuses(document)) is not None:
             raise error
         if dry_run:
@@ -74,12 +79,17 @@ class Api:
         return self.live[ref]
 
     async def apply_new(self, document: Object) -> Object:
+        if Ref.of(document) in self.theirs:
+            raise Conflict("there is one")
         return await self.apply(document)
 
     create = apply_new
 
-    async def get(self, *_: Any, **__: Any) -> Object | None:
-        return {"metadata": {"uid": "theirs"}} if self.others else None
+    async def get(self, kind: Kind, namespace: str, name: str, **_: Any) -> Object | None:
+        ref = Ref(kind.api_version, kind.kind, name)
+        if ref in self.theirs:
+            return {"metadata": {"namespace": namespace, "name": name, "uid": "theirs"}}
+        return self.live.get(ref)
 
 
 class World:
@@ -134,7 +144,9 @@ class World:
                 return ended
         raise AssertionError("it writes on and on")
 
-    def run(self, name: str, made_by: str, template: Object, ready: bool) -> None:
+    def run(
+        self, name: str, made_by: str, template: Object, ready: bool, phase: str = "Running"
+    ) -> None:
         """A pod as the kubelet tells of it."""
         self.api.version += 1
         conditions = [{"type": kind, "status": str(ready)} for kind in ("Ready", "ContainersReady")]
@@ -145,7 +157,7 @@ class World:
             "labels": template["metadata"]["labels"],
             "ownerReferences": [{"kind": made_by, "name": name[:-2], "controller": True}],
         }  # fmt: skip
-        status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [*conditions, scheduled]}
+        status = {"phase": phase, "podIP": "10.0.0.1", "conditions": [*conditions, scheduled]}
         pod = {"metadata": metadata, "spec": template["spec"] | {"nodeName": "a"}, "status": status}
         self.store.put(PODS, pod)
 
@@ -278,12 +290,14 @@ async def test_words_of_a_dry_run_that_differ_each_time_are_told_once(world: Wor
 
 @pytest.mark.parametrize("reason", ["RefusedByApiServer", "NameTaken"])
 async def test_what_was_told_stays_while_the_api_server_is_late(world: World, reason: str) -> None:
-    error = REFUSED if reason == "RefusedByApiServer" else Conflict("there is one")
-    world.api.refuses = lambda found: error if found["kind"] == "PrometheusRule" else None
-    world.api.others = reason == "NameTaken"
+    if reason == "NameTaken":
+        world.api.theirs = {RULE}
+    else:
+        world.api.refuses = lambda found: REFUSED if Ref.of(found) == RULE else None
     await world.settle()
     before = world.condition("Accepted")
     assert before["reason"] == reason
+    world.api.theirs = set()
     world.api.refuses = lambda found: LATE if found["kind"] == "PrometheusRule" else None
     written = world.api.reports
     assert await world.settle() is LATE
@@ -328,3 +342,49 @@ async def test_what_a_deployment_waits_for_is_not_late_for_a_refusal(error: Any)
             await asyncio.sleep(0)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
+
+
+# ---- names that somebody else's objects have -----------------------------------------------------
+
+
+async def test_a_name_that_is_taken_is_told_where_ours_cannot_be_laid_over_theirs(
+    world: World,
+) -> None:
+    """Of that the API server says which field cannot change, and not whose the object is."""
+    world.api.theirs = {GATEWAY}
+    assert await world.settle() is None
+    accepted = world.condition("Accepted")
+    assert accepted["reason"] == "NameTaken" and "Deployment tiny-gateway" in accepted["message"]
+    assert len(world.named("StatefulSet")) == 2 and "tiny-gateway" in world.named("Service")
+    world.api.theirs = set()
+    assert await world.settle() is None
+    assert world.condition("Accepted")["status"] == "True" and GATEWAY in world.api.live
+
+
+async def test_somebody_elses_secret_never_becomes_the_key(world: World) -> None:
+    """Nothing is made that would name it: what is made after the key says that this is there."""
+    world.api.theirs = {SECRET}
+    assert await world.settle() is None
+    accepted = world.condition("Accepted")
+    assert accepted["reason"] == "NameTaken" and "Secret tiny-key" in accepted["message"]
+    assert not world.named("ServiceAccount") and not world.named("StatefulSet")
+    world.api.theirs = set()
+    assert await world.settle() is None
+    assert world.condition("Accepted")["status"] == "True"
+    assert SECRET in world.api.live and len(world.named("StatefulSet")) == 2
+
+
+async def test_pods_that_wait_for_somebody_elses_secret_lose_no_key(world: World) -> None:
+    """Who deleted ours and made one of that name is told so, as long as a pod waits for it."""
+    await world.settle()
+    world.all_run()
+    assert await world.settle() is None
+    del world.api.live[SECRET]
+    world.api.theirs = {SECRET}
+    made_by = Ref("apps/v1", "StatefulSet", "tiny-u0-prefill-0")
+    template = world.api.live[made_by]["spec"]["template"]
+    world.run("tiny-u0-prefill-0-0", "StatefulSet", template, ready=False, phase="Pending")
+    assert await world.settle() is None
+    accepted = world.condition("Accepted")
+    assert accepted["reason"] == "NameTaken" and "Secret tiny-key" in accepted["message"]
+    assert "KeyLost" not in world.told and world.named("Secret") == set()

@@ -212,7 +212,8 @@ class TextsQuestion:
 
 @dataclass(frozen=True)
 class KeyQuestion:
-    """Is the Secret with the deployment's key there? Asked while pods do not start."""
+    """Is the Secret with the deployment's key there? Asked while pods do not start. Somebody else's
+    of that name is told as foreign."""
 
     secret: str
 

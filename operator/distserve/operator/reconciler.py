@@ -11,12 +11,10 @@ comes back to the deployment. What was seen is told all the same where a write i
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 from distserve.api import labels
 from distserve.api.planning import ConfigMapKey
@@ -26,8 +24,8 @@ from distserve.operator.engines import Engines
 from distserve.operator.errors import (
     ClusterError,
     Conflict,
-    LeaseLost,
     NotFound,
+    Refused,
     Tripped,
 )
 from distserve.operator.events import Events
@@ -59,20 +57,17 @@ from distserve.operator.planning import Planning
 from distserve.operator.records import owner
 from distserve.operator.stages import stages
 from distserve.operator.store import Store
+from distserve.operator.together import together
 from distserve.operator.waits import Waits
 from distserve.placement.nodes import Node, node_from
 from distserve.placement.requests import UnitId
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Decide = Callable[[Observed, Answers], Decision]
 
 ROUNDS = 6
 """Of questions and answers: plan, place, dry run, and each may lead to the next."""
-TOGETHER = 6
-"""Calls of one reconcile at a time: its writes wait for the API server's disk one beside another,
-and four workers leave connections for the lease and for listings."""
 
 
 class Reconciler:
@@ -126,7 +121,8 @@ class Reconciler:
             raise error  # What was seen is not what is there.
         error = error or answers.failed
         if foreign or error is not None:
-            decision = self._decide(observed, replace(answers, foreign=foreign, failed=error))
+            answers = replace(answers, foreign=answers.foreign | foreign, failed=error)
+            decision = self._decide(observed, answers)
         if decision.status is not None:
             await self._report(observed.document, decision.status)
         for event in decision.events:
@@ -153,7 +149,7 @@ class Reconciler:
             asked.update(map(type, decision.questions))
             before = answers
             for question in decision.questions:
-                answers = await self._answer(key, question, answers)
+                answers = await self._answer(key, observed, question, answers)
                 if self._placing.gathers(key):
                     return decision, answers
             if answers == before:
@@ -172,7 +168,9 @@ class Reconciler:
         self._taken[key] = frozenset(one for one, no in answers.refusals.items() if not no)
         return decision, answers
 
-    async def _answer(self, key: Key, question: Question, answers: Answers) -> Answers:
+    async def _answer(
+        self, key: Key, observed: Observed, question: Question, answers: Answers
+    ) -> Answers:
         if isinstance(question, PlanQuestion):
             plan = self._planning.ask(key, question.request)
             return replace(answers, plans={**answers.plans, question.request.inputs_hash: plan})
@@ -194,10 +192,10 @@ class Reconciler:
         if isinstance(question, KeyQuestion):
             if answers.key_lost is not None:
                 return answers
-            found = await self._cluster.get(
-                SECRETS, key.namespace, question.secret, metadata_only=True
-            )
-            return replace(answers, key_lost=found is None)
+            ref = Ref(SECRETS.api_version, SECRETS.kind, question.secret)
+            found = await self._named(observed, ref)
+            foreign = set() if found is None or _is_ours(found, observed) else {ref}
+            return replace(answers, key_lost=found is None, foreign=answers.foreign | foreign)
         if isinstance(question, NodesQuestion):
             if all(name in answers.nodes for name in question.names):
                 return answers
@@ -205,7 +203,7 @@ class Reconciler:
         if question.revision in answers.refusals:
             return answers
         # Others were of an earlier spec.
-        error = await self._dry_run(question)
+        error = await self._dry_run(observed, question)
         words = "" if error is None else str(error)
         # Who was only late is asked again as soon as after any other failure.
         late = None if isinstance(error, NOT_TAKEN) else error
@@ -233,16 +231,26 @@ class Reconciler:
                 log.warning("nobody can tell how node %s is: %s", name, error)
         return found
 
-    async def _dry_run(self, question: DryRunQuestion) -> ClusterError | None:
+    async def _dry_run(self, observed: Observed, question: DryRunQuestion) -> ClusterError | None:
         """About the first object that the API server would not take."""
-        calls = (self._cluster.apply(one, dry_run=True) for one in question.objects)
         try:
-            await _together(calls)
+            await together(self._try(observed, one) for one in question.objects)
         except Conflict:
             raise  # What was seen is not what is there.
         except ClusterError as error:
             return error
         return None
+
+    async def _try(self, observed: Observed, document: Object) -> None:
+        """Somebody else's object of that name is left alone, and told once ours is to be made: what
+        the API server says of ours laid over it is of no use."""
+        try:
+            await self._cluster.apply(document, dry_run=True)
+        except Refused:
+            ref = Ref.of(document)
+            found = None if ref in observed.children else await self._named(observed, ref)
+            if found is None or _is_ours(found, observed):
+                raise
 
     async def _act_all(
         self, observed: Observed, decision: Decision
@@ -252,16 +260,18 @@ class Reconciler:
         foreign: set[Ref] = set()
         for stage in stages(decision.actions):
             try:
-                taken = await _together(self._act(observed, action) for action in stage)
+                taken = await together(self._act(observed, action) for action in stage)
             except ClusterError as error:
                 return frozenset(foreign), error
             foreign.update(ref for ref in taken if ref is not None)
+            if any(ref.kind == SECRETS.kind for ref in foreign):
+                break  # Pods would start with somebody else's Secret for a key.
         return frozenset(foreign), None
 
     async def _act(self, observed: Observed, action: Apply | Delete) -> Ref | None:
         """Returns the object's name where it is somebody else's."""
         namespace = observed.document["metadata"]["namespace"]
-        ref = action.ref if isinstance(action, Delete) else _ref(action.object)
+        ref = action.ref if isinstance(action, Delete) else Ref.of(action.object)
         uid = action.uid
         try:
             if isinstance(action, Delete):
@@ -290,21 +300,16 @@ class Reconciler:
 
     async def _make(self, observed: Observed, action: Apply) -> Ref | None:
         """Something new. Where one of that name is there: whose is it?"""
-        document, ref = action.object, _ref(action.object)
+        document, ref = action.object, Ref.of(action.object)
         try:
             create = self._cluster.create if action.create_only else self._cluster.apply_new
             self._keep(await create(document), "made")
             return None
         except Conflict:
-            metadata = observed.document["metadata"]
-            kind = kind_of(ref.api_version, ref.kind)
-            found = await self._cluster.get(
-                kind, metadata["namespace"], ref.name, metadata_only=True
-            )
+            found = await self._named(observed, ref)
             if found is None:
                 raise  # It went meanwhile.
-        controlled_by = owner(found)
-        if controlled_by is None or controlled_by[1] != metadata["uid"]:
+        if not _is_ours(found, observed):
             return ref
         # Ours: made by a reconcile that was cut short, or hidden by a changed label.
         if not action.create_only:
@@ -312,9 +317,15 @@ class Reconciler:
             self._keep(live, "applied")
         return None
 
+    async def _named(self, observed: Observed, ref: Ref) -> Object | None:
+        """Metadata of what has this name, whoever made it."""
+        kind = kind_of(ref.api_version, ref.kind)
+        namespace = observed.document["metadata"]["namespace"]
+        return await self._cluster.get(kind, namespace, ref.name, metadata_only=True)
+
     def _keep(self, live: Object, done: str) -> None:
         """The answer to a write is news, too: the next decision must not wait for the watch."""
-        ref, namespace = _ref(live), live["metadata"]["namespace"]
+        ref, namespace = Ref.of(live), live["metadata"]["namespace"]
         log.info("%s %s %s", done, ref.kind, ref.name, extra={"namespace": namespace})
         kind = kind_of(ref.api_version, ref.kind)
         if self._store.watches(kind):
@@ -360,24 +371,9 @@ class Reconciler:
         self._store.put(DEPLOYMENTS, live)
 
 
-async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Each to its end, TOGETHER at a time; then raises the first error. A lost lease goes first: it
-    ends the process."""
-    some = asyncio.Semaphore(TOGETHER)
-
-    async def one(call: Awaitable[T]) -> T:
-        async with some:
-            return await call
-
-    found = await asyncio.gather(*map(one, calls), return_exceptions=True)
-    errors = [error for error in found if isinstance(error, BaseException)]
-    for error in sorted(errors, key=lambda error: not isinstance(error, LeaseLost)):
-        raise error
-    return [result for result in found if not isinstance(result, BaseException)]
-
-
-def _ref(document: Object) -> Ref:
-    return Ref(document["apiVersion"], document["kind"], document["metadata"]["name"])
+def _is_ours(found: Object, observed: Observed) -> bool:
+    controlled_by = owner(found)
+    return controlled_by is not None and controlled_by[1] == observed.document["metadata"]["uid"]
 
 
 def _asked(decision: Decision) -> frozenset[UnitId]:

@@ -5,7 +5,7 @@
     all is there                ready (the first time), healthy
 
 It lists metadata only, and its first run is the operator's readiness. What kinds the cluster serves
-is asked more often: whoever installs Prometheus' kinds after us need not wait for it. So it is asked
+is asked more often: whoever installs Prometheus' kinds after us need not wait for it. So is asked
 whether namespaces that were left out may be looked into by now.
 """
 

@@ -4,7 +4,8 @@
                                                                          -> who watches it
 
 Any part of a stage is a state to go on from, as a decision's beginning is. A write that is not done
-ends it: what serving does not need comes last.
+ends it: what serving does not need comes last. So does somebody else's Secret with the key's name,
+which what comes next would take for the key.
 """
 
 from __future__ import annotations

@@ -198,3 +198,48 @@ def test_more_gateways_restart_none(
     ours = operated.get("controllerrevisions", namespace=namespace, selector=OURS)["items"]
     kept = [one for one in ours if "templates" in (one.get("data") or {})]
     assert len(kept) == 1
+
+
+BUSY = {
+    "selector": {"matchLabels": {"a": "b"}},
+    "template": {
+        "metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "theirs"}]},
+    },
+    "replicas": 0,
+}
+VIEW = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}
+THEIRS = (
+    ("apps/v1", "Deployment", "tiny-gateway", {"spec": BUSY}),
+    ("apps/v1", "StatefulSet", "tiny-u0-prefill-0", {"spec": BUSY | {"serviceName": "theirs"}}),
+    ("v1", "Service", "tiny-instances", {"spec": {"ports": [{"port": 80}]}}),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding", "tiny-gateway", {"roleRef": VIEW}),
+)
+"""With fields in which ours cannot be laid over them."""
+
+
+def test_names_that_are_taken(
+    operated: Cluster, namespace: str, until: Callable[..., dict[str, Any]]
+) -> None:
+    for version, kind, name, rest in (*THEIRS, ("v1", "Secret", "tiny-key", {})):
+        document = {"apiVersion": version, "kind": kind, "metadata": {"name": name}, **rest}
+        operated.apply(document, namespace)
+    operated.apply(sample(), namespace)
+
+    def named(*names: str) -> Callable[[dict[str, Any]], bool]:
+        return lambda s: s["Accepted"]["reason"] == "NameTaken" and all(
+            one in s["Accepted"]["message"] for one in names
+        )
+
+    until("the key's name to be told", named("Secret tiny-key"))
+    where = ("-o", "name", "-n", namespace, f"--selector={OURS}")
+    assert not operated.kubectl("get", "sa,statefulsets,deployments", *where).strip()
+    operated.kubectl("delete", "secret", "tiny-key", "-n", namespace)
+    operated.kubectl("annotate", "dsd", "tiny", "-n", namespace, "test/look=again")
+    until("the others to be told", named(*(f"{kind} {name}" for _, kind, name, _ in THEIRS)))
+    made = operated.kubectl("get", "secret,statefulsets,services", "-o", "name", "-n", namespace)
+    assert {"secret/tiny-key", "statefulset.apps/tiny-u0-decode-0", "service/tiny-gateway"} <= set(
+        made.split()
+    )
+    live = operated.get("deployment", "tiny-gateway", namespace)
+    assert "ownerReferences" not in live["metadata"] and live["spec"]["replicas"] == 0
