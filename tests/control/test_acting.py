@@ -104,6 +104,19 @@ async def test_units_are_asked_whether_they_are_idle_as_long_as_that_counts() ->
     idleness.release.assert_called_once_with(KEY)
 
 
+async def test_of_what_goes_only_pods_of_lost_nodes_are_ended() -> None:
+    """Nothing else ends them, and a deletion in the foreground waits for their end."""
+    store, placing, cluster = Mock(), Mock(), AsyncMock()
+    going = {"metadata": {**DOCUMENT["metadata"], "deletionTimestamp": "2026-01-02T03:04:05Z"}}
+    store.observe.return_value = Observed(going, {}, (), Features(), 0.0)
+    placing.gathers.return_value = False
+    parts = (store, cluster, lambda *_: DECISION, Mock(), placing, AsyncMock(), *[Mock()] * 3)
+    await Reconciler(*parts).reconcile(KEY)
+    cluster.delete.assert_awaited_once_with("ns", POD, "old", 0)
+    placing.settle.assert_not_called()
+    placing.release.assert_called_once_with(KEY)
+
+
 # ---- what goes, until the watches show it -------------------------------------------------------
 
 

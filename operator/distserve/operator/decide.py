@@ -66,7 +66,8 @@ class DecideSettings:
 def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> Decision:
     """Pure, but for `settings.new_key`."""
     if "deletionTimestamp" in observed.document["metadata"]:
-        return Decision()  # owner references clean up
+        # Owner references clean up; what a lost node holds would never end.
+        return healed(Decision(), heal(observed, answers))
     live = live_units(observed)
     try:
         decision = _decide(observed, answers, settings, live)

@@ -103,15 +103,17 @@ class Reconciler:
         rest is done."""
         observed = self._store.observe(key, self._clock())
         if observed is None or "deletionTimestamp" in observed.document["metadata"]:
-            # Owner references clean up; nothing is made for what goes.
+            # Owner references clean up; nothing is made for what goes, or kept.
             self._taken.pop(key, None)
             self._planning.release(key)
             self._placing.release(key)
             self._engines.release(key)
             self._idleness.release(key)
             self._waits.release(key)
-            return None
-        self._placing.settle(key, _units(observed))
+            if observed is None:
+                return None
+        else:
+            self._placing.settle(key, _units(observed))
         decision, answers = await self._settle(key, observed)
         if self._placing.gathers(key):
             return None  # Woken in a moment; others ask sooner if nothing is written before.

@@ -100,6 +100,20 @@ def test_an_unreachable_node_has_its_time(on_two: Make) -> None:
     assert len(forced(world)) == len(set(forced(world)))
 
 
+def test_pods_there_end_also_while_the_deployment_goes(on_two: Make) -> None:
+    """Deleted in the foreground, it stays until they ended."""
+    world = on_two()
+    world.document["metadata"]["deletionTimestamp"] = "2027-01-01T00:00:00Z"
+    unreachable(world)
+    writes = len(world.writes)
+    decision = world.reconcile()
+    assert forced(world) == [] and 29 < decision.again_seconds <= 30
+    world.now += decision.again_seconds
+    lost = set(world.pods)
+    world.reconcile()
+    assert set(forced(world)) == lost and len(world.writes) == writes + len(lost)
+
+
 def test_one_that_comes_back_in_time_keeps_its_pods(on_two: Make) -> None:
     world = on_two()
     before = {pod.uid for pod in world.pods.values()}
