@@ -196,8 +196,9 @@ class Reconciler:
                 return answers
             ref = Ref(SECRETS.api_version, SECRETS.kind, question.secret)
             found = await self._named(observed, ref)
-            foreign = set() if found is None or _is_ours(found, observed) else {ref}
-            return replace(answers, key_lost=found is None, foreign=answers.foreign | foreign)
+            ours = found is None or _is_ours(found, observed)
+            foreign = answers.foreign if ours else answers.foreign | {ref}
+            return replace(answers, key_lost=found is None, foreign=foreign)
         if isinstance(question, NodesQuestion):
             if all(name in answers.nodes for name in question.names):
                 return answers
