@@ -186,6 +186,29 @@ def test_reserved_room_is_taken_over_by_the_bound_pod(node: Make, pod: Make, uni
     assert not inventory.units
 
 
+def test_a_place_is_kept_while_the_former_pod_ends_elsewhere(
+    node: Make, pod: Make, unit: Make
+) -> None:
+    """Pods keep their names: the successor comes when the last of it is gone."""
+    inventory = inventory_of([node("a"), node("b")])
+    asked = unit("u0", 3)
+    (name,) = asked.pod_names
+    running = pod(name, "a", {GPU: 2}, unit=asked.id)
+    ending = pod(name, "a", {GPU: 2}, unit=asked.id, deletionTimestamp="now")
+    inventory.put_pod(running)
+    inventory.reserve(asked, {name: "b"})
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (6, 8)
+    inventory.put_pod(ending)
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (6, 5)
+    without = inventory.without(asked.id)
+    assert (without.free("a")[GPU], without.free("b")[GPU]) == (8, 8)
+    inventory.reserve(asked, {name: "a"})
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (5, 8), "the larger of both"
+    inventory.reserve(asked, {name: "b"})
+    inventory.drop_pod(f"uid-llm-{name}")
+    assert (inventory.free("a")[GPU], inventory.free("b")[GPU]) == (8, 5)
+
+
 UNITS = [
     UnitRequest(UnitId("llm", "d", name), (InstanceRequest(f"d-{name}", 2, {GPU: count}),), 0.0)
     for name, count in (("u0", 1), ("u1", 2))
@@ -200,7 +223,8 @@ class InventoryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.inventory = Inventory()
-        self.bound: dict[str, tuple[str, int]] = {}
+        self.bound: dict[str, tuple[str, int, bool]] = {}
+        """Node, devices, and whether it ends."""
         self.reserved: dict[str, tuple[str, int]] = {}
 
     @rule(name=NODES, gpus=st.integers(0, 8))
@@ -212,29 +236,41 @@ class InventoryMachine(RuleBasedStateMachine):
     def drop_node(self, name: str) -> None:
         self.inventory.drop_node(name)
 
-    @rule(seat=SEATS, node=NODES, phase=st.sampled_from(["Running", "Failed"]))
-    def put_unit_pod(self, seat: tuple[UnitRequest, int], node: str, phase: str) -> None:
+    @rule(
+        seat=SEATS,
+        node=NODES,
+        count=st.integers(1, 3),
+        phase=st.sampled_from(["Running", "Failed"]),
+        ends=st.booleans(),
+    )
+    def put_unit_pod(
+        self, seat: tuple[UnitRequest, int], node: str, count: int, phase: str, ends: bool
+    ) -> None:
         unit, ordinal = seat
-        pod, count = unit.pod_names[ordinal], int(unit.instances[0].requests[GPU])
         names = {DEPLOYMENT_LABEL: unit.id.deployment, UNIT_LABEL: unit.id.unit}
-        self._put(pod, node, count, phase, names)
+        self._put(unit.pod_names[ordinal], node, count, phase, names, ends)
 
     @rule(node=NODES, count=st.integers(0, 3))
     def put_foreign_pod(self, node: str, count: int) -> None:
-        self._put(f"foreign-{count}", node, count, "Running", {})
+        self._put(f"foreign-{count}", node, count, "Running", {}, False)
 
-    def _put(self, pod: str, node: str, count: int, phase: str, names: dict[str, str]) -> None:
+    def _put(
+        self, pod: str, node: str, count: int, phase: str, names: dict[str, str], ends: bool
+    ) -> None:
         requests = {"requests": {GPU: str(count)}}
+        metadata: dict[str, Any] = {"uid": pod, "name": pod, "namespace": "llm", "labels": names}
+        if ends:
+            metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         self.inventory.put_pod(
             {
-                "metadata": {"uid": pod, "name": pod, "namespace": "llm", "labels": names},
+                "metadata": metadata,
                 "spec": {"nodeName": node, "containers": [{"resources": requests}]},
                 "status": {"phase": phase},
             }
         )
         self.bound.pop(pod, None)
         if phase == "Running":
-            self.bound[pod] = (node, count)
+            self.bound[pod] = (node, count, ends)
 
     @rule(seat=SEATS)
     def drop_pod(self, seat: tuple[UnitRequest, int]) -> None:
@@ -261,14 +297,27 @@ class InventoryMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        seats = self.reserved | self.bound
+        others = [one for pod, one in self.bound.items() if pod.startswith("foreign")]
         for name, node in self.inventory.nodes.items():
-            here = [count for where, count in seats.values() if where == name]
-            assert self.inventory.free(name)[GPU] == node.allocatable[GPU] - sum(here)
+            taken = sum(count for at, count, _ in others if at == name)
+            taken += sum(self._taken(unit, name) for unit in UNITS)
+            assert self.inventory.free(name)[GPU] == node.allocatable[GPU] - taken
+
+    def _taken(self, unit: UnitRequest, node: str) -> int:
+        """What ends makes room for what comes on its node, and for nothing on another one."""
+        runs = ends = comes = 0
+        for pod in unit.pod_names:
+            at, count, ending = self.bound.get(pod, ("", 0, True))
+            next_at, next_count = self.reserved.get(pod, ("", 0))
+            if at == node:
+                ends, runs = (ends + count, runs) if ending else (ends, runs + count)
+            if ending and next_at == node:
+                comes += next_count
+        return runs + max(ends, comes)
 
     @invariant()
     def nothing_is_kept_for_nothing(self) -> None:
-        pods = (self.reserved | self.bound).keys()
+        pods = self.reserved.keys() | self.bound.keys()
         known = {unit.id for unit in UNITS if pods & set(unit.pod_names)}
         assert self.inventory.units.keys() == known
 

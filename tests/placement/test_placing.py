@@ -318,13 +318,6 @@ def test_a_lost_pod_waits_where_its_domain_has_no_room(fabric: Make, unit: Make,
     assert f"needs 8 {GPU} in nvlink domain c0, which has 0 free" in found.message
 
 
-def test_a_terminating_pods_room_is_its_successors(fabric: Make, unit: Make, pod: Make) -> None:
-    inventory = inventory_of(fabric(domains=1, size=1))
-    asked = unit("u0", 8)
-    inventory.put_pod(pod("opt-u0-i0-0", "n0-0", {GPU: 8}, unit=asked.id, deletionTimestamp="now"))
-    assert placed(inventory, asked).nodes == {"opt-u0-i0-0": "n0-0"}
-
-
 def test_a_cordon_moves_nothing_that_runs_and_lets_nothing_new_in(
     fabric: Make, node: Make, unit: Make, pod: Make
 ) -> None:

@@ -185,26 +185,30 @@ def test_what_is_decided_stays_and_what_waits_still_waits(
     check(inventory, asked, again)
 
 
-@given(clusters(), units())
+@given(clusters(), units(), st.data())
 @patient
 def test_bound_pods_stay_where_they_are(
-    nodes: list[dict[str, Any]], asked: list[UnitRequest]
+    nodes: list[dict[str, Any]], asked: list[UnitRequest], data: st.DataObject
 ) -> None:
     """A scheduler that chose other nodes of the domain is right: what runs is kept."""
     inventory = inventory_of(nodes)
     first = place(inventory, asked, NOW)
     reserve_all(inventory, asked, first)
     placed = _placed(first)
-    for unit in asked:
-        for instance in unit.instances:
-            for pod in instance.pod_names:
-                if unit.id in placed:
-                    where = placed[unit.id][1][pod]
-                    inventory.put_pod(bound(unit, instance, pod, where))
-    assert _placed(place(inventory, asked, NOW)) == placed
+    runs: dict[UnitId, dict[str, str]] = {}
+    for unit, instance, pod, _ in _seats(asked, placed):
+        where = data.draw(st.sampled_from(_home(inventory, unit, placed[unit.id][0])))
+        inventory.put_pod(bound(unit, instance, pod, where))
+        runs.setdefault(unit.id, {})[pod] = where
+
+    def kept() -> dict[UnitId, dict[str, str]]:
+        found = _placed(place(inventory, asked, NOW))
+        return {id: found[id][1] for id in runs if id in found}
+
+    assert kept() == runs
     for unit in asked:
         inventory.release(unit.id)
-    assert _placed(place(inventory, asked, NOW)) == placed
+    assert kept() == runs
 
 
 @given(clusters(), units(), st.data())
@@ -214,16 +218,45 @@ def test_a_lost_pod_returns_into_its_units_domain(
 ) -> None:
     inventory = inventory_of(nodes)
     first = place(inventory, asked, NOW)
-    placed = [d for d in first if isinstance(d, Placed)]
+    reserve_all(inventory, asked, first)
+    placed = _placed(first)
     if not placed:
         return
-    reserve_all(inventory, asked, first)
-    chosen = data.draw(st.sampled_from(placed))
-    inventory.drop_node(data.draw(st.sampled_from(sorted(chosen.nodes.values()))))
-    for decision in place(inventory, asked, NOW):
-        if isinstance(decision, Placed):
-            assert set(decision.nodes.values()) <= inventory.nodes.keys()
-    check(inventory, asked, place(inventory, asked, NOW))
+    chosen = data.draw(st.sampled_from(sorted(placed)))
+    lost = data.draw(st.sampled_from(sorted(set(placed[chosen][1].values()))))
+    left: dict[UnitId, dict[str, str]] = {}
+    for unit, instance, pod, where in _seats(asked, placed):
+        if where != lost:
+            inventory.put_pod(bound(unit, instance, pod, where))
+            left.setdefault(unit.id, {})[pod] = where
+    inventory.drop_node(lost)
+    decisions = place(inventory, asked, NOW)
+    check(inventory, asked, decisions)
+    again = _placed(decisions)
+    for unit in asked:
+        if unit.id in left and unit.id in again:
+            domain, seats = again[unit.id]
+            assert left[unit.id].items() <= seats.items()
+            if unit.pack_within and unit.enforcement == Enforcement.REQUIRED:
+                assert domain == placed[unit.id][0]
+
+
+def _seats(
+    asked: list[UnitRequest], placed: Mapping[UnitId, tuple[Domain | None, dict[str, str]]]
+) -> Iterator[tuple[UnitRequest, InstanceRequest, str, str]]:
+    """Unit, instance, pod and node of all that was placed."""
+    for unit in asked:
+        for instance in unit.instances:
+            for pod in instance.pod_names:
+                if unit.id in placed:
+                    yield unit, instance, pod, placed[unit.id][1][pod]
+
+
+def _home(inventory: Inventory, unit: UnitRequest, domain: Domain | None) -> list[str]:
+    """Nodes of the domain in which it was placed."""
+    level = next((one for one in unit.levels if domain and one.name == domain.level), None)
+    known = sorted(inventory.nodes.items())
+    return [name for name, node in known if level is None or domain_of(node, level) == domain]
 
 
 def bound(unit: UnitRequest, instance: InstanceRequest, pod: str, node: str) -> dict[str, Any]:

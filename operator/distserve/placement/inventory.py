@@ -4,7 +4,8 @@
                                   ^----pod gone----'         until release(unit)
 
 So between decision and binding, and between a pod's end and its replacement, the room is counted
-once, as long as the unit is reserved.
+once, as long as the unit is reserved. A pod that ends while its successor's room is reserved on
+another node counts there as well: that room is not free although the name is still taken.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +14,12 @@ from typing import Any, NamedTuple
 
 from distserve.placement.devices import Devices
 from distserve.placement.nodes import Node, node_from
-from distserve.placement.pods import Pod, pod_from
+from distserve.placement.pods import Pod, larger, pod_from
 from distserve.placement.quantities import Amounts
 from distserve.placement.requests import UnitId, UnitRequest
+
+ByNode = dict[str, dict[str, int]]
+"""Amounts by node name."""
 
 
 class Seat(NamedTuple):
@@ -40,13 +44,46 @@ class UnitRecord:
     bound: dict[str, Pod]
 
     def seat(self, pod: str) -> Seat | None:
+        """Where it is; of one that ends, where its successor is to be."""
         found = self.bound.get(pod)
-        return Seat(found.node, found.amounts) if found else self.reserved.get(pod)
+        if found is None or (found.terminating and pod in self.reserved):
+            return self.reserved.get(pod)
+        return Seat(found.node, found.amounts)
 
     @property
     def seats(self) -> dict[str, Seat]:
         names = {**self.reserved, **self.bound}
         return {name: seat for name in names if (seat := self.seat(name))}
+
+    @property
+    def taken(self) -> ByNode:
+        """All that is counted for it: what runs, and what ends or comes."""
+        found = self.changing
+        for pod in self.bound.values():
+            if not pod.terminating:
+                _add(found, pod.node, pod.amounts)
+        return found
+
+    @property
+    def changing(self) -> ByNode:
+        """What ends is the room of what comes there, so on each node the larger of both counts. On
+        different nodes both do: pods keep their names, and who comes waits for who ends."""
+        ending = self.ending
+        coming: ByNode = {}
+        for name, seat in self.reserved.items():
+            pod = self.bound.get(name)
+            if pod is None or pod.terminating:
+                _add(coming, seat.node, seat.amounts)
+        nodes = {**ending, **coming}
+        return {node: larger(ending.get(node, {}), coming.get(node, {})) for node in nodes}
+
+    @property
+    def ending(self) -> ByNode:
+        found: ByNode = {}
+        for pod in self.bound.values():
+            if pod.terminating:
+                _add(found, pod.node, pod.amounts)
+        return found
 
 
 class Inventory:
@@ -60,9 +97,9 @@ class Inventory:
         self._pods: dict[str, Pod] = {}
         self._uids: dict[tuple[str, str], str] = {}
         self._units: dict[UnitId, UnitRecord] = {}
-        self._used: dict[str, dict[str, int]] = {}
-        """By node name: also of nodes that are not known (yet, or any more)."""
-        self._permanent: dict[str, dict[str, int]] = {}
+        self._used: ByNode = {}
+        """Also of nodes that are not known (yet, or any more)."""
+        self._permanent: ByNode = {}
         self.devices = Devices()
         """Those that are claimed: DRA's slices, classes and claims are put there."""
 
@@ -94,9 +131,9 @@ class Inventory:
             _add(self._used, pod.node, pod.amounts)
             return
         record = self._record(pod.unit)
-        self._count(record.seat(pod.name), -1)
+        self._count(record, -1)
         record.bound[pod.name] = pod
-        self._count(record.seat(pod.name))
+        self._count(record)
 
     def drop_pod(self, uid: str) -> None:
         pod = self._pods.pop(uid, None)
@@ -109,9 +146,9 @@ class Inventory:
             _add(self._used, pod.node, pod.amounts, -1)
             return
         record = self._units[pod.unit]
-        self._count(record.seat(pod.name), -1)
+        self._count(record, -1)
         del record.bound[pod.name]
-        self._count(record.seat(pod.name))
+        self._count(record)
         self._forget_if_empty(pod.unit)
 
     # What was decided
@@ -124,12 +161,12 @@ class Inventory:
         """
         self.release(unit.id)
         record = self._record(unit.id)
+        self._count(record, -1)
         for instance in unit.instances:
             for pod in instance.pod_names:
                 if pod in nodes:
                     record.reserved[pod] = Seat(nodes[pod], instance.amounts)
-                    if pod not in record.bound:
-                        self._count(record.reserved[pod])
+        self._count(record)
         self._forget_if_empty(unit.id)
 
     def release(self, unit: UnitId) -> None:
@@ -137,10 +174,9 @@ class Inventory:
         record = self._units.get(unit)
         if record is None:
             return
-        for pod, seat in record.reserved.items():
-            if pod not in record.bound:
-                self._count(seat, -1)
+        self._count(record, -1)
         record.reserved.clear()
+        self._count(record)
         self._forget_if_empty(unit)
 
     # What a pass reads
@@ -193,9 +229,8 @@ class Inventory:
         found._nodes, found._permanent, found.devices = self._nodes, self._permanent, self.devices
         found._units = {known: record for known, record in self._units.items() if known != unit}
         found._used = {node: dict(amounts) for node, amounts in self._used.items()}
-        record = self._units.get(unit)
-        for seat in record.seats.values() if record else ():
-            found._count(seat, -1)
+        if unit in self._units:
+            found._count(self._units[unit], -1)
         return found
 
     def vacate(self, unit: UnitId) -> None:
@@ -217,9 +252,9 @@ class Inventory:
         if not record.reserved and not record.bound:
             del self._units[unit]
 
-    def _count(self, seat: Seat | None, sign: int = 1) -> None:
-        if seat is not None:
-            _add(self._used, seat.node, seat.amounts, sign)
+    def _count(self, record: UnitRecord, sign: int = 1) -> None:
+        for node, amounts in record.taken.items():
+            _add(self._used, node, amounts, sign)
 
 
 def inventory_of(
@@ -234,7 +269,7 @@ def inventory_of(
     return found
 
 
-def _add(counts: dict[str, dict[str, int]], node: str, amounts: Amounts, sign: int = 1) -> None:
+def _add(counts: ByNode, node: str, amounts: Amounts, sign: int = 1) -> None:
     used = counts.setdefault(node, {})
     for name, count in amounts.items():
         used[name] = used.get(name, 0) + sign * count

@@ -12,7 +12,7 @@ from distserve.placement.candidates import Choice
 from distserve.placement.decisions import Decision, Placed, Reason, Waiting
 from distserve.placement.domains import Group, share_together
 from distserve.placement.explain import Explainer
-from distserve.placement.inventory import Inventory
+from distserve.placement.inventory import ByNode, Inventory
 from distserve.placement.ladder import asked, common_domain, fulfils, ladder_now, tighter
 from distserve.placement.packing import (
     Budget,
@@ -111,6 +111,7 @@ class Pass:
         if places is None:
             self.moved = self.moved or unit.id in self.inventory.units
             places = self._anew(unit, pins) or self._rearranged(unit, pins)
+        self._keep_ending(unit, places or {}, pins)
         if places is not None:
             self._place(unit.id, places)
             return
@@ -122,7 +123,10 @@ class Pass:
         """Of a unit that waits, when there is more room than when it was decided."""
         pins = self.waiting.get(unit.id)
         if pins is not None and not self.holds[unit.id]:
+            if record := self.inventory.units.get(unit.id):
+                self._take(record.ending, -1)
             places = self._anew(unit, pins)
+            self._keep_ending(unit, places or {}, pins)
             if places is not None:
                 del self.waiting[unit.id]
                 self._place(unit.id, places)
@@ -147,14 +151,31 @@ class Pass:
             return pins
         self.settled += 1
         for pod in unit.pod_names:
-            seat, bound = record.seat(pod), record.bound.get(pod)
-            if seat is None or seat.node not in self.inventory.nodes:
-                continue
-            if bound is not None and not bound.terminating:
-                pins[pod] = seat.node
-            else:
-                self.room.take(seat.node, seat.amounts, -1)
+            bound = record.bound.get(pod)
+            if bound is not None and not bound.terminating and bound.node in self.inventory.nodes:
+                pins[pod] = bound.node
+        self._take(record.changing, -1)
         return pins
+
+    def _keep_ending(self, unit: UnitRequest, places: Places, pins: Places) -> None:
+        """Room of its pods that end is its own, and nobody else's before they are gone: what it
+        does not come to again is taken again."""
+        record = self.inventory.units.get(unit.id)
+        if record is None or not record.ending:
+            return
+        self.movable.pop(unit.id, None)
+        left = record.ending
+        for instance in unit.instances:
+            for pod in instance.pod_names:
+                if pod not in pins and (there := left.get(places.get(pod, ""))) is not None:
+                    for name, count in instance.amounts.items():
+                        there[name] = max(0, there.get(name, 0) - count)
+        self._take(left)
+
+    def _take(self, amounts: ByNode, pods: int = 1) -> None:
+        for node, each in amounts.items():
+            if node in self.inventory.nodes:
+                self.room.take(node, each, pods)
 
     def _as_before(self, unit: UnitRequest, pins: Places) -> Places | None:
         """What was decided for the unit already, if all of it still will do."""

@@ -81,13 +81,13 @@ def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:
         asked = _requests(container)
         if container.get("restartPolicy") == "Always":
             sidecars = _sum(sidecars, asked)
-            peak = _max(peak, sidecars)
+            peak = larger(peak, sidecars)
         else:
-            peak = _max(peak, _sum(sidecars, asked))
+            peak = larger(peak, _sum(sidecars, asked))
     together = sidecars
     for container in spec.get("containers") or ():
         together = _sum(together, _requests(container))
-    found = _max(peak, together) | _requests(spec)
+    found = larger(peak, together) | _requests(spec)
     found = _sum(found, amounts(spec.get("overhead") or {}))
     return {intern(name): count for name, count in found.items() if count} | {PODS: 1}
 
@@ -102,5 +102,5 @@ def _sum(one: Amounts, other: Amounts) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
-def _max(one: Amounts, other: Amounts) -> dict[str, int]:
+def larger(one: Amounts, other: Amounts) -> dict[str, int]:
     return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
