@@ -106,6 +106,7 @@ def devices() -> Devices:
         (f"device.capacity['{DRIVER}'].memory.isGreaterThan(quantity('79Gi'))", True),
         ("device.attributes['nobody'].type == 'gpu'", False),
         (f"device.attributes['{DRIVER}'].index", False),
+        (f"'a'.matches(device.attributes['{DRIVER}'].odd)", False),
     ],
 )
 def test_a_selector_says_what_kubernetes_would(expression: str, matches: bool) -> None:
@@ -117,6 +118,7 @@ def test_a_selector_says_what_kubernetes_would(expression: str, matches: bool) -
                 "type": {"string": "gpu"},
                 f"{DRIVER}/index": {"int": 3},
                 "product": {"string": "H200"},
+                "odd": {"string": "(?Ux"},
                 "resource.kubernetes.io/pcieRoot": {"string": "pci0000:03"},
             },
             "capacity": {"memory": {"value": "80Gi"}},
@@ -128,6 +130,8 @@ def test_a_selector_says_what_kubernetes_would(expression: str, matches: bool) -
 @pytest.mark.parametrize(
     "expression",
     ["", "device.driver ==", "cel.bind(x, 1, x)", "device.driver == 'a' 'b'", "a ? b : c",
+     "device.driver.matches('^(?i)gpu')", "device.driver.matches(r'\\pL')",
+     "device.driver.matches('[[:alpha:]]')",
      "device.driver.size() == 3", "(device.driver == 'a'", "device.attributes['a'", "[1, 2"],
 )  # fmt: skip
 def test_what_is_not_known_of_cel_is_said(expression: str) -> None:

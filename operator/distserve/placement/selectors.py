@@ -49,7 +49,7 @@ _METHODS: Mapping[str, Callable[[Any, Any], _Value]] = {
     "isLessThan": lambda a, b: bool(a < b),
 }
 _CONSTANTS: Mapping[str, _Value] = {"true": True, "false": False}
-_LACKING = (KeyError, TypeError, ValueError, AttributeError)
+_LACKING = (KeyError, TypeError, ValueError, AttributeError, re.error)
 """What looking at something that a device does not have comes to; CEL calls it an error."""
 
 
@@ -186,8 +186,24 @@ class _Reader:
         self.take("(")
         argument = self.alternatives()
         self.take(")")
+        if name == "matches":
+            self._check_pattern(argument)
         method = _METHODS[name]
         return lambda device: method(holder(device), argument(device))
+
+    def _check_pattern(self, argument: _Step) -> None:
+        """CEL's patterns are RE2's, of which Python does not know all."""
+        try:
+            pattern = argument({})
+            known = "[:" not in pattern  # Of RE2's [[:alpha:]] Python makes something else.
+        except _LACKING:
+            return  # It is the device's.
+        try:
+            re.compile(pattern if known else "")
+        except re.error:
+            known = False
+        if not known:
+            raise NotUnderstood(f"{self.expression!r}: the pattern {pattern!r} is not known")
 
     def _index(self, holder: _Step) -> _Step:
         """Of a domain that the device has nothing of: an empty map, as in Kubernetes."""
