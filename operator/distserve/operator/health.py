@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ HELD_PODS: Final = f"{labels.GROUP}/held-pods"
 """Annotation of a StatefulSet that is held at no pods while its unit is replaced: how many it is to
 have."""
 CRASHING: Final = "CrashLoopBackOff"
+_UNIT: Final = re.compile(r"u[0-9]{1,9}")
+_NAMED: Final = re.compile(rf".*-({_UNIT.pattern})-[a-z]+-[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def live_units(observed: Observed) -> dict[str, LiveUnit]:
         pods[pod.instance].append(pod)
     sets: dict[str, dict[str, LiveInstance]] = defaultdict(dict)
     for ref, found in observed.children.items():
-        if ref.kind == "StatefulSet" and (unit := _label(found, labels.UNIT)):
+        if ref.kind == "StatefulSet" and (unit := _unit_of(ref.name, found)):
             sets[unit][ref.name] = LiveInstance(found, tuple(pods[ref.name]))
     return {
         unit: LiveUnit(unit, found, tuple(p for p in observed.pods if p.unit == unit))
@@ -207,12 +210,21 @@ def read_place(text: str) -> Placement | None:
     """None where somebody else wrote over it: the place is asked for again."""
     try:
         found: dict[str, Any] = json.loads(text)
-        nodes = {str(name): tuple(names) for name, names in found["nodes"].items()}
+        nodes = {str(name): tuple(map(str, names)) for name, names in found["nodes"].items()}
         avoid = tuple(map(str, found.get("avoid", ())))
         level, label, value = (str(found[name]) for name in ("level", "label", "value"))
         return Placement(level, label, value, nodes, avoid, str(found.get("repack", "")))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _unit_of(name: str, found: Object) -> str:
+    """By its label; where somebody wrote over that, by the StatefulSet's name, which stays."""
+    unit = _label(found, labels.UNIT)
+    if not unit or _UNIT.fullmatch(unit):
+        return unit
+    named = _NAMED.fullmatch(name)
+    return named[1] if named else ""
 
 
 def _label(found: Object, name: str) -> str:

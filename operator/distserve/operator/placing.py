@@ -162,7 +162,10 @@ class Placing:
             self._requests.pop(unit, None)
             self._answers.pop(unit, None)
             self._left_out.pop(unit, None)
-            self._reserve_stated(unit, sets)
+            try:
+                self._reserve_stated(unit, sets)
+            except Exception as fault:  # Others wait until all are settled.
+                log.warning("its room is not counted", exc_info=fault, extra={"unit": str(unit)})
         for unit in self._reserved.get(key, set()) - existing.keys():
             # Placed just now is not gone.
             if unit not in self._requests:
@@ -255,12 +258,8 @@ class Placing:
         self._changed.set()
 
     def _reserve_stated(self, unit: UnitId, sets: Sequence[Object]) -> None:
-        """Of a StatefulSet that somebody wrote over only this is lost."""
-        try:
-            request, nodes = self._stated(unit, sets)
-        except ValueError as error:
-            log.warning("its room is not counted: %s", error, extra={"unit": str(unit)})
-            return
+        """Raises whatever it comes to where somebody wrote over a StatefulSet."""
+        request, nodes = self._stated(unit, sets)
         if not nodes:
             return  # Where its place is open it has no room yet.
         made = {one.name for one in request.instances}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from distserve.operator.health import HELD_PODS, PLACE, read_place
 from distserve.operator.model import Object
 from distserve.operator.requests import instance_request
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
+
+MOST_PODS: Final = 4096
+"""Of one instance. Whoever may edit a StatefulSet can write any number there."""
 
 
 def stated(unit: UnitId, sets: Sequence[Object]) -> tuple[UnitRequest, Mapping[str, str]]:
@@ -32,6 +36,5 @@ def _instance(found: Object, held: str, nodes: int) -> InstanceRequest:
     """While it is held at no pods it needs the room of those that it is to have. Former versions
     did not write that down: one on each of its nodes, mostly."""
     request = instance_request(found)
-    if request.pods:
-        return request
-    return replace(request, pods=int(held) if held.isdecimal() else nodes)
+    pods = request.pods or (int(held) if held.isdecimal() else nodes)
+    return replace(request, pods=min(pods, MOST_PODS))

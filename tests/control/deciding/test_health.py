@@ -24,7 +24,7 @@ def test_a_place_is_read_as_it_was_written(place: Placement) -> None:
     assert read_place(write_place(place)) == place
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"nodes": 1}', "x"])
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"nodes": 1}', "x", "[" * 10**5])
 def test_what_somebody_else_wrote_is_no_place(text: str) -> None:
     assert read_place(text) is None
 
@@ -34,6 +34,21 @@ def test_a_place_that_was_overwritten_is_asked_for_again(world: Any) -> None:
     for found in world.named("StatefulSet").values():
         found["metadata"]["annotations"]["distserve.io/place"] = "x"
     assert world.settle().condition("Placed")["status"] == "True"
+
+
+def test_a_unit_label_that_was_overwritten_is_put_back(world: Any) -> None:
+    world.settle()
+    found = world.named("StatefulSet")["tiny-u0-prefill-0"]
+    found["metadata"]["labels"]["distserve.io/unit"] = "x"
+    assert live_units(world.observe()).keys() == {"u0"}
+    world.settle()
+    found = world.named("StatefulSet")["tiny-u0-prefill-0"]
+    assert found["metadata"]["labels"]["distserve.io/unit"] == "u0"
+
+
+def test_nodes_that_are_no_text_can_be_compared() -> None:
+    place = read_place('{"level":"","label":"","value":"","nodes":{"d-u0-prefill-0":[{}]}}')
+    assert place is not None and hash(place.nodes["d-u0-prefill-0"])
 
 
 def test_one_blind_watch_takes_no_unit_down(world: Any) -> None:

@@ -12,7 +12,7 @@ from distserve.operator.health import HELD_PODS
 from distserve.operator.model import Key, NoPlace, Object, Placement
 from distserve.operator.placing import Placing
 from distserve.operator.requests import unit_request
-from distserve.operator.restoring import stated
+from distserve.operator.restoring import MOST_PODS, stated
 from distserve.operator.wanted import Wanted
 from distserve.placement.inventory import Inventory
 from distserve.placement.requests import InstanceRequest, UnitId, UnitRequest
@@ -111,6 +111,20 @@ async def test_a_unit_that_is_being_replaced_keeps_its_room_under_a_new_leader(
     world.settle(sets)
     world.placing.settle(OTHER, {})
     assert isinstance(world.ask_for_one(), NoPlace)
+
+
+@pytest.mark.parametrize("pods", ["9999999999", "9" * 5000])
+async def test_a_number_of_pods_that_cannot_be_is_not_counted_to(pods: str) -> None:
+    """Whoever may edit StatefulSets writes it; the operator works on for the others."""
+    world, sets = World(gpus=5), sets_of(deployment(), held=True)
+    sets[0]["metadata"]["annotations"][HELD_PODS] = pods
+    world.placing.begin([KEY, OTHER])
+    world.settle(sets)
+    world.placing.settle(OTHER, {})
+    reserved = [record.reserved for record in world.inventory.units.values()]
+    assert sum(map(len, reserved)) <= MOST_PODS + 1
+    sets[0]["spec"]["replicas"] = 2**31 - 1
+    world.settle(sets)
 
 
 async def test_so_does_one_whose_instances_have_several_pods_on_a_node() -> None:
