@@ -15,6 +15,7 @@ from distserve.placement.pods import (
     CLAIMS_ANNOTATION,
     DEPLOYMENT_LABEL,
     UNIT_LABEL,
+    claimed_amounts,
     pod_amounts,
     pod_from,
 )
@@ -55,12 +56,16 @@ def test_what_takes_long_to_read_is_refused_at_once(text: str) -> None:
     assert len(str(refused.value)) < 200
 
 
-@pytest.mark.parametrize("claims", ["x", "[]", '{"a": "1"}', '{"a": null}', "[" * 10**5])
+@pytest.mark.parametrize(
+    "claims", ["x", "[]", '{"a": "1"}', '{"a": null}', '{"a": -8}', "[" * 10**5]
+)
 def test_a_strangers_claims_are_no_reason_to_stop(pod: Make, claims: str) -> None:
-    """Anybody may write such a pod; whoever watches pods counts on the ValueError."""
-    found = pod("p", "a", unit=UnitId("x", "y", "u0"), annotations={CLAIMS_ANNOTATION: claims})
+    """Anybody may write such a pod: neither does it make room, nor is it left out."""
+    annotations = {CLAIMS_ANNOTATION: claims}
+    found = pod_from(pod("p", "a", {GPU: 2}, unit=UnitId("x", "y", "u0"), annotations=annotations))
+    assert found is not None and found.amounts == {GPU: 2, "pods": 1}
     with pytest.raises(ValueError):
-        pod_from(found)
+        claimed_amounts({"annotations": annotations})
 
 
 def test_amounts_are_rounded_up_as_the_scheduler_does() -> None:

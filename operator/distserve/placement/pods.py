@@ -48,7 +48,7 @@ def pod_from(document: Mapping[str, Any]) -> Pod | None:
         namespace=namespace,
         name=metadata["name"],
         node=intern(node),
-        amounts=pod_amounts(spec) | (claimed_amounts(metadata) if unit else {}),
+        amounts=pod_amounts(spec) | (_told_claims(metadata) if unit else {}),
         unit=unit,
         terminating="deletionTimestamp" in metadata,
         permanent=bool(owners & {"DaemonSet", "Node"}),
@@ -63,9 +63,19 @@ def claimed_amounts(metadata: Mapping[str, Any]) -> dict[str, int]:
         found = json.loads(text)
     except RecursionError:
         found = None
-    if not isinstance(found, dict) or not all(type(count) is int for count in found.values()):
+    if not isinstance(found, dict) or not all(
+        type(count) is int and count >= 0 for count in found.values()
+    ):
         raise ValueError(f"annotation {CLAIMS_ANNOTATION}: a map from classes to counts is needed")
     return {intern(class_resource(name)): count for name, count in found.items()}
+
+
+def _told_claims(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """What else a pod takes counts also where somebody wrote over this."""
+    try:
+        return claimed_amounts(metadata)
+    except ValueError:
+        return {}
 
 
 def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:

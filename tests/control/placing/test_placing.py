@@ -175,24 +175,6 @@ async def test_room_for_a_better_place_is_kept_until_the_unit_is_asked_for(world
     assert world.free == 3, "who waited has what it left"
 
 
-async def test_the_better_place_is_kept_while_the_unit_ends_where_it_was(world: World) -> None:
-    key = Key("ns", "a")
-    world.inventory.put_node(node("two", gpus=4))
-    moving = unit("a", gpus=4)
-    world.ask("a", moving)
-    world.placing.settle(key, {"u0": [{}]})
-    marks = {"distserve.io/deployment": "a", "distserve.io/unit": "u0"}
-    metadata = {"name": "a-u0-prefill-0-0", "namespace": "ns", "uid": "p", "labels": marks}
-    spec = {"nodeName": "one", "containers": [{"resources": {"requests": {GPU: "4"}}}]}
-    world.inventory.put_pod({"metadata": metadata, "spec": spec})
-    assert world.placing.better(key, moving) is not None
-    world.inventory.put_pod({"metadata": {**metadata, "deletionTimestamp": "now"}, "spec": spec})
-    world.placing.settle(key, {})
-    assert isinstance(world.ask("a", moving), Placement)
-    assert world.inventory.free("two").get(GPU, 0) == 0
-    assert isinstance(world.ask("b", unit("b", gpus=5)), NoPlace)
-
-
 async def test_room_that_is_kept_for_nobody_any_more_is_free(world: World) -> None:
     key = Key("ns", "a")
     world.inventory.put_node(node("two", gpus=4))
