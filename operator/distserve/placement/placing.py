@@ -269,6 +269,9 @@ class Pass:
 
     def _rearranged(self, unit: UnitRequest, pins: Places) -> Places | None:
         """A place that others of this pass make way for, if both fit then."""
+        record = self.inventory.units.get(unit.id)
+        if record is not None and record.ending:
+            return None  # Its former pods' room is open to it now, and must not be to the others.
         key = self.view.shape(unit)
         if pins or unit.within or unit.elsewhere or self._stuck.get(key) == self.settled:
             return None
