@@ -12,7 +12,7 @@ import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from aiohttp import web
@@ -25,10 +25,14 @@ from distserve.operator.tls import Identity, keep_fresh, read_files
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 8 << 20
-"""A review holds an object twice; an API server takes requests of up to 3 MB."""
+MAX_BODY_BYTES = (3 << 20) * 11 // 10
+"""A review holds an object twice, and etcd takes none above 1.5 MiB; a tenth for the rest."""
+TOGETHER = 16
+"""Bodies that are read at a time: anybody may send some, and they are to be a small part of the
+memory of a process that may be the leader."""
 READ_SECONDS = 5.0
-"""For a body to arrive; API servers are told to wait no longer for the whole answer."""
+"""For a body to have its turn and to arrive; API servers are told to wait no longer for the whole
+answer."""
 PATH = "/validate"
 
 
@@ -40,6 +44,7 @@ class Webhook:
     """Why nothing can be judged yet, empty when it can."""
     count: Callable[[str], None] = lambda outcome: None
     """One of metrics.REVIEWS."""
+    _some: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TOGETHER))
 
     @contextlib.asynccontextmanager
     async def serve(self, host: str, port: int, tls: ssl.SSLContext) -> AsyncIterator[int]:
@@ -51,7 +56,7 @@ class Webhook:
 
     async def _validate(self, http: web.Request) -> web.Response:
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(READ_SECONDS), self._some:
                 body = await http.read()
             review = msgspec.json.decode(body)
             uid = review["request"]["uid"]

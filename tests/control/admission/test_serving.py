@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -15,7 +16,7 @@ import pytest
 from distserve.operator import webhook as module
 from distserve.operator.certificates import Term, make_pair
 from distserve.operator.tls import CertificateUnusable, Identity, keep_fresh, read_files
-from distserve.operator.webhook import MAX_BODY_BYTES, Webhook
+from distserve.operator.webhook import MAX_BODY_BYTES, TOGETHER, Webhook
 
 Ask = Callable[..., Any]
 REFUSED = "spec.units: too many; choose fewer"
@@ -122,6 +123,30 @@ async def test_a_body_is_bounded_in_size_and_time(
     status, _ = await asyncio.wait_for(ask(trickle()), 20)
     assert status == 408
     assert judging.seen == []
+
+
+async def test_only_so_many_bodies_are_read_at_a_time(
+    ask: Ask, judging: Judging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "READ_SECONDS", 60.0)
+    body = json.dumps({**REVIEW, "request": {"uid": "slow"}}).encode()
+    begun, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        begun.release()  # The server has said that it reads.
+        yield body[:1]
+        await go_on.wait()
+        yield body[1:]
+
+    slow = [asyncio.create_task(ask(slowly(), expect100=True)) for _ in range(TOGETHER)]
+    for _ in slow:
+        await asyncio.wait_for(begun.acquire(), 20)
+    late = asyncio.create_task(ask({**REVIEW, "request": {"uid": "late"}}))
+    done, _ = await asyncio.wait({late}, timeout=0.3)
+    assert not done and judging.seen == []
+    go_on.set()
+    answers = await asyncio.wait_for(asyncio.gather(*slow, late), 20)
+    assert [status for status, _ in answers] == [200] * (TOGETHER + 1)
 
 
 async def test_files_of_a_folder_are_read_when_they_change(
