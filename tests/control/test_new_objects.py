@@ -24,3 +24,15 @@ def test_an_apply_at_version_1_makes_and_never_takes_over(
     apply_new(crd, namespace, document)
     with pytest.raises(CommandFailed, match="the object has been modified"):
         apply_new(crd, namespace, document)
+
+
+def test_an_apply_of_what_was_seen_is_refused_where_it_changed(
+    crd: Cluster, namespace: str
+) -> None:
+    crd.apply(MAP, namespace)
+    seen = crd.get("configmap", "new", namespace)["metadata"]["resourceVersion"]
+    late = {**MAP, "metadata": {"name": "new", "resourceVersion": seen}, "data": {"a": "c"}}
+    flags = ("apply", "--server-side", "--force-conflicts", f"-n{namespace}", "--filename=-")
+    crd.kubectl("label", "configmap", "new", f"-n{namespace}", "changed=yes")
+    with pytest.raises(CommandFailed, match="the object has been modified"):
+        crd.kubectl(*flags, stdin=json.dumps(late))

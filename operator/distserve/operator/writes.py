@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from distserve.api import labels
 from distserve.operator.course import Course
@@ -36,6 +37,8 @@ def writes(
     record = wanted.record
     objects = [*wanted.shared, *units]
     made = applies(wanted.shared, children, foreign)
+    if wanted.gateways is not None:
+        made = [_unless_scaled(one, children) for one in made]
     if Ref.of(record) not in foreign:
         made += _record(record, children.get(Ref.of(record)))
     ready = frozenset(f"u{number}" for number, state in course.states.items() if state.ready)
@@ -93,6 +96,18 @@ def _old_revisions(observed: Observed, course: Course, history: int) -> list[Del
     for live in unused[: max(0, len(unused) - history)]:
         found += deletion(Ref.of(live), live)
     return found
+
+
+def _unless_scaled(action: Apply | Delete, children: Mapping[Ref, Object]) -> Apply | Delete:
+    """The number that somebody else gave the gateways is written as it was seen: where there is
+    another one by now, this version is not the live one's, the API server refuses it, and all is
+    looked at again."""
+    if isinstance(action, Delete) or action.object["kind"] != "Deployment":
+        return action
+    found = action.object
+    seen = children[Ref.of(found)]["metadata"].get("resourceVersion", "")
+    metadata = {**found["metadata"], "resourceVersion": seen}
+    return replace(action, object={**found, "metadata": metadata})
 
 
 def unit_of(found: Object) -> str:

@@ -33,6 +33,17 @@ def test_another_template_comes_with_the_autoscalers_number(new_world: Any) -> N
     assert spec["template"]["spec"]["containers"][0]["image"] == "mine:2"
 
 
+def test_a_number_that_came_meanwhile_is_not_set_back(new_world: Any) -> None:
+    for autoscaled in (True, False):
+        world = scaled(new_world(gateway={"autoscaled": autoscaled}).settle(), 3)
+        world.objects[GATEWAY]["metadata"]["resourceVersion"] = "7"
+        actions = world.edit(images={"gateway": "mine:2"}).decide().actions
+        (sent,) = [one.object for one in actions if isinstance(one, Apply)
+                   and Ref.of(one.object) == GATEWAY]  # fmt: skip
+        seen = "7" if autoscaled else None
+        assert sent["metadata"].get("resourceVersion") == seen, "another one is refused"
+
+
 def test_without_an_autoscaler_the_specs_number_counts_again(new_world: Any) -> None:
     world = scaled(new_world(gateway={"autoscaled": True}).settle(), 5).settle()
     world.edit(gateway={"replicas": 2}).settle()
