@@ -98,6 +98,15 @@ def test_more_and_fewer_units() -> None:
     assert told(course)[3:] == [(1, "delete", "u1", "c1"), (1, "delete", "u2", "c2")]
 
 
+def test_a_pause_holds_other_numbers_as_well() -> None:
+    for paused in (True, False):
+        inventory = inventory_of(gpu_nodes(1))
+        standing = running(inventory, {0: 0}, gpus=8)
+        rules = Rules(1, "old", "old", paused=paused)
+        acts = [m.act for m in course_ahead(inventory, rules, request, 0.0, standing).moves]
+        assert acts == [Act.KEEP] + [Act.REPLACE] * (not paused)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     domains=st.integers(1, 4),

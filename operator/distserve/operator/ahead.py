@@ -127,7 +127,7 @@ class _Play:
         if unit.revision != revision:
             return True
         named = frozenset(self.request(number).pod_names)
-        return revision == self.rules.target and unit.pods != named
+        return revision == self.rules.target and not self.rules.paused and unit.pods != named
 
     def _delete(self, number: int) -> None:
         unit = self.standing.pop(number)

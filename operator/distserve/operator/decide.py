@@ -37,7 +37,7 @@ from distserve.operator.report import (
     report_without_numbers,
 )
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
-from distserve.operator.wanted import Wanted, autoscaled_gateways, stored_revisions
+from distserve.operator.wanted import Wanted, autoscaled_gateways, named, stored_revisions
 from distserve.operator.worlds import rejoined
 from distserve.operator.writes import is_made_anew, writes
 from distserve.resources.errors import RenderError
@@ -102,7 +102,7 @@ def _decide(
         return report_refusal(observed, live, refused)
     try:
         key = key_state(observed, answers, numbers.deployment)
-        wanted = _wanted(numbers, observed, render, stored, key.generation)
+        wanted = _wanted(numbers, observed, render, stored, key.generation, live)
     except RenderError as error:
         return report_refusal(observed, live, _unrenderable(error))
     if wanted.target not in (revision for _, revision in stored):
@@ -161,6 +161,8 @@ def _ahead(
     moves = repacking(observed, answers, wanted, live, states, rules)
     no_room = units_without_room(observed, answers, wanted)
     step = next_step(moves.states(states), moves.rules(rules), no_room)
+    if wanted.holds_numbers:
+        step = replace(step, rolling=True)  # Of the same name, so that no unit shows it.
     places = find_places(observed, answers, wanted, step, live, moves)
     return Ahead(states, rules, step, places, moves)
 
@@ -209,6 +211,7 @@ def _wanted(
     render: RenderSettings,
     stored: Sequence[tuple[Object, Revision]],
     key_generation: int,
+    live: Mapping[str, LiveUnit],
 ) -> Wanted:
     """With the stored revision while there is one for this spec: templates are not made twice."""
     deployment = numbers.deployment
@@ -217,8 +220,8 @@ def _wanted(
     target = numbers.fixed or make_revision(deployment, render, known, numbers.plan)
     notes = {PLANNED_FOR: numbers.planned_for} if numbers.plan else {}
     gateways = autoscaled_gateways(deployment, observed)
-    stored_by_name = {r.name: r for r in known}
-    return Wanted(deployment, render, target, stored_by_name, notes, key_generation, gateways)
+    by_name = named(deployment, [*known, target], live.values())
+    return Wanted(deployment, render, target, by_name, notes, key_generation, gateways)
 
 
 def _state(unit: LiveUnit, wanted: Wanted, together: Collection[str]) -> UnitState:

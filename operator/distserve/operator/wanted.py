@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.operator.difference import stamped
-from distserve.operator.health import HELD_PODS, PLACE, write_place
+from distserve.operator.health import HELD_PODS, PLACE, LiveUnit, write_place
 from distserve.operator.keys import keyed
 from distserve.operator.model import Object, Observed, Placement, Ref
 from distserve.resources import affinity, gangs, monitoring, naming, provisioning
@@ -37,7 +38,7 @@ class Wanted:
     settings: RenderSettings
     target: Revision
     stored: Mapping[str, Revision]
-    """By name, the latest of each."""
+    """By name, each with the numbers that its units have (`named`)."""
     notes: Mapping[str, str]
     """Annotations of the target's ControllerRevision."""
     key_generation: int = 1
@@ -49,7 +50,16 @@ class Wanted:
         return naming.key_secret_name(self.deployment, self.key_generation)
 
     def revision(self, name: str) -> Revision | None:
-        return self.target if name == self.target.name else self.stored.get(name)
+        """With the numbers that units of it are to have."""
+        if name == self.target.name and not self.deployment.spec.rollout.paused:
+            return self.target
+        return self.stored.get(name)
+
+    @property
+    def holds_numbers(self) -> bool:
+        """Whether units keep others than the target's, since the rollout is paused."""
+        known = self.revision(self.target.name)
+        return known is not None and known.unit != self.target.unit
 
     @cached_property
     def shared(self) -> list[Object]:
@@ -148,3 +158,26 @@ def stored_revisions(observed: Observed) -> list[tuple[Object, Revision]]:
             except (KeyError, ValueError, TypeError):
                 continue  # nothing that can be applied: it is made anew under its own name
     return sorted(found, key=lambda pair: pair[1].number)
+
+
+def named(
+    deployment: DistServeDeployment, known: Sequence[Revision], live: Collection[LiveUnit]
+) -> dict[str, Revision]:
+    """By name, of the `known` ones, oldest first. Those that share a name have the same pods in
+    other numbers, or another gateway: of them the one with the fewest instances that has all that
+    units have, so that these stay as they are; the latest where there are none."""
+    has: dict[str, set[str]] = defaultdict(set)
+    for unit in live:
+        for one in unit.instances.values():
+            if "deletionTimestamp" not in one.statefulset["metadata"]:
+                has[one.revision].add(one.name.removeprefix(f"{deployment.name}-{unit.name}-"))
+
+    def shape(revision: Revision) -> set[str]:
+        made = naming.instances(deployment, "u0", revision.unit)
+        return {one.name.removeprefix(f"{deployment.name}-u0-") for one in made}
+
+    found = {revision.name: revision for revision in known}
+    for name in found.keys() & has.keys():
+        fit = [one for one in reversed(known) if one.name == name and shape(one) >= has[name]]
+        found[name] = min(fit, key=lambda one: len(shape(one)), default=found[name])
+    return found

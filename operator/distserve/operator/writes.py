@@ -88,10 +88,12 @@ def _unit_deletions(course: Course, wanted: set[Ref], kept: frozenset[str]) -> l
 
 
 def _old_revisions(observed: Observed, course: Course, history: int) -> list[Delete]:
-    """ControllerRevisions beyond the history that no unit has."""
-    used = {course.wanted.target.name, course.rules.current}
-    used |= {i.revision for unit in course.live.values() for i in unit.instances.values()}
-    unused = [live for live, revision in stored_revisions(observed) if revision.name not in used]
+    """ControllerRevisions beyond the history that no unit has. Many may share a unit's name, and
+    only one of each is looked at."""
+    names = {i.revision for unit in course.live.values() for i in unit.instances.values()}
+    known = [course.wanted.revision(name) for name in (*names, course.rules.current)]
+    used = {one.digest for one in (course.wanted.target, *known) if one is not None}
+    unused = [live for live, revision in stored_revisions(observed) if revision.digest not in used]
     found: list[Delete] = []
     for live in unused[: max(0, len(unused) - history)]:
         found += deletion(Ref.of(live), live)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distserve.operator.model import Ref
 from distserve.operator.rollout import Rules, UnitState, next_step
 
 OLD = UnitState("old", ready=True, down=False)
@@ -243,3 +244,48 @@ def test_history(new_world: Callable[..., Any]) -> None:
     for number in range(14):
         world.edit(images={"engine": f"mine:{number}"}).settle()
     assert len(world.named("ControllerRevision")) == 11
+
+
+def test_history_of_revisions_that_share_a_units_name(new_world: Callable[..., Any]) -> None:
+    world = new_world().settle()
+    for number in range(14):
+        world.edit(gateway={"maxWaitingRequests": 100 + number}).settle()
+    assert len(world.named("ControllerRevision")) == 11
+
+
+def test_paused_units_keep_their_instances(new_world: Callable[..., Any]) -> None:
+    two = {"instancesPerUnit": 2}
+    world = new_world(units=2, decode=two).settle()
+    before = set(world.named("StatefulSet"))
+    uids = {p.uid for p in world.pods.values() if p.unit}
+    for number in range(14):  # More than are kept of what nobody has.
+        shape = {"decode": {"instancesPerUnit": 1 + 2 * (number % 2)}}
+        gateway = {"maxWaitingRequests": 100 + number}
+        world.edit(gateway=gateway, rollout={"paused": True}, **shape).settle()
+        assert set(world.named("StatefulSet")) == before
+        assert world.condition("Progressing")["reason"] == "Paused"
+        assert world.condition("Degraded")["status"] == "False"
+    assert {p.uid for p in world.pods.values() if p.unit} == uids
+    assert len(world.named("ControllerRevision")) == 12, "one more is in use"
+
+    del world.objects[Ref("apps/v1", "StatefulSet", "tiny-u0-decode-1")]
+    world.settle()
+    assert set(world.named("StatefulSet")) == before, "what is lost is made again"
+    world.edit(units=3).settle()
+    new = {"tiny-u2-prefill-0", "tiny-u2-decode-0", "tiny-u2-decode-1"}
+    assert set(world.named("StatefulSet")) == before | new, "a new unit is like the others"
+
+    world.edit(rollout={}).settle()
+    more = {f"tiny-u{unit}-decode-2" for unit in range(3)}
+    assert set(world.named("StatefulSet")) == before | new | more
+    assert world.condition("Progressing")["reason"] == "UpToDate"
+
+
+def test_numbers_that_were_taken_back_do_not_come_to_former_units(
+    new_world: Callable[..., Any],
+) -> None:
+    world = new_world().settle()
+    world.edit(decode={"instancesPerUnit": 2}).settle().edit(decode={}).settle()
+    before = set(world.named("StatefulSet"))
+    world.edit(images={"engine": "mine:2"}, rollout={"paused": True}).settle()
+    assert set(world.named("StatefulSet")) == before
