@@ -225,7 +225,9 @@ class Spec(Model):
         default_factory=StrategySpec, description="How requests are scheduled over instances."
     )
     slo: Slo | None = Field(
-        default=None, description="What clients are promised. Default: nothing is counted."
+        default=None,
+        description="What clients are promised. Another one replaces the gateways, which count. "
+        "Default: nothing is counted.",
     )
     workload: Workload | None = Field(
         default=None,

@@ -84,18 +84,20 @@ class GatewaySpec(Model):
         default_factory=ServiceSpec, description="The Service that clients reach."
     )
     routing: Routing = Field(
-        default_factory=Routing, description="How an instance is chosen for a request."
+        default_factory=Routing,
+        description="How an instance is chosen for a request. Another way replaces the gateways.",
     )
     max_waiting_requests: int = Field(
         default=512,
         ge=1,
         le=1000000,
         description="Requests that may wait in all gateways together; more are answered with 429 "
-        "and Retry-After. Unit: requests. Default: 512.",
+        "and Retry-After. Another number replaces the gateways. Unit: requests. Default: 512.",
     )
     request_timeout: Duration = Field(
         default="10m",
         description="Longest time of a request, from its arrival to its last token; at most "
-        f"{LONGEST_REQUEST}. Unit: a duration such as 30s. Default: 10m.",
+        f"{LONGEST_REQUEST}. Another time replaces the gateways. Unit: a duration such as 30s. "
+        "Default: 10m.",
     )
     pod_template: PodTemplate = Field(default_factory=dict)

@@ -59,8 +59,9 @@ class Rollout(Model):
     )
     paused: bool = Field(
         default=False,
-        description="Whether a rollout of units stands still: what changes their pods waits until "
-        "it is false again. Gateways follow at once. Default: false.",
+        description="Whether a rollout of units stands still: what changes their pods, or how many "
+        "instances they have, waits until it is false again. Gateways follow at once. "
+        "Default: false.",
     )
 
 
@@ -96,8 +97,9 @@ class Restart(Model):
     node_lost_after: Duration = Field(
         default=DEFAULT_NODE_LOST_AFTER,
         description="How long a node may be unreachable or not ready before its pods are ended and "
-        "made again elsewhere, without a sign of life from it. Pods keep what they were made with, "
-        "so a longer time counts for new ones only. Unit: a duration. Default: 30s.",
+        "made again elsewhere, without a sign of life from it. Engines' pods keep what they were "
+        "made with, so a longer time counts for new ones only; gateways are replaced. Unit: a "
+        "duration. Default: 30s.",
     )
 
 

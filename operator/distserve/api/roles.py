@@ -97,13 +97,15 @@ class RoleSpec(Model):
         default=1,
         ge=1,
         le=MAX_INSTANCES_PER_UNIT,
-        description="Copies of the model with this role in each unit. Unit: instances. Default: 1.",
+        description="Copies of the model with this role in each unit. Another number is made in "
+        "all units at once. Unit: instances. Default: 1.",
     )
     parallelism: Parallelism = Field(
         default_factory=Parallelism, description="Ranks of each instance."
     )
     scheduling: Scheduling = Field(
-        default_factory=Scheduling, description="Bounds on what one step takes in."
+        default_factory=Scheduling,
+        description="Bounds on what one step takes in. Others start the engines anew.",
     )
     accelerator_memory_utilization: str | None = Field(
         default=None,

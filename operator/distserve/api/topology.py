@@ -208,8 +208,9 @@ class Topology(Model):
         default=None,
         min_length=1,
         max_length=32,
-        description="Name of the level of which a unit gets one domain for all its pods. "
-        "Default: none, a unit may lie anywhere.",
+        description="Name of the level of which a unit gets one domain for all its pods. Another "
+        "one counts for units that are placed from then on. Default: none, a unit may lie "
+        "anywhere.",
     )
     enforcement: Enforcement = Field(
         default=Enforcement.REQUIRED,

@@ -82,7 +82,7 @@ def make_revision(
         raise NoPlan("planning.mode Auto: there is no plan yet to take the numbers from")
     stored = sorted(known, key=lambda revision: revision.number)
     name, gateways = revision_of(deployment), {r.gateway_name: r.gateway for r in stored[::-1]}
-    gateway_name = _gateway_revision_of(deployment, stored, name)
+    gateway_name = gateway_revision_of(deployment, stored, name)
     engines = next((r for r in stored if r.name == name), None)
     made = Revision(
         name=name,
@@ -109,6 +109,7 @@ def revision_of(deployment: DistServeDeployment) -> str:
     of a unit's pods, but where that is what their gang is bound by.
 
     The annotation distserve.io/refresh does: with it, everything is rendered anew.
+    docs/conditions.md tells users which field does what.
     """
     spec = deployment.spec.model_dump(
         mode="json",
@@ -136,8 +137,8 @@ def revision_of(deployment: DistServeDeployment) -> str:
     return _hash(spec | _refresh(deployment))
 
 
-def _gateway_revision_of(
-    deployment: DistServeDeployment, stored: Sequence[Revision], engines: str
+def gateway_revision_of(
+    deployment: DistServeDeployment, stored: Sequence[Revision] = (), engines: str = ""
 ) -> str:
     """Hash of what the gateways' pods are made from; their number changes nothing in it.
 
