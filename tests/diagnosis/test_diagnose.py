@@ -43,13 +43,13 @@ def pod(name: str = "tiny-u0-decode-0-0", *states: Mapping[str, Any], **status: 
     }
 
 
-def event(kind: str, name: str, reason: str, note: str, at: str = "12:00:00") -> Object:
+def event(kind: str, name: str, reason: str, message: str, at: str = "12:00:00") -> Object:
     return {
         "metadata": {"name": "e", "creationTimestamp": f"2026-01-01T{at}Z"},
         "type": "Warning",
         "reason": reason,
-        "note": note,
-        "regarding": {"kind": kind, "name": name},
+        "message": message,
+        "involvedObject": {"kind": kind, "name": name},
     }
 
 

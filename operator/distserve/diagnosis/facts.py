@@ -36,8 +36,9 @@ class Facts:
     pods: tuple[Object, ...] = ()
     children: tuple[Object, ...] = ()
     """StatefulSets and the gateway's Deployment."""
-    events: tuple[Object, ...] = ()
-    """Of the deployment, its children, their ReplicaSets and its pods, oldest first."""
+    events: tuple[Object, ...] | None = ()
+    """Of the deployment, its children, their ReplicaSets and its pods, oldest first; None where they
+    may not be read."""
     logs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(pod, container) -> the last lines of what ended, or of what is not ready."""
     operator_pods: tuple[Object, ...] | None = None
@@ -64,7 +65,7 @@ class Facts:
         return [_plain(line) for line in self.logs.get((pod, container), "").strip().splitlines()]
 
     def events_of(self, kind: str, name: str) -> list[Object]:
-        return [e for e in self.events if _regards(e) == (kind, name)]
+        return [e for e in self.events or () if regards(e) == (kind, name)]
 
 
 def pod_role(pod: Object) -> str:
@@ -135,14 +136,13 @@ def event_time(event: Object) -> str:
         series.get("lastObservedTime"),
         event.get("eventTime"),
         event.get("lastTimestamp"),
-        event.get("deprecatedLastTimestamp"),
         event["metadata"].get("creationTimestamp"),
     )
     return str(next((at for at in candidates if at), ""))
 
 
 def event_text(event: Object) -> str:
-    return str(event.get("note") or event.get("message") or "").strip()
+    return str(event.get("message") or "").strip()
 
 
 def _plain(line: str) -> str:
@@ -153,6 +153,7 @@ def _plain(line: str) -> str:
         return line
 
 
-def _regards(event: Object) -> tuple[str, str]:
-    about = event.get("regarding") or event.get("involvedObject") or {}
+def regards(event: Object) -> tuple[str, str]:
+    """(kind, name) of the object that it is about."""
+    about = event["involvedObject"]
     return str(about.get("kind", "")), str(about.get("name", ""))

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from distserve.diagnosis.diagnose import Diagnosis
-from distserve.diagnosis.facts import Facts, Object, event_text, event_time
+from distserve.diagnosis.facts import Facts, Object, event_text, event_time, regards
 
 EVENTS = 6
 
@@ -23,6 +23,8 @@ def as_text(facts: Facts, found: Diagnosis) -> str:
     if warnings := _warnings(facts):
         lines += ["", "warnings of the last hour, newest last"]
         lines += [f"  {line}" for line in warnings]
+    if facts.events is None:
+        lines += ["", "events may not be read: the role `view` allows it"]
     return "\n".join(lines)
 
 
@@ -46,11 +48,10 @@ def _condition(condition: Object) -> str:
 def _warnings(facts: Facts) -> list[str]:
     """One line per reason and object."""
     last: dict[tuple[str, str, str], str] = {}
-    for event in facts.events:
+    for event in facts.events or ():
         if event.get("type") != "Warning":
             continue
-        about = event.get("regarding") or event.get("involvedObject") or {}
-        key = (about.get("kind", ""), about.get("name", ""), event.get("reason", ""))
+        key = (*regards(event), event.get("reason", ""))
         last.pop(key, None)
         time = event_time(event)[11:19]
         last[key] = f"{time} {key[0].lower()}/{key[1]} {key[2]}: {event_text(event)}"

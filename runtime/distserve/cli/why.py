@@ -98,7 +98,7 @@ class _Reader:
 
     async def facts(self, name: str) -> Facts:
         from distserve.api import labels
-        from distserve.diagnosis.facts import Facts, event_time
+        from distserve.diagnosis.facts import Facts, event_time, regards
 
         inside = f"/namespaces/{self._namespace}"
         mine = {"labelSelector": f"{labels.DEPLOYMENT}={name}"}
@@ -109,20 +109,33 @@ class _Reader:
             self._list(f"/apis/apps/v1{inside}/statefulsets", mine),
             self._list(f"/apis/apps/v1{inside}/deployments", mine),
             self._list(f"/apis/apps/v1{inside}/replicasets", mine),
-            self._list(f"/apis/events.k8s.io/v1{inside}/events", {}),
+            self._events(f"/api/v1{inside}/events"),
         )
         children = [one | {"kind": "StatefulSet"} for one in sets]
         children += [one | {"kind": "Deployment"} for one in gateways]
         ours = {one["metadata"]["name"] for one in (*pods, *children, *replica_sets)} | {name}
-        about = [e for e in events if (e.get("regarding") or {}).get("name") in ours]
+        if events is not None:
+            events = [e for e in sorted(events, key=event_time) if regards(e)[1] in ours]
         return Facts(
             document=document,
             pods=tuple(pods),
             children=tuple(children),
-            events=tuple(sorted(about, key=event_time)),
+            events=None if events is None else tuple(events),
             logs=await self._logs(pods),
             operator_pods=await self._operator_pods(),
         )
+
+    async def _events(self, path: str) -> list[dict[str, Any]] | None:
+        """Those of the core group, which Kubernetes' roles for users have; of events.k8s.io, the
+        same ones, they have none."""
+        from kubernetes.aio.client.exceptions import ApiException
+
+        try:
+            return await self._list(path, {})
+        except ApiException as error:
+            if error.status != 403:
+                raise
+            return None
 
     async def _logs(self, pods: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
         """Of containers that are not ready: of the run before, where there was one."""
