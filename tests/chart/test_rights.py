@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.cluster.cluster import Cluster
+import yaml
+from tools.cluster.cluster import CHECKOUT, Cluster
 from tools.cluster.errors import CommandFailed
+
+from distserve.cli.main import main
 
 Question = tuple[str, str, str, str]
 """(verb, resource.group/subresource, name, whether in the own, a kept, a foreign namespace or
@@ -299,6 +303,32 @@ def test_users_roles_come_to_know_deployments(
         f"{role} to have the chart's rights", lambda: not wrong(cluster, user, yes, where, True)
     )
     assert wrong(cluster, user, no, where, False) == []
+
+
+def test_who_may_view_may_ask_why(
+    release: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster, namespace = release.cluster, release.namespace
+    flag = f"--namespace={namespace}"
+    account = f"--serviceaccount={namespace}:viewer"
+    cluster.kubectl("create", "serviceaccount", "viewer", flag)
+    cluster.kubectl("create", "rolebinding", "viewer", "--clusterrole=view", account, flag)
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    token = cluster.kubectl("create", "token", "viewer", flag).strip()
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    cluster.apply(CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml", namespace)
+
+    def answered() -> bool:
+        return main(["why", "tiny", flag, f"--kubeconfig={tmp_path / 'config'}"]) == 1
+
+    try:
+        cluster.wait_for("view to have the chart's rights", answered)
+        said = capsys.readouterr().out
+        assert f"{namespace}/tiny does not serve" in said
+        assert "events may not be read" not in said
+    finally:
+        cluster.kubectl("delete", "dsd", "tiny", flag)
 
 
 def test_the_webhooks_rights_are_two_objects(hooked: Any) -> None:

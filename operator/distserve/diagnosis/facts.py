@@ -155,5 +155,5 @@ def _plain(line: str) -> str:
 
 def regards(event: Object) -> tuple[str, str]:
     """(kind, name) of the object that it is about."""
-    about = event["involvedObject"]
+    about = event.get("involvedObject") or {}
     return str(about.get("kind", "")), str(about.get("name", ""))

@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context", help="of the kubeconfig; default: the current one")
     add("--kubeconfig", help="default: KUBECONFIG, or ~/.kube/config")
     add("--output", choices=("text", "json"), default="text")
+    parser.epilog = "Exit code: 0 it serves, 1 it does not, 2 nobody could say."
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when it serves, 1 when it does not: scripts may ask too."""
     from distserve.diagnosis.diagnose import diagnose
     from distserve.diagnosis.text import as_document, as_text
 
