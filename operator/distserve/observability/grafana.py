@@ -4,37 +4,32 @@ import json
 import string
 from typing import Final
 
-from distserve.observability.panels import Dashboard, Form, Panel, Query, Variable
+from grafana_foundation_sdk.builders import (
+    common,
+    dashboard,
+    prometheus,
+    stat,
+    timeseries,
+)
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import (
+    GraphDrawStyle,
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+    TooltipDisplayMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    DynamicConfigValue,
+    GridPos,
+    VariableRefresh,
+    VariableSort,
+)
 
-try:
-    from grafana_foundation_sdk.builders import (
-        common,
-        dashboard,
-        prometheus,
-        stat,
-        timeseries,
-    )
-    from grafana_foundation_sdk.cog.encoder import JSONEncoder
-    from grafana_foundation_sdk.models.common import (
-        GraphDrawStyle,
-        LegendDisplayMode,
-        LegendPlacement,
-        StackingMode,
-        TooltipDisplayMode,
-    )
-    from grafana_foundation_sdk.models.dashboard import (
-        DashboardCursorSync,
-        DashboardLinkType,
-        DataSourceRef,
-        DynamicConfigValue,
-        GridPos,
-        VariableRefresh,
-        VariableSort,
-    )
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        f"{missing}: dashboards need it, in a checkout: pip install '.[observability]'"
-    ) from missing
+from distserve.observability.panels import Dashboard, Form, Panel, Query, Variable
 
 COLUMNS: Final = 24
 HEIGHT: Final = 8

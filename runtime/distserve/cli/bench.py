@@ -32,10 +32,6 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         return int(args.measured_by(args))
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{error.name} is not installed, in a checkout: pip install '.[bench]'"
-        ) from error
     except (BenchError, WorkloadError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from distserve.cli.log_level import add_log_level
 from distserve.cli.usage import INTERRUPTED, UsageError, end_on_sigterm
 
 if TYPE_CHECKING:
     from distserve.api.strategies import StrategySpec
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 T = TypeVar("T")
 
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prefix-caching", choices=("on", "off"), default="on")
     add("--lease", default="30s", help="how long offered KV waits for its peer, as 30s")
     add("--key-file", type=Path, required=True, help="file with the deployment's key")
-    add("--log-level", choices=LOG_LEVELS, default="info")
+    add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from distserve.cli.log_level import add_log_level
 from distserve.cli.main import UsageError
 
 T = TypeVar("T")
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slo-ttft", help="objective for the time to first token, as 250ms")
     add("--slo-tpot", help="objective for the time per output token, as 100ms")
     add("--attainment-percent", type=float, default=90.0, help="share that is to meet both")
-    add("--log-level", choices=LOG_LEVELS, default="info")
+    add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distserve.cli.usage import INTERRUPTED
 from distserve.cli.usage import UsageError as UsageError
@@ -35,6 +35,19 @@ VERBS = {
     "drain": "preStop of an engine: wait until it is empty",
     "fetch-model": "init container of an engine: download its model into a shared cache",
 }
+EXTRAS = {
+    "up": "local,engine,gateway",
+    "demo": "local,engine,gateway",
+    "profile": "engine,bench",
+    "bench": "bench",
+    "observability": "observability",
+    "engine": "engine",
+    "instance": "engine",
+    "fetch-model": "engine",
+    "migrator": "migrator",
+    "gateway": "gateway",
+}
+"""What pyproject calls the packages that a verb needs; of the others it is `operator`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +55,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")
+
+
+class Version(argparse.Action):
+    """--version: asked of the installed package only when somebody wants to know."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"distserve {version('distserve')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,20 +83,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog="distserve", description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog="distserve",
+        description="Disaggregated LLM inference: serve, plan, render, place and measure it. "
+        "`distserve VERB --help` has the flags of each verb.",
+    )
+    parser.add_argument(
+        "--version", action=Version, nargs=0,
+        help="of this command; the operator's and the images' should be the same",
+    )  # fmt: skip
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    asked = next((a for a in arguments if not a.startswith("-")), None)
-    for name, summary in VERBS.items():
-        verb = verbs.add_parser(name, help=summary, description=summary)
-        if name == asked:
-            module = importlib.import_module(f"distserve.cli.{name.replace('-', '_')}")
-            module.add_arguments(verb)
-    args = parser.parse_args(arguments)
+    asked = next((a for a in arguments if not a.startswith("-")), "")
     try:
-        return int(module.run(args))
+        for name, summary in VERBS.items():
+            verb = verbs.add_parser(name, help=summary, description=summary)
+            if name == asked:
+                module = importlib.import_module(f"distserve.cli.{name.replace('-', '_')}")
+                module.add_arguments(verb)
+        return int(module.run(parser.parse_args(arguments)))
     except UsageError as error:
-        print(f"distserve {args.verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        said, code = str(error), error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "distserve":
+            raise
+        extra = EXTRAS.get(asked, "operator")
+        said = f"{error.name} is not installed, in a checkout: pip install '.[{extra}]'"
+        code = UsageError.exit_code
+    print(f"distserve {asked}: {said}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from distserve.cli.log_level import add_log_level
+
 TRANSPORTS = ("Auto", "SharedMemory", "TCP")
 
 
@@ -28,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how KV is read from peers; Auto: SharedMemory where it works, else TCP",
     )
     parser.add_argument("--key-file", type=Path, required=True, help="deployment key")
-    parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error")
-    )
+    add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:

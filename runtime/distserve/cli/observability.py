@@ -63,7 +63,3 @@ def _files(args: argparse.Namespace) -> "Files":
         return pack(rules, args.operator_namespace, args.operator_name, args.runbook_url)
     except ManifestError as error:
         raise UsageError(str(error)) from None
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("distserve"):
-            raise
-        raise UsageError(str(error)) from None

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from distserve.cli.log_level import add_log_level
+
 if TYPE_CHECKING:
     from distserve.operator.decide import DecideSettings
     from distserve.operator.settings import Settings, WebhookSettings
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--health-port", type=int, default=8081, help="/healthz and /readyz (default 8081)")
     add("--metrics-port", type=int, default=8080, help="/metrics (default 8080)")
     add("--workers", type=int, default=4, help="deployments at work at a time (default 4)")
-    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    add_log_level(parser)
     add("--log-format", choices=("json", "text"), default="json")
     add(
         "--engine-check",

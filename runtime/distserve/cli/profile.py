@@ -36,14 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.db is None:
         raise UsageError("the profile database is missing; give --db profile.sqlite")
     _refuse_without_effect(args)
-    verb = {None: _measure, "fit": _fit, "serving": _serving}[args.profiling]
-    try:
-        return verb(args)
-    except ModuleNotFoundError as error:
-        extra = "engine" if args.profiling is None else "bench"
-        raise UsageError(
-            f"{error.name} is not installed, in a checkout: pip install '.[{extra}]'"
-        ) from error
+    return {None: _measure, "fit": _fit, "serving": _serving}[args.profiling](args)
 
 
 def _refuse_without_effect(args: argparse.Namespace) -> None:
