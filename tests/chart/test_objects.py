@@ -127,6 +127,14 @@ def test_names_of_images(render: Any, image: Any, registry: str, name: str) -> N
     assert found.one("Pod")["spec"]["containers"][0]["image"] == own
 
 
+def test_a_tag_of_all_images(render: Any) -> None:
+    found = render({"images": {"tag": "main-1", "gateway": {"tag": "mine"}}})
+    assert found.container["image"] == "distserve/operator:main-1"
+    assert found.flags["--engine-image"] == "distserve/engine:main-1"
+    assert found.flags["--migrator-image"] == "distserve/migrator:main-1"
+    assert found.flags["--gateway-image"] == "distserve/gateway:mine"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "field"),
     [

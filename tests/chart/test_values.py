@@ -22,6 +22,7 @@ WRONG = [
     ({"images": {"pullPolicy": "Sometimes"}}, "at '/images/pullPolicy': value must be one of"),
     ({"images": {"sidecar": {}}}, "at '/images': additional properties 'sidecar' not allowed"),
     ({"images": {"engine": {"digest": "1234"}}}, "at '/images/engine/digest': '1234' does not"),
+    ({"images": {"tag": ":1"}}, "at '/images/tag': ':1' does not match"),
     ({"images": {"engine": {"tag": ":1"}}}, "at '/images/engine/tag': ':1' does not match"),
     ({"images": {"engine": {"repository": ""}}}, "at '/images/engine/repository': '' does not"),
     ({"images": {"registry": "https://x/"}}, "at '/images/registry': 'https://x/' does not"),

@@ -107,7 +107,7 @@ def test_the_version_is_the_images(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "absent", "extra"),
     [
-        (["why", "tiny"], "kubernetes.aio", "operator"),
+        (["why", "tiny"], "kubernetes", "operator"),
         (["render", "-f", str(SAMPLE)], "yaml", "operator"),
         (["engine"], "pydantic", "engine"),
         (["profile", "fit", "--db", "x.sqlite"], "numpy", "engine,bench"),

@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if $image.digest -}}
 {{- with $image.tag }}:{{ . }}{{ end }}@{{ $image.digest -}}
 {{- else -}}
-:{{ $image.tag | default $root.Chart.AppVersion -}}
+:{{ $image.tag | default $root.Values.images.tag | default $root.Chart.AppVersion -}}
 {{- end -}}
 {{- end }}
 

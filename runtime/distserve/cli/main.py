@@ -104,10 +104,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except UsageError as error:
         said, code = str(error), error.exit_code
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "distserve":
+        package = (error.name or "distserve").partition(".")[0]
+        if package == "distserve":
             raise
         extra = EXTRAS.get(asked, "operator")
-        said = f"{error.name} is not installed, in a checkout: pip install '.[{extra}]'"
+        said = f"{package} is not installed, in a checkout: pip install '.[{extra}]'"
         code = UsageError.exit_code
     print(f"distserve {asked}: {said}", file=sys.stderr)
     return code
