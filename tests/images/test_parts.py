@@ -219,14 +219,15 @@ def test_the_machines_way_to_the_registries_is_lent(
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts programs of these names, which all succeed or fail, on an otherwise empty PATH."""
+    """Puts programs of these names, which all succeed or fail, on an otherwise empty PATH. What
+    they are asked for they answer with `version`."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
 
-    def put(*names: str, status: int = 0) -> None:
+    def put(*names: str, status: int = 0, version: str = "25.0.5") -> None:
         for name in names:
             program = tmp_path / "bin" / name
-            program.write_text(f"#!/bin/sh\nexit {status}\n")
+            program.write_text(f"#!/bin/sh\necho {version}\nexit {status}\n")
             program.chmod(0o755)
 
     return put
@@ -246,8 +247,18 @@ def test_the_first_builder_that_answers_is_taken(
     assert builders.choose(tmp_path, "key", "", quiet) == builders.Engine("docker")
 
 
+def test_a_builder_that_writes_no_oci_layout_is_passed_over(
+    tmp_path: Path, programs: Callable[..., None]
+) -> None:
+    programs("docker", version="20.10.24+dfsg1")
+    programs("podman", version="4.3.1")
+    quiet = Progress(io.StringIO())
+    assert builders.choose(tmp_path, "key", "", quiet) == builders.Engine("podman")
+
+
 DOCKER = """#!/bin/sh
 echo "$@" >> {log}
+echo 25.0.5
 for word in "$@"; do
   case $word in --output=*) /bin/cp {saved} "${{word#--output=}}";; esac
 done
@@ -281,6 +292,11 @@ def test_what_is_current_is_not_built_again_and_what_is_old_goes(
     assert "--target=gateway --tag=docker.io/distserve/gateway:1.2" in said
     assert archives(("gateway",), quiet, context=context) == {"gateway": made["gateway"]}
     assert log.read_text() == said
+    tagged = Context(checkout, tag="main-1")
+    (mine,) = archives(("gateway",), quiet, context=tagged).values()
+    assert archive.Image(mine).name == "docker.io/distserve/gateway:main-1"
+    assert "--tag=docker.io/distserve/gateway:main-1" in log.read_text()
+    said = log.read_text()
     (checkout / "source" / "code.py").write_text("edited")
     assert archives(("gateway",), quiet, context=context)["gateway"] != made["gateway"]
     assert log.read_text() != said
@@ -299,6 +315,13 @@ def test_the_local_base_is_kept_under_what_it_is_made_of(tmp_path: Path) -> None
     assert base.name == f"localhost/distserve-base:{base.key}"
     (tmp_path / f"base-{base.key}.tar").write_text("made before")
     assert base.tree(Progress(io.StringIO())).read_text() == "made before"
+
+
+def test_a_tag_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["build", "--tag", "a b"])
+    assert ended.value.code == 2
+    assert "'a b' is no tag" in capsys.readouterr().err
 
 
 def test_an_unknown_target_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """`python -m tools.images build [TARGET...]`: the project's container images as OCI archives."""
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from tools.cluster.errors import ClusterError
 from tools.images.archive import Image
 from tools.images.build import archives
-from tools.images.context import TARGETS
+from tools.images.context import TARGETS, Context
 
 
 def main(arguments: list[str]) -> int:
@@ -17,12 +18,14 @@ def main(arguments: list[str]) -> int:
     build = verbs.add_parser("build", help="build what is not current and print sizes")
     build.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)} (all)")
     build.add_argument("--base", default="", help="base image, instead of the usual one")
+    build.add_argument("--tag", type=_tag, help="of the images: one of your own for each build")
     build.add_argument("--output", type=Path, help="copy the archives into this folder")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.targets) - set(TARGETS):
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     try:
-        made = archives(chosen.targets or TARGETS, base=chosen.base)
+        context = Context(tag=chosen.tag or "")
+        made = archives(chosen.targets or TARGETS, base=chosen.base, context=context)
     except ClusterError as failed:
         print(f"images: {failed}", file=sys.stderr)
         return 1
@@ -34,6 +37,12 @@ def main(arguments: list[str]) -> int:
         }
     print_sizes(made)
     return 0
+
+
+def _tag(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no tag: letters, digits, _, . and - are")
+    return text
 
 
 def print_sizes(made: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Who builds: the first of docker, podman and buildah that works here.
+"""Who builds: the first of docker, podman and buildah that works here and is not too old.
 
 buildah needs no daemon and no registry; where it builds, the base is of our own making (base.py).
 The machine's way to the package registries (pip's configuration, certificates) is lent to the
@@ -28,6 +28,8 @@ EXPORT_SECONDS = 1200.0
 ANSWER_SECONDS = 20.0
 LOG_SECONDS = 60.0
 
+_OLDEST = {"docker": (25, "{{.ServerVersion}}"), "podman": (4, "{{.Version.Version}}")}
+"""The first that write OCI layouts, and where `info` has the version."""
 _PIP_CONFIGURATIONS = ("~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf")
 _CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -129,7 +131,7 @@ def choose(folder: Path, packages_key: str, base: str, progress: Progress) -> Bu
 
     Raises Unavailable with what to install where there is none.
     """
-    for program in ("docker", "podman"):
+    for program in _OLDEST:
         if _answers(program):
             return Engine(program, base)
     install_packages("buildah", "mmdebstrap")
@@ -168,11 +170,13 @@ def machine_secrets() -> dict[str, Path]:
 def _answers(program: str) -> bool:
     if shutil.which(program) is None:
         return False
+    oldest, version = _OLDEST[program]
     try:
-        run([program, "info"], seconds=ANSWER_SECONDS)
+        said = run([program, "info", f"--format={version}"], seconds=ANSWER_SECONDS)
     except ClusterError:
         return False
-    return True
+    major = said.strip().partition(".")[0]
+    return major.isdecimal() and int(major) >= oldest
 
 
 def follow(

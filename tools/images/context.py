@@ -5,7 +5,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TARGETS = ("operator", "gateway", "migrator", "engine")
@@ -18,6 +18,8 @@ class Context:
     """A checkout as a builder sees it."""
 
     folder: Path = CHECKOUT
+    tag: str = ""
+    """Of the images; empty is the version, which pods are rendered with."""
 
     @property
     def version(self) -> str:
@@ -25,8 +27,7 @@ class Context:
         return str(project["version"])
 
     def image(self, target: str) -> str:
-        """The name that rendered pods ask for."""
-        return f"{REPOSITORY}/{target}:{self.version}"
+        return f"{REPOSITORY}/{target}:{self.tag or self.version}"
 
     def files(self) -> Iterator[Path]:
         """All files that can have an effect on an image, in a fixed order."""
@@ -45,11 +46,11 @@ class Context:
             copy = folder / path.relative_to(self.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
-        return Context(folder)
+        return replace(self, folder=folder)
 
     def key(self, base: str) -> str:
-        """Hash of the base's name and of every file."""
-        digest = hashlib.sha256(base.encode())
+        """Hash of the base's name, of the tag and of every file."""
+        digest = hashlib.sha256(f"{base} {self.tag}".rstrip().encode())
         for path in self.files():
             content = path.read_bytes()
             digest.update(f"\0{path.relative_to(self.folder)}\0{len(content)}\0".encode())
