@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import subprocess
 import sys
 import tarfile
 import tomllib
@@ -329,3 +330,17 @@ def test_an_unknown_target_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         command.main(["build", "gatway"])
     assert ended.value.code == 2
     assert "no target gatway; there are operator, gateway" in capsys.readouterr().err
+
+
+def test_it_needs_nothing_installed() -> None:
+    """As docs/install.md says: no virtual environment."""
+    words = [sys.executable, "-I", "-S", "-c", STANDARD_LIBRARY_ALONE, str(CHECKOUT)]
+    subprocess.run(words, check=True, timeout=60)
+
+
+STANDARD_LIBRARY_ALONE = """
+import subprocess
+import sys
+sys.path.insert(0, sys.argv[1])
+import tools.images.__main__
+"""

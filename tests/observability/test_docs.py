@@ -6,8 +6,12 @@ from typing import Any
 import yaml
 from tools.cluster.cluster import CHECKOUT
 
+from distserve.api.deployment import DistServeDeployment
+from distserve.cli.log_level import VARIABLE
 from distserve.cli.main import main
 from distserve.observability.dashboards import DASHBOARDS
+from distserve.resources.render import render
+from distserve.resources.settings import RenderSettings, released_images
 
 DOCS = CHECKOUT / "docs"
 PAGE = (DOCS / "observability.md").read_text()
@@ -59,3 +63,22 @@ def test_the_command_is_taken(tmp_path: Any, monkeypatch: Any) -> None:
     assert main(command.split()) == 0
     for file in re.findall(r"`(pack/[a-z./]+)`", PAGE):
         assert (tmp_path / file).is_file(), file
+
+
+def test_the_log_level_reaches_the_containers() -> None:
+    (block,) = re.findall(r"```yaml\n(spec:\n.*?)```", PAGE, re.DOTALL)
+    document = yaml.safe_load((CHECKOUT / "manifests/samples/tiny-cpu.yaml").read_text())
+    for section, said in yaml.safe_load(block)["spec"].items():
+        document["spec"][section] = document["spec"].get(section, {}) | said
+    objects = render(
+        DistServeDeployment.model_validate(document), RenderSettings(released_images())
+    )
+    pods = [one["spec"]["template"]["spec"] for one in objects if "template" in one.get("spec", {})]
+    found = {
+        container["name"]: entry["value"]
+        for pod in pods
+        for container in (*pod.get("initContainers", []), *pod["containers"])
+        for entry in container.get("env", [])
+        if entry["name"] == VARIABLE
+    }
+    assert found == dict.fromkeys(("gateway", "engine", "kv-migrator"), "debug")

@@ -218,10 +218,11 @@ async def _uncounted(client: Client, request: Planned) -> Outcome:
 
 
 def _texts_at_each_rate(recipe: Recipe) -> str:
-    cure = "switch the server's prefix cache off"
-    if recipe.arrivals.kind != "recorded":
-        cure += ", or ask for one rate at a time with a --seed of its own"
-    return f"the set's texts are sent again at each rate, and a prefix cache knows them: {cure}"
+    seed = "" if recipe.arrivals.kind == "recorded" else " or with a --seed of its own"
+    return (
+        "the set's texts are sent again at each rate, and a prefix cache knows them: ask for one "
+        f"rate at a time, the server started anew before each{seed}, or switch its cache off"
+    )
 
 
 def _told(ran: Ran, files: RunFiles, done: list[Ran], say: Callable[[str], None]) -> None:
