@@ -10,6 +10,7 @@ from distserve.api.deployment import DistServeDeployment
 from distserve.cli.log_level import VARIABLE
 from distserve.cli.main import main
 from distserve.observability.dashboards import DASHBOARDS
+from distserve.observability.selecting import DEPLOYMENT
 from distserve.resources.render import render
 from distserve.resources.settings import RenderSettings, released_images
 
@@ -82,3 +83,14 @@ def test_the_log_level_reaches_the_containers() -> None:
         if entry["name"] == VARIABLE
     }
     assert found == dict.fromkeys(("gateway", "engine", "kv-migrator"), "debug")
+
+
+def test_an_autoscaler_is_shown_the_queue_of_its_own_deployment_alone() -> None:
+    """Of an external metric all series of the namespace are added up that the selector matches."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "operate.md").read_text(), re.DOTALL)
+    found = [yaml.safe_load(block) for block in blocks if "type: External" in block]
+    for autoscaler in found:
+        name = autoscaler["spec"]["scaleTargetRef"]["name"]
+        for metric in autoscaler["spec"]["metrics"]:
+            assert metric["external"]["metric"]["selector"]["matchLabels"] == {DEPLOYMENT: name}
+    assert found
