@@ -339,7 +339,6 @@ def test_it_needs_nothing_installed() -> None:
 
 
 STANDARD_LIBRARY_ALONE = """
-import subprocess
 import sys
 sys.path.insert(0, sys.argv[1])
 import tools.images.__main__

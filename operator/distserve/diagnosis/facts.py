@@ -37,8 +37,8 @@ class Facts:
     children: tuple[Object, ...] = ()
     """StatefulSets and the gateway's Deployment."""
     events: tuple[Object, ...] | None = ()
-    """Of the deployment, its children, their ReplicaSets and its pods, oldest first; None where they
-    may not be read."""
+    """Of the deployment, its children, their ReplicaSets and its pods, oldest first; None where
+    they may not be read."""
     logs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(pod, container) -> the last lines of what ended, or of what is not ready."""
     operator_pods: tuple[Object, ...] | None = None

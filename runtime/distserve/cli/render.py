@@ -1,4 +1,4 @@
-"""`distserve render`: the Kubernetes objects of a deployment as they are applied, without its key."""
+"""`distserve render`: a deployment's Kubernetes objects as they are applied, without its key."""
 
 import argparse
 import json
