@@ -6,7 +6,7 @@ The last keeps a draw the same when logits differ in their last bits, as they do
 and a whole prefill; sorting by probability would not.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from distserve.wire.dialect import SamplingParams
 from distserve.wire.messages import TokenLogprobs
 
 _BATCH_VALUES = 4 << 20
-"""Rows are sampled in groups of so many logits: float64 copies of them take 32 MiB each."""
+"""Rows are copied in groups of so many logits: in float64 that takes 32 MiB each time. So whatever
+requests ask for, a step takes hardly more than the warm-up's, for which there was memory."""
 
 _CANDIDATES = 256
 """Heaviest tokens that are looked at before a row is sorted whole for top_p."""
@@ -33,16 +34,30 @@ class Sampler:
 
         Log-probabilities are those of the model, before anything is applied.
         """
-        scores = self._adjusted(logits, draws)
-        tokens = scores.argmax(dim=-1)
-        random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
-        group = max(1, _BATCH_VALUES // logits.shape[-1])
-        for first in range(0, len(random), group):
-            rows = random[first : first + group]
+        vocabulary = logits.shape[-1]
+        random: list[int] = []
+        greedy: list[int] = []
+        for row, draw in enumerate(draws):
+            if draw.params.temperature > 0:
+                random.append(row)
+            elif self._adjusts(draw, vocabulary):
+                greedy.append(row)
+        tokens = logits.argmax(dim=-1)
+        for rows in _groups(random, vocabulary):
             picked = [draws[row] for row in rows]
-            tokens[rows] = _pick(_filtered(scores[rows].double(), picked), picked)
+            scores = self._adjusted(logits[rows], picked)
+            tokens[rows] = _pick(_filtered(scores.double(), picked), picked)
+        for rows in _groups(greedy, vocabulary):
+            scores = self._adjusted(logits[rows], [draws[row] for row in rows])
+            tokens[rows] = scores.argmax(dim=-1)
         chosen: list[int] = tokens.tolist()
         return _with_logprobs(logits, draws, chosen)
+
+    def _adjusts(self, draw: Draw, vocabulary: int) -> bool:
+        """Whether it is not to be drawn from the model's own scores."""
+        params = draw.params
+        is_changed = _is_penalised(params) or bool(params.logit_bias)
+        return is_changed or bool(self._banned(draw, vocabulary))
 
     def _adjusted(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         scores = logits
@@ -100,12 +115,18 @@ def _with_logprobs(
     if not rows:
         return [Sampled(token) for token in tokens]
     widest = max(draws[row].params.logprobs or 0 for row in rows)
-    found = token_logprobs(logits[rows], [tokens[row] for row in rows], widest)
-    by_row = {
-        row: scored.cut(draws[row].params.logprobs or 0)
-        for row, scored in zip(rows, found, strict=True)
-    }
+    by_row: dict[int, TokenLogprobs] = {}
+    for group in _groups(rows, logits.shape[-1]):
+        found = token_logprobs(logits[group], [tokens[row] for row in group], widest)
+        for row, scored in zip(group, found, strict=True):
+            by_row[row] = scored.cut(draws[row].params.logprobs or 0)
     return [Sampled(token, by_row.get(row)) for row, token in enumerate(tokens)]
+
+
+def _groups(rows: Sequence[int], vocabulary: int) -> Iterator[Sequence[int]]:
+    size = max(1, _BATCH_VALUES // vocabulary)
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
 def _is_penalised(params: SamplingParams) -> bool:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from distserve.engine import sampler
 from distserve.engine.batch import Draw
 from distserve.engine.noise import uniform
 from distserve.engine.sampler import Sampler, _filtered, token_logprobs
@@ -71,6 +73,37 @@ def test_rows_of_a_batch_do_not_share_their_settings() -> None:
     together = SAMPLER.sample(rows, draws)
     assert together == [SAMPLER.sample(LOGITS[None], [d])[0] for d in draws]
     assert [s.token for s in together[1:]] == [3, 3, 3, 4]
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made meanwhile."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.bytes = max(self.bytes, one.numel() * one.itemsize)
+        return made
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_requests_ask_for_takes_memory_for_a_few_rows_at_a_time(
+    monkeypatch, temperature
+) -> None:
+    """Copies of all rows can be hundreds of megabytes, which no warm-up has had."""
+    vocabulary, rows = 1000, 40
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0)).bfloat16()
+    asked = {"presence_penalty": 1.0, "logprobs": 5, "temperature": temperature}
+    draws = [draw(seed=row, output=[row], **asked) for row in range(rows)]
+    alone = [SAMPLER.sample(logits[row, None], [draws[row]])[0] for row in range(rows)]
+    monkeypatch.setattr(sampler, "_BATCH_VALUES", 3 * vocabulary)
+    with Largest() as largest:
+        found = SAMPLER.sample(logits, draws)
+    assert [one.token for one in found] == [one.token for one in alone]
+    assert [one.logprobs.rank for one in found] == [one.logprobs.rank for one in alone]
+    assert largest.bytes <= 3 * vocabulary * 8
 
 
 def test_greedy_takes_the_first_best() -> None:
