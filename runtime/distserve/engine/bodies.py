@@ -77,6 +77,7 @@ def build_body(raw: Mapping[str, Any], dtype: torch.dtype) -> Body:
     except Exception as error:  # transformers raises what its validators happen to raise
         line = " ".join(str(error).split())
         raise ModelError(f"config.json is not valid for {architecture}: {line}") from error
+    _refuse_rope(config)
     register_attention()
     config._attn_implementation = ATTENTION_NAME
     return _build(getattr(modeling, architecture), config, dtype)
@@ -116,6 +117,17 @@ def _refuse(raw: Mapping[str, Any]) -> None:
         raise ModelError(
             f"sliding-window attention ({window} tokens) is not served: choose a model without it, "
             "or lower max_position_embeddings in config.json to the window"
+        )
+
+
+def _refuse_rope(config: Any) -> None:
+    """Longrope has two sets of frequencies, and transformers takes one of them for all rows of a
+    call, by the furthest position in it. Our calls hold many requests."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        raise ModelError(
+            "rope scaling of type longrope is not served: choose a model without it, or with "
+            "another type (llama3, yarn, linear)"
         )
 
 

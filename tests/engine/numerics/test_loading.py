@@ -126,6 +126,9 @@ def test_weights_that_do_not_match_are_named(folder) -> None:
     refused(path, "model.extra has no place")
 
 
+LONGROPE = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "rope_theta": 1e4}
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -133,6 +136,8 @@ def test_weights_that_do_not_match_are_named(folder) -> None:
         ({"architectures": None}, "is not served"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
         ({"sliding_window": 128}, "sliding-window"),
+        ({"rope_parameters": LONGROPE | {"rope_type": "longrope"}}, "longrope is not served"),
+        ({"rope_scaling": LONGROPE | {"type": "longrope"}}, "longrope is not served"),
         ({"hidden_size": "many"}, "config.json is not valid"),
         ({"num_attention_heads": 3}, "config.json"),
     ],
