@@ -96,7 +96,12 @@ async def move(p: Engine, d: Engine, size: int, scattered: bool) -> tuple[float,
     there = list(range(blocks))
     here = list(np.random.default_rng(0).permutation(blocks)) if scattered else there
     p.channel.send(
-        messages.Offer(transfer=transfer, spans=[BlockSpan(tokens, there)], lease_ms=30_000)
+        messages.Offer(
+            transfer=transfer,
+            spans=[BlockSpan(tokens, there)],
+            timeout_ms=60_000,
+            lease_ms=30_000,
+        )
     )
     await p.hear(messages.Offered)
     p.channel.send(messages.ChunkReady(transfer, tokens))

@@ -145,8 +145,15 @@ class FakeEngine:
         ends = (messages.Fetched, messages.Failed, messages.Released)
         return [m for m in self.heard if isinstance(m, ends) and m.transfer == transfer]
 
-    async def offer(self, transfer, span, lease_ms=5000):
-        self.send(messages.Offer(transfer=transfer, spans=[span], lease_ms=lease_ms))
+    def announce(self, transfer, span, lease_ms=5000, timeout_ms=60_000):
+        self.send(
+            messages.Offer(
+                transfer=transfer, spans=[span], timeout_ms=timeout_ms, lease_ms=lease_ms
+            )
+        )
+
+    async def offer(self, transfer, span, **options):
+        self.announce(transfer, span, **options)
         await self.hear(messages.Offered, transfer)
 
     def ready(self, transfer, span, tokens=None, seed=0):

@@ -18,7 +18,7 @@ FIRST, SECOND = TokenRange(0, 16), TokenRange(16, 32)
 async def halfway(harness, p, d, lease_ms=5000):
     """A transfer `t` of which one of two chunks has arrived."""
     there, here = harness.span(0, 32, 0, 2), harness.span(0, 32, 5, 1)
-    await p.offer("t", there, lease_ms)
+    await p.offer("t", there, lease_ms=lease_ms)
     d.expect("t", p.address)
     d.fetch("t", here)
     p.ready("t", there, FIRST)
@@ -82,8 +82,10 @@ async def test_without_another_reader_the_lease_runs_out(harness, transport):
     await harness.migrator("p", transport=transport)
     reader = harness.process("d", transport)
     p, d = await harness.engine("p"), await harness.engine("d")
-    await halfway(harness, p, d, lease_ms=1000)
+    there, _ = await halfway(harness, p, d, lease_ms=1000)
     reader.kill()
+    p.ready("t", there, SECOND)
+    p.commit("t")
     assert await p.hear(messages.Released) == messages.Released(transfer="t", fetched=False)
 
 
@@ -143,9 +145,39 @@ async def test_an_engine_that_restarts_unnoticed_replaces_its_former_life(harnes
 # ---- leases -------------------------------------------------------------------------------------
 
 
+async def wait_out(harness, p, lease_ms):
+    """Until such a lease has run out."""
+    there = harness.span(0, 16, 3)
+    await p.offer("alone", there, lease_ms=lease_ms)
+    p.ready("alone", there)
+    p.commit("alone")
+    assert not (await p.hear(messages.Released, "alone")).fetched
+
+
 async def test_an_offer_nobody_expects_ends_with_its_lease(harness):
     p, _ = await harness.pair()
-    await p.offer("t", harness.span(0, 16, 1), lease_ms=100)
+    await wait_out(harness, p, lease_ms=100)
+
+
+async def test_a_step_longer_than_the_lease_does_not_end_its_offer(harness):
+    """Nobody hears of the offer before the step is over, so nobody can keep its lease alive."""
+    p, d = await harness.pair()
+    there, here = harness.span(0, 32, 0, 2), harness.span(0, 32, 5, 1)
+    await p.offer("t", there, lease_ms=1000)
+    p.ready("t", there, FIRST)  # was cached
+    await wait_out(harness, p, lease_ms=2000)
+    assert not p.endings("t")
+    p.ready("t", there, SECOND)
+    p.commit("t")
+    d.expect("t", p.address)
+    d.fetch("t", here)
+    assert isinstance(await d.ending("t"), messages.Fetched)
+    assert d.holds(here)
+
+
+async def test_an_offer_that_is_never_computed_ends_after_its_requests_time(harness):
+    p, _ = await harness.pair()
+    await p.offer("t", harness.span(0, 16, 1), lease_ms=100, timeout_ms=100)
     assert not (await p.hear(messages.Released)).fetched
 
 
@@ -157,8 +189,7 @@ async def test_heartbeats_keep_an_expected_offer_while_there_is_no_room(harness,
     p.ready("t", there)
     p.commit("t")
     d.expect("t", p.address)
-    await p.offer("alone", harness.span(0, 16, 3), lease_ms=3000)
-    await p.hear(messages.Released, "alone")  # so three leases of `t` have passed
+    await wait_out(harness, p, lease_ms=3000)
     assert not p.endings("t")
     d.fetch("t", here)
     assert isinstance(await d.ending("t"), messages.Fetched)
@@ -253,7 +284,7 @@ async def test_the_newest_pull_holds(harness):
 async def test_abort_at_any_time(harness, transport, who, when):
     p, d = await harness.pair(transport)
     there, here = harness.span(0, 32, 0, 2), harness.span(0, 32, 5, 1)
-    await p.offer("t", there, lease_ms=1000)
+    await p.offer("t", there, lease_ms=1000, timeout_ms=0)
     d.expect("t", p.address)
     if when in ("fetching", "committed"):
         d.fetch("t", here)
@@ -283,7 +314,7 @@ async def test_abort_at_any_time(harness, transport, who, when):
 async def test_an_abort_that_overtakes_wins(harness):
     p, d = await harness.pair()
     p.abort("t")
-    p.send(messages.Offer(transfer="t", spans=[harness.span(0, 16, 1)], lease_ms=1000))
+    p.announce("t", harness.span(0, 16, 1))
     assert not (await p.hear(messages.Released, "t")).fetched
     d.abort("u")
     d.expect("u", p.address)
@@ -325,7 +356,7 @@ async def test_an_unreachable_source(harness, address):
 
 async def test_blocks_that_the_pool_does_not_have_are_refused(harness):
     p, d = await harness.pair()
-    p.send(messages.Offer(transfer="o", spans=[harness.span(0, 16, 64)], lease_ms=1000))
+    p.announce("o", harness.span(0, 16, 64))
     assert not (await p.hear(messages.Released, "o")).fetched
     await p.offer("t", harness.span(0, 16, 1))
     d.expect("t", p.address)
@@ -355,7 +386,7 @@ async def test_drain_refuses_the_new_and_waits_for_the_old(harness):
     d.send(messages.Drain())
     d.expect("new", p.address)
     assert (await d.ending("new")).reason == "refused: draining"
-    p.send(messages.Offer(transfer="new", spans=[there], lease_ms=1000))
+    p.announce("new", there)
     await p.hear(messages.Released, "new")
     assert not [m for m in p.heard + d.heard if isinstance(m, messages.Drained)]
     p.ready("t", there, SECOND)

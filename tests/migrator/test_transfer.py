@@ -25,7 +25,7 @@ class Transfer(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now = 0.0
-        self.source = tr.SourceTransfer("t", 1, SPANS, LEASE, LEASE)
+        self.source = tr.SourceTransfer("t", 1, SPANS, LEASE, 3 * LEASE)
         self.to_source = []
         self.to_reader = []
         self.generation = 0
@@ -158,7 +158,7 @@ class Transfer(RuleBasedStateMachine):
 
     @rule()
     def commit(self):
-        self.act(self.source.commit(RECORD))
+        self.act(self.source.commit(RECORD, self.now))
 
     @rule(really=st.integers(0, 3))
     def source_aborts(self, really):
@@ -267,10 +267,10 @@ TestTransfer = Transfer.TestCase
 
 
 def test_done_after_the_lease_is_answered_expired_and_nothing_is_fetched():
-    source = tr.SourceTransfer("t", 1, SPANS, LEASE, LEASE)
+    source = tr.SourceTransfer("t", 1, SPANS, LEASE, 2 * LEASE)
     target = tr.TargetTransfer("t", 1, "peer", 1, 100)
     source.chunk_ready(TokenRange(0, 32))
-    source.commit(RECORD)
+    source.commit(RECORD, 0)
     target.fetch(SPANS, 0, 1)
     source.pulled(READER, 1, 1, 0)
     target.pulling(1, SPANS)
@@ -283,6 +283,28 @@ def test_done_after_the_lease_is_answered_expired_and_nothing_is_fetched():
     failed = messages.Failed(transfer="t", reason="expired", retryable=True)
     assert target.lease_ended(1, end.ok, LEASE) == [tr.ToEngine(failed)]
     assert source.expired
+
+
+def test_the_lease_runs_once_all_is_computed():
+    """However long a step takes: until its end no reader hears of the offer."""
+    source = tr.SourceTransfer("t", 1, SPANS, LEASE, 20 * LEASE)
+    source.chunk_ready(TokenRange(0, 16))  # was cached
+    source.renew(LEASE)
+    source.pulled(READER, 1, 1, LEASE)
+    assert source.tick(10 * LEASE) == []
+    source.commit(RECORD, 10 * LEASE)
+    assert source.deadline == 11 * LEASE
+    source.renew(10.5 * LEASE)
+    source.tick(11.5 * LEASE)
+    assert source.expired
+
+
+def test_an_offer_that_is_never_committed_ends_and_is_not_revived():
+    source = tr.SourceTransfer("t", 1, SPANS, LEASE, 2 * LEASE)
+    released = messages.Released(transfer="t", fetched=False)
+    assert source.commit(RECORD, 2 * LEASE) == [tr.ToEngine(released)]
+    assert source.expired
+    assert source.over
 
 
 def test_ranges_that_overlap_are_read_once():

@@ -15,7 +15,9 @@ LAYOUT = PoolLayout(
     dtype="float32",
 )  # fmt: skip
 HELLO = messages.Hello(instance="a", epoch=1, fingerprint="f", pools=[LAYOUT])
-OFFER = messages.Offer(transfer="t", spans=[BlockSpan(TokenRange(0, 3), [1])], lease_ms=1000)
+OFFER = messages.Offer(
+    transfer="t", spans=[BlockSpan(TokenRange(0, 3), [1])], timeout_ms=1000, lease_ms=1000
+)
 
 
 @pytest.fixture

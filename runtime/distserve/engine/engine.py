@@ -186,10 +186,11 @@ class Engine:
             self._reports.changed()
 
     def _offer(self, sequence: Choice) -> None:
-        transfer, table = sequence.request.transfer, self._blocks.table(sequence.owner)
+        request, table = sequence.request, self._blocks.table(sequence.owner)
+        transfer, request_id = request.transfer, request.leg.request_id
         assert transfer is not None
-        request_id = sequence.request.leg.request_id
-        self._transfers.offer(transfer, sequence.length, table, request_id)
+        timeout_ms = (request.deadline - self._clock()) * 1000
+        self._transfers.offer(transfer, sequence.length, table, timeout_ms, request_id)
         self._transfers.chunk_ready(transfer, 0, sequence.computed)
 
     def _fail_step(self, entries: list[Entry], error: Exception) -> None:

@@ -72,7 +72,14 @@ class Transfers:
 
     # ---- prefill side ----------------------------------------------------------------------------
 
-    def offer(self, transfer: str, tokens: int, table: Sequence[int], request_id: str = "") -> None:
+    def offer(
+        self,
+        transfer: str,
+        tokens: int,
+        table: Sequence[int],
+        timeout_ms: float,
+        request_id: str = "",
+    ) -> None:
         """These blocks will hold the KV of the first `tokens` tokens."""
         self._offers[transfer] = _Entry()
         self._blocks.share(offer_owner(transfer), table)
@@ -80,6 +87,7 @@ class Transfers:
             Offer(
                 transfer=transfer,
                 spans=[BlockSpan(TokenRange(0, tokens), list(table))],
+                timeout_ms=timeout_ms,
                 lease_ms=self._lease_seconds * 1000,
                 request_id=request_id,
             )

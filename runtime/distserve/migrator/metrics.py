@@ -56,7 +56,7 @@ class Metrics:
             registry=registry,
         )
         self.leases = Gauge(
-            "distserve_kv_transfer_leases", "Offers whose lease runs here.", registry=registry
+            "distserve_kv_transfer_leases", "Offers that are held here.", registry=registry
         )
         self.renewed = Counter(
             "distserve_kv_transfer_leases_renewed", "Renewals of a lease.", registry=registry

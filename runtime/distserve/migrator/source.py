@@ -89,10 +89,9 @@ class Source:
             log.warning("no offer of %s: %s", offer.transfer, error)
             instance.send(messages.Released(transfer=offer.transfer, fetched=False))
             return
-        lease = offer.lease_ms / 1e3
-        transfer = SourceTransfer(
-            offer.transfer, instance.epoch, offer.spans, lease, self._now + lease
-        )
+        timeout, lease = min(max(offer.timeout_ms, 0.0), 86_400_000) / 1e3, offer.lease_ms / 1e3
+        deadline = self._now + timeout + lease
+        transfer = SourceTransfer(offer.transfer, instance.epoch, offer.spans, lease, deadline)
         self._transfers[offer.transfer] = transfer
         self._metrics.leases.set(len(self._transfers))
         instance.send(messages.Offered(offer.transfer))
@@ -104,7 +103,7 @@ class Source:
 
     def commit(self, message: messages.Commit) -> None:
         if transfer := self._transfers.get(message.transfer):
-            self._act(transfer, transfer.commit(message.record))
+            self._act(transfer, transfer.commit(message.record, self._now))
 
     def abort(self, name: str) -> bool:
         """Whether there was such an offer."""

@@ -72,7 +72,12 @@ TargetAction = ToEngine | ToSource | StartRead | CancelReads
 
 @dataclass(slots=True)
 class SourceTransfer:
-    """An offer. `reader` numbers a connection, so a number never returns."""
+    """An offer. `reader` numbers a connection, so a number never returns.
+
+    The lease runs from the commit on. Before, its engine computes, maybe in one step that is longer
+    than the lease, and until that step's end no reader hears of the offer; that the engine is there
+    its own connection says. Then `deadline` is for an engine that never commits.
+    """
 
     transfer: str
     epoch: int
@@ -97,10 +102,12 @@ class SourceTransfer:
         self.ready.append(tokens)
         return self._to_pull(lambda t, g: peer.Ready(transfer=t, generation=g, tokens=[tokens]))
 
-    def commit(self, record: messages.CommitRecord) -> list[SourceAction]:
+    def commit(self, record: messages.CommitRecord, now: float) -> list[SourceAction]:
+        actions = self.tick(now)
         if self.ending or self.over or self.record is not None:
-            return []
+            return actions
         self.record = record
+        self._hold(now)
         return self._to_pull(lambda t, g: peer.Committed(transfer=t, generation=g, record=record))
 
     def pulled(self, reader: int, generation: int, epoch: int, now: float) -> list[SourceAction]:
@@ -114,7 +121,7 @@ class SourceTransfer:
             lambda t, g: peer.PullFailed(t, g, "gone: another reader pulls it")
         )
         self.pull = (reader, generation)
-        self.deadline = now + self.lease_seconds
+        self._hold(now)
         answer = peer.Pulling(transfer=self.transfer, generation=generation, spans=self.spans)
         actions.append(ToReader(reader, answer))
         if self.ready:
@@ -132,7 +139,7 @@ class SourceTransfer:
         """A heartbeat lists it. A lease that has run out cannot be renewed."""
         actions = self.tick(now)
         if not self.ending and not self.over:
-            self.deadline = now + self.lease_seconds
+            self._hold(now)
         return actions
 
     def may_read(self, reader: int, generation: int, now: float) -> bool:
@@ -196,6 +203,11 @@ class SourceTransfer:
         self.ending, self.expired, self.pull = True, True, None
         self.deadline = now + ACK_SECONDS
         return actions + self._settle()
+
+    def _hold(self, now: float) -> None:
+        """The lease starts anew, if it runs."""
+        if self.record is not None:
+            self.deadline = now + self.lease_seconds
 
     def _to_pull(self, make: Callable[[str, int], peer.SourceMessage]) -> list[SourceAction]:
         if self.pull is None:

@@ -77,6 +77,8 @@ class Offer(Struct, frozen=True, tag="offer", kw_only=True):
 
     transfer: str
     spans: list[BlockSpan]
+    timeout_ms: float
+    """What is left of the request's time: the lease begins with COMMIT, or when this is over."""
     lease_ms: float
     request_id: str = ""
     """Of the client's request: joins the migrator's logs to the others'."""

@@ -74,6 +74,17 @@ def test_the_handover_is_told_once_the_migrator_knows_of_it(pair: Any, make_leg:
     assert both.prefill.state().requests[0].phase == "offered"
 
 
+def test_an_offer_says_how_long_its_request_may_take(pair: Any, make_leg: Any) -> None:
+    """The lease runs once all is computed; if that never is, by then."""
+    both = pair()
+    prefill, _ = hand_over(make_leg, range(1, 9), 5, "t1", timeout_ms=7000.0)
+    both.prefill.start(prefill)
+    both.prefill.clock.now += 2
+    both.prefill.run(steps=1)
+    (offer,) = [message for message in both.prefill.sent if isinstance(message, wire.Offer)]
+    assert offer.timeout_ms == pytest.approx(5000, abs=100)
+
+
 def test_a_leg_grows_where_it_is_decoded(pair: Any, make_leg: Any) -> None:
     """Else a chat, which may use the rest of the context, would seem to fill its prefill side."""
     both = pair()
