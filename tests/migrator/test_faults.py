@@ -182,8 +182,11 @@ async def test_an_offer_that_is_never_computed_ends_after_its_requests_time(harn
 
 
 async def test_heartbeats_keep_an_expected_offer_while_there_is_no_room(harness, transport):
-    """EXPECT alone, without blocks, holds the lease over several times its length."""
+    """EXPECT alone, without blocks, holds the lease over several times its length, although the
+    link was idle before, and its heartbeats rare."""
     p, d = await harness.pair(transport)
+    link = await harness.migrators["d"].target.meet(p.address)
+    await harness.until(lambda: link._interval > 3, "rare heartbeats")
     there, here = harness.span(0, 16, 1), harness.span(0, 16, 2)
     await p.offer("t", there, lease_ms=1000)
     p.ready("t", there)

@@ -317,7 +317,10 @@ class Link:
 
     def _answered(self, answer: peer.HeartbeatAnswer) -> None:
         _, listed = self._unanswered.pop(answer.sequence, (0.0, set[str]()))
-        self._interval = min(max(answer.interval_ms / 1e3, 0.01), 5.0)
+        interval = min(max(answer.interval_ms / 1e3, 0.01), 5.0)
+        if interval < self._interval:
+            self._kick.set()  # the wait that runs is an idle link's, and may outlast the lease
+        self._interval = interval
         if lost := listed - set(answer.live):
             self._owner.not_live(self, lost)
 
