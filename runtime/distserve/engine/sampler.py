@@ -123,7 +123,7 @@ def _with_logprobs(
     return [Sampled(token, by_row.get(row)) for row, token in enumerate(tokens)]
 
 
-def _groups(rows: Sequence[int], vocabulary: int) -> Iterator[Sequence[int]]:
+def _groups(rows: list[int], vocabulary: int) -> Iterator[list[int]]:
     size = max(1, _BATCH_VALUES // vocabulary)
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
