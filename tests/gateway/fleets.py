@@ -76,13 +76,14 @@ def choose(
     index: PrefixIndex | None = None,
     min_remote: int = 0,
     avoid: frozenset[str] = frozenset(),
+    prior: int = 0,
     **fields: Any,
 ) -> list[tuple[str, str]] | str:
     """[(instance, phases)], or why there is no route."""
     router = router_of(strategy)(
         POLICIES[policy](index, random.Random(1)), RoutingOptions(min_remote)
     )
-    answer = routing.choose(router, Waiting(generation(**fields), 0.0, avoid), fleet)
+    answer = routing.choose(router, Waiting(generation(**fields), 0.0, avoid, prior), fleet)
     if isinstance(answer, Wait):
         return answer.reason
     assert isinstance(answer, Route)

@@ -55,6 +55,13 @@ def test_short_uncached_prompts_skip_the_transfer() -> None:
     assert choose(fleet, **asked) == [("d1", "both")], "32 tokens, 16 of them cached there"
 
 
+def test_a_replay_is_as_long_as_all_that_it_computes_again() -> None:
+    fleet = fleet_of(member("p"), member("d", "decode"))
+    asked: dict[str, Any] = {"min_remote": 20, "prompt": 8, "max_tokens": 100}
+    assert choose(fleet, **asked, prior=11) == [("d", "both")]
+    assert choose(fleet, **asked, prior=12) == [("p", "prefill"), ("d", "decode")]
+
+
 def test_a_gap_or_another_life_voids_what_was_known() -> None:
     hashes = list(chain(PROMPT, SIZE))
     for wrong in (stored(sequence=7, reset=False), stored(sequence=3, epoch=2, reset=False)):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distserve.gateway.fleet import Fleet, Member
-from distserve.gateway.generation import Generation
 from distserve.gateway.pairing import Partners, nearest
 from distserve.gateway.routing import (
     Policy,
@@ -42,7 +41,7 @@ class DisaggregatedRouter:
         able = _able(ready, decodes)
         if not able:
             return Wait(_missing(ready))
-        if local := self._without_transfer(generation, preferring(ready, avoid)):
+        if local := self._without_transfer(waiting, preferring(ready, avoid)):
             return local
         prefills = preferring(_with_kin(able, decodes), avoid)
         if waiting.ends_at_first_token:
@@ -60,16 +59,18 @@ class DisaggregatedRouter:
     def complete(self, ready: list[Member]) -> bool:
         return bool(_able(ready, _by_fingerprint(ready)))
 
-    def _without_transfer(self, generation: Generation, ready: list[Member]) -> Route | None:
-        """A short uncached prompt costs a decode instance less than a transfer does."""
+    def _without_transfer(self, waiting: Waiting, ready: list[Member]) -> Route | None:
+        """A short uncached prompt costs a decode instance less than a transfer does. Of a replay
+        its output so far is computed too."""
         least = self.options.min_remote_prefill_tokens
         if least <= 0:
             return None
+        generation = waiting.generation
         decodes = [m for m in ready if m.role == "decode"]
         fits = [
             d
             for d in decodes
-            if generation.prompt_tokens - self.policy.cached_tokens(d, generation) < least
+            if waiting.context_tokens - self.policy.cached_tokens(d, generation) < least
         ]
         if not fits:
             return None
