@@ -10,11 +10,13 @@ import aiohttp
 import pytest
 from tests.gateway.fake_engine import Fault
 from tests.gateway.fake_text import alphabet
+from tests.gateway.fleets import member
 
 from distserve.api.durations import parse_duration
 from distserve.api.gateway import LONGEST_REQUEST
 from distserve.engine.validation import MAX_TIMEOUT_MS
-from distserve.gateway import client
+from distserve.gateway import client, runner
+from distserve.gateway.legs import LegFailed
 from distserve.wire.dialect import Phases
 
 
@@ -136,6 +138,33 @@ async def test_instances_that_are_about_to_end_cost_no_attempt(houses: Any) -> N
     assert (status, answer["choices"][0]["text"]) == (200, alphabet("hello", 8))
     assert [len(engine.legs) for engine in house.decodes] == [1] * 6
     await house.until_quiet()
+
+
+@pytest.mark.parametrize("kind", ["closed", "decline"])
+async def test_who_is_refused_by_all_is_told_when_to_come_back(
+    house: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.0)
+    house.prefills[0].faults += [Fault(kind) for _ in range(runner.MAX_REFUSALS)]
+    status, answer, headers = await house.post(
+        "/v1/completions", {"model": "test", "prompt": "hello"}
+    )
+    assert (status, answer["error"]["code"]) == (503, "no_ready_instance")
+    assert int(headers["retry-after"]) >= 1
+    await house.until_quiet()
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "code"),
+    [(500, 502, "engine_failed"), (503, 503, "no_ready_instance"), (504, 504, "request_timeout")],
+)
+def test_a_leg_that_failed_is_told_with_its_own_code(
+    status: int, told: int, code: str
+) -> None:
+    failure = LegFailed(member("p"), "x", retryable=True, status=status, answered=True)
+    error = runner.as_error(failure)
+    assert (error.status, error.code) == (told, code)
+    assert bool(error.headers()) == (told == 503)
 
 
 @pytest.mark.parametrize("after", [1, 3])

@@ -9,7 +9,7 @@ GatewayError
 |- ClientGone 499        nobody is left to be told
 `- ServerFault 5xx
    |- EngineFailed 502   every attempt failed
-   |- NoRoute 503        no complete set of ready instances; Retry-After
+   |- NoRoute 503        no complete set of instances that take it; Retry-After
    `- DeadlineExceeded 504
 """
 

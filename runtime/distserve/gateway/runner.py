@@ -15,8 +15,14 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 
-from distserve.gateway.dispatch import Dispatched, Dispatcher
-from distserve.gateway.errors import BadRequest, EngineFailed, GatewayError
+from distserve.gateway.dispatch import RETRY_AFTER_SECONDS, Dispatched, Dispatcher
+from distserve.gateway.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    EngineFailed,
+    GatewayError,
+    NoRoute,
+)
 from distserve.gateway.handover import Handover
 from distserve.gateway.janitor import Janitor
 from distserve.gateway.job import Job
@@ -87,7 +93,8 @@ class Runner:
             except LegDeclined as declined:
                 patience = patience.after_refusal()
                 if patience.attempts == 0:
-                    raise EngineFailed("every instance declined", status=503) from declined
+                    told = "every instance declined: try again later"
+                    raise NoRoute(told, retry_after_seconds=RETRY_AFTER_SECONDS) from declined
                 declined.member.observe(declined.state)
                 avoid |= {declined.member.name}
             except LegFailed as failure:
@@ -155,7 +162,9 @@ def as_error(failure: LegFailed) -> GatewayError:
     """What the client hears when no attempt is left."""
     if not failure.retryable and failure.status in CLIENT_MISTAKES:
         return BadRequest(failure.message)
-    return EngineFailed(
-        f"the request could not be completed: {failure.message}",
-        status=failure.status if failure.status in {503, 504} else None,
-    )
+    told = f"the request could not be completed: {failure.message}"
+    if failure.status == NoRoute.status:
+        return NoRoute(f"{told}: try again later", retry_after_seconds=RETRY_AFTER_SECONDS)
+    if failure.status == DeadlineExceeded.status:
+        return DeadlineExceeded(told)
+    return EngineFailed(told)
