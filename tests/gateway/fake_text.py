@@ -24,6 +24,18 @@ def make_tokenizer() -> bytes:
     return tokenizer.to_str().encode()
 
 
+def make_spaced_tokenizer() -> bytes:
+    """As SentencePiece's: spaces are part of the words after them, and one is put before a text."""
+    words = ["<unk>", "▁", "▁▁", "▁▁▁", "▁cat", "cat"]
+    tokenizer = Tokenizer(
+        models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>")
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer.to_str().encode()
+
+
 def letter(prompt: list[int], choice: int, index: int) -> int:
     """The token that every instance chooses at this place."""
     return ord("a") + (sum(prompt) + 5 * choice + index) % 26

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.conftest import WAIT_SECONDS
-from tests.gateway.fake_text import make_tokenizer
+from tests.gateway.fake_text import make_spaced_tokenizer, make_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
@@ -144,6 +144,12 @@ def test_a_byte_that_is_a_token_is_that_byte() -> None:
     assert (model.piece(line).text, model.piece(line).bytes) == ("\n", [10])
     plain = text_model(byte_fallback(byte_fallback=False).to_str().encode())
     assert plain.piece(ids[0]).text == "<0xE2>", "without fallback it is a word like others"
+
+
+def test_all_spaces_that_a_token_stands_for_are_shown() -> None:
+    model = text_model(make_spaced_tokenizer())
+    assert [model.piece(token).text for token in range(1, 6)] == [" ", "  ", "   ", " cat", "cat"]
+    assert model.piece(3).bytes == [0x20] * 3
 
 
 class Held:

@@ -1,5 +1,6 @@
 """Answers of /v1/completions, streamed and whole."""
 
+import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 from distserve.gateway.parse import Parsed
 from distserve.gateway.render import Chunk, Delta, Envelope, Usage, deltas, dump_prompt_logprobs
 from distserve.gateway.schema import CompletionBody
-from distserve.gateway.text import TextModel
+from distserve.gateway.text import Piece, TextModel
 from distserve.gateway.work import Output
 from distserve.wire.dialect import PromptScores
 from distserve.wire.messages import TokenLogprobs
 
 OBJECT = "text_completion"
+
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass
@@ -20,18 +23,24 @@ class Logprobs:
     """OpenAI's four parallel lists; offsets count characters of the choice's text."""
 
     text: TextModel
+    shows_special: bool = False
     at: int = 0
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float | None] = field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
     text_offset: list[int] = field(default_factory=list)
 
-    def add(self, token: int, scores: TokenLogprobs | None) -> None:
-        """No scores: the first token of a prompt has none."""
-        piece = self.text.piece(token).text
-        self.tokens.append(piece)
+    def __post_init__(self) -> None:
+        self._characters = _Utf8("replace")
+
+    def add(self, token: int, scores: TokenLogprobs | None, prompt: str | None = None) -> None:
+        """`prompt`: the text of which it is one. No scores: the first token of a prompt has
+        none."""
+        piece = self.text.piece(token)
+        self.tokens.append(piece.text)
         self.text_offset.append(self.at)
-        self.at += len(piece)
+        # A character that several tokens make is the last one's.
+        self.at += self._length(piece, self._characters.decode(bytes(piece.bytes)), prompt)
         if scores is None:
             self.token_logprobs.append(None)
             self.top_logprobs.append(None)
@@ -40,8 +49,17 @@ class Logprobs:
         top: dict[str, float] = {}
         for candidate, logprob in scores.top:
             top.setdefault(self.text.piece(candidate).text, logprob)
-        top.setdefault(piece, scores.logprob)
+        top.setdefault(piece.text, scores.logprob)
         self.top_logprobs.append(top)
+
+    def _length(self, piece: Piece, shown: str, prompt: str | None) -> int:
+        """Characters of what is `shown` of a token that the text has."""
+        if prompt is None:
+            return 0 if piece.special and not self.shows_special else len(shown)
+        if prompt.startswith(shown, self.at):
+            return len(shown)
+        # The tokenizer put it before the text: a special token, or SentencePiece's first space.
+        return 0 if piece.special else len(shown.removeprefix(" "))
 
     def take(self) -> Chunk:
         """What was added since the last take."""
@@ -78,10 +96,15 @@ class CompletionAnswer:
         self.usage = Usage(self.parsed.prompt_tokens)
         self._scores: dict[int, PromptScores] = {}
         self._choices = [
-            _Choice(prompt, Logprobs(self.text) if self.body.logprobs is not None else None)
+            _Choice(prompt, self._logprobs())
             for prompt in range(len(self.parsed.prompts))
             for _ in range(self.body.choices)
         ]
+
+    def _logprobs(self) -> Logprobs | None:
+        if self.body.logprobs is None:
+            return None
+        return Logprobs(self.text, shows_special=self.body.skip_special_tokens is False)
 
     def opening(self) -> list[Chunk]:
         return []
@@ -170,10 +193,13 @@ class CompletionAnswer:
             return ""
         choice.echoed = True
         prompt = self.parsed.prompts[choice.prompt]
-        if choice.logprobs is not None and (scores := self._scores.get(choice.prompt)):
-            for token, score in zip(prompt.ids, scores.logprobs, strict=False):
-                choice.logprobs.add(token, _cut(score, self.body.logprobs or 0))
-        return prompt.text or ""
+        text = prompt.text or ""
+        if choice.logprobs is not None:
+            if scores := self._scores.get(choice.prompt):
+                for token, score in zip(prompt.ids, scores.logprobs, strict=False):
+                    choice.logprobs.add(token, _cut(score, self.body.logprobs or 0), text)
+            choice.logprobs.at = len(text)
+        return text
 
     def _prompt_logprobs(self, prompt: int) -> list[dict[str, Any] | None]:
         scores = self._scores.get(prompt)

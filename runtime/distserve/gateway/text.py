@@ -37,7 +37,11 @@ class Piece:
     """A token as log-probabilities show it."""
 
     text: str
+    """Of a part of a character U+FFFD."""
     bytes: list[int]
+    special: bool = False
+    """Of the tokenizer's own, such as that of a text's beginning: an answer's text leaves it out,
+    unless it is asked for."""
 
 
 class TextModel:
@@ -50,12 +54,15 @@ class TextModel:
         self.longest_token: int | None = None
         """Characters that a token stands for at most; None where that is not known."""
         self._tokenizer = None
+        self._special_ids: frozenset[int] = frozenset()
         self._alphabet: dict[str, int] | None = None
         self._byte_fallback = False
         if "tokenizer.json" in files:
             self._tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
+            added = self._tokenizer.get_added_tokens_decoder()
+            self._special_ids = frozenset(token for token, one in added.items() if one.special)
             file = msgspec.json.decode(files["tokenizer.json"], type=TokenizerFile)
             self.longest_token = longest_token(file, self._tokenizer.get_vocab())
             self._byte_fallback = file.model.byte_fallback
@@ -137,14 +144,15 @@ class TextModel:
         if self._tokenizer is None or raw is None:
             return Piece("", [])
         if self._byte_fallback and (byte := byte_of(raw)) is not None:
-            return Piece(bytes([byte]).decode("utf-8", "replace"), [byte])
-        if self._alphabet is not None and all(c in self._alphabet for c in raw):
+            data = bytes([byte])
+        elif self._alphabet is not None and all(c in self._alphabet for c in raw):
             data = bytes(self._alphabet[c] for c in raw)
-            return Piece(data.decode("utf-8", "replace"), list(data))
-        text = self._tokenizer.decode([token], skip_special_tokens=False)
-        if raw.startswith("▁") and not text.startswith(" "):
-            text = " " + text
-        return Piece(text, list(text.encode()))
+        elif raw.startswith("▁"):
+            # Decoded alone it is the beginning of a text, and loses its first space.
+            data = raw.replace("▁", " ").encode()
+        else:
+            data = self._tokenizer.decode([token], skip_special_tokens=False).encode()
+        return Piece(data.decode("utf-8", "replace"), list(data), token in self._special_ids)
 
     def _need(self, param: str) -> Tokenizer:
         if self._tokenizer is None:
