@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from pydantic import ValidationError
 from schemathesis.checks import not_a_server_error
 
+from distserve.gateway import parse
 from distserve.gateway.schema import ChatBody, CompletionBody, DetokenizeBody
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -130,6 +131,34 @@ async def test_the_context_length(client: openai.AsyncOpenAI) -> None:
             model="test", messages=[{"role": "user", "content": "x" * 256}]
         )
     assert caught.value.param == "messages"
+
+
+async def test_an_answer_has_no_more_log_probabilities_than_can_be_kept(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse.MAX_SCORES >= 8 * 4096 * (1 + 5), "what is usual is taken"
+    monkeypatch.setattr(parse, "MAX_SCORES", 8 * 4 * (1 + 5))
+    assert (await house.complete(n=8, logprobs=5, max_tokens=4))[0] == 200
+    assert (await house.complete(n=64, max_tokens=100))[0] == 200, "text alone is small"
+    for asked in (
+        {"n": 8, "logprobs": 5, "max_tokens": 5},
+        {"prompt": ["hi"] * 9, "logprobs": 5, "max_tokens": 4},
+        {"prompt": "x" * 40, "logprobs": 4, "max_tokens": 0, "echo": True},
+        {"prompt": "x" * 40, "prompt_logprobs": 4},
+    ):
+        status, answer = await house.complete(**asked)
+        assert status == 400
+        assert answer["error"]["param"] == next(name for name in asked if "logprobs" in name)
+        assert "ask for fewer" in answer["error"]["message"]
+
+
+async def test_a_chat_of_no_given_length_gets_as_long_as_its_log_probabilities_allow(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parse, "MAX_SCORES", 60)
+    body = {"model": "test", **CHAT, "n": 2, "logprobs": True, "top_logprobs": 1}
+    status, answer, _ = await house.post("/v1/chat/completions", body)
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 2 * 15)
 
 
 @pytest.mark.parametrize("options", [{}, {"include_usage": False}])

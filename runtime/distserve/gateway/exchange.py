@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 5.0
 """For a client to read what there is after the deadline of its request."""
+LONG_SCORES = 8192
+"""Log-probabilities from which on an answer is put together beside the event loop."""
 DONE = b"data: [DONE]\n\n"
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [
@@ -129,10 +132,17 @@ class Exchange(Response):
         async with contextlib.aclosing(self.work.outputs()) as batches:
             async for batch in batches:
                 outputs += batch
-        data = msgspec.json.encode(self.answer.whole(outputs, **await self._more()))
+        make = partial(self._body, outputs, await self._more())
+        aside = self.parsed.scores > LONG_SCORES
+        data = await asyncio.to_thread(make) if aside else make()
         await send(_start(200, [_JSON, (b"content-length", str(len(data)).encode())]))
         await send(_part(data, more=False))
         self._count_sent()
+
+    def _body(self, outputs: list[Output], more: dict[str, Any]) -> bytes:
+        """With many log-probabilities it takes up to seconds. Nobody else has the answer
+        meanwhile."""
+        return msgspec.json.encode(self.answer.whole(outputs, **more))
 
     async def _more(self) -> dict[str, Any]:
         """Fields of the last chunk or of the whole answer that only who asks for them gets."""

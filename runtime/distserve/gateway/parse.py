@@ -20,6 +20,9 @@ COMPLETION_MAX_TOKENS = 16
 SLO_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
 MAX_SLO_MS = 86_400_000.0
 LIFECYCLE_HEADER = "x-lifecycle"
+MAX_SCORES = 1 << 20
+"""Log-probabilities that an answer may have of its prompts, and of what is generated: as objects
+and as JSON some hundred MB, which are kept until all of it is here, or read."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Parsed:
     @property
     def prompt_tokens(self) -> int:
         return sum(len(prompt.ids) for prompt in self.prompts)
+
+    @property
+    def scores(self) -> int:
+        """Log-probabilities that the answer may have."""
+        return _prompt_scores(self.generations) + _output_scores(self.generations)
 
 
 def check_model(asked: str | None, name: str) -> None:
@@ -140,7 +148,7 @@ async def parse_chat(body: ChatBody, model: Model, request_id: str, slo: Slo) ->
     limit = body.max_completion_tokens or body.max_tokens
     generations = _generations(
         body, model, prompts, request_id, slo,
-        limit=limit or model.info.max_model_len,
+        limit=limit or _longest_chat(body, model.info.max_model_len),
         clip=limit is None,
         prompt_logprobs=body.prompt_logprobs,
         param="messages",
@@ -207,7 +215,40 @@ def _generations(
                 slo=slo,
             )
         )
+    _check_scores("logprobs", _output_scores(made))
+    _check_scores("logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
+                  _prompt_scores(made))  # fmt: skip
     return made
+
+
+def _each(top: int | None) -> int:
+    """Log-probabilities of one token: its own, and those of the likeliest ones."""
+    return 0 if top is None else 1 + top
+
+
+def _output_scores(generations: list[Generation]) -> int:
+    return sum(g.choices * g.sampling.max_tokens * _each(g.sampling.logprobs) for g in generations)
+
+
+def _prompt_scores(generations: list[Generation]) -> int:
+    """Each choice has those of its prompt."""
+    return sum(g.choices * g.prompt_tokens * _each(g.sampling.prompt_logprobs) for g in generations)
+
+
+def _check_scores(param: str, scores: int) -> None:
+    if scores > MAX_SCORES:
+        raise BadRequest(
+            f"{param}: the answer could have {scores} log-probabilities, which is more than "
+            f"{MAX_SCORES}: ask for fewer of them, for fewer tokens (max_tokens) or choices (n), "
+            "or send a batch in parts",
+            param=param,
+        )
+
+
+def _longest_chat(body: ChatBody, context: int) -> int:
+    """Tokens of a choice where no max_tokens is given."""
+    each = _each(body.top_logprobs_asked)
+    return min(context, MAX_SCORES // (body.choices * each)) if each else context
 
 
 def _check_ids(ids: list[int], vocab_size: int, param: str) -> None:

@@ -45,7 +45,8 @@ class Work:
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
-        # Unbounded, but no more than max_tokens x n outputs are ever in it.
+        # Unbounded, but no more than max_tokens x n outputs are ever in it, and of their
+        # log-probabilities no more than parse.MAX_SCORES.
         self._outputs: asyncio.Queue[Output | GatewayError] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._jobs: list[Job] = []
