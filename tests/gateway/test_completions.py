@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import openai
 import pytest
+
+from distserve.gateway import exchange
+from distserve.gateway.completions import CompletionAnswer
 
 
 def alphabet(prompt: str | list[int], tokens: int, choice: int = 0) -> str:
@@ -272,3 +276,22 @@ async def test_long_prompts_leave_the_event_loop(houses: Any) -> None:
     status, answer = await house.complete(prompt="x" * 30000, max_tokens=2)
     assert status == 200
     assert answer["usage"]["prompt_tokens"] == 30000
+
+
+async def test_answers_of_many_log_probabilities_leave_the_event_loop(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, threads = CompletionAnswer.whole, []
+
+    def watched(*args: Any, **more: Any) -> Any:
+        threads.append(threading.current_thread())
+        return whole(*args, **more)
+
+    monkeypatch.setattr(CompletionAnswer, "whole", watched)
+    _, here = await house.complete(logprobs=2, seed=1)
+    monkeypatch.setattr(exchange, "LONG_SCORES", 8 * 3 - 1)
+    _, aside = await house.complete(logprobs=2, seed=1)
+    assert aside["choices"] == here["choices"]
+    assert threads[0] is threading.main_thread() is not threads[1]
+    await house.complete()
+    assert threads[2] is threading.main_thread(), "text alone is soon put together"
