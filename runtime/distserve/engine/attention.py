@@ -78,15 +78,17 @@ class AttentionStep:
     ) -> torch.Tensor:
         """Write k, v [rows, kv heads, dim] into the pool, then attend with q [rows, heads, dim].
 
-        Returns [rows, heads, dim].
+        Returns [rows, heads, dim]. Rows beyond the step's are padding: not written, and zeros.
         """
         paged = self._pool.layer(layer)
         keys, values = paged
-        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k)
-        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v)
+        rows = len(self.slots)
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k[:rows])
+        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v[:rows])
         if self._decodes == q.shape[0]:
             return self._decode(q, paged, scale)
         out = torch.empty_like(q)
+        out[rows:] = 0  # finite, and no denormals, with which all arithmetic is slow
         if self._decodes:
             rows = q[: self._decodes]
             out[: self._decodes] = self._decode(rows, paged, scale)
