@@ -82,13 +82,13 @@ class AttentionStep:
         """
         paged = self._pool.layer(layer)
         keys, values = paged
-        rows = len(self.slots)
-        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k[:rows])
-        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v[:rows])
+        step_rows = len(self.slots)
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k[:step_rows])
+        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v[:step_rows])
         if self._decodes == q.shape[0]:
             return self._decode(q, paged, scale)
         out = torch.empty_like(q)
-        out[rows:] = 0  # finite, and no denormals, with which all arithmetic is slow
+        out[step_rows:] = 0  # finite, and no denormals, with which all arithmetic is slow
         if self._decodes:
             rows = q[: self._decodes]
             out[: self._decodes] = self._decode(rows, paged, scale)
