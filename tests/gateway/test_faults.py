@@ -158,9 +158,7 @@ async def test_who_is_refused_by_all_is_told_when_to_come_back(
     ("status", "told", "code"),
     [(500, 502, "engine_failed"), (503, 503, "no_ready_instance"), (504, 504, "request_timeout")],
 )
-def test_a_leg_that_failed_is_told_with_its_own_code(
-    status: int, told: int, code: str
-) -> None:
+def test_a_leg_that_failed_is_told_with_its_own_code(status: int, told: int, code: str) -> None:
     failure = LegFailed(member("p"), "x", retryable=True, status=status, answered=True)
     error = runner.as_error(failure)
     assert (error.status, error.code) == (told, code)
@@ -319,10 +317,11 @@ async def test_too_many_that_wait_are_told_when_to_come_back(houses: Any) -> Non
     assert status == 429
     assert answer["error"]["type"] == "rate_limit_error"
     assert int(headers["retry-after"]) >= 1
-    status, answer = await house.complete(prompt=["a"] * 4)
-    assert status == 400, "such a batch can never be admitted"
+    assert (await house.complete(no_such_field=1))[0] == 429, "its body is not even read"
     gate.set()
     assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 3
+    status, answer = await house.complete(prompt=["a"] * 4)
+    assert status == 400, "such a batch can never be admitted"
     assert (await house.complete())[0] == 200
 
 

@@ -29,7 +29,7 @@ def test_the_worker_s_plan_is_the_plan(request_for_two):
 
 
 def test_an_overdue_plan_is_given_up(request_for_two):
-    with pytest.raises(PlanningOverdue, match="lower planning.maxAccelerators, or make it with"):
+    with pytest.raises(PlanningOverdue, match=r"lower planning.maxAccelerators, or make it with"):
         plan_within(request_for_two, 0.01)
 
 

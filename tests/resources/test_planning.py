@@ -227,9 +227,9 @@ def test_an_accelerator_s_step_times_are_no_cpu_s(planning: dict[str, Any]) -> N
 
 def test_a_folder_is_read_for_the_commands_alone(tmp_path: Path) -> None:
     spec = deployment(model={"id": "m", "source": {"hostPath": str(tmp_path)}}).spec
-    with pytest.raises(InvalidRequest, match="unknown model m: .* mode: Manual"):
+    with pytest.raises(InvalidRequest, match=r"unknown model m: .* mode: Manual"):
         model_of(spec)
-    with pytest.raises(InvalidRequest, match="no config.json is at .*; give a model's folder"):
+    with pytest.raises(InvalidRequest, match=r"no config.json is at .*; give a model's folder"):
         model_of(spec, files_at_hand=True)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert model_of(spec, files_at_hand=True).name == "m"

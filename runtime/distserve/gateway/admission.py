@@ -67,10 +67,15 @@ class Admission:
                 "send it in parts",
                 param="prompt",
             )
+        self.check_room(prompts)
+        self.waiting += prompts
+        return [Ticket(self) for _ in range(prompts)]
+
+    def check_room(self, prompts: int = 1) -> None:
+        """Whether so many could be admitted now. Raises Overloaded."""
+        bound = self._bound()
         if self.waiting + prompts > bound:
             raise Overloaded(
                 f"{self.waiting} requests are waiting, the bound is {bound}: try again later",
                 retry_after_seconds=self._retry_after_seconds(),
             )
-        self.waiting += prompts
-        return [Ticket(self) for _ in range(prompts)]

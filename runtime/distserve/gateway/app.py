@@ -16,7 +16,14 @@ from starlette.exceptions import HTTPException
 
 from distserve.gateway.chat import ChatAnswer
 from distserve.gateway.completions import CompletionAnswer
-from distserve.gateway.errors import BadRequest, BodyTooLarge, ClientGone, GatewayError, NoRoute
+from distserve.gateway.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClientGone,
+    GatewayError,
+    NoRoute,
+    Overloaded,
+)
 from distserve.gateway.exchange import Exchange
 from distserve.gateway.middleware import BodyBounds, RequestContext
 from distserve.gateway.parse import (
@@ -74,10 +81,7 @@ def make_app(gateway: Gateway, tracing: Tracing) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    settings = gateway.settings
-    app.add_middleware(
-        BodyBounds, max_bytes=gateway.max_body_bytes, pause_seconds=settings.body_seconds
-    )
+    app.add_middleware(BodyBounds, gateway=gateway)
     app.add_middleware(RequestContext, gateway=gateway, tracing=tracing)
     app.add_exception_handler(GatewayError, _on_gateway_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -240,9 +244,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """What the framework refuses: unknown paths, methods, bodies out of bounds."""
+    """What the framework refuses: unknown paths, methods, bodies out of bounds or not read."""
     assert isinstance(error, HTTPException)
-    kind = BodyTooLarge if error.status_code == 413 else BadRequest
+    kind = {413: BodyTooLarge, 429: Overloaded}.get(error.status_code, BadRequest)
     told = kind(str(error.detail), status=error.status_code)
     response = await _on_gateway_error(request, told)
     response.headers.update(error.headers or {})

@@ -1,12 +1,11 @@
 """Around every request: its id, its trace, its log context, its outcome; and the body's bounds."""
 
 import asyncio
-from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from distserve.gateway.errors import ClientGone
+from distserve.gateway.errors import ClientGone, Overloaded
 from distserve.gateway.parse import objective_of
 from distserve.gateway.service import Arrival, Gateway
 from distserve.wire.ids import is_request_id, new_request_id
@@ -72,16 +71,17 @@ class RequestContext:
 
 
 class BodyBounds:
-    """Bounds a body's size and its pauses, before anything is parsed."""
+    """Bounds a body's size and its pauses, before anything is parsed. While nobody more may wait,
+    none is read."""
 
-    def __init__(self, app: ASGIApp, max_bytes: Callable[[], int], pause_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._pause_seconds = pause_seconds
+        self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        gateway = self._gateway
         read = 0
         complete = False
         max_bytes: int | None = None
@@ -90,8 +90,15 @@ class BodyBounds:
             nonlocal read, complete, max_bytes
             if complete:
                 return await receive()
+            if max_bytes is None:
+                try:
+                    gateway.admission.check_room()
+                except Overloaded as full:
+                    # The framework lets through no other error that comes with a body.
+                    raise HTTPException(full.status, full.message, full.headers()) from None
+                max_bytes = gateway.max_body_bytes()
             try:
-                async with asyncio.timeout(self._pause_seconds):
+                async with asyncio.timeout(gateway.settings.body_seconds):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the request's body did not come in time") from None
@@ -100,8 +107,6 @@ class BodyBounds:
                 raise HTTPException(ClientGone.status, "the client left before its body was here")
             read += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if max_bytes is None:
-                max_bytes = self._max_bytes()
             if read > max_bytes:
                 raise HTTPException(
                     413,

@@ -227,8 +227,9 @@ def test_names_that_are_taken(
     operated.apply(sample(), namespace)
 
     def named(*names: str) -> Callable[[dict[str, Any]], bool]:
-        return lambda s: s["Accepted"]["reason"] == "NameTaken" and all(
-            one in s["Accepted"]["message"] for one in names
+        return lambda s: (
+            s["Accepted"]["reason"] == "NameTaken"
+            and all(one in s["Accepted"]["message"] for one in names)
         )
 
     until("the key's name to be told", named("Secret tiny-key"))
