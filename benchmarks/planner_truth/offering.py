@@ -28,11 +28,11 @@ from distserve.workload import ArrivalProcess
 
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
-POPULATION = 4000
+POPULATION = 16_000
 _OVERLOADS = 3
 """A machine's fast minute is not its capacity."""
 _LOAD_SECONDS = 10.0
-_BURST = 48
+_BURST = 192
 _OVERLOAD, _LONGER, _LEAST = 1.5, 1.5, 288
 """Times what a burst passes at, for times the seconds of a run, and so many requests at least: an
 instance that does both goes round, from a full batch's prefills to its last tokens."""

@@ -234,7 +234,7 @@ def test_cpus_are_counted_by_no_node(plan: Plan, tmp_path: Path) -> None:
     asked["spec"] |= {"prefill": {}, "decode": {}}
     node = gpu_node(0, 0)
     del node["status"]["allocatable"][GPU]
-    step = {name: [2, 0, 0.1] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
+    step = {name: [2, 0.01, 0] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
     times = tmp_path / "times.json"
     times.write_text(json.dumps({"tiny": {"1": step}}))
     code, found, said = plan(asked, "--hardware-profile", str(times), nodes=[node])

@@ -156,15 +156,15 @@ def test_a_degree_that_nobody_measured_is_not_estimated(tmp_path, run):
 
 
 def test_what_is_predicted_is_of_the_units_that_there_are(tmp_path, run, quick):
-    path = deployment(tmp_path, rate="40")
+    path = deployment(tmp_path, rate="160")
     text = path.read_text().replace("maxAccelerators: 4,", "maxAccelerators: 64, units: Spec,")
     path.write_text(text)
     done = run("plan", "-f", path, "--output", "json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert plan["units"] == 1 and " of 40 requests/s" in plan["shortfall"]
+    assert plan["units"] == 1 and " of 160 requests/s" in plan["shortfall"]
     served = float(plan["predicted"]["requestsPerSecond"])
-    assert served == pytest.approx(float(plan["totalGoodput"]), rel=0.01) and served < 40
+    assert served == pytest.approx(float(plan["totalGoodput"]), rel=0.01) and served < 160
     assert plan["predicted"]["ttftMilliseconds"]["p50"] < 250
 
 

@@ -111,7 +111,7 @@ def anew(before: Spec, after: Spec) -> str:
     return ENGINES if engines else GATEWAYS if gateways else NOTHING
 
 
-@pytest.mark.parametrize("path", fields(SPEC), ids=written)
+@pytest.mark.parametrize("path", list(fields(SPEC)), ids=written)
 def test_the_table_says_what_an_edit_starts_anew(path: tuple[str, ...]) -> None:
     said = said_of(written(path))
     assert said in (NEVER, anew(SPEC, edited(SPEC, path, other(path))))

@@ -205,9 +205,10 @@ def test_the_operator_opens_no_path_that_a_spec_names(
     step = {name: [2, 0, 0.1] for name in ("prefill", "decoding_smallbs", "decoding_largebs")}
     (tmp_path / "times").write_text(json.dumps({"facebook/opt-13b": {"1": step}}))
     monkeypatch.chdir(tmp_path)
+    path = str(tmp_path) if source == "hostPath" else "/proc/self"  # /tmp is a volume of the pod
     estimate = AUTO["planning"] | {"estimate": True}
     for name in ("m", "own"):
-        model = {"id": name, "source": {source: str(tmp_path)}}
+        model = {"id": name, "source": {source: path}}
         world = auto(new_world)
         world.edit(model=model, planning=estimate).settle()
         planned = world.condition("Planned")
