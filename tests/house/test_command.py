@@ -110,7 +110,7 @@ def test_the_version_is_the_images(capsys: pytest.CaptureFixture[str]) -> None:
         (["why", "tiny"], "kubernetes", "operator"),
         (["render", "-f", str(SAMPLE)], "yaml", "operator"),
         (["engine"], "pydantic", "engine"),
-        (["profile", "fit", "--db", "x.sqlite"], "numpy", "engine,bench"),
+        (["profile", "--model", "builtin:tiny", "--db", "x.sqlite"], "torch", "engine,bench"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

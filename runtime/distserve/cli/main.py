@@ -100,7 +100,8 @@ def _run(argv: Sequence[str] | None) -> int:
             if name == asked:
                 module = importlib.import_module(f"distserve.cli.{name.replace('-', '_')}")
                 module.add_arguments(verb)
-        return int(module.run(parser.parse_args(arguments)))
+        parsed = parser.parse_args(arguments)
+        return int(module.run(parsed))
     except UsageError as error:
         said, code = str(error), error.exit_code
     except ModuleNotFoundError as error:
