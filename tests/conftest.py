@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tools.cluster.cluster import Cluster
 
 pytest_plugins = ("tools.cluster.fixtures",)
+
+# No test judges by time; by default an example may take a fifth of a second.
+hypothesis.settings.register_profile("untimed", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
