@@ -144,12 +144,20 @@ def live_units(observed: Observed) -> dict[str, LiveUnit]:
         pods[pod.instance].append(pod)
     sets: dict[str, dict[str, LiveInstance]] = defaultdict(dict)
     for ref, found in observed.children.items():
-        if ref.kind == "StatefulSet" and (unit := _unit_of(ref.name, found)):
+        if ref.kind == "StatefulSet" and (unit := unit_of_set(ref.name, found)):
             sets[unit][ref.name] = LiveInstance(found, tuple(pods[ref.name]))
     return {
         unit: LiveUnit(unit, found, tuple(p for p in observed.pods if p.unit == unit))
         for unit, found in sets.items()
     }
+
+
+def unit_of_set(name: str, found: Object) -> str:
+    """By the StatefulSet's name, which nobody can write over; else by its label. Empty for none."""
+    if named := _NAMED.fullmatch(name):
+        return named[1]
+    unit = _label(found, labels.UNIT)
+    return unit if _UNIT.fullmatch(unit) else ""
 
 
 def needed_together(units: Collection[LiveUnit]) -> frozenset[str]:
@@ -216,15 +224,6 @@ def read_place(text: str) -> Placement | None:
         return Placement(level, label, value, nodes, avoid, str(found.get("repack", "")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _unit_of(name: str, found: Object) -> str:
-    """By its label; where somebody wrote over that, by the StatefulSet's name, which stays."""
-    unit = _label(found, labels.UNIT)
-    if not unit or _UNIT.fullmatch(unit):
-        return unit
-    named = _NAMED.fullmatch(name)
-    return named[1] if named else ""
 
 
 def _label(found: Object, name: str) -> str:

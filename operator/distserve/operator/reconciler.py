@@ -29,6 +29,7 @@ from distserve.operator.errors import (
     Tripped,
 )
 from distserve.operator.events import Events
+from distserve.operator.health import unit_of_set
 from distserve.operator.idle import IdleQuestion
 from distserve.operator.idleness import Idleness
 from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, NODES, SECRETS, kind_of
@@ -113,7 +114,7 @@ class Reconciler:
             if observed is None:
                 return None
         else:
-            self._placing.settle(key, _units(observed))
+            self._placing.settle(key, placed_sets(observed))
         decision, answers = await self._settle(key, observed)
         if self._placing.gathers(key):
             return None  # Woken in a moment; others ask sooner if nothing is written before.
@@ -384,11 +385,11 @@ def _asked(decision: Decision) -> frozenset[UnitId]:
     return frozenset(unit.id for question in questions for unit in question.units)
 
 
-def _units(observed: Observed) -> dict[str, list[Object]]:
+def placed_sets(observed: Observed) -> dict[str, list[Object]]:
     """The StatefulSets of each unit that has any."""
     found: dict[str, list[Object]] = {}
     for ref, child in observed.children.items():
-        unit = (child["metadata"].get("labels") or {}).get(labels.UNIT)
-        if unit and ref.kind == "StatefulSet" and "deletionTimestamp" not in child["metadata"]:
+        stays = ref.kind == "StatefulSet" and "deletionTimestamp" not in child["metadata"]
+        if stays and (unit := unit_of_set(ref.name, child)):
             found.setdefault(unit, []).append(child)
     return found

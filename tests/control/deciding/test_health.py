@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distserve.operator.health import live_units, read_place, write_place
 from distserve.operator.model import Placement
+from distserve.operator.reconciler import placed_sets
 
 PLACES = st.builds(
     Placement,
@@ -36,14 +37,17 @@ def test_a_place_that_was_overwritten_is_asked_for_again(world: Any) -> None:
     assert world.settle().condition("Placed")["status"] == "True"
 
 
-def test_a_unit_label_that_was_overwritten_is_put_back(world: Any) -> None:
-    world.settle()
+@pytest.mark.parametrize("label", ["x", "u7", ""])
+def test_a_unit_label_that_was_overwritten_is_put_back(world: Any, label: str) -> None:
+    uids = {pod.uid for pod in world.settle().pods.values()}
     found = world.named("StatefulSet")["tiny-u0-prefill-0"]
-    found["metadata"]["labels"]["distserve.io/unit"] = "x"
+    found["metadata"]["labels"]["distserve.io/unit"] = label
     assert live_units(world.observe()).keys() == {"u0"}
+    assert {name: len(sets) for name, sets in placed_sets(world.observe()).items()} == {"u0": 2}
     world.settle()
     found = world.named("StatefulSet")["tiny-u0-prefill-0"]
     assert found["metadata"]["labels"]["distserve.io/unit"] == "u0"
+    assert {pod.uid for pod in world.pods.values()} == uids, "it runs on"
 
 
 def test_nodes_that_are_no_text_can_be_compared() -> None:
