@@ -66,8 +66,8 @@ class DecideSettings:
 def decide(observed: Observed, answers: Answers, settings: DecideSettings) -> Decision:
     """Pure, but for `settings.new_key`."""
     if "deletionTimestamp" in observed.document["metadata"]:
-        # Owner references clean up; what a lost node holds would never end.
-        return healed(Decision(), heal(observed, answers))
+        # Owner references clean up; what a lost node holds would never end. Nothing is made again.
+        return replace(healed(Decision(), heal(observed, answers)), events=())
     live = live_units(observed)
     try:
         decision = _decide(observed, answers, settings, live)
@@ -199,7 +199,7 @@ def _steer(
             *fabric.gates,
         ),
         status=status,
-        events=(*key_events(wanted.deployment, key), *moves.events, *events),
+        events=(*key_events(wanted.deployment, key, answers.foreign), *moves.events, *events),
         again_seconds=min((s for s in timers if s is not None), default=None),
         whole={f"u{n}": n in states and states[n].ready for n in sorted(step.revisions)},
     )

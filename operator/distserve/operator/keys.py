@@ -13,7 +13,7 @@ as any pod of its node names that, and pods of two keys cannot work together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -129,11 +129,14 @@ def key_of(pod_spec: Object) -> str:
     return ""
 
 
-def key_events(deployment: DistServeDeployment, state: KeyState) -> tuple[Event, ...]:
-    if not state.lost:
+def key_events(
+    deployment: DistServeDeployment, state: KeyState, foreign: Collection[Ref]
+) -> tuple[Event, ...]:
+    """None where the next one cannot be made: that is told as a name that is taken."""
+    name = naming.key_secret_name(deployment, state.generation)
+    if not state.lost or Ref("v1", "Secret", name) in foreign:
         return ()
     lost = naming.key_secret_name(deployment, state.generation - 1)
-    name = naming.key_secret_name(deployment, state.generation)
     message = (
         f"Secret {lost} was deleted: {name} is made with another key, and all pods start anew, "
         "since pods of two keys cannot work together"

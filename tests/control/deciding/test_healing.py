@@ -105,13 +105,14 @@ def test_pods_there_end_also_while_the_deployment_goes(on_two: Make) -> None:
     world = on_two()
     world.document["metadata"]["deletionTimestamp"] = "2027-01-01T00:00:00Z"
     unreachable(world)
-    writes = len(world.writes)
+    writes, before = len(world.writes), list(world.events)
     decision = world.reconcile()
     assert forced(world) == [] and 29 < decision.again_seconds <= 30
     world.now += decision.again_seconds
     lost = set(world.pods)
     world.reconcile()
     assert set(forced(world)) == lost and len(world.writes) == writes + len(lost)
+    assert world.events == before, "nothing is made again, and nobody is told so"
 
 
 def test_one_that_comes_back_in_time_keeps_its_pods(on_two: Make) -> None:

@@ -45,6 +45,16 @@ def test_all_pods_start_anew_with_a_new_key(world: Any) -> None:
     assert "tiny-key-2" in event.message
 
 
+def test_a_key_that_cannot_be_made_is_not_told_as_made(world: Any) -> None:
+    """Somebody else's Secret has the next one's name."""
+    lose_key_and_a_pod(world)
+    world.step()
+    world.now += LOOK_SECONDS
+    assert "KeyLost" in [one.reason for one in world.decide().events]
+    world.foreign = {NEXT}
+    assert "KeyLost" not in [one.reason for one in world.decide().events]
+
+
 def test_wherever_that_is_cut_off_no_two_keys_meet(new_world: Callable[..., Any]) -> None:
     for k in range(7):
         world = new_world(units=1)
