@@ -164,6 +164,8 @@ class Placing:
             self._left_out.pop(unit, None)
             try:
                 self._reserve_stated(unit, sets)
+            except ValueError as error:  # Somebody wrote over it, and says so in each reconcile.
+                log.warning("its room is not counted: %s", error, extra={"unit": str(unit)})
             except Exception as fault:  # Others wait until all are settled.
                 log.warning("its room is not counted", exc_info=fault, extra={"unit": str(unit)})
         for unit in self._reserved.get(key, set()) - existing.keys():

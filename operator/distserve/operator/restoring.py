@@ -36,5 +36,5 @@ def _instance(found: Object, held: str, nodes: int) -> InstanceRequest:
     """While it is held at no pods it needs the room of those that it is to have. Former versions
     did not write that down: one on each of its nodes, mostly."""
     request = instance_request(found)
-    pods = request.pods or (int(held) if held.isdecimal() else nodes)
+    pods = request.pods or (int(held[:9]) if held.isdecimal() else nodes)
     return replace(request, pods=min(pods, MOST_PODS))

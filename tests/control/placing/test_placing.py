@@ -372,9 +372,12 @@ async def test_a_fault_with_every_unit_takes_bounded_time(
 
 @pytest.mark.parametrize("fault", [ValueError("claims: a map is needed"), TypeError("unhashable")])
 async def test_what_somebody_wrote_over_a_statefulset_does_not_hold_up_the_others(
-    world: World, monkeypatch: pytest.MonkeyPatch, fault: Exception
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing is placed before each deployment was settled once."""
+    """Nothing is placed before each deployment was settled once. A traceback is of faults alone."""
     spoilt, good = Key("ns", "a"), Key("ns", "b")
     world.placing.begin([spoilt, good])
 
@@ -383,5 +386,7 @@ async def test_what_somebody_wrote_over_a_statefulset_does_not_hold_up_the_other
 
     monkeypatch.setattr(world.placing, "_stated", stated)
     world.placing.settle(spoilt, {"u0": [{}]})
+    (told,) = caplog.records
+    assert bool(told.exc_info) is not isinstance(fault, ValueError)
     world.placing.settle(good, {})
     assert isinstance(world.ask("b", unit("b")), Placement)
