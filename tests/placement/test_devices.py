@@ -131,7 +131,8 @@ def test_a_selector_says_what_kubernetes_would(expression: str, matches: bool) -
     "expression",
     ["", "device.driver ==", "cel.bind(x, 1, x)", "device.driver == 'a' 'b'", "a ? b : c",
      "device.driver.matches('^(?i)gpu')", "device.driver.matches(r'\\pL')",
-     "device.driver.matches('[[:alpha:]]')",
+     "device.driver.matches('[[:alpha:]]')", "device.driver.matches('g{99999999999}')",
+     f"device.driver.matches('{'(' * 2000}{')' * 2000}')",
      "device.driver.size() == 3", "(device.driver == 'a'", "device.attributes['a'", "[1, 2"],
 )  # fmt: skip
 def test_what_is_not_known_of_cel_is_said(expression: str) -> None:

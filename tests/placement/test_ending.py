@@ -22,9 +22,9 @@ Make = Callable[..., Any]
 GPU = "nvidia.com/gpu"
 
 
-def ending(pod: Make, unit: UnitRequest, node: str) -> Any:
+def ending(pod: Make, unit: UnitRequest, node: str, gpus: int = 8) -> Any:
     (name,) = unit.pod_names
-    return pod(name, node, {GPU: 8}, unit=unit.id, deletionTimestamp="2026-01-01T00:00:00Z")
+    return pod(name, node, {GPU: gpus}, unit=unit.id, deletionTimestamp="2026-01-01T00:00:00Z")
 
 
 def test_a_terminating_pods_room_is_its_successors(fabric: Make, unit: Make, pod: Make) -> None:
@@ -52,6 +52,17 @@ def test_nor_while_its_unit_waits(fabric: Make, unit: Make, pod: Make) -> None:
     inventory.put_pod(ending(pod, first, "n0-0"))
     decisions = place(inventory, [first, unit("u1", 8, since=1.0)], NOW)
     assert all(isinstance(one, Waiting) for one in decisions)
+
+
+def test_nobody_makes_way_to_where_its_pods_end(fabric: Make, unit: Make, pod: Make) -> None:
+    """Half of c0 is somebody else's, and the unit's former pod has the other half."""
+    inventory = inventory_of(fabric(domains=2, size=1))
+    inventory.put_pod(pod("other", "n0-0", {GPU: 4}))
+    grown, small = unit("u0", 8, since=1.0, refused=("nvlink c0",)), unit("u1", 4)
+    inventory.put_pod(ending(pod, grown, "n0-0", gpus=4))
+    stays, waits = place(inventory, [grown, small], NOW)
+    assert isinstance(stays, Placed) and set(stays.nodes.values()) == {"n1-0"}
+    assert isinstance(waits, Waiting) and waits.unit == grown.id
 
 
 @given(clusters(), units(), st.data())

@@ -200,7 +200,7 @@ class _Reader:
             return  # It is the device's.
         try:
             re.compile(pattern if known else "")
-        except re.error:
+        except (re.error, RecursionError, OverflowError):
             known = False
         if not known:
             raise NotUnderstood(f"{self.expression!r}: the pattern {pattern!r} is not known")
