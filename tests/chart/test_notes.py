@@ -6,6 +6,9 @@ import pytest
 import yaml
 from tools.chart.rendering import CHART, NAMESPACE, RELEASE, helm
 
+IMAGES = ("operator", "engine", "migrator", "gateway")
+DIGEST = "sha256:" + "0" * 64
+
 
 def notes(values: dict[str, Any] | None = None) -> str:
     flags = ("--dry-run=client", f"--namespace={NAMESPACE}", "--values=-")
@@ -19,8 +22,10 @@ def notes(values: dict[str, Any] | None = None) -> str:
         ({}, True),
         ({"tag": "mine"}, True),
         ({"registry": "registry.example.com"}, False),
-        ({"operator": {"repository": "registry.example.com/operator"}}, False),
-        ({"operator": {"digest": "sha256:" + "0" * 64}}, False),
+        ({"operator": {"repository": "registry.example.com/operator"}}, True),
+        ({"operator": {"digest": DIGEST}}, True),
+        ({name: {"digest": DIGEST} for name in IMAGES}, False),
+        ({name: {"repository": f"registry.example.com/{name}"} for name in IMAGES}, False),
     ],
     ids=str,
 )
