@@ -257,6 +257,16 @@ def test_a_builder_that_writes_no_oci_layout_is_passed_over(
     assert builders.choose(tmp_path, "key", "", quiet) == builders.Engine("podman")
 
 
+def test_docker_without_buildx_is_passed_over(
+    tmp_path: Path, programs: Callable[..., None]
+) -> None:
+    programs("docker", "podman")
+    script = '#!/bin/sh\necho 25.0.5\n[ "$1" != buildx ]\n'
+    (tmp_path / "bin" / "docker").write_text(script)
+    quiet = Progress(io.StringIO())
+    assert builders.choose(tmp_path, "key", "", quiet) == builders.Engine("podman")
+
+
 DOCKER = """#!/bin/sh
 echo "$@" >> {log}
 echo 25.0.5

@@ -65,8 +65,8 @@ def install_packages(*programs: str) -> None:
         return
     cure = f"apt-get install --no-install-recommends {' '.join(missing)}"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        builders = f"docker (25 or newer), no podman (4 or newer) and no {' or '.join(missing)}"
-        raise Unavailable(f"no {builders}: {cure} (as root)")
+        builders = "docker (25 or newer, with buildx), no podman (4 or newer)"
+        raise Unavailable(f"no {builders} and no {' or '.join(missing)}: {cure} (as root)")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
         run(["apt-get", "--quiet", *command], env=environment, seconds=INSTALL_SECONDS)

@@ -173,6 +173,8 @@ def _answers(program: str) -> bool:
     oldest, version = _OLDEST[program]
     try:
         said = run([program, "info", f"--format={version}"], seconds=ANSWER_SECONDS)
+        if program == "docker":  # Without buildx it knows no --provenance.
+            run([program, "buildx", "version"], seconds=ANSWER_SECONDS)
     except ClusterError:
         return False
     major = said.strip().partition(".")[0]
