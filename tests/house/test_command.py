@@ -109,7 +109,6 @@ def test_the_version_is_the_images(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["why", "tiny"], "kubernetes", "operator"),
         (["render", "-f", str(SAMPLE)], "yaml", "operator"),
-        (["engine"], "pydantic", "engine"),
         (["profile", "--model", "builtin:tiny", "--db", "x.sqlite"], "torch", "engine,bench"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -117,15 +116,26 @@ def test_the_version_is_the_images(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_package_is_one_line_with_its_extra(
     words: list[str], absent: str, extra: str
 ) -> None:
-    program = f"import sys; sys.modules[{absent!r}] = None\n"
-    program += "from distserve.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, *words]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    answer = without(absent, words)
     assert answer.returncode == 2
     assert_one_line(answer.stdout, answer.stderr, f"{absent} is not installed")
     assert f"pip install '.[{extra}]'" in answer.stderr
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(extra.split(",")) <= extras["optional-dependencies"].keys()
+
+
+def test_a_process_shows_the_whole_trace_of_a_missing_package() -> None:
+    answer = without("pydantic", ["engine"])
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr
+    assert "pip install" not in answer.stderr
+
+
+def without(package: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    program = f"import sys; sys.modules[{package!r}] = None\n"
+    program += "from distserve.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 PROCESSES = {

@@ -41,13 +41,10 @@ EXTRAS = {
     "profile": "engine,bench",
     "bench": "bench",
     "observability": "observability",
-    "engine": "engine",
-    "instance": "engine",
     "fetch-model": "engine",
-    "migrator": "migrator",
-    "gateway": "gateway",
 }
-"""What pyproject calls the packages that a verb needs; of the others it is `operator`."""
+"""What pyproject calls the packages that a verb needs; of the others, but for processes, it is
+`operator`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,7 +87,7 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument(
         "--version", action=Version, nargs=0,
-        help="of this command; the operator's and the images' should be the same",
+        help="version of this command; builds of one version differ by their images' tags",
     )  # fmt: skip
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     asked = next((a for a in arguments if not a.startswith("-")), "")
@@ -106,7 +103,8 @@ def _run(argv: Sequence[str] | None) -> int:
         said, code = str(error), error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "distserve").partition(".")[0]
-        if package == "distserve":
+        # Processes run in images: where one lacks a module, the trace says who imports it.
+        if package == "distserve" or VERBS.get(asked, "").startswith("process:"):
             raise
         extra = EXTRAS.get(asked, "operator")
         said = f"{package} is not installed, in a checkout: pip install '.[{extra}]'"
