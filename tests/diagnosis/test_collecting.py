@@ -8,7 +8,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from distserve.cli.why import _Reader
 from distserve.diagnosis.diagnose import diagnose
-from distserve.diagnosis.text import as_text
+from distserve.diagnosis.text import as_document, as_text
 
 SAID = 'Error creating: pods "tiny-gateway-abc-x" is forbidden: exceeded quota: small'
 DOCUMENT = {"metadata": {"name": "tiny", "namespace": "llm", "generation": 1}, "spec": {}}
@@ -54,3 +54,4 @@ async def test_events_that_may_not_be_read_are_no_reason_to_say_nothing() -> Non
     text = as_text(facts, diagnose(facts))
     assert text.startswith("llm/tiny ")
     assert "events may not be read" in text
+    assert as_document(facts, diagnose(facts))["eventsRead"] is False

@@ -242,7 +242,8 @@ def test_the_text_has_cause_cure_conditions_and_warnings() -> None:
     assert text.startswith("llm/tiny does not serve: ")
     assert "   -> " in text and "Ready          False    NotReady: no" in text
     assert text.count("Unhealthy") == 1 and "12:00:02" in text
-    assert as_document(facts, diagnose(facts))["serves"] is False
+    read = as_document(facts, diagnose(facts))
+    assert read["serves"] is False and read["eventsRead"] is True
 
 
 def test_native_sidecars_are_containers_too() -> None:

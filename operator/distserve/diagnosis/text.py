@@ -36,6 +36,7 @@ def as_document(facts: Facts, found: Diagnosis) -> dict[str, Any]:
         "headline": found.headline,
         "findings": [asdict(one) for one in found.findings],
         "conditions": list(facts.status.get("conditions", [])),
+        "eventsRead": facts.events is not None,
     }
 
 
