@@ -30,7 +30,7 @@ def operator_rules(namespace: str, operator: str) -> Iterator[Alert]:
         "DistServeOperatorBlind",
         f"max by (pod) ({own('proof_age_seconds')}) > 900",
         "warning",
-        f"{whose}: a replica's watches have not been proven for a quarter of an hour.",
+        f"{whose}: a replica's watches have not been proven for 20 minutes.",
         "{{ $labels.pod }} may not see changes. Its log names the kind; deleting the pod is safe.",
         "5m",
         identity,
