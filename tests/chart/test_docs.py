@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_alerts_are_explained() -> None:
     page = (CHECKOUT / "docs" / "operate.md").read_text()
     assert names
     assert re.findall(r"^\| (DistServe\w+) \|", page, re.MULTILINE) == names
+
+
+def test_registry_and_tag_of_the_manifest_are_replaced() -> None:
+    (command,) = re.findall(r"^(sed .*) \| kubectl", PAGES[0].read_text(), re.MULTILINE)
+    answer = subprocess.run(
+        ["bash", "-c", f"tag=mine; {command}"], cwd=CHECKOUT, capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    before = (CHECKOUT / "manifests" / "distserve.yaml").read_text()
+    named = re.findall(r'"distserve/(\w+):', before)
+    assert len(named) == 4
+    assert re.findall(r'"registry.example.com/distserve/(\w+):mine"', answer.stdout) == named
+    assert '"distserve/' not in answer.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

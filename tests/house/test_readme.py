@@ -1,4 +1,5 @@
-"""What the README shows works: its manifest loads, its commands run, its links lead somewhere."""
+"""What the README shows works: its manifest loads, its commands run, its links lead somewhere. The
+pages have titles."""
 
 import re
 import shlex
@@ -53,3 +54,9 @@ def test_links_lead_somewhere() -> None:
     assert links
     missing = [link for link in links if not (ROOT / link).exists()]
     assert not missing
+
+
+def test_every_page_begins_with_its_title() -> None:
+    pages = list((ROOT / "docs").rglob("*.md"))
+    assert pages
+    assert not [page for page in pages if not page.read_text().startswith("# ")]
