@@ -216,10 +216,13 @@ def _in_use(
     observed: Observed,
     stored: Sequence[tuple[Object, Revision]],
 ) -> Revision | None:
-    """The one that units move to, if the deployment still has its roles."""
+    """The one that units move to, if the deployment still has its roles: of those that share its
+    name, the one of the plan that is told."""
     status = observed.document.get("status") or {}
     target = (status.get("revision") or {}).get("target")
+    told = (status.get("plan") or {}).get("inputsHash")
     known = [revision for _, revision in stored]
-    known.sort(key=lambda revision: revision.name == target)  # stable: the latest of its name last
+    # Stable: the latest of its kind is the last.
+    known.sort(key=lambda r: (r.name == target, (r.plan and r.plan.inputs_hash) == told))
     roles = set(deployment.spec.roles)
     return next((r for r in reversed(known) if set(r.templates) == roles), None)

@@ -164,6 +164,21 @@ def test_a_plan_stays_in_use_while_another_is_made(new_world: Make) -> None:
     assert world.condition("Planned")["status"] == "True"
 
 
+def test_of_plans_with_the_same_pods_the_one_that_is_told_stays(new_world: Make) -> None:
+    world = auto(new_world)
+    for rate, units in (("4.5", 2), ("9", 4), ("4.5", 2)):
+        world.plans["*"] = replace(plan(units), inputs_hash=rate)
+        world.edit(workload=AUTO["workload"] | {"requestsPerSecond": rate}).settle()
+        assert len(world.units()) == units
+    world.plans.clear()
+    for wish in ("1s", "2s"):  # Also at the next edit, while no plan was made for the first.
+        world.edit(slo={"ttft": wish, "tpot": "100ms"}).settle()
+        assert world.condition("Planned")["reason"] == "Planning"
+        assert set(world.units()) == {"u0", "u1"}
+    world.plans["*"] = NoProfile("no step times; set planning.estimate: true")
+    assert set(world.settle().units()) == {"u0", "u1"}
+
+
 def test_the_nearest_miss(new_world: Make) -> None:
     world = auto(new_world)
     world.plans["*"] = plan(feasible=False)
