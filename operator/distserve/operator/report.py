@@ -44,6 +44,7 @@ from distserve.operator.status import (
 from distserve.operator.wanted import stored_revisions
 from distserve.resources import naming, processes
 from distserve.resources.planned import with_units
+from distserve.resources.revisions import with_numbers
 
 REFUSED_AGAIN_SECONDS: Final = 60.0
 """Until the API server is asked again about what it would not take: a policy or a quota may have
@@ -54,8 +55,9 @@ def report(
     observed: Observed, answers: Answers, course: Course
 ) -> tuple[Object | None, tuple[Event, ...]]:
     deployment, rules = course.wanted.deployment, course.rules
+    numbers = course.wanted.revision(rules.target) or course.wanted.target
     view = Overview(
-        asked_by(deployment, course.wanted.gateways),
+        asked_by(with_numbers(deployment, numbers), course.wanted.gateways),
         course.live,
         _gateways(observed),
         rules.target,

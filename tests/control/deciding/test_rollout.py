@@ -265,6 +265,8 @@ def test_paused_units_keep_their_instances(new_world: Callable[..., Any]) -> Non
         assert set(world.named("StatefulSet")) == before
         assert world.condition("Progressing")["reason"] == "Paused"
         assert world.condition("Degraded")["status"] == "False"
+        assert world.condition("DecodeReady")["status"] == "True"
+        assert {one["name"]: one["desired"] for one in world.status["roles"]}["decode"] == 4
     assert {p.uid for p in world.pods.values() if p.unit} == uids
     assert len(world.named("ControllerRevision")) == 12, "one more is in use"
 
