@@ -16,7 +16,7 @@ import pytest
 from distserve.operator import webhook as module
 from distserve.operator.certificates import Term, make_pair
 from distserve.operator.tls import CertificateUnusable, Identity, keep_fresh, read_files
-from distserve.operator.webhook import MAX_BODY_BYTES, TOGETHER, Webhook
+from distserve.operator.webhook import MAX_BODY_BYTES, SMALL_BYTES, TOGETHER, Webhook
 
 Ask = Callable[..., Any]
 REFUSED = "spec.units: too many; choose fewer"
@@ -125,7 +125,7 @@ async def test_a_body_is_bounded_in_size_and_time(
     assert judging.seen == []
 
 
-async def test_only_so_many_bodies_are_read_at_a_time(
+async def test_only_so_many_large_bodies_are_read_at_a_time(
     ask: Ask, judging: Judging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "READ_SECONDS", 60.0)
@@ -141,9 +141,12 @@ async def test_only_so_many_bodies_are_read_at_a_time(
     slow = [asyncio.create_task(ask(slowly(), expect100=True)) for _ in range(TOGETHER)]
     for _ in slow:
         await asyncio.wait_for(begun.acquire(), 20)
-    late = asyncio.create_task(ask({**REVIEW, "request": {"uid": "late"}}))
+    status, _ = await asyncio.wait_for(ask({**REVIEW, "request": {"uid": "small"}}), 20)
+    assert status == 200, "a small one waits for nobody"
+    large = {"uid": "late", "object": "x" * SMALL_BYTES}
+    late = asyncio.create_task(ask({**REVIEW, "request": large}))
     done, _ = await asyncio.wait({late}, timeout=0.3)
-    assert not done and judging.seen == []
+    assert not done and [one["uid"] for one in judging.seen] == ["small"]
     go_on.set()
     answers = await asyncio.wait_for(asyncio.gather(*slow, late), 20)
     assert [status for status, _ in answers] == [200] * (TOGETHER + 1)
