@@ -216,6 +216,15 @@ def test_what_a_profile_of_one_s_own_lacks_is_not_estimated(
         plan_request(spec, texts={key: TINY_TIMES for key in references(spec)})
 
 
+def test_estimates_may_be_allowed_beside_step_times_of_the_model() -> None:
+    spec = deployment(
+        model={"id": "tiny", "source": {"builtin": "tiny"}, "maxModelLen": 400},
+        planning={"mode": "Auto", "maxAccelerators": 4, "estimate": True} | OWN,
+    ).spec
+    asked = plan_request(spec, texts={key: TINY_TIMES for key in references(spec)})
+    assert asked.profile.name == "times/cpu.json"
+
+
 @pytest.mark.parametrize("planning", [{"hardwareProfile": "a100-80g"}, {"estimate": True}])
 def test_an_accelerator_s_step_times_are_no_cpu_s(planning: dict[str, Any]) -> None:
     spec = deployment(

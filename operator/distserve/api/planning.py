@@ -90,7 +90,7 @@ class Planning(Model):
     estimate: bool = Field(
         default=False,
         description="Whether a plan may rest on step times computed from data sheets where none "
-        "were measured. Default: false.",
+        "were measured. A model that hardwareProfileFrom lacks is not estimated. Default: false.",
     )
     units: UnitsFrom | None = Field(
         default=None,

@@ -43,7 +43,7 @@ NODE_ACCELERATORS = 8
 """Size of the nodes of a machine of which only the number of accelerators is known."""
 _DTYPE_BYTES = {Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
 _BESIDE_OWN_TIMES = (
-    "has no effect beside step times of your own, which have no data sheet: leave it out, or for "
+    "has no effect beside step times of your own, which have no data sheet: measure that, or for "
     f"GPUs name one that has one as planning.hardwareProfile ({', '.join(ACCELERATORS)})"
 )
 
@@ -127,19 +127,17 @@ def profile_of(
 ) -> HardwareProfile:
     """`named`, a shipped profile or a file, replaces the spec's, which is never a file's name.
 
-    `estimate` allows estimates, as the spec may. They rest on data sheets, which step times of
-    one's own have none of. Raises InvalidRequest, InvalidProfile or NoProfile.
+    `estimate` allows estimates, as the spec may, for a model that was not measured. They rest on
+    data sheets, which step times of one's own have none of. Raises InvalidRequest, InvalidProfile
+    or NoProfile.
     """
     source = spec.planning.hardware_profile_from
     if named and names_file(named):
-        if estimate:
-            raise InvalidRequest(f"--estimate {_BESIDE_OWN_TIMES}")
-        return _measured(load_profile(named), model)
+        return _measured(load_profile(named), model, "--estimate" if estimate else "")
     if source and not named:
-        if estimate or spec.planning.estimate:
-            raise InvalidRequest(f"planning.estimate (--estimate) {_BESIDE_OWN_TIMES}")
+        allowed = "planning.estimate (--estimate)" if estimate or spec.planning.estimate else ""
         text = _text(source, texts or {}, "planning.hardwareProfileFrom", "--hardware-profile FILE")
-        return _measured(parse_profile(text, str(source)), model)
+        return _measured(parse_profile(text, str(source)), model, allowed)
     if spec.accelerator.type == AcceleratorType.CPU:
         raise InvalidRequest(
             "no step times are shipped for CPUs, nor data sheets to estimate them from; measure "
@@ -166,15 +164,19 @@ def _models(profile: HardwareProfile) -> list[str]:
     return sorted({name for name, _ in profile.entries})
 
 
-def _measured(own: HardwareProfile, model: ModelShape) -> HardwareProfile:
-    """Raises NoProfile where a user's own step times are of other models."""
-    if model.name not in _models(own):
-        raise NoProfile(
-            f"{own.name} has step times of {', '.join(_models(own)) or 'no model'}, not of "
-            f"{model.name}; measure that, or name it so: `distserve profile --served-name "
-            f"{model.name}`"
-        )
-    return own
+def _measured(own: HardwareProfile, model: ModelShape, estimate: str) -> HardwareProfile:
+    """Raises NoProfile where a user's own step times are of other models, InvalidRequest where
+    `estimate`, a field or flag, asks for what they lack."""
+    if model.name in _models(own):
+        return own
+    lacks = (
+        f"{own.name} has step times of {', '.join(_models(own)) or 'no model'}, not of {model.name}"
+    )
+    if estimate:
+        raise InvalidRequest(f"{lacks}; {estimate} {_BESIDE_OWN_TIMES}")
+    raise NoProfile(
+        f"{lacks}; measure that, or name it so: `distserve profile --served-name {model.name}`"
+    )
 
 
 def _text(source: ConfigMapKey, texts: Texts, field: str, flag: str) -> str:
