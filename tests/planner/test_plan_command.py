@@ -2,11 +2,13 @@
 
 import json
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 from tests.planner.commands import command
 
+from distserve.planner.commands.arguments import output_file
 from distserve.planner.errors import InvalidRequest
 
 DEPLOYMENT = """
@@ -68,6 +70,7 @@ def test_plan_for_a_deployment(tmp_path):
     ("flag", "value", "message"),
     [
         ("--figure", "/none/plan.png", "cannot write into a folder /none"),
+        ("--figure", ".", "is a folder; give a file in it"),
         ("--figure", "plan.pgn", "does not end in .png, .svg, .pdf"),
         ("--hardware-profile", "p.sqlite", "`distserve profile fit --db p.sqlite --output p.json`"),
     ],
@@ -78,6 +81,15 @@ def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, val
     done = run("plan", "-f", deployment(tmp_path), flag, value)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_there_needs_no_right_in_its_folder(tmp_path, monkeypatch):
+    own = tmp_path / "plan.csv"
+    own.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: path == own)
+    assert output_file(str(own)) == own
+    with pytest.raises(ArgumentTypeError, match="cannot write into a folder"):
+        output_file(str(tmp_path / "other.csv"))
 
 
 def test_plan_for_instances_that_do_both(tmp_path, run, quick):
@@ -177,6 +189,12 @@ def test_a_plan_is_told_before_it_is_drawn(tmp_path, run, quick, monkeypatch):
     done = run("plan", "-f", deployment(tmp_path), *figure, "--output", "json")
     assert done.returncode == 2 and "No space left" in done.stderr
     assert json.loads(done.stdout)["feasible"]
+    path = deployment(tmp_path)
+    text = path.read_text().replace("maxAccelerators: 4,", "maxAccelerators: 4, units: Spec,")
+    for units, code in ((0, 0), (9, 3)):  # Nothing to draw, and more than there may be.
+        path.write_text(f"{text}  units: {units}\n")
+        done = run("plan", "-f", path, *figure)
+        assert done.returncode == code and ("No space left" in done.stderr) == (units > 0)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("distserve.planner.plan.make_plan", full)
     done = run("plan", "-f", deployment(tmp_path), *figure)

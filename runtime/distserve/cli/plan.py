@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, deployment: DistServeDeployment, texts: Texts) -> int:
+    from distserve.planner.errors import PlannerError
+
     _refuse_without_effect(args, deployment)
     around = surroundings.look_around(args, deployment)
     if around is not None and not deployment.spec.planning.automatic:
@@ -91,13 +93,23 @@ def _plan(args: argparse.Namespace, deployment: DistServeDeployment, texts: Text
     request = _request(args, deployment, around, texts)
     plan = _made(deployment, request)
     try:
-        return _told(args, deployment, around, plan)
-    finally:
-        # After the plan, which may have taken minutes, is told.
-        if args.figure and plan.unit is not None:
-            from distserve.planner.commands.plan_figure import draw_attainment
+        _told(args, deployment, around, plan)
+    except Infeasible as nearest:
+        try:
+            _draw(args, request, plan)
+        except PlannerError as error:
+            raise Infeasible(f"{nearest}; {error}") from None
+        raise
+    _draw(args, request, plan)  # After the plan, which may have taken minutes, is told.
+    return 0
 
-            draw_attainment(args.figure, request, plan)
+
+def _draw(args: argparse.Namespace, request: PlanRequest, plan: Plan) -> None:
+    if not args.figure or not plan.total_goodput or plan.unit is None:
+        return
+    from distserve.planner.commands.plan_figure import draw_attainment
+
+    draw_attainment(args.figure, request, plan)
 
 
 def _refuse_without_effect(args: argparse.Namespace, deployment: DistServeDeployment) -> None:
@@ -130,7 +142,7 @@ def _made(deployment: DistServeDeployment, request: PlanRequest) -> Plan:
 
 def _told(
     args: argparse.Namespace, deployment: DistServeDeployment, around: Around | None, plan: Plan
-) -> int:
+) -> None:
     """Prints it. Raises Infeasible after that, also where the nodes have no room for its units."""
     from distserve.resources.errors import NoPlan
     from distserve.resources.planned import plan_document, with_plan
@@ -141,10 +153,10 @@ def _told(
     except NoPlan as error:
         _print(document, args.output)
         raise Infeasible(str(error)) from None
-    if around is not None:
-        return _placed(args, planned, around, document)
-    _print(document, args.output)
-    return 0
+    if around is None:
+        _print(document, args.output)
+    else:
+        _placed(args, planned, around, document)
 
 
 def _placed(

@@ -150,7 +150,7 @@ def _refuse_parallelism(args: argparse.Namespace) -> None:
         flag = "--tp" if args.tp > 1 else "--pp"
         raise UsageError(
             f"NotSupportedByEngine: {flag}: this engine runs one rank an instance; measure with "
-            "--tp 1 --pp 1, and plan wider instances with --estimate"
+            "--tp 1 --pp 1"
         )
 
 
