@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from typing import Any
 
 import openai
@@ -295,3 +296,48 @@ async def test_answers_of_many_log_probabilities_leave_the_event_loop(
     assert threads[0] is threading.main_thread() is not threads[1]
     await house.complete()
     assert threads[2] is threading.main_thread(), "text alone is soon put together"
+
+
+async def test_large_parts_of_a_stream_leave_the_event_loop(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, threads = CompletionAnswer.chunks, set()
+
+    def watched(*args: Any) -> Any:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return chunks(*args)
+
+    async def on_the_loop(**asked: Any) -> bool:
+        threads.clear()
+        *_, last, _ = await house.stream(logprobs=2, **asked)
+        assert last["choices"][0]["finish_reason"] == "length"
+        [found] = threads
+        return found
+
+    monkeypatch.setattr(CompletionAnswer, "chunks", watched)
+    assert await on_the_loop(echo=True), "few log-probabilities"
+    monkeypatch.setattr(exchange, "LONG_SCORES", 8)
+    assert not await on_the_loop(echo=True)
+    assert await on_the_loop(), "a token at a time"
+    monkeypatch.setattr(exchange, "LONG_BATCH", 0)
+    assert not await on_the_loop()
+
+
+async def test_large_answers_are_put_together_one_at_a_time(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, busy = CompletionAnswer.whole, threading.Lock()
+
+    def alone(*args: Any, **more: Any) -> Any:
+        assert busy.acquire(blocking=False)
+        try:
+            time.sleep(0.05)
+            return whole(*args, **more)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(CompletionAnswer, "whole", alone)
+    monkeypatch.setattr(exchange, "LONG_SCORES", 8)
+    asked = [house.complete(logprobs=2) for _ in range(4)]
+    assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 4
+    assert not house.gateway.rendering.locked()

@@ -172,9 +172,9 @@ async def test_a_stream_that_outlasts_the_drain_deadline_ends_with_an_error(
         process.send_signal(signal.SIGTERM)
         *_, error, done = (await answer.text()).split("\n\n")[:-1]
     assert done == "data: [DONE]"
-    assert json.loads(error.removeprefix("data: "))["error"]["message"].startswith(
-        "the gateway is ending"
-    )
+    told = json.loads(error.removeprefix("data: "))["error"]
+    assert told["message"].startswith("the gateway is ending")
+    assert told["code"] == "no_ready_instance"
     _, logged = await asyncio.to_thread(process.communicate, timeout=30)
     assert process.returncode == 0, logged
 

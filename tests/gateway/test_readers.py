@@ -74,4 +74,6 @@ def test_what_nobody_reads_does_not_hold_its_connection(
         accepted, _ = bound.accept()
         with accepted:
             told = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 75
     assert told == unread_ms

@@ -1,5 +1,7 @@
 """What is refused, with which status and which field's name: nothing is ignored in silence."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -150,6 +152,14 @@ async def test_an_answer_has_no_more_log_probabilities_than_can_be_kept(
         assert status == 400
         assert answer["error"]["param"] == next(name for name in asked if "logprobs" in name)
         assert "ask for fewer" in answer["error"]["message"]
+    chat = {"model": "test", **CHAT, "max_tokens": 1, "n": 8}
+    status, answer, _ = await house.post("/v1/chat/completions", chat | {"prompt_logprobs": 0})
+    tokens = answer["usage"]["prompt_tokens"]
+    monkeypatch.setattr(parse, "MAX_SCORES", tokens)
+    status, *_ = await house.post("/v1/chat/completions", chat | {"prompt_logprobs": 0})
+    assert status == 200, "a chat has its prompt's once"
+    status, *_ = await house.post("/v1/chat/completions", chat | {"prompt_logprobs": 1})
+    assert status == 400
 
 
 async def test_a_chat_of_no_given_length_gets_as_long_as_its_log_probabilities_allow(
@@ -281,6 +291,29 @@ async def test_an_unknown_model(client: openai.AsyncOpenAI) -> None:
         await client.models.retrieve("other/name")
     assert [m.id for m in (await client.models.list()).data] == ["test"]
     assert (await client.models.retrieve("test")).id == "test"
+
+
+async def test_large_bodies_are_refused_while_many_are_on_their_way(houses: Any) -> None:
+    house = await houses(max_body_bytes=200_000)
+    house.gateway.body_bytes = 4 * 200_000
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x" * 70_000
+        await asyncio.Event().wait()
+
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(
+            f"{house.url}/v1/completions",
+            data=endless(),
+            headers={"Content-Type": "application/json"},
+        ) as reply,
+    ):
+        assert reply.status == 429
+        assert (await reply.json())["error"]["code"] == "overloaded"
+        assert int(reply.headers["retry-after"]) >= 1
+    assert (await house.complete())[0] == 200, "small ones come in"
+    assert house.gateway.body_bytes == 4 * 200_000
 
 
 async def test_bodies_that_are_too_long_or_no_json(houses: Any) -> None:

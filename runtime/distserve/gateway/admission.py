@@ -71,6 +71,13 @@ class Admission:
         self.waiting += prompts
         return [Ticket(self) for _ in range(prompts)]
 
+    def refuse_body(self) -> None:
+        """Raises Overloaded."""
+        raise Overloaded(
+            "the requests that are being read are too large together: try again later",
+            retry_after_seconds=self._retry_after_seconds(),
+        )
+
     def check_room(self, prompts: int = 1) -> None:
         """Whether so many could be admitted now. Raises Overloaded."""
         bound = self._bound()

@@ -7,6 +7,7 @@ a failure is an error event, then `[DONE]`.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ LAST_WORDS_SECONDS = 5.0
 """For a client to read what there is after the deadline of its request."""
 LONG_SCORES = 8192
 """Log-probabilities from which on an answer is put together beside the event loop."""
+LONG_BATCH = 64
+"""Outputs from which on a part of such an answer is, too."""
 DONE = b"data: [DONE]\n\n"
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [
@@ -105,11 +108,12 @@ class Exchange(Response):
                         async for batch in outputs:
                             # The opening before the batch: the usage in it is that of no token.
                             opening = [] if started else self.answer.opening()
-                            chunks = [*opening, *self.answer.chunks(batch)]
+                            make = partial(self._chunks, opening, batch)
+                            data = await self._made(make, len(batch) > LONG_BATCH or self._echoes)
                             if not started:
                                 started = True
                                 await send(_start(200, _EVENTS))
-                            await send(_part(b"".join(map(_event, chunks))))
+                            await send(_part(data))
                             self._count_sent()
                     closing = self.answer.closing(**await self._more())
                     ending = [*map(_event, closing), DONE]
@@ -133,15 +137,32 @@ class Exchange(Response):
             async for batch in batches:
                 outputs += batch
         make = partial(self._body, outputs, await self._more())
-        aside = self.parsed.scores > LONG_SCORES
-        data = await asyncio.to_thread(make) if aside else make()
+        data = await self._made(make, long=True)
         await send(_start(200, [_JSON, (b"content-length", str(len(data)).encode())]))
         await send(_part(data, more=False))
         self._count_sent()
 
+    async def _made(self, make: Callable[[], bytes], long: bool) -> bytes:
+        """What is `long` and has many log-probabilities takes up to seconds and much memory: one
+        at a time, beside the event loop. Nobody else has the answer meanwhile."""
+        if not long or self.parsed.scores <= LONG_SCORES:
+            return make()
+        turn = self.gateway.rendering
+        await turn.acquire()
+        making = asyncio.create_task(asyncio.to_thread(make))
+        # Who goes leaves the thread behind: the turn is that thread's.
+        making.add_done_callback(lambda _: turn.release())
+        return await asyncio.shield(making)
+
+    @property
+    def _echoes(self) -> bool:
+        """Any output may bring a whole prompt with it."""
+        return isinstance(self.asked, CompletionBody) and bool(self.asked.echo)
+
+    def _chunks(self, opening: list[Chunk], batch: list[Output]) -> bytes:
+        return b"".join(map(_event, [*opening, *self.answer.chunks(batch)]))
+
     def _body(self, outputs: list[Output], more: dict[str, Any]) -> bytes:
-        """With many log-probabilities it takes up to seconds. Nobody else has the answer
-        meanwhile."""
         return msgspec.json.encode(self.answer.whole(outputs, **more))
 
     async def _more(self) -> dict[str, Any]:

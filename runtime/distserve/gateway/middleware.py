@@ -1,6 +1,7 @@
 """Around every request: its id, its trace, its log context, its outcome; and the body's bounds."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,9 +71,15 @@ class RequestContext:
             logged_id.reset(token)
 
 
+LARGE_BODIES = 4
+"""As long as may be, that may be on their way at a time."""
+SMALL_BODY_BYTES = 64 << 10
+"""Up to which a body comes in whatever else is on its way."""
+
+
 class BodyBounds:
-    """Bounds a body's size and its pauses, before anything is parsed. While nobody more may wait,
-    none is read."""
+    """Bounds a body's size and its pauses, and what all bodies on their way have together, before
+    anything is parsed. While nobody more may wait, none is read."""
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
@@ -83,19 +90,16 @@ class BodyBounds:
             return await self._app(scope, receive, send)
         gateway = self._gateway
         read = 0
+        held = 0
         complete = False
         max_bytes: int | None = None
 
         async def bounded() -> Message:
-            nonlocal read, complete, max_bytes
+            nonlocal read, held, complete, max_bytes
             if complete:
                 return await receive()
             if max_bytes is None:
-                try:
-                    gateway.admission.check_room()
-                except Overloaded as full:
-                    # The framework lets through no other error that comes with a body.
-                    raise HTTPException(full.status, full.message, full.headers()) from None
+                _check(gateway.admission.check_room)
                 max_bytes = gateway.max_body_bytes()
             try:
                 async with asyncio.timeout(gateway.settings.body_seconds):
@@ -105,13 +109,36 @@ class BodyBounds:
             if message["type"] == "http.disconnect":
                 # Else the framework takes what is missing for a mistake.
                 raise HTTPException(ClientGone.status, "the client left before its body was here")
-            read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            read += size
+            held += size
+            gateway.body_bytes += size
             complete = not message.get("more_body", False)
             if read > max_bytes:
                 raise HTTPException(
                     413,
                     f"the request's body is longer than {max_bytes} bytes: send a batch in parts",
                 )
+            if complete:
+                leave()
+            elif read > SMALL_BODY_BYTES and gateway.body_bytes > LARGE_BODIES * max_bytes:
+                _check(gateway.admission.refuse_body)
             return message
 
-        await self._app(scope, bounded, send)
+        def leave() -> None:
+            nonlocal held
+            gateway.body_bytes -= held
+            held = 0
+
+        try:
+            await self._app(scope, bounded, send)
+        finally:
+            leave()
+
+
+def _check(admits: Callable[[], None]) -> None:
+    """The framework lets through no other error that comes with a body."""
+    try:
+        admits()
+    except Overloaded as full:
+        raise HTTPException(full.status, full.message, full.headers()) from None

@@ -20,9 +20,9 @@ COMPLETION_MAX_TOKENS = 16
 SLO_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
 MAX_SLO_MS = 86_400_000.0
 LIFECYCLE_HEADER = "x-lifecycle"
-MAX_SCORES = 1 << 20
+MAX_SCORES = 1 << 18
 """Log-probabilities that an answer may have of its prompts, and of what is generated: as objects
-and as JSON some hundred MB, which are kept until all of it is here, or read."""
+and as JSON up to a hundred MB, which are kept until all of it is here, or read."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,12 @@ class Parsed:
     generations: list[Generation]
     discard_output: bool
     """max_tokens 0: only the prompt is wanted back."""
+    scores: int = 0
+    """Log-probabilities that the answer may have."""
 
     @property
     def prompt_tokens(self) -> int:
         return sum(len(prompt.ids) for prompt in self.prompts)
-
-    @property
-    def scores(self) -> int:
-        """Log-probabilities that the answer may have."""
-        return _prompt_scores(self.generations) + _output_scores(self.generations)
 
 
 def check_model(asked: str | None, name: str) -> None:
@@ -133,7 +130,7 @@ async def parse_completion(body: CompletionBody, model: Model, request_id: str, 
     if body.echo and prompts[0].text is None:
         texts = await model.text.decode([prompt.ids for prompt in prompts])
         prompts = [Prompt(p.ids, text) for p, text in zip(prompts, texts, strict=True)]
-    return Parsed(prompts, generations, discard_output=limit == 0)
+    return Parsed(prompts, generations, limit == 0, _scores(body, generations))
 
 
 async def parse_chat(body: ChatBody, model: Model, request_id: str, slo: Slo) -> Parsed:
@@ -153,7 +150,7 @@ async def parse_chat(body: ChatBody, model: Model, request_id: str, slo: Slo) ->
         prompt_logprobs=body.prompt_logprobs,
         param="messages",
     )  # fmt: skip
-    return Parsed(prompts, generations, discard_output=False)
+    return Parsed(prompts, generations, False, _scores(body, generations))
 
 
 async def tokenized(body: TokenizeBody, model: Model) -> list[int]:
@@ -217,7 +214,7 @@ def _generations(
         )
     _check_scores("logprobs", _output_scores(made))
     _check_scores("logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
-                  _prompt_scores(made))  # fmt: skip
+                  _prompt_scores(body, made))  # fmt: skip
     return made
 
 
@@ -230,9 +227,14 @@ def _output_scores(generations: list[Generation]) -> int:
     return sum(g.choices * g.sampling.max_tokens * _each(g.sampling.logprobs) for g in generations)
 
 
-def _prompt_scores(generations: list[Generation]) -> int:
-    """Each choice has those of its prompt."""
-    return sum(g.choices * g.prompt_tokens * _each(g.sampling.prompt_logprobs) for g in generations)
+def _prompt_scores(body: CompletionBody | ChatBody, generations: list[Generation]) -> int:
+    """Each choice has those of its prompt; a chat has them once."""
+    times = body.choices if isinstance(body, CompletionBody) else 1
+    return sum(times * g.prompt_tokens * _each(g.sampling.prompt_logprobs) for g in generations)
+
+
+def _scores(body: CompletionBody | ChatBody, generations: list[Generation]) -> int:
+    return _prompt_scores(body, generations) + _output_scores(generations)
 
 
 def _check_scores(param: str, scores: int) -> None:

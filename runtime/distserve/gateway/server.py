@@ -57,6 +57,9 @@ def serve(settings: Settings, bound: socket.socket, tracing: Tracing) -> None:
     # read what was sent: with one that stopped, for ever.
     unread_ms = int((settings.request_timeout_seconds + UNREAD_SECONDS) * 1000)
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
+    # A connection whose request was answered before all of its body came has no other timer.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
     gateway = Gateway(settings)
     config = uvicorn.Config(
         make_app(gateway, tracing),

@@ -12,7 +12,7 @@ from distserve.gateway.admission import Admission, Ticket, body_bound
 from distserve.gateway.client import EngineClient, make_session
 from distserve.gateway.discovery import make_discovery
 from distserve.gateway.dispatch import Dispatcher
-from distserve.gateway.errors import NoRoute, ServerFault
+from distserve.gateway.errors import NoRoute
 from distserve.gateway.fleet import Fleet
 from distserve.gateway.janitor import Janitor
 from distserve.gateway.legs import LegRunner
@@ -61,6 +61,10 @@ class Gateway:
         self.metrics.waiting_bound.set_function(self._waiting_bound)
         self.transfer_bytes: dict[str, int] = {}
         self.running: set[Work] = set()
+        self.rendering = asyncio.Semaphore(1)
+        """Whose turn it is to put a large answer together."""
+        self.body_bytes = 0
+        """Of bodies that are being read."""
         self.ending = False
 
         policy = settings.routing_policy
@@ -100,7 +104,7 @@ class Gateway:
     async def close(self) -> None:
         """Bounded. Whatever still runs is told to end."""
         for work in list(self.running):
-            work.fail(ServerFault("the gateway is ending", status=503))
+            work.fail(_ending())
         await self._janitor.close(CLOSE_SECONDS)
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
@@ -113,7 +117,7 @@ class Gateway:
 
     def _fail_running(self) -> None:
         for work in list(self.running):
-            work.fail(ServerFault("the gateway is ending: send the request again", status=503))
+            work.fail(_ending())
 
     @property
     def alive(self) -> bool:
@@ -163,6 +167,10 @@ class Gateway:
     def _observe_transfer(self, transport: str, moved: int) -> None:
         self.transfer_bytes[transport] = self.transfer_bytes.get(transport, 0) + moved
         self.metrics.transfers.labels(transport).inc(moved)
+
+
+def _ending() -> NoRoute:
+    return NoRoute("the gateway is ending: send the request again", retry_after_seconds=1)
 
 
 def _report_defect(watching: asyncio.Task[None]) -> None:
