@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from distserve.migrator import peer_messages as peer
+from distserve.migrator.errors import TransportError
 from distserve.migrator.pieces import Box, RankPool
 from distserve.migrator.transports.shared_memory import SharedMemoryPath
 from distserve.migrator.transports.tcp import HEADER, TcpPath
@@ -349,3 +350,32 @@ async def test_a_lane_is_not_waited_for_when_the_engine_is_gone(harness, monkeyp
         p, _ = await stopped_reading(harness)
         await p.die()
         await harness.until(lambda: not len(harness.migrators["p"].source), "the end of all sends")
+
+
+async def test_a_read_that_ends_late_leaves_the_next_connection_alone(harness, monkeypatch):
+    ends = asyncio.Event()
+
+    async def read(path, job):
+        await ends.wait()
+        raise TransportError("connection lost")
+
+    monkeypatch.setattr(TcpPath, "read", read)
+    await harness.migrator("p", transport="TCP")
+    await harness.migrator("d", transport="TCP")
+    p, d = await harness.engine("p"), await harness.engine("d")
+    there = harness.span(0, 32, 0, 1)
+    await p.offer("t", there)
+    p.ready("t", there)
+    d.expect("t", p.address)
+    d.fetch("t", harness.span(0, 32, 5, 1))
+    target = harness.migrators["d"].target
+    await harness.until(lambda: any(t.outstanding for t in target._transfers.values()), "a read")
+    (link,) = target.links
+    before = link.path
+    link.drop()
+    d.expect("u", p.address)
+    await harness.until(lambda: link.path not in (None, before), "the next connection")
+    after = link.path
+    ends.set()
+    assert isinstance(await d.ending("t"), messages.Failed)
+    assert link.path is after

@@ -282,7 +282,7 @@ class Target:
                     self._metrics.moved(path.name, "in", size)
             except TransportError as broken:
                 error = str(broken)
-                if error == "connection lost":
+                if error == "connection lost" and link.path is path:
                     link.drop()
             except MigratorError as wrong:
                 error = f"refused: {wrong}"
