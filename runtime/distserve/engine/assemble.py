@@ -20,9 +20,9 @@ from distserve.engine.fingerprint import fingerprint
 from distserve.engine.loading import LoadedModel, load_model
 from distserve.engine.metrics import EngineMetrics
 from distserve.engine.parts import Parts
-from distserve.engine.pool import KvPool, layout_for
+from distserve.engine.pool import TORCH_DTYPES, KvPool, layout_for
 from distserve.engine.rank import Rank
-from distserve.engine.runner import ModelRunner
+from distserve.engine.runner import ModelRunner, padded
 from distserve.engine.scheduler import Limits, Scheduler
 from distserve.engine.settings import Settings
 from distserve.engine.strategies import load_strategy
@@ -68,7 +68,8 @@ def assemble(settings: Settings) -> Instance:
     )
     max_model_len = _max_model_len(settings, model, layout)
     step_tokens = min(settings.max_num_batched_tokens, layout.blocks * layout.block_tokens)
-    pool = KvPool.create(layout, step_bytes=model.body.step_bytes(step_tokens))
+    rows = padded(step_tokens, TORCH_DTYPES[model.dtype])
+    pool = KvPool.create(layout, step_bytes=model.body.step_bytes(rows))
     runner = ModelRunner(model, pool)
     most_tokens = min(settings.max_num_batched_tokens, max_model_len)
     token_ms = runner.warm_up(most_tokens, settings.max_num_seqs)

@@ -16,5 +16,6 @@ def test_sizes_are_few_and_a_sixteenth_more_at_most(dtype: torch.dtype) -> None:
     assert sizes[LONGEST] == LONGEST
 
 
-def test_full_precision_is_computed_as_it_is() -> None:
-    assert all(padded(rows, torch.float32) == rows for rows in range(1, 1000))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_precision_is_computed_as_it_is(dtype: torch.dtype) -> None:
+    assert all(padded(rows, dtype) == rows for rows in range(1, 1000))

@@ -13,6 +13,7 @@ from distserve.engine.commands import FromMigrator, MigratorUp, StartLeg
 from distserve.engine.engine import Engine
 from distserve.engine.errors import ModelError, PoolMemoryError
 from distserve.engine.outbox import Output
+from distserve.engine.pool import KvPool
 from distserve.engine.settings import Settings
 from distserve.wire import messages as wire
 from distserve.wire.dialect import Leg, LegEvent, Phases, Source, Token
@@ -119,6 +120,21 @@ def test_an_instance_says_where_it_belongs(make_driven: Any) -> None:
     info = make_driven(unit="u3", domain="leaf-7").instance.info
     assert (info.instance, info.role) == ("i", "hybrid")
     assert (info.unit, info.revision, info.domain) == ("u3", "r", "leaf-7")
+
+
+def test_memory_is_asked_for_all_rows_that_a_step_computes(
+    make_driven: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, asked = KvPool.create, []
+
+    def watched(layout: Any, *, step_bytes: int) -> KvPool:
+        asked.append(step_bytes)
+        return create(layout, step_bytes=step_bytes)
+
+    monkeypatch.setattr(KvPool, "create", watched)
+    for tokens in (33, 34):
+        make_driven(dtype="bfloat16", max_num_batched_tokens=tokens)
+    assert asked[0] == asked[1] > 0
 
 
 def test_a_context_that_the_pool_does_not_hold_is_refused_where_it_was_asked_for(
