@@ -1,21 +1,26 @@
 """Prefill steps of prompts of many lengths, padded to a few sizes or as they are.
 
-    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.prefill_lengths [--prompts 300]
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.prefill_lengths [--prompts 900] [--rounds 3]
 
 For every number of rows that is new to it oneDNN compiles kernels. The engine pads a step in half
-precision to one of few sizes (`padded`); beside it, in turns, the same prompts as they are. And
-steps of 128 tokens again and again, which nothing is compiled for: the limit. Milliseconds of a
-step of the whole model by hundreds of prompts in the order in which they come, median and half of
-the distance between the quartiles. Model: the tiny one that ships (bfloat16), one thread.
+precision to one of few sizes (`padded`); beside it the same prompts as they are, each way in a
+process of its own, since what is compiled serves a whole process; by turns, rounds with prompts of
+their own. A step of 128 tokens passes after each of them, for which nothing is compiled any more:
+how fast the machine was meanwhile. Milliseconds of a step of the whole model, means (least to most
+of the rounds' means), by the order in which the prompts come and by their length. Model: the tiny
+one that ships (bfloat16), one thread.
 """
 
 import argparse
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean
 
 import torch
 from benchmarks.planner_truth.deployment import model_folder
@@ -29,13 +34,15 @@ from distserve.engine.runner import ModelRunner
 from distserve.wire.dialect import SamplingParams
 
 BLOCK_TOKENS, LONGEST = 16, 640
-PART = 100
+PARTS, KNOWN = 3, 128
+BOUNDS = 64, 128, 256, LONGEST + 1
 GREEDY = SamplingParams(seed=0, max_tokens=1, temperature=0.0)
+WAYS = {"padded": True, "as they are": False}
 
 
-def lengths_of(prompts: int) -> list[int]:
+def lengths_of(prompts: int, seed: int) -> list[int]:
     """As in the planner's truth: lognormal, 128 in the mean, 256 at p90."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     return [min(LONGEST, max(8, round(draw.lognormvariate(4.57, 0.76)))) for _ in range(prompts)]
 
 
@@ -47,17 +54,11 @@ def prefill_ms(runner: ModelRunner, tokens: int) -> float:
     return 1000 * (time.perf_counter() - begun)
 
 
-def line(name: str, times: list[float]) -> str:
-    first, _, third = quantiles(times, n=4)
-    return f"| {name} | {median(times):.1f} ± {(third - first) / 2:.1f} |"
-
-
-def main() -> None:
-    assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=300)
-    options = parser.parse_args()
+def steps_ms(pads: bool, lengths: list[int]) -> list[tuple[float, float]]:
+    """Of each prompt's step, and of the known one after it. In a process of its own."""
     torch.set_num_threads(1)
+    if not pads:
+        running.padded = lambda rows, _: rows
     with tempfile.TemporaryDirectory() as scratch:
         model = load_model(model_folder("tiny", Path(scratch)))
     layout = layout_for(
@@ -66,21 +67,44 @@ def main() -> None:
     pool = KvPool.create(layout)
     pool.tensor.zero_()
     runner = ModelRunner(model, pool)
-    kept: Callable[..., int] = running.padded
-    found: dict[str, list[float]] = {"padded": [], "as they are": [], "128 again": []}
     for _ in range(3):
-        prefill_ms(runner, 128)
-    for tokens in lengths_of(options.prompts):
-        found["padded"].append(prefill_ms(runner, tokens))
-        running.padded = lambda rows, _: rows
-        found["as they are"].append(prefill_ms(runner, tokens))
-        running.padded = kept
-        found["128 again"].append(prefill_ms(runner, 128))
-    for name, times in found.items():
-        for first in range(0, len(times), PART):
-            part = times[first : first + PART]
-            print(line(f"{name}, {first + 1} to {first + len(part)}", part))
+        prefill_ms(runner, KNOWN)
+    found = [(prefill_ms(runner, tokens), prefill_ms(runner, KNOWN)) for tokens in lengths]
     pool.close()
+    return found
+
+
+def rows_of(lengths: list[int]) -> Iterator[tuple[str, list[int]]]:
+    """Names of what is told together, and which of the prompts are it."""
+    each = len(lengths) // PARTS
+    for first in range(0, each * PARTS, each):
+        yield f"prompts {first + 1} to {first + each}", list(range(first, first + each))
+    late = range(each * (PARTS - 1), len(lengths))
+    for low, high in zip((1, *BOUNDS), BOUNDS, strict=False):
+        of = [nth for nth in late if low <= lengths[nth] < high]
+        yield f"of the last of these, {low} to {high - 1} tokens", of
+
+
+def main() -> None:
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=900)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    told: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for seed in range(options.rounds):
+        lengths = lengths_of(options.prompts, seed)
+        for way, pads in WAYS.items():
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                found = alone.submit(steps_ms, pads, lengths).result(timeout=600)
+            for name, of in rows_of(lengths):
+                told[name, way].append(fmean(found[nth][0] for nth in of))
+            told[f"{KNOWN} tokens again and again", way].append(fmean(ms for _, ms in found))
+    print(f"| ms of a step | {' | '.join(WAYS)} |\n|---|---|---|")
+    for name in dict.fromkeys(name for name, _ in told):
+        sides = (told[name, way] for way in WAYS)
+        cells = (f"{fmean(some):.1f} ({min(some):.1f} to {max(some):.1f})" for some in sides)
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
