@@ -81,8 +81,8 @@ def rows_of(lengths: list[int]) -> Iterator[tuple[str, list[int]]]:
         yield f"prompts {first + 1} to {first + each}", list(range(first, first + each))
     late = range(each * (PARTS - 1), len(lengths))
     for low, high in zip((1, *BOUNDS), BOUNDS, strict=False):
-        of = [nth for nth in late if low <= lengths[nth] < high]
-        yield f"of the last of these, {low} to {high - 1} tokens", of
+        if of := [nth for nth in late if low <= lengths[nth] < high]:
+            yield f"of the last of these, {low} to {high - 1} tokens", of
 
 
 def main() -> None:
@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=900)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.prompts < PARTS:
+        parser.error(f"--prompts is at least {PARTS}")
     told: dict[tuple[str, str], list[float]] = defaultdict(list)
     for seed in range(options.rounds):
         lengths = lengths_of(options.prompts, seed)

@@ -9,7 +9,12 @@ from tools.cluster.cluster import Cluster
 pytest_plugins = ("tools.cluster.fixtures",)
 
 # No test judges by time; by default an example may take a fifth of a second.
-hypothesis.settings.register_profile("untimed", hypothesis.settings.default, deadline=None)
+hypothesis.settings.register_profile(
+    "untimed",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("untimed")
 
 

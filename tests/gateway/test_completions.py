@@ -291,6 +291,7 @@ async def test_answers_of_many_log_probabilities_leave_the_event_loop(
     monkeypatch.setattr(CompletionAnswer, "whole", watched)
     _, here = await house.complete(logprobs=2, seed=1)
     monkeypatch.setattr(exchange, "LONG_SCORES", 8 * 3 - 1)
+    monkeypatch.setattr(exchange, "LONG_BATCH", 0)
     _, aside = await house.complete(logprobs=2, seed=1)
     assert aside["choices"] == here["choices"]
     assert threads[0] is threading.main_thread() is not threads[1]
@@ -338,6 +339,20 @@ async def test_large_answers_are_put_together_one_at_a_time(
 
     monkeypatch.setattr(CompletionAnswer, "whole", alone)
     monkeypatch.setattr(exchange, "LONG_SCORES", 8)
+    monkeypatch.setattr(exchange, "LONG_BATCH", 0)
     asked = [house.complete(logprobs=2) for _ in range(4)]
     assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 4
     assert not house.gateway.rendering.locked()
+
+
+async def test_who_waits_for_large_answers_has_a_deadline(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await houses(request_timeout_seconds=1.0)
+    monkeypatch.setattr(exchange, "LONG_SCORES", 8)
+    await house.gateway.rendering.acquire()
+    status, _ = await house.complete(logprobs=2)
+    assert status == 200, "a short one waits for nobody"
+    monkeypatch.setattr(exchange, "LONG_BATCH", 0)
+    status, answer = await house.complete(logprobs=2)
+    assert (status, answer["error"]["code"]) == (504, "request_timeout")

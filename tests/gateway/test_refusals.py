@@ -316,6 +316,27 @@ async def test_large_bodies_are_refused_while_many_are_on_their_way(houses: Any)
     assert house.gateway.body_bytes == 4 * 200_000
 
 
+async def test_a_body_without_an_end_is_not_waited_for(houses: Any) -> None:
+    house = await houses(request_timeout_seconds=0.5)
+
+    async def drops() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(
+            f"{house.url}/v1/completions",
+            data=drops(),
+            headers={"Content-Type": "application/json"},
+            timeout=aiohttp.ClientTimeout(20),
+        ) as reply,
+    ):
+        assert reply.status == 408
+    assert house.gateway.body_bytes == 0
+
+
 async def test_bodies_that_are_too_long_or_no_json(houses: Any) -> None:
     house = await houses(max_body_bytes=2000)
     status, answer = await house.complete(prompt="x" * 3000)

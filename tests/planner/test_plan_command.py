@@ -83,6 +83,11 @@ def test_a_wrong_file_is_told_before_the_search(tmp_path, monkeypatch, flag, val
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_name_that_nobody_can_look_at_is_told_too():
+    with pytest.raises(ArgumentTypeError, match="cannot write into a folder /none"):
+        output_file(f"/none/{'x' * 300}")
+
+
 def test_a_file_that_is_there_needs_no_right_in_its_folder(tmp_path, monkeypatch):
     own = tmp_path / "plan.csv"
     own.touch()

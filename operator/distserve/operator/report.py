@@ -44,20 +44,28 @@ from distserve.operator.status import (
 from distserve.operator.wanted import stored_revisions
 from distserve.resources import naming, processes
 from distserve.resources.planned import with_units
-from distserve.resources.revisions import with_numbers
+from distserve.resources.revisions import Revision, with_numbers
 
 REFUSED_AGAIN_SECONDS: Final = 60.0
 """Until the API server is asked again about what it would not take: a policy or a quota may have
 changed, or somebody else's object be gone, which nobody tells."""
 
 
+def _numbers(course: Course) -> Revision:
+    """That are made: while the rollout is paused those of the revision that units have."""
+    wanted, rules = course.wanted, course.rules
+    held = wanted.revision(rules.current) if rules.paused else None
+    if held is not None and held.templates.keys() == wanted.deployment.spec.roles.keys():
+        return held
+    return wanted.revision(rules.target) or wanted.target
+
+
 def report(
     observed: Observed, answers: Answers, course: Course
 ) -> tuple[Object | None, tuple[Event, ...]]:
     deployment, rules = course.wanted.deployment, course.rules
-    numbers = course.wanted.revision(rules.target) or course.wanted.target
     view = Overview(
-        asked_by(with_numbers(deployment, numbers), course.wanted.gateways),
+        asked_by(with_numbers(deployment, _numbers(course)), course.wanted.gateways),
         course.live,
         _gateways(observed),
         rules.target,

@@ -105,7 +105,10 @@ def _plan(args: argparse.Namespace, deployment: DistServeDeployment, texts: Text
 
 
 def _draw(args: argparse.Namespace, request: PlanRequest, plan: Plan) -> None:
-    if not args.figure or not plan.total_goodput or plan.unit is None:
+    if not args.figure:
+        return
+    if not plan.total_goodput or plan.unit is None:
+        print(f"distserve plan: nothing to draw into {args.figure}", file=sys.stderr)
         return
     from distserve.planner.commands.plan_figure import draw_attainment
 

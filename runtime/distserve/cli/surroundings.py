@@ -103,6 +103,7 @@ def _in_files(args: argparse.Namespace, deployment: DistServeDeployment) -> Arou
 
 def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Around:
     from distserve.api import labels
+    from distserve.operator.health import unit_of_set
     from distserve.operator.kinds import DEPLOYMENTS, kind_of
     from distserve.operator.restoring import stated
     from distserve.placement.inventory import Inventory
@@ -125,9 +126,10 @@ def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Ar
     fill_devices(inventory, devices, args)
     units: dict[UnitId, list[Object]] = {}
     for one in sets:
-        marks, namespace = one["metadata"]["labels"], one["metadata"]["namespace"]
-        unit = UnitId(namespace, marks.get(labels.DEPLOYMENT, ""), marks[labels.UNIT])
-        units.setdefault(unit, []).append(one)
+        name, namespace = one["metadata"]["name"], one["metadata"]["namespace"]
+        if of := unit_of_set(name, one):
+            deployed = one["metadata"]["labels"].get(labels.DEPLOYMENT, "")
+            units.setdefault(UnitId(namespace, deployed, of), []).append(one)
     standing = {}
     for unit, its_sets in units.items():
         # As the operator does: room that was given is not free, whether its pods are bound or not.

@@ -16,7 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from distserve.gateway.errors import ClientGone, GatewayError
+from distserve.gateway.errors import ClientGone, DeadlineExceeded, GatewayError
 from distserve.gateway.parse import Parsed
 from distserve.gateway.presence import until_gone
 from distserve.gateway.render import Chunk, Usage
@@ -109,7 +109,8 @@ class Exchange(Response):
                             # The opening before the batch: the usage in it is that of no token.
                             opening = [] if started else self.answer.opening()
                             make = partial(self._chunks, opening, batch)
-                            data = await self._made(make, len(batch) > LONG_BATCH or self._echoes)
+                            long = len(batch) > LONG_BATCH or self._scores_prompts
+                            data = await self._made(make, long)
                             if not started:
                                 started = True
                                 await send(_start(200, _EVENTS))
@@ -137,7 +138,7 @@ class Exchange(Response):
             async for batch in batches:
                 outputs += batch
         make = partial(self._body, outputs, await self._more())
-        data = await self._made(make, long=True)
+        data = await self._made(make, len(outputs) > LONG_BATCH or self._scores_prompts)
         await send(_start(200, [_JSON, (b"content-length", str(len(data)).encode())]))
         await send(_part(data, more=False))
         self._count_sent()
@@ -148,16 +149,24 @@ class Exchange(Response):
         if not long or self.parsed.scores <= LONG_SCORES:
             return make()
         turn = self.gateway.rendering
-        await turn.acquire()
+        try:
+            async with asyncio.timeout_at(self.work.deadline):
+                await turn.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "other answers with many log-probabilities took the time of this request: ask for "
+                "fewer, or again later"
+            ) from None
         making = asyncio.create_task(asyncio.to_thread(make))
         # Who goes leaves the thread behind: the turn is that thread's.
         making.add_done_callback(lambda _: turn.release())
         return await asyncio.shield(making)
 
     @property
-    def _echoes(self) -> bool:
+    def _scores_prompts(self) -> bool:
         """Any output may bring a whole prompt with it."""
-        return isinstance(self.asked, CompletionBody) and bool(self.asked.echo)
+        echoes = isinstance(self.asked, CompletionBody) and bool(self.asked.echo)
+        return echoes or self.asked.prompt_logprobs is not None
 
     def _chunks(self, opening: list[Chunk], batch: list[Output]) -> bytes:
         return b"".join(map(_event, [*opening, *self.answer.chunks(batch)]))

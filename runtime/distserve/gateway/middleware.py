@@ -93,16 +93,19 @@ class BodyBounds:
         held = 0
         complete = False
         max_bytes: int | None = None
+        last = 0.0
 
         async def bounded() -> Message:
-            nonlocal read, held, complete, max_bytes
+            nonlocal read, held, complete, max_bytes, last
             if complete:
                 return await receive()
+            now = asyncio.get_running_loop().time()
             if max_bytes is None:
                 _check(gateway.admission.check_room)
                 max_bytes = gateway.max_body_bytes()
+                last = now + gateway.settings.request_timeout_seconds
             try:
-                async with asyncio.timeout(gateway.settings.body_seconds):
+                async with asyncio.timeout_at(min(now + gateway.settings.body_seconds, last)):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the request's body did not come in time") from None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 import ssl
@@ -145,11 +146,14 @@ async def test_only_so_many_large_bodies_are_read_at_a_time(
     assert status == 200, "a small one waits for nobody"
     large = {"uid": "late", "object": "x" * SMALL_BYTES}
     late = asyncio.create_task(ask({**REVIEW, "request": large}))
-    done, _ = await asyncio.wait({late}, timeout=0.3)
+    packed = gzip.compress(json.dumps({**REVIEW, "request": {"uid": "packed"}}).encode())
+    said = {"Content-Encoding": "gzip"}
+    other = asyncio.create_task(ask(io.BytesIO(packed), headers=said))
+    done, _ = await asyncio.wait({late, other}, timeout=0.3)
     assert not done and [one["uid"] for one in judging.seen] == ["small"]
     go_on.set()
-    answers = await asyncio.wait_for(asyncio.gather(*slow, late), 20)
-    assert [status for status, _ in answers] == [200] * (TOGETHER + 1)
+    answers = await asyncio.wait_for(asyncio.gather(*slow, late, other), 20)
+    assert [status for status, _ in answers] == [200] * (TOGETHER + 2)
 
 
 async def test_files_of_a_folder_are_read_when_they_change(

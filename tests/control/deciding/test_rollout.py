@@ -282,6 +282,11 @@ def test_paused_units_keep_their_instances(new_world: Callable[..., Any]) -> Non
     assert set(world.named("StatefulSet")) == before | new | more
     assert world.condition("Progressing")["reason"] == "UpToDate"
 
+    other = {"images": {"engine": "mine:2"}, "decode": {"instancesPerUnit": 4}}
+    world.edit(rollout={"paused": True}, **other).settle()
+    assert world.condition("DecodeReady")["status"] == "True", "of what units have"
+    assert {one["name"]: one["desired"] for one in world.status["roles"]}["decode"] == 9
+
 
 def test_numbers_that_were_taken_back_do_not_come_to_former_units(
     new_world: Callable[..., Any],

@@ -121,9 +121,10 @@ def add_hardware(
 def output_file(text: str) -> Path:
     """An argparse type: a file to write, found out before what may take minutes."""
     path = Path(text)
-    if path.is_dir():
+    # os.path, since a Path raises for what may not be looked at.
+    if os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"{text} is a folder; give a file in it")
-    if path.exists():  # also a pipe or a terminal, in whose folder nobody may write
+    if os.path.exists(path):  # also a pipe or a terminal, in whose folder nobody may write
         if not os.access(path, os.W_OK):
             raise argparse.ArgumentTypeError(f"{text}: cannot write into this file")
     elif not os.access(path.parent, os.W_OK):
