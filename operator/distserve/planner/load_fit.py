@@ -34,11 +34,12 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
     mixed = not migrated and _mixed(loads, times)
     prefills = _Prefills() if mixed else _prefills(loads, times, migrated)
     decodes = _decodes(loads, times, migrated, mixed)
-    request_ms, busy_request_ms, way_spread = _ways(loads, migrated)
+    request_ms, busy_request_ms, way_spread = _ways(loads, migrated, decodes.coming_ms)
     added = Serving(
         request_ms=request_ms,
         busy_request_ms=busy_request_ms,
         prompt_ms=prefills.prompt_ms,
+        prefill_step_longer=decodes.prefill_longer if mixed else prefills.step_longer,
         prefill_longer=decodes.prefill_longer if mixed else prefills.longer,
         decode_longer=decodes.longer,
         step_ms=decodes.step_ms,
@@ -78,21 +79,24 @@ def _beside(
     shares: Sequence[float],
     measured: Sequence[float],
     weights: Sequence[float],
+    own: int = 1,
 ) -> tuple[Sequence[float], float]:
     """Coefficients of each column, and by which share all of them grow while others compute, which
-    they do for `shares` of the time. The first column's is 1 as far as the times leave it open."""
-    belief = (1.0, *[0.0] * len(rows[0]))
-    beliefs = 1 + int(sum(weights)) // _BELIEF
-    alone_ms = [row[0] for row in rows]
+    they do for `shares` of the time. The first `own` columns, the engine's times, have 1 as far as
+    what was measured leaves it open."""
+    columns = range(len(rows[0]) + 1)
+    beliefs = [tuple(float(nth == at) for nth in columns) for at in range(own)]
+    beliefs *= 1 + int(sum(weights)) // _BELIEF
+    alone_ms = [sum(row[:own]) for row in rows]
     for _ in range(_ROUNDS):
         all_rows = [(*r, share * ms) for r, share, ms in zip(rows, shares, alone_ms, strict=True)]
-        *own, slowed = least_squares.scattered(
-            [*all_rows, *[belief] * beliefs],
-            [*measured, *[1.0] * beliefs],
-            [*weights, *[1.0] * beliefs],
+        *found, slowed = least_squares.scattered(
+            [*all_rows, *beliefs],
+            [*measured, *[1.0] * len(beliefs)],
+            [*weights, *[1.0] * len(beliefs)],
         )
-        alone_ms = [sum(c * x for c, x in zip(own, row, strict=True)) for row in rows]
-    return own, slowed
+        alone_ms = [sum(c * x for c, x in zip(found, row, strict=True)) for row in rows]
+    return found, slowed
 
 
 # ---- prefills
@@ -100,6 +104,7 @@ def _beside(
 
 @dataclass(frozen=True)
 class _Prefills:
+    step_longer: float = 0.0
     longer: float = 0.0
     prompt_ms: float = 0.0
     slowed: float = 0.0
@@ -115,13 +120,24 @@ def _prefills(loads: Sequence[LoadRecord], times: TimeModel, beside: bool) -> _P
     ]
     if not seen:
         return _Prefills()
-    (share, prompt_ms), slowed = _beside(
-        [(times.prefill_ms(p.tokens, p.squared_tokens), len(p.requests)) for _, p in seen],
+    (step_share, share, prompt_ms), slowed = _beside(
+        [
+            (
+                times.prefill.a,
+                times.prefill_ms(p.tokens, p.squared_tokens) - times.prefill.a,
+                len(p.requests),
+            )
+            for _, p in seen
+        ],
         [load.decoding.share(p.begun_ms, p.ended_ms) if beside else 0.0 for load, p in seen],
         [p.ended_ms - p.begun_ms for _, p in seen],
         [1.0] * len(seen),
+        own=2,
     )
-    return _Prefills(share - 1, prompt_ms, slowed)
+    # Where all of it passes without tokens, or with them alone, the other share says nothing.
+    return _Prefills(
+        (step_share if times.prefill.a else share) - 1, share - 1, prompt_ms, slowed
+    )
 
 
 # ---- decode steps
@@ -184,9 +200,12 @@ def _pieces_ms(window: Window, times: TimeModel) -> float:
 # ---- ways
 
 
-def _ways(loads: Sequence[LoadRecord], migrated: bool) -> tuple[float, float, Spread]:
+def _ways(
+    loads: Sequence[LoadRecord], migrated: bool, coming_ms: float
+) -> tuple[float, float, Spread]:
     """Means of requests that did not wait for another's prefill: while nobody decoded, and how much
-    longer while somebody did; and how single ones lie about theirs."""
+    longer while somebody did, or shorter, since who waits for a step is on its way meanwhile; and
+    how single ones lie about theirs."""
     idle: list[float] = []
     busy: list[float] = []
     for load in loads:
@@ -199,10 +218,10 @@ def _ways(loads: Sequence[LoadRecord], migrated: bool) -> tuple[float, float, Sp
                 idle.append(way_ms)
             elif migrated:
                 busy.append(way_ms)
-            else:  # it waited for the step under way, for half of it in the mean
-                busy.append(way_ms - load.step_ms(sent, begun) / 2)
+            else:  # it waited for the step under way, half of it in the mean, and made it longer
+                busy.append(way_ms - load.step_ms(sent, begun) / 2 - coming_ms)
     idle_ms = max(0.0, fmean(idle or busy or [0.0]))
-    busy_ms = max(idle_ms, fmean(busy)) if busy else idle_ms
+    busy_ms = max(0.0, fmean(busy)) if busy else idle_ms
     # Of a wait for half a step in the mean it is not known which of both was long.
     single = [(idle, idle_ms), (busy if migrated else [], busy_ms)]
     ratios = [way_ms / mean_ms for ways, mean_ms in single if mean_ms for way_ms in ways]

@@ -170,7 +170,12 @@ class LoadRecord:
 
     @cached_property
     def prefilling(self) -> Cover:
-        return Cover((prefill.begun_ms, prefill.ended_ms) for prefill in self.prefills)
+        """On the clock of the tokens: a prefill ends when its first token comes to the client."""
+        return Cover(
+            (prefill.begun_ms + late_ms, prefill.ended_ms + late_ms)
+            for prefill in self.prefills
+            for late_ms in [min(r.token_ms[0] - r.prefilled_ms for r in prefill.requests)]
+        )
 
     @cached_property
     def decoding(self) -> Cover:
@@ -189,10 +194,10 @@ class LoadRecord:
         )
 
     def step_ms(self, begin: float, end: float) -> float:
-        """Of a decode step that passed then, in the mean; 0 where none did."""
+        """Of a decode step that passed then, in the mean, without prefills; 0 where none did."""
         first = bisect_right(self.steps, begin, key=lambda step: step[1])
         last = bisect_left(self.steps, end + self._longest_ms, key=lambda step: step[1])
-        found = [ended - begun for begun, ended in self.steps[first:last] if begun < end]
+        found = [self.own_ms(*step) for step in self.steps[first:last] if step[0] < end]
         return sum(found) / len(found) if found else 0.0
 
     @cached_property

@@ -31,11 +31,15 @@ class Serving:
     request_ms: float = 0.0
     """From the client to the engine's queue and from its first token back, together."""
     busy_request_ms: float = 0.0
-    """That these take longer while others decode."""
+    """That these take longer while others decode; below 0 where they pass while a step does, for
+    which a request waits anyway."""
     prompt_ms: float = 0.0
     """That a prefill step takes longer for each prompt in it."""
+    prefill_step_longer: float = 0.0
+    """Share by which what it takes whatever is in it is longer than in the engine alone; or below
+    0."""
     prefill_longer: float = 0.0
-    """Share by which it takes longer than in the engine alone, whatever is in it; or below 0."""
+    """The same of what its tokens take: they meet other work in the machine's caches."""
     handover_ms: float = 0.0
     """Between a prefill's end and the moment when its KV can be decoded from elsewhere, with the
     transfer that was measured, where nobody decodes: else the engine there hears of it when its
@@ -95,8 +99,11 @@ class Serving:
         terms: dict[str, Any] = {
             name: float(value) for name, value in entry.items() if name not in _SERIES
         }
+        if "prefill_longer" in terms:  # of a release that knew one share of both
+            terms.setdefault("prefill_step_longer", terms["prefill_longer"])
         for name, value in terms.items():
-            possible = value > -1 if name.endswith("_longer") else value >= 0
+            least = {"busy_request_ms": -terms.get("request_ms", 0.0)}.get(name, 0.0)
+            possible = value > -1 if name.endswith("_longer") else value >= least
             if not (possible and isfinite(value)):
                 raise ValueError(f"serving's {name} is {value:g}, which cannot be")
         for name in entry.keys() & _SERIES.keys():
@@ -105,7 +112,8 @@ class Serving:
 
     def applied(self, times: TimeModel) -> TimeModel:
         """Step times as they pass in a deployment, beside nobody."""
-        if not (self.step_ms or self.stream_ms or self.prefill_longer or self.decode_longer):
+        shares = self.prefill_step_longer, self.prefill_longer, self.decode_longer
+        if not (self.step_ms or self.stream_ms or any(shares)):
             return times
 
         def longer(by: float, formula: Coefficients) -> Coefficients:
@@ -115,8 +123,10 @@ class Serving:
             a, b, c = longer(self.decode_longer, decode)
             return Coefficients(a + self.step_ms, b, c + self.stream_ms)
 
+        a, *by_tokens = times.prefill
+        own = longer(self.prefill_longer, Coefficients(0.0, *by_tokens))
         return TimeModel(
-            longer(self.prefill_longer, times.prefill),
+            own._replace(a=(1 + self.prefill_step_longer) * a),
             served(times.decode_small),
             served(times.decode_large),
             times.large_batch,

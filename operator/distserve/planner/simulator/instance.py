@@ -240,13 +240,15 @@ class Instance:
             self.simulation.at(free[0], self._begin)
 
     def _requests_ms(self, step: Step) -> float:
-        """Of one stage: for those that came since the last decode step, and for those whose first
-        one this is."""
-        if step.decode is None or not (self._joined or self._came):
-            return 0.0
-        joined, came, self._joined, self._came = self._joined, self._came, 0, 0
+        """Of one stage: for those that came since the last step, and of a decode step for those
+        whose first one it is."""
         serving = self.spec.serving
-        return (serving.joining_ms * joined + serving.coming_ms * came) / self.spec.pp
+        came, self._came = self._came, 0
+        added_ms = serving.coming_ms * came
+        if step.decode is not None:
+            joined, self._joined = self._joined, 0
+            added_ms += serving.joining_ms * joined
+        return added_ms / self.spec.pp
 
     def _measure(self, step: Step) -> float:
         """Time of one stage; marks the requests' first steps."""
