@@ -26,6 +26,7 @@ LIMITS = {"max_batched_tokens": 1024, "max_requests": 32}
 TOGETHER = Serving(
     request_ms=5.0,
     prompt_ms=2.0,
+    prefill_step_longer=0.1,
     prefill_longer=0.1,
     step_ms=1.0,
     stream_ms=0.3,
@@ -82,12 +83,20 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
     found = fit_loads(loads_of(strategy, true), TIMES)
     # One comes about when another joins: of what both cost together most is told, which is it less.
     assert found.coming_ms + found.joining_ms == pytest.approx(6.0, rel=0.2)
+    # Most prefills have one prompt: what they take more is its own, or that of each.
+    each_ms, true_ms = (
+        s.prompt_ms + s.prefill_step_longer * TIMES.prefill.a for s in (found, true)
+    )
+    assert each_ms == pytest.approx(true_ms, rel=0.1)
+    # A way is known but for the part of a step for which it waits.
+    assert found.busy_request_ms == pytest.approx(true.busy_request_ms, abs=0.2)
     near = pytest.approx(1.0, abs=0.12)
     assert all(value == near for value in (*found.pace.prefill, *found.pace.decode))
     for spread in (found.way_spread, found.prefill_spread):
         assert all(part == near for part in spread.parts)
     found = replace(
-        found, coming_ms=true.coming_ms, joining_ms=true.joining_ms, pace=true.pace,
+        found, prompt_ms=true.prompt_ms, prefill_step_longer=true.prefill_step_longer,
+        busy_request_ms=true.busy_request_ms, coming_ms=true.coming_ms, joining_ms=true.joining_ms, pace=true.pace,
         way_spread=true.way_spread, prefill_spread=true.prefill_spread,
     )  # fmt: skip
     assert found.as_entry() == pytest.approx(true.as_entry(), rel=0.15, abs=0.02)
@@ -97,7 +106,7 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
 @pytest.mark.parametrize("strategy", ["Colocated", "Disaggregated"])
 def test_steps_that_were_measured_on_a_slower_machine_are_taken_back(strategy: str) -> None:
     """Which of its terms a step is longer by is not told apart well; what it takes is."""
-    true = replace(TOGETHER, prefill_longer=-0.2, decode_longer=-0.2)
+    true = replace(TOGETHER, prefill_step_longer=-0.2, prefill_longer=-0.2, decode_longer=-0.2)
     found = fit_loads(loads_of(strategy, true), TIMES)
     assert found.prefill_longer == pytest.approx(-0.2, abs=0.03) and found.decode_longer < -0.05
     mine, theirs = found.applied(TIMES), true.applied(TIMES)

@@ -135,9 +135,7 @@ def _prefills(loads: Sequence[LoadRecord], times: TimeModel, beside: bool) -> _P
         own=2,
     )
     # Where all of it passes without tokens, or with them alone, the other share says nothing.
-    return _Prefills(
-        (step_share if times.prefill.a else share) - 1, share - 1, prompt_ms, slowed
-    )
+    return _Prefills((step_share if times.prefill.a else share) - 1, share - 1, prompt_ms, slowed)
 
 
 # ---- decode steps

@@ -223,7 +223,9 @@ class Instance:
             step.machine_pace *= serving.prefill_spread.at(self._prefills, PREFILLS, self.number)
             self._prefills += 1
         step.pace = self._pace(step)
-        stage_ms = step.pace * (self._measure(step) + requests_ms)
+        # Of those who come it is the queue that waits, not their prefill that takes longer.
+        begun = now if step.decode is not None else now + step.pace * requests_ms
+        stage_ms = step.pace * (self._measure(step, begun) + requests_ms)
         step.start_ms = now
         step.first_ms = stage_ms
         free = self._stage_free_ms
@@ -250,13 +252,13 @@ class Instance:
             added_ms += serving.joining_ms * joined
         return added_ms / self.spec.pp
 
-    def _measure(self, step: Step) -> float:
+    def _measure(self, step: Step, begun: float) -> float:
         """Time of one stage; marks the requests' first steps."""
-        life, now = self.simulation.life, self.simulation.now
+        life = self.simulation.life
         tokens = squared = prompts = 0
         for chunk in step.chunks:
             if chunk.start == 0:
-                life.prefill_ms[chunk.request] = now
+                life.prefill_ms[chunk.request] = begun
                 self.prefilling += 1
                 prompts += 1
             tokens += chunk.tokens
