@@ -116,6 +116,14 @@ async def test_an_answer_that_is_no_json_is_still_an_error(api: Api, cluster: Cl
         await cluster.get(ACCOUNTS, "ns", "sa")
 
 
+async def test_a_long_refusal_is_cut(api: Api, cluster: Cluster) -> None:
+    """The server repeats what it refuses, and conditions, events and the log take it from there."""
+    api.answer = api.say(422, {"kind": "Status", "message": f"labels: {'x' * (1 << 20)}"})
+    with pytest.raises(Refused, match="serviceaccounts/sa: labels: x") as refused:
+        await cluster.apply(ACCOUNT)
+    assert len(str(refused.value)) < 2000
+
+
 async def test_a_server_that_does_not_answer_is_not_waited_for(
     api: Api, cluster: Cluster, counted: list[tuple[str, str]]
 ) -> None:

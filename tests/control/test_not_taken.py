@@ -288,6 +288,15 @@ async def test_words_of_a_dry_run_that_differ_each_time_are_told_once(world: Wor
     assert await world.settle() is None and world.api.reports == 1
 
 
+async def test_words_of_any_length_are_compared_at_once(world: World) -> None:
+    """A tenant's podTemplate may be all of them."""
+    long = Refused(f"apply /apis/.../prometheusrules/tiny: {'x' * (1 << 20)}")
+    world.api.refuses = lambda found: long if found["kind"] == "PrometheusRule" else None
+    assert await world.settle() is long
+    written = world.api.reports
+    assert await world.settle() is long and world.api.reports == written
+
+
 @pytest.mark.parametrize("reason", ["RefusedByApiServer", "NameTaken"])
 async def test_what_was_told_stays_while_the_api_server_is_late(world: World, reason: str) -> None:
     if reason == "NameTaken":

@@ -52,6 +52,9 @@ _METHODS: dict[Verb, str] = {
 _READS: frozenset[Verb] = frozenset({"get", "list", "watch"})
 _WEBHOOK = "failed calling webhook"
 """An API server's words: there is no status code of its own for that."""
+_MESSAGE_CHARACTERS = 1800
+"""An API server repeats what it refuses, which may be a megabyte. Conditions take 2000, with words
+of ours behind it."""
 _GRACE_SECONDS = 2.0
 """Beyond the client's own timeout, which does not cover everything it does."""
 
@@ -292,7 +295,7 @@ def _error(call: str, status: int, headers: Mapping[str, str], text: bytes) -> C
         details = said.get("details") or {}
     except (msgspec.DecodeError, AttributeError):
         message, details = text.decode(errors="replace")[:500], {}
-    message = f"{call}: {message or f'HTTP {status}'}"
+    message = f"{call}: {message or f'HTTP {status}'}"[:_MESSAGE_CHARACTERS]
     if status == 404:
         return NotFound(message)
     if status == 409:

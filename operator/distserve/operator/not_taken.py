@@ -6,7 +6,6 @@ Reports ask it for `Accepted`, the reconciler for the event.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from distserve.api.conditions import AcceptedReason, Condition
@@ -22,7 +21,8 @@ SUPPORTED: Final = Fact(
 _STAND: Final = (AcceptedReason.REFUSED_BY_API_SERVER, AcceptedReason.NAME_TAKEN)
 """What nobody can tell the end of before all writes are done."""
 _COMPARED: Final = 1000
-"""Characters of a message: conditions cut long ones."""
+"""Characters of a message without its numbers, of twice as many with them: conditions cut long
+ones, and what a tenant wrote into a podTemplate may be all of it."""
 
 
 def accepted(observed: Observed, answers: Answers) -> Fact:
@@ -70,7 +70,8 @@ def _told(observed: Observed) -> Fact | None:
 def _gist(fact: Fact) -> tuple[str, str, str]:
     """Without ports, times, counts: they differ each time. Not so in the name of the object."""
     call = _call(fact.message)
-    said = re.sub(r"\S*\d\S*", "", fact.message[len(call) :])
+    words = fact.message[len(call) :][: 2 * _COMPARED].split()
+    said = " ".join(word for word in words if not any(map(str.isdecimal, word)))
     return fact.reason, call, said[:_COMPARED]
 
 
