@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distserve.operator.asking import Instance, NotAnswered, PeerLink, Probe, WrongKey
-from distserve.operator.engines import Engines, EngineSettings
+from distserve.operator.engines import KEPT_CHARACTERS, Engines, EngineSettings
 from distserve.operator.errors import Unavailable
 from distserve.operator.fabric_metrics import FabricCollector
 from distserve.operator.model import Key
@@ -262,3 +262,26 @@ async def test_metrics_show_the_slowest_link_of_each_unit(room: Room) -> None:
     assert samples["expected_bytes_per_second", "u0"] == 1e9
     assert samples["expected_bytes_per_second", "u1"] == 0
     assert samples["latency_seconds", "u0"] == pytest.approx(0.0002)
+
+
+async def test_what_a_tenants_engines_say_is_kept_short() -> None:
+    """There may be thousands of them; and a transport is a label of metrics."""
+    long = "x" * (1 << 20)
+
+    class Talkers(Fleet):
+        async def instance(self, member: Member, key: bytes) -> Instance:
+            return Instance(fingerprint=long, migrator=f"{member.pod}:8101")
+
+        async def measure(self, reader: Member, peer: str, key: bytes) -> PeerLink:
+            if reader.pod == "d1":
+                return PeerLink(error=long)
+            return PeerLink("up", long, {long: long}, probe=Probe(0.2, 2e9, long))
+
+    room = Room(Talkers())
+    two = question(u0=(pair(), pair(1)))
+    found = await room.until(two, lambda found: all(one.trouble for one in found["u0"].links))
+    measured, failed = found["u0"].links
+    assert measured.transport == "other" and not failed.measured
+    assert len(measured.trouble) == len(failed.trouble) == KEPT_CHARACTERS
+    assert found["u0"].fingerprints == ("x" * KEPT_CHARACTERS,)
+    room.engines.release(KEY)

@@ -18,8 +18,10 @@ CALL_SECONDS: Final = 6.0
 """A migrator gives itself five for a peer that does not answer."""
 CONNECT_SECONDS: Final = 2.0
 """Pods whose address nobody answers for are asked about soon enough again."""
-MOST_BYTES: Final = 4 << 20
-"""Of an answer; chat templates are the longest part, of some 100 kB."""
+INSTANCE_BYTES: Final = 1 << 20
+"""Of an answer, which is a tenant's; chat templates are the longest part, of some 100 kB."""
+LINKS_BYTES: Final = 64 << 10
+"""It tells of one link, in some 300 bytes; earlier migrators told of all of them."""
 T = TypeVar("T")
 
 
@@ -88,24 +90,26 @@ class Asking:
 
     async def instance(self, member: Member, key: bytes) -> Instance:
         url = f"{self._where(member).engine}/instance"
-        return await self._call("GET", url, {}, key, Instance)
+        return await self._call("GET", url, {}, key, Instance, INSTANCE_BYTES)
 
     async def measure(self, reader: Member, peer: str, key: bytes) -> PeerLink:
         """Has the reader's migrator meet this peer and measure the link, unless it is busy."""
         url = f"{self._where(reader).migrator}/links"
-        found = await self._call("POST", url, {"peer": peer}, key, _Links)
+        found = await self._call("POST", url, {"peer": peer}, key, _Links, LINKS_BYTES)
         try:
             return found.links[peer]
         except KeyError:
             raise NotAnswered(f"{url}: this migrator cannot be told to meet a peer") from None
 
     async def _call(
-        self, method: str, url: str, query: dict[str, str], key: bytes, wanted: type[T]
+        self, method: str, url: str, query: dict[str, str], key: bytes, wanted: type[T], most: int
     ) -> T:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(CALL_SECONDS, sock_connect=CONNECT_SECONDS),
                 connector=aiohttp.TCPConnector(force_close=True),
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,  # What is packed may be a thousand times as long.
             )
         headers = {"Authorization": bearer(key)}
         try:
@@ -116,7 +120,7 @@ class Asking:
                     raise WrongKey(f"{url}: it has another key")
                 if response.status != 200:
                     raise NotAnswered(f"{url}: HTTP {response.status}")
-                return msgspec.json.decode(await _body(response, url), type=wanted)
+                return msgspec.json.decode(await _body(response, url, most), type=wanted)
         except TimeoutError:
             raise NotAnswered(f"{url}: no answer in time") from None
         except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
@@ -125,10 +129,10 @@ class Asking:
             raise NotAnswered(f"{url}: an answer of another version: {error}") from error
 
 
-async def _body(response: aiohttp.ClientResponse, url: str) -> bytes:
+async def _body(response: aiohttp.ClientResponse, url: str, most: int) -> bytes:
     found = bytearray()
     async for part in response.content.iter_any():
         found += part
-        if len(found) > MOST_BYTES:
-            raise NotAnswered(f"{url}: an answer of more than {MOST_BYTES} bytes")
+        if len(found) > most:
+            raise NotAnswered(f"{url}: an answer of more than {most} bytes")
     return bytes(found)

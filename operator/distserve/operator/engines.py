@@ -13,8 +13,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from distserve.api.kv_transfer import Transport
 from distserve.operator.asking import Instance, NotAnswered, PeerLink, WrongKey
 from distserve.operator.errors import ClusterError
 from distserve.operator.keyring import Keyring, ReadKey
@@ -22,6 +23,11 @@ from distserve.operator.model import Key
 from distserve.operator.pairs import Life, Link, LinksQuestion, Member, Pair, UnitLinks
 
 log = logging.getLogger(__name__)
+
+KEPT_CHARACTERS: Final = 256
+"""Of what an engine or a migrator says: a tenant may have thousands of pairs."""
+KNOWN_TRANSPORTS: Final = frozenset(Transport) - {Transport.AUTO}
+"""Each name is a label of metrics."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +185,13 @@ class Engines:
         instances = dict(zip(members, said, strict=True))
         for pair in pairs:
             found = await self._pair(key, unit, pair, instances)
+            found = replace(found, trouble=found.trouble[:KEPT_CHARACTERS])
             failed |= not found.measured
             before = unit.known.get(pair.lives)
             if found.measured or before is None or not before.measured:
                 unit.known[pair.lives] = found
         unit.engines = {
-            member.life: one.fingerprint
+            member.life: one.fingerprint[:KEPT_CHARACTERS]
             for member, one in instances.items()
             if isinstance(one, Instance)
         }
@@ -235,8 +242,12 @@ def _link(pair: Pair, said: PeerLink) -> Link:
         return Link(pair, trouble=said.error or f"the link is {said.state or 'not there'} and busy")
     return Link(
         pair,
-        transport=said.probe.transport or said.transport,
+        transport=_transport(said.probe.transport or said.transport),
         latency_ms=said.probe.latency_ms,
         bandwidth=said.probe.bandwidth_bytes_per_second,
         trouble="; ".join(f"{name}: {why}" for name, why in said.not_used.items()),
     )
+
+
+def _transport(name: str) -> str:
+    return name if name in KNOWN_TRANSPORTS or not name else "other"
