@@ -44,6 +44,7 @@ def _pod(
     *,
     unit: UnitId | None = None,
     namespace: str = "llm",
+    claims: Sequence[str] = (),
     **metadata: Any,
 ) -> Object:
     labels = {}
@@ -62,6 +63,7 @@ def _pod(
         "spec": {
             "containers": [{"name": "main", "resources": {"requests": asked}}],
             **({"nodeName": node} if node else {}),
+            **({"resourceClaims": [{"name": name} for name in claims]} if claims else {}),
         },
         "status": {"phase": "Running" if node else "Pending"},
     }

@@ -236,6 +236,7 @@ def test_a_units_devices_count_once_from_decision_to_end(
         "opt-u0-i0-0",
         "a",
         unit=UnitId("llm", "opt", "u0"),
+        claims=["distserve-devices"],
         annotations={CLAIMS_ANNOTATION: json.dumps({"gpu.nvidia.com": 3})},
     )
     cluster.put_pod(bound)

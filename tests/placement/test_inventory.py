@@ -1,5 +1,6 @@
 """What is free, whatever the watches told and in which order."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from distserve.api import labels
 from distserve.placement import InstanceRequest, Inventory, UnitId, UnitRequest, inventory_of
+from distserve.placement.devices import class_resource
 from distserve.placement.nodes import node_from
 from distserve.placement.pods import (
     CLAIMS_ANNOTATION,
@@ -66,6 +68,28 @@ def test_a_strangers_claims_are_no_reason_to_stop(pod: Make, claims: str) -> Non
     assert found is not None and found.amounts == {GPU: 2, "pods": 1}
     with pytest.raises(ValueError):
         claimed_amounts({"annotations": annotations})
+
+
+@pytest.mark.parametrize(
+    ("claims", "told", "counted"),
+    [
+        ((), 1, 0),
+        (("mine",), 1, 0),
+        (("distserve-devices", "mine"), 32, 32),
+        (("distserve-devices", "mine"), 33, 0),
+        (("distserve-devices",), 10**9, 0),
+        (("distserve-devices", "distserve-channel"), 33, 33),
+    ],
+)
+def test_no_pod_takes_more_devices_than_its_claims_can_hold(
+    pod: Make, claims: tuple[str, ...], told: int, counted: int
+) -> None:
+    """Anybody may write such a pod, and its node is everybody's."""
+    annotations = {CLAIMS_ANNOTATION: json.dumps({"gpu.nvidia.com": told, "other": 0})}
+    unit = UnitId("x", "y", "u0")
+    found = pod_from(pod("p", "a", unit=unit, claims=claims, annotations=annotations))
+    devices = {class_resource("gpu.nvidia.com"): counted} if counted else {}
+    assert found is not None and found.amounts == {"pods": 1} | devices
 
 
 def test_amounts_are_rounded_up_as_the_scheduler_does() -> None:

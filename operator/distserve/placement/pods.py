@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
-from distserve.placement.devices import class_resource
+from distserve.placement.devices import OWN_CLAIM, class_resource
 from distserve.placement.quantities import PODS, Amounts, amounts
 from distserve.placement.requests import UnitId
 
@@ -16,6 +16,8 @@ UNIT_LABEL = "distserve.io/unit"
 CLAIMS_ANNOTATION = "distserve.io/claims"
 
 _FINISHED = ("Succeeded", "Failed")
+_CLAIM_DEVICES = 32
+"""No claim has more: Kubernetes' AllocationResultsMaxSize."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def pod_from(document: Mapping[str, Any]) -> Pod | None:
         namespace=namespace,
         name=metadata["name"],
         node=intern(node),
-        amounts=pod_amounts(spec) | (_told_claims(metadata) if unit else {}),
+        amounts=pod_amounts(spec) | (_told_claims(metadata, spec) if unit else {}),
         unit=unit,
         terminating="deletionTimestamp" in metadata,
         permanent=bool(owners & {"DaemonSet", "Node"}),
@@ -67,15 +69,18 @@ def claimed_amounts(metadata: Mapping[str, Any]) -> dict[str, int]:
         type(count) is int and count >= 0 for count in found.values()
     ):
         raise ValueError(f"annotation {CLAIMS_ANNOTATION}: a map from classes to counts is needed")
-    return {intern(class_resource(name)): count for name, count in found.items()}
+    return {intern(class_resource(name)): count for name, count in found.items() if count}
 
 
-def _told_claims(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """What else a pod takes counts also where somebody wrote over this."""
+def _told_claims(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, int]:
+    """What else a pod takes counts also where somebody wrote over this. Anybody can write it on a
+    pod: more than its claims of ours can hold does not count."""
+    own = sum(one["name"].startswith(OWN_CLAIM) for one in spec.get("resourceClaims") or ())
     try:
-        return claimed_amounts(metadata)
+        found = claimed_amounts(metadata)
     except ValueError:
         return {}
+    return found if sum(found.values()) <= own * _CLAIM_DEVICES else {}
 
 
 def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:
