@@ -126,3 +126,14 @@ def test_what_is_scraped_carries_the_pods_place(deployment: Deploy) -> None:
         carried = found["spec"]["template"]["metadata"]["labels"]
         # The domain is known once the unit is placed.
         assert set(monitor["podTargetLabels"]) - {"distserve.io/domain"} <= set(carried)
+
+
+def test_no_pod_fills_prometheus(deployment: Deploy) -> None:
+    """The limits are far from what our processes serve: beyond them a target is down."""
+    monitor = monitoring(deployment(), SETTINGS)["PodMonitor"]["spec"]
+    registry = Metrics(Slo(ttft_ms=1, tpot_ms=1), 90).registry
+    served = [sample for metric in registry.collect() for sample in metric.samples]
+    assert monitor["sampleLimit"] >= 10 * len(served)
+    target = len(monitor["podTargetLabels"]) + len(("job", "instance", "namespace", "pod"))
+    assert monitor["labelLimit"] >= 3 * (target + max(len(one.labels) for one in served))
+    assert monitor["labelValueLengthLimit"] >= 4 * 253, "pods have the longest names"

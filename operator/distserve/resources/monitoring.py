@@ -17,6 +17,10 @@ from distserve.resources.settings import RenderSettings
 API_VERSION: Final = "monitoring.coreos.com/v1"
 POD_MONITOR: Final = "PodMonitor"
 PROMETHEUS_RULE: Final = "PrometheusRule"
+LIMITS: Final = {"sampleLimit": 10_000, "labelLimit": 64, "labelValueLengthLimit": 1024}
+"""Of one scrape of one port. What we serve is some 500 samples, of a dozen labels with those of the
+target, and names of at most 253 characters: only what is no process of ours is beyond these, and
+none of it is stored then."""
 
 
 def monitoring_objects(deployment: DistServeDeployment, settings: RenderSettings) -> list[Object]:
@@ -36,6 +40,7 @@ def _pod_monitor(deployment: DistServeDeployment, settings: RenderSettings) -> O
         "spec": {
             "selector": {"matchLabels": {labels.DEPLOYMENT: deployment.name}},
             "podTargetLabels": list(TARGET_LABELS),
+            **LIMITS,
             "podMetricsEndpoints": [{"port": port, "path": "/metrics"} for port in METRICS_PORTS],
         }
     }
