@@ -72,8 +72,13 @@ class PlanRequest:
         }
 
 
+_PLAIN = frozenset((int, str, bool, type(None)))
+
+
 def _canonical(value: Any) -> Any:
     """JSON of a value: dataclasses without what equals its default, whole numbers as integers."""
+    if type(value) in _PLAIN:  # A trace has hundreds of thousands.
+        return value
     if dataclasses.is_dataclass(value):
         return {
             part.name: _canonical(held)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from distserve.api.accelerator import DEFAULT_KV_CACHE, AcceleratorType
@@ -35,7 +36,7 @@ from distserve.planner.profiles import (
 from distserve.planner.question import PlanRequest
 from distserve.planner.roofline import ACCELERATORS, with_estimates
 from distserve.resources.support import most_ranks
-from distserve.workload import RequestSet, parse_requests
+from distserve.workload import RequestSet, WorkloadError, parse_requests
 from distserve.workload.lengths import from_summary
 
 SUMMARY_REQUESTS = 5000
@@ -245,7 +246,10 @@ def _requests(spec: Spec, model: ModelShape, given: RequestSet | None, texts: Te
         raise InvalidRequest("spec.workload is missing; add it, or give --requests FILE")
     if trace := spec.workload.trace:
         text = _text(trace, texts, "workload.trace", "--trace FILE")
-        return parse_requests(text, str(trace)).within(limit)
+        found = _of_trace(text, str(trace), limit)
+        if isinstance(found, str):
+            raise WorkloadError(found)
+        return found
 
     def summary(lengths: LengthSummary) -> tuple[float, float]:
         return float(lengths.mean), float(lengths.p90)
@@ -255,6 +259,16 @@ def _requests(spec: Spec, model: ModelShape, given: RequestSet | None, texts: Te
     return from_summary(
         summary(lengths.prompt_tokens), summary(lengths.output_tokens), limit, SUMMARY_REQUESTS
     )
+
+
+@lru_cache(maxsize=4)
+def _of_trace(text: str, origin: str, limit: int) -> RequestSet | str:
+    """What it holds, or what is wrong with it. A megabyte takes a second, and the operator asks
+    several times for each plan."""
+    try:
+        return parse_requests(text, origin).within(limit)
+    except WorkloadError as error:
+        return str(error)
 
 
 def _within_memory(spec: Spec, profile: HardwareProfile, model: ModelShape) -> HardwareProfile:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tests.control.deciding.played_cluster import node
@@ -15,6 +16,7 @@ from distserve.placement.inventory import Offer
 from distserve.planner.errors import NoProfile
 from distserve.planner.plan import Plan, RolePlan
 from distserve.planner.worker import PlanningOverdue
+from distserve.resources import planning
 
 Make = Callable[..., Any]
 AUTO: dict[str, Any] = {
@@ -290,6 +292,20 @@ def test_a_trace_is_read_again_until_there_is_a_plan(new_world: Make, answer: An
     assert set(world.settle().units()) == before
     world.document["metadata"]["annotations"][labels.REPLAN] = "1"
     assert len(world.settle().units()) == 3
+
+
+@pytest.mark.parametrize("row", ["100,20", "many,20"], ids=["right", "wrong"])
+def test_a_trace_is_parsed_once(new_world: Make, monkeypatch: Any, row: str) -> None:
+    """A megabyte takes a second, in which the operator does nothing else."""
+    parsed = Mock(wraps=planning.parse_requests)
+    monkeypatch.setattr(planning, "parse_requests", parsed)
+    world = auto(new_world)
+    world.texts["loads/once.csv"] = f"prompt_len,output_len\n{row}\n"
+    trace = {"configMapName": "loads", "key": "once.csv"}
+    world.edit(workload={"requestsPerSecond": "4.5", "trace": trace}).settle()
+    world.edit(units=2).settle()
+    assert world.condition("Planned")["status"] == ("False" if row == "many,20" else "Unknown")
+    assert parsed.call_count == 1
 
 
 def test_a_plan_that_took_too_long(new_world: Make) -> None:
