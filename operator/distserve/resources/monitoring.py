@@ -18,7 +18,7 @@ API_VERSION: Final = "monitoring.coreos.com/v1"
 POD_MONITOR: Final = "PodMonitor"
 PROMETHEUS_RULE: Final = "PrometheusRule"
 LIMITS: Final = {"sampleLimit": 10_000, "labelLimit": 64, "labelValueLengthLimit": 1024}
-"""Of one scrape of one port. What we serve is some 500 samples, of a dozen labels with those of the
+"""Of one scrape of one port. What we serve is some 350 samples, of a dozen labels with those of the
 target, and names of at most 253 characters: only what is no process of ours is beyond these, and
 none of it is stored then."""
 
