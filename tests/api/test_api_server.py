@@ -46,6 +46,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no restarts": ({"restart": {"budget": 0}}, "spec.restart.budget"),
     "lease of a day": ({"kvTransfer": {"lease": "24h"}}, "lease is not below 24h"),
     "longer than a day": ({"gateway": {"requestTimeout": "24h1s"}}, "more than the 24h"),
+    "too many instances": (
+        {"units": 2049}, "all units together have more than 4096 instances: lower units",
+    ),
+    "waits for days": ({"topology": {"gangTimeout": "24h1s"}}, "gangTimeout is more than 24h"),
+    "keeps nodes at once": ({"topology": {"reserveAfter": "999ms"}}, "reserveAfter is less than 1s"),
     "source of two kinds": (model({"builtin": "tiny", **HUB}), "exactly one source is needed"),
     "cache of nothing": (
         model({"builtin": "tiny"}, cache={"claimName": "c"}), "this source needs none",
@@ -69,6 +74,8 @@ TAKEN: dict[str, dict[str, Any]] = {
         }
     },
     "timeout alone": {"topology": {"gangTimeout": "1m"}},
+    "timeout of a day": {"topology": {"gangTimeout": "24h", "reserveAfter": "1s"}},
+    "many instances": {"units": 2048},
     "rollout in place": {"rollout": {"maxSurgeUnits": 0, "maxUnavailableUnits": 1}},
     "rollout": {"rollout": {"paused": True}},
     "lease": {"kvTransfer": {"lease": "23h59m"}},

@@ -126,6 +126,9 @@ def test_server_side_metadata_is_let_through() -> None:
         ({"prefill": {"instancesPerUnit": 65}}, "spec.prefill.instancesPerUnit"),
         ({"kvTransfer": {"transport": "Pigeon"}}, "spec.kvTransfer.transport"),
         ({"kvTransfer": {"lease": "24h"}}, "spec.kvTransfer: lease is not below 24h: lower it"),
+        ({"units": 2049}, "spec: all units together have more than 4096 instances: lower units"),
+        ({"topology": {"gangTimeout": "99999999h"}}, "spec.topology: gangTimeout is more than 24h"),
+        ({"topology": {"reserveAfter": "1ms"}}, "spec.topology: reserveAfter is less than 1s"),
         (
             {"accelerator": {}, "kvTransfer": {"migratorPlacement": "Sidecar"}},
             "a migrator as sidecar cannot reach the engine's GPU",

@@ -21,6 +21,8 @@ from distserve.api.strategies import STRATEGIES, Role, StrategyName, StrategySpe
 from distserve.api.topology import Topology
 
 MAX_NAME = 30
+MAX_INSTANCES = 4096
+"""Of all units: each step towards a spec looks at every one of them."""
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DEFAULT_MEMORY_UTILIZATION = "0.9"
 
@@ -116,6 +118,14 @@ class Spec(Model):
 
     rules = (
         *_section_rules(),
+        Rule(
+            "self.units * (" + " + ".join(
+                f"(has(self.{r}) ? self.{r}.instancesPerUnit : 0)" for r in Role
+            ) + f") <= {MAX_INSTANCES}",
+            f"all units together have more than {MAX_INSTANCES} instances: lower units or "
+            "instancesPerUnit, or write several deployments",
+            lambda spec: spec.instances <= MAX_INSTANCES,
+        ),
         Rule(
             "self.accelerator.type == 'GPU' || !(" + " || ".join(
                 f"(has(self.{r}) && has(self.{r}.acceleratorMemoryUtilization))" for r in Role
@@ -238,7 +248,8 @@ class Spec(Model):
         default=1,
         ge=0,
         le=10000,
-        description="Copies of (all instancesPerUnit of all roles together). The number that "
+        description="Copies of (all instancesPerUnit of all roles together), with at most "
+        f"{MAX_INSTANCES} instances in all. The number that "
         "/scale changes. Unit: units. Default: 1.",
     )
     prefill: RoleSpec | None = Field(
@@ -282,6 +293,11 @@ class Spec(Model):
         """The sections that are there, in the order prefill, decode, hybrid."""
         found = {role: getattr(self, role.value) for role in Role}
         return {role: section for role, section in found.items() if section is not None}
+
+    @property
+    def instances(self) -> int:
+        """Of all units."""
+        return self.units * sum(section.instances_per_unit for section in self.roles.values())
 
     @property
     def migrator_placement(self) -> MigratorPlacement:

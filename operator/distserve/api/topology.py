@@ -12,6 +12,10 @@ from distserve.api.quantities import ByteQuantity
 
 MAX_LEVELS: Final = 8
 DEFAULT_RELAX_AFTER: Final = "5m"
+LONGEST_GANG_TIMEOUT: Final = "24h"
+"""Pods that wait hold what a part of their unit has."""
+SHORTEST_RESERVE_AFTER: Final = "1s"
+"""Everybody waits before nodes are kept free of others."""
 DEFAULT_PROVISION_TIMEOUT: Final = "15m"
 DEFAULT_REPACK_IDLE_AFTER: Final = "5m"
 """As a HorizontalPodAutoscaler waits before it takes something down."""
@@ -191,6 +195,19 @@ class Topology(Model):
             "repackIdleAfter belongs to repack WhenIdle: remove it, or set repack: WhenIdle",
             lambda self: self.repack_idle_after is None or self.repack == Repack.WHEN_IDLE,
         ),
+        Rule(
+            "!has(self.gangTimeout)"
+            f" || duration(self.gangTimeout) <= duration('{LONGEST_GANG_TIMEOUT}')",
+            f"gangTimeout is more than {LONGEST_GANG_TIMEOUT}: lower it",
+            lambda self: parse_duration(self.gang_timeout) <= parse_duration(LONGEST_GANG_TIMEOUT),
+        ),
+        Rule(
+            "!has(self.reserveAfter)"
+            f" || duration(self.reserveAfter) >= duration('{SHORTEST_RESERVE_AFTER}')",
+            f"reserveAfter is less than {SHORTEST_RESERVE_AFTER}: raise it",
+            lambda self: parse_duration(self.reserve_after)
+            >= parse_duration(SHORTEST_RESERVE_AFTER),
+        ),
     )
 
     preset: Preset | None = Field(
@@ -225,14 +242,15 @@ class Topology(Model):
     gang_timeout: Duration = Field(
         default="30s",
         description="How long a unit that does not serve may have pods without a node before it is "
-        "taken back whole and placed anew. Unit: a duration. Default: 30s.",
+        f"taken back whole and placed anew; at most {LONGEST_GANG_TIMEOUT}. Unit: a duration. "
+        "Default: 30s.",
     )
 
     reserve_after: Duration = Field(
         default="10m",
         description="How long a unit waits for room before nodes that it would fit when they are "
         "empty are kept free of units behind it, so that smaller ones do not take each bit of "
-        "room that comes. Unit: a duration. Default: 10m.",
+        f"room that comes; at least {SHORTEST_RESERVE_AFTER}. Unit: a duration. Default: 10m.",
     )
     expected_bandwidth: dict[str, ByteQuantity] = Field(
         default_factory=dict,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from distserve.api.conditions import AcceptedReason
-from distserve.api.deployment import DistServeDeployment
+from distserve.api.deployment import MAX_INSTANCES, DistServeDeployment
 from distserve.api.labels import API_VERSION, KIND
 from distserve.api.loading import ManifestError, parse_deployment
 from distserve.operator.model import Features, Object
@@ -51,8 +51,19 @@ def accept(
     return deployment
 
 
+def refused_by_numbers(deployment: DistServeDeployment, *, engine_check: bool) -> Refusal | None:
+    """Asked of a deployment that has its plan's numbers: the spec's own were read before."""
+    if (found := deployment.spec.instances) > MAX_INSTANCES:
+        line = (
+            f"the plan has {found} instances in all units, and {MAX_INSTANCES} is the most: lower "
+            "planning.maxAccelerators or units, or write several deployments"
+        )
+        return Refusal(AcceptedReason.INVALID, line)
+    return refused_by_engine(deployment) if engine_check else None
+
+
 def refused_by_engine(deployment: DistServeDeployment) -> Refusal | None:
-    """Asked again of a deployment that has its plan's numbers."""
+    """Field and cure of what this engine cannot run."""
     line = unsupported_by_engine(deployment)
     reason = AcceptedReason.NOT_SUPPORTED_BY_ENGINE
     return None if line is None else Refusal(reason, line.removeprefix(f"{reason}: "))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from distserve.api.conditions import AcceptedReason
-from distserve.operator.acceptance import Refusal, accept, refused_by_engine
+from distserve.operator.acceptance import Refusal, accept, refused_by_numbers
 from distserve.operator.course import Course
 from distserve.operator.fabric import fabric_of
 from distserve.operator.healing import heal, healed
@@ -98,7 +98,8 @@ def _decide(
         return report_refusal(observed, live, _unrenderable(error))
     if numbers.deployment is None:
         return report_without_numbers(observed, live, numbers)
-    if settings.engine_check and (refused := refused_by_engine(numbers.deployment)) is not None:
+    refused = refused_by_numbers(numbers.deployment, engine_check=settings.engine_check)
+    if refused is not None:
         return report_refusal(observed, live, refused)
     try:
         key = key_state(observed, answers, numbers.deployment)

@@ -384,3 +384,16 @@ def test_one_answer_to_two_questions(new_world: Make) -> None:
     assert not asked(world)
     assert {pod.uid for pod in world.pods.values()} == uids
     assert len(world.named("ControllerRevision")) == 1
+
+
+def test_a_plan_of_more_instances_than_one_deployment_may_have(new_world: Make) -> None:
+    world = auto(new_world)
+    world.plans["*"] = plan()
+    world.settle()
+    world.plans["*"] = plan(units=2049)
+    load = AUTO["workload"] | {"requestsPerSecond": "4000"}
+    world.edit(workload=load, planning=AUTO["planning"] | {"maxAccelerators": 65536}).settle()
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
+    assert "the plan has 4098 instances in all units, and 4096 is" in accepted["message"]
+    assert world.ready_units() == 2, "what serves does not end by it"
