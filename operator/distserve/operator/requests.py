@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
@@ -54,6 +55,22 @@ def unit_request(
         enforcement=Enforcement(topology.enforcement.value),
         relax_after_seconds=topology.relax_after_seconds,
         reserve_after_seconds=parse_duration(topology.reserve_after),
+    )
+
+
+def for_unit(
+    alike: UnitRequest, deployment: DistServeDeployment, unit: str, revision: Revision
+) -> UnitRequest:
+    """Of another unit of the same revision, which nothing but names tells from that one: there may
+    be thousands, and to render them all would take seconds."""
+    named = instances(deployment, unit, revision.unit)
+    return replace(
+        alike,
+        id=alike.id._replace(unit=unit),
+        instances=tuple(
+            replace(one, name=instance.name)
+            for one, instance in zip(alike.instances, named, strict=True)
+        ),
     )
 
 

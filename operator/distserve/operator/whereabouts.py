@@ -8,7 +8,7 @@ without one --> waits in its queue | for its former pods | asks for room: placed
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from distserve.api.conditions import Condition, PlacedReason
 from distserve.api.deployment import DistServeDeployment
@@ -29,11 +29,12 @@ from distserve.operator.provisioning import (
 )
 from distserve.operator.refusals import CURE, Refusals
 from distserve.operator.repacking import Repacking
-from distserve.operator.requests import unit_request
+from distserve.operator.requests import for_unit, unit_request
 from distserve.operator.standings import Standing
 from distserve.operator.wanted import Wanted
 from distserve.placement.requests import UnitRequest
 from distserve.resources import gangs
+from distserve.resources.queued import Admission
 from distserve.resources.revisions import Revision
 
 NONE = Attempts()
@@ -72,6 +73,8 @@ class Look:
     refusals: Mapping[str, Refusals]
     needed: Collection[str] = ()
     """Units without which nobody serves, though they have lost a part."""
+    alike: dict[str, UnitRequest] = field(default_factory=dict)
+    """By revision, what its units ask for where no queue says more; made for the first of them."""
 
     def at_placed(
         self, unit: LiveUnit, place: Placement, revision: str, queue: Standing
@@ -124,10 +127,10 @@ class Look:
             return Whereabouts(waits=NoPlace(PlacedReason.PLACING, ENDING))
         deployment, now = self.wanted.deployment, self.observed.now
         waits_since = max(_waiting_since(self.observed), queue.since)
-        priorities = self.observed.features.priorities
         refusals = self.refusals.get(name, NEVER)
         request = replace(
-            unit_request(deployment, name, revision, waits_since, priorities, queue.admission),
+            self._request(name, revision, queue.admission),
+            waiting_since=waits_since,
             refused=refusals.avoided,
             elsewhere=refusals.retry > now,
         )
@@ -150,6 +153,17 @@ class Look:
         else:
             why = queue.told(answer)
         return Whereabouts(waits=why, request=request, again_seconds=again)
+
+    def _request(
+        self, name: str, revision: Revision, admission: Admission | None
+    ) -> UnitRequest:
+        deployment, priorities = self.wanted.deployment, self.observed.features.priorities
+        if admission is not None:
+            return unit_request(deployment, name, revision, 0.0, priorities, admission)
+        if revision.name not in self.alike:
+            made = unit_request(deployment, name, revision, 0.0, priorities)
+            self.alike[revision.name] = made
+        return for_unit(self.alike[revision.name], deployment, name, revision)
 
     def _tried_in(self, name: str, place: Placement) -> NoPlace | None:
         """Until its pods have nodes; without a refusal before it is just placed."""

@@ -1,9 +1,13 @@
 """A unit as placement is asked for it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from distserve.operator.model import BetterQuestion, Features, PlacementQuestion
+from distserve.resources.instances import stateful_set
 
 Make = Callable[..., Any]
 
@@ -88,3 +92,46 @@ def test_who_does_not_wait_any_more_says_so(new_world: Make) -> None:
     world.decide()
     assert PlacementQuestion(()) in world.questions, "nor does one that is refused"
     assert BetterQuestion(None) in world.questions, "and no better place is kept for it"
+
+
+def test_units_that_are_alike_are_rendered_once(
+    new_world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands may wait, and whoever waits is asked for in each decision."""
+    made = []
+
+    def counted(deployment: Any, instance: Any, *rest: Any) -> Any:
+        made.append(instance.name)
+        return stateful_set(deployment, instance, *rest)
+
+    monkeypatch.setattr("distserve.operator.requests.stateful_set", counted)
+    world = new_world(units=30, decode={"instancesPerUnit": 2})
+    first = request(world)
+    (question,) = [q for q in world.questions if isinstance(q, PlacementQuestion)]
+    assert set(made) == {"tiny-u0-prefill-0", "tiny-u0-decode-0", "tiny-u0-decode-1"}
+    last = question.units[-1]
+    assert [one.name for one in last.instances] == [
+        "tiny-u29-prefill-0", "tiny-u29-decode-0", "tiny-u29-decode-1",
+    ]  # fmt: skip
+    assert last.id == first.id._replace(unit="u29")
+    assert [one.requests for one in last.instances] == [one.requests for one in first.instances]
+    assert replace(last, id=first.id, instances=first.instances) == first
+    assert last.total == first.total
+
+
+@pytest.mark.parametrize(
+    ("units", "decodes", "taken"), [(64, 63, True), (64, 64, False), (2048, 1, True)]
+)
+def test_all_units_together_have_a_bounded_number_of_instances(
+    new_world: Make, units: int, decodes: int, taken: bool
+) -> None:
+    """Each is looked at in each decision, which others wait for."""
+    world = new_world(units=units, decode={"instancesPerUnit": decodes})
+    world.room = 0
+    world.reconcile()
+    accepted = world.condition("Accepted")
+    assert accepted["status"] == str(taken)
+    if not taken:
+        assert accepted["reason"] == "Invalid"
+        assert "more than 4096 instances: lower units or instancesPer" in accepted["message"]
+        assert not [q for q in world.questions if isinstance(q, PlacementQuestion) and q.units]
