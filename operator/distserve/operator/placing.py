@@ -22,6 +22,7 @@ from typing import NamedTuple
 from distserve.api.conditions import PlacedReason
 from distserve.operator.gathering import Gathering
 from distserve.operator.model import Key, NoPlace, Object, Pending, Placement
+from distserve.operator.promises import Promises
 from distserve.placement.better import better_place
 from distserve.placement.decisions import Decision, Placed
 from distserve.placement.inventory import Inventory, UnitRecord
@@ -73,6 +74,7 @@ class Placing:
         self._unmade: dict[UnitId, Sequence[InstanceRequest]] = {}
         """Of these units, what has a place and no StatefulSet yet."""
         self._moves: dict[Key, Move] = {}
+        self._promises = Promises()
         self._unsettled: set[Key] = set()
         self._early: set[Key] = set()
         """Deployments that asked for a better place before all was settled."""
@@ -207,6 +209,10 @@ class Placing:
             return
         self._changed.clear()
         self._gathering.done()
+        for unit, pods in self._promises.ended(self._inventory.units, self._clock()):
+            some = {"unit": str(unit), "pods": len(pods)}
+            log.warning("room is no longer kept for pods that do not come", extra=some)
+            self._inventory.forgo(unit, pods)
         if waiting := self._waiting:
             self._place(sorted(waiting, key=lambda unit: (-unit.priority, unit.waiting_since)))
             self._passed = self._clock()
@@ -270,8 +276,11 @@ class Placing:
         before = dict(record.reserved)
         request = replace(request, instances=(*request.instances, *unmade))
         self._reserve(request, _nodes_now(record, nodes), unmade)
-        if self._inventory.units[unit].reserved != before:
+        after = self._inventory.units.get(unit)
+        if (after.reserved if after else {}) != before:
             self.look()
+        if any((one.get("spec") or {}).get("replicas") == 0 for one in sets):
+            self._promises.forget(unit)  # Former pods are to end first, however long that takes.
 
     def _leave_out(self, unit: UnitId, why: str) -> None:
         """Until it is asked otherwise."""
@@ -299,7 +308,9 @@ class Placing:
         nodes: Mapping[str, str],
         unmade: Sequence[InstanceRequest] | None = None,
     ) -> None:
-        self._inventory.reserve(unit, nodes)
+        record = self._inventory.units.get(unit.id)
+        kept = self._promises.kept(unit.id, nodes, record.bound if record else (), self._clock())
+        self._inventory.reserve(unit, kept)
         self._reserved.setdefault(_key(unit.id), set()).add(unit.id)
         self._unmade[unit.id] = unit.instances if unmade is None else unmade
 
@@ -307,6 +318,7 @@ class Placing:
         answer: Answer
         self._left_out.pop(decision.unit, None)
         if isinstance(decision, Placed):
+            self._promises.forget(decision.unit)
             self._reserve(self._requests[decision.unit], decision.nodes)
             answer = _placement(decision)
             log.info("placed", extra={"unit": str(decision.unit), "domain": str(decision.domain)})
@@ -340,6 +352,7 @@ class Placing:
         if unit in reserved:
             self._inventory.release(unit)
             self._unmade.pop(unit, None)
+            self._promises.forget(unit)
             reserved.discard(unit)
             if not reserved:
                 del self._reserved[_key(unit)]

@@ -171,11 +171,16 @@ class Inventory:
 
     def release(self, unit: UnitId) -> None:
         """The unit was deleted or is to be placed anew; bound pods count until they are gone."""
-        record = self._units.get(unit)
-        if record is None:
-            return
+        if (record := self._units.get(unit)) is not None:
+            self.forgo(unit, list(record.reserved))
+
+    def forgo(self, unit: UnitId, pods: Iterable[str]) -> None:
+        """No room is kept any more for these pods of a known unit; bound ones count until they are
+        gone."""
+        record = self._units[unit]
         self._count(record, -1)
-        record.reserved.clear()
+        for pod in pods:
+            record.reserved.pop(pod, None)
         self._count(record)
         self._forget_if_empty(unit)
 

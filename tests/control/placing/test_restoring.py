@@ -11,6 +11,7 @@ from distserve.api.loading import parse_deployment
 from distserve.operator.health import HELD_PODS
 from distserve.operator.model import Key, NoPlace, Object, Placement
 from distserve.operator.placing import Placing
+from distserve.operator.promises import LONGEST_SECONDS
 from distserve.operator.requests import unit_request
 from distserve.operator.restoring import MOST_PODS, stated
 from distserve.operator.wanted import Wanted
@@ -183,3 +184,81 @@ async def test_pods_that_share_nodes_unevenly_keep_theirs() -> None:
     for _ in range(2):
         world.settle(sets_of(asked, place=found))
         assert [world.inventory.free(name).get(GPU, 0) for name in ("one", "two")] == [0, 0]
+
+
+# ---- pods that do not come ----------------------------------------------------------------------
+
+
+def came(world: World, asked: DistServeDeployment, *pods: str) -> None:
+    """Pods with a GPU each got their node, and the deployment is looked at."""
+    for name in pods:
+        found = decode_1()
+        world.inventory.put_pod(found | {"metadata": found["metadata"] | {"name": name, "uid": name}})
+    world.settle(sets_of(asked))
+
+
+async def test_room_for_pods_that_do_not_come_is_free_in_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The API server takes none of them, or they have scheduling gates of their own."""
+    world, asked = World(gpus=5), deployment()
+    world.settle(sets_of(asked))
+    world.now += LONGEST_SECONDS - 10
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.settle(sets_of(asked))
+    world.now += 20
+    assert isinstance(world.ask_for_one(), Placement)
+    (told,) = (one for one in caplog.records if one.levelname == "WARNING")
+    assert (told.__dict__["unit"], told.__dict__["pods"]) == ("llm/d/u0", 2)
+    world.settle(sets_of(asked))
+    assert world.inventory.free("one")[GPU] == 4, "it is not taken again"
+    came(world, asked, "d-u0-decode-0-0")
+    assert world.inventory.free("one")[GPU] == 3
+    world.inventory.drop_pod("d-u0-decode-0-0")
+    world.settle(sets_of(asked))
+    assert world.inventory.free("one")[GPU] == 3, "a pod that came is waited for again"
+
+
+async def test_a_pod_that_ran_long_is_waited_for_from_its_end() -> None:
+    world, asked = World(gpus=3), deployment(tensor=1)
+    came(world, asked, "d-u0-prefill-0-0", "d-u0-decode-0-0")
+    for _ in range(3):
+        world.now += LONGEST_SECONDS
+        assert isinstance(world.ask_for_one(), Placement)
+    world.placing.release(OTHER)
+    world.inventory.drop_pod("d-u0-prefill-0-0")
+    came(world, asked)
+    world.now += LONGEST_SECONDS - 10
+    world.ask_for_one()
+    assert world.inventory.free("one").get(GPU, 0) == 0
+    world.now += 20
+    world.ask_for_one()
+    assert world.inventory.free("one")[GPU] == 1
+
+
+async def test_pods_that_wait_for_former_ones_to_end_are_waited_for_as_long_as_that_takes() -> None:
+    world, asked = World(gpus=5), deployment()
+    world.settle(sets_of(asked, held=True))
+    world.now += 3 * LONGEST_SECONDS
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.settle(sets_of(asked))
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.now += LONGEST_SECONDS
+    assert isinstance(world.ask_for_one(), Placement)
+
+
+async def test_room_for_what_is_never_made_is_kept_anew_for_a_unit_that_comes_anew() -> None:
+    """A quota for StatefulSets, say, leaves nothing of a unit that was placed."""
+    world, asked = World(gpus=5), deployment()
+    request = unit_request(asked, "u0", make_revision(asked, SETTINGS), 0.0)
+    assert isinstance(world.placing.ask(KEY, [request])["u0"], Placement)
+    world.now += LONGEST_SECONDS - 10
+    assert isinstance(world.ask_for_one(), NoPlace)
+    world.now += 20
+    assert isinstance(world.ask_for_one(), Placement)
+    world.placing.release(OTHER)
+    world.placing.keep(KEY, ())
+    world.now += 1.0
+    assert isinstance(world.placing.ask(KEY, [request])["u0"], Placement)
+    assert world.inventory.free("one").get(GPU, 0) == 0
+    assert isinstance(world.ask_for_one(), NoPlace)
