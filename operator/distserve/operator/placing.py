@@ -156,6 +156,7 @@ class Placing:
         """A replica begins to lead: nothing is placed before each deployment was settled once,
         so that room which was given is not given again while its pods are not bound."""
         self._unsettled = set(keys)
+        self._promises = Promises()
 
     def settle(self, key: Key, units: Mapping[str, Sequence[Object]]) -> None:
         """These units have StatefulSets: they carry their place, and keep their room."""
