@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"units": 2049}, "all units together have more than 4096 instances: lower units",
     ),
     "waits for days": ({"topology": {"gangTimeout": "24h1s"}}, "gangTimeout is more than 24h"),
-    "keeps nodes at once": ({"topology": {"reserveAfter": "999ms"}}, "reserveAfter is less than 1s"),
+    "keeps nodes soon": ({"topology": {"reserveAfter": "999ms"}}, "reserveAfter is less than 1s"),
     "source of two kinds": (model({"builtin": "tiny", **HUB}), "exactly one source is needed"),
     "cache of nothing": (
         model({"builtin": "tiny"}, cache={"claimName": "c"}), "this source needs none",

@@ -205,8 +205,9 @@ class Topology(Model):
             "!has(self.reserveAfter)"
             f" || duration(self.reserveAfter) >= duration('{SHORTEST_RESERVE_AFTER}')",
             f"reserveAfter is less than {SHORTEST_RESERVE_AFTER}: raise it",
-            lambda self: parse_duration(self.reserve_after)
-            >= parse_duration(SHORTEST_RESERVE_AFTER),
+            lambda self: (
+                parse_duration(self.reserve_after) >= parse_duration(SHORTEST_RESERVE_AFTER)
+            ),
         ),
     )
 

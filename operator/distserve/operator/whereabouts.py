@@ -154,9 +154,7 @@ class Look:
             why = queue.told(answer)
         return Whereabouts(waits=why, request=request, again_seconds=again)
 
-    def _request(
-        self, name: str, revision: Revision, admission: Admission | None
-    ) -> UnitRequest:
+    def _request(self, name: str, revision: Revision, admission: Admission | None) -> UnitRequest:
         deployment, priorities = self.wanted.deployment, self.observed.features.priorities
         if admission is not None:
             return unit_request(deployment, name, revision, 0.0, priorities, admission)

@@ -193,7 +193,9 @@ def came(world: World, asked: DistServeDeployment, *pods: str) -> None:
     """Pods with a GPU each got their node, and the deployment is looked at."""
     for name in pods:
         found = decode_1()
-        world.inventory.put_pod(found | {"metadata": found["metadata"] | {"name": name, "uid": name}})
+        world.inventory.put_pod(
+            found | {"metadata": found["metadata"] | {"name": name, "uid": name}}
+        )
     world.settle(sets_of(asked))
 
 
