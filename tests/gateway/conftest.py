@@ -21,6 +21,7 @@ from distserve.api.strategies import StrategyName
 from distserve.gateway.app import make_app
 from distserve.gateway.service import Gateway
 from distserve.gateway.settings import Settings
+from distserve.wire.heads import BoundedHeads
 from distserve.wire.tracing import PassingTracing, Tracing
 
 WAIT_SECONDS = 20.0
@@ -109,13 +110,13 @@ class House:
         return [part if part == "[DONE]" else json.loads(part) for part in parts]
 
 
-async def _serve(app: Any, stack: contextlib.AsyncExitStack) -> str:
+async def serve(app: Any, stack: contextlib.AsyncExitStack, **options: Any) -> str:
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     bound.listen(512)
     config = uvicorn.Config(
-        app, http="httptools", ws="none", log_config=None, access_log=False,
-        timeout_graceful_shutdown=5,
+        app, http=BoundedHeads, ws="none", log_config=None, access_log=False,
+        timeout_graceful_shutdown=5, **options,
     )  # fmt: skip
     server = _Server(config)
     task = asyncio.create_task(server.serve([bound]))
@@ -178,7 +179,7 @@ async def houses(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             )  # fmt: skip
             house = House(engines, folder, gateway)
             house.publish()
-            house.url = await _serve(make_app(gateway, tracing or PassingTracing()), stack)
+            house.url = await serve(make_app(gateway, tracing or PassingTracing()), stack)
             if ready:
                 await house.until(lambda: gateway.ready)
                 await house.until(lambda: len(gateway.fleet.ready()) == len(engines))

@@ -19,6 +19,7 @@ from distserve.engine.migrator_link import MigratorLink
 from distserve.engine.outbox import Output
 from distserve.engine.server import Served, make_app
 from distserve.engine.settings import Settings
+from distserve.wire.heads import BoundedHeads
 from distserve.wire.messages import EngineMessage
 from distserve.wire.tracing import Tracing
 
@@ -126,7 +127,7 @@ def _config(served: Served) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(served),
         loop="none",
-        http="httptools",
+        http=BoundedHeads,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -10,6 +10,7 @@ import uvicorn
 from distserve.gateway.app import make_app
 from distserve.gateway.service import Gateway
 from distserve.gateway.settings import Settings
+from distserve.wire.heads import BoundedHeads
 from distserve.wire.tracing import Tracing
 
 BACKLOG = 2048
@@ -64,7 +65,7 @@ def serve(settings: Settings, bound: socket.socket, tracing: Tracing) -> None:
     config = uvicorn.Config(
         make_app(gateway, tracing),
         loop="uvloop",
-        http="httptools",
+        http=BoundedHeads,
         ws="none",
         log_config=None,
         access_log=False,
