@@ -1,6 +1,7 @@
 """The port where other migrators arrive: key first, then control or data connection."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -24,8 +25,11 @@ log = logging.getLogger(__name__)
 OPEN_TIMEOUT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 30.0
 """Six idle heartbeats: a reader behind a cut cable is forgotten. Its leases end much earlier."""
-MAX_STRANGERS: Final = 64
-"""Connections that have not proved the key yet; the next ones wait in the kernel's queue."""
+MAX_STRANGERS: Final = 256
+"""Connections that have not proved the key yet; the next ones wait in the kernel's queue until one
+has, or the oldest has had its time: dialers wait for 3 s, behind a full queue as well."""
+FAIR_SECONDS: Final = 1.0
+FULL_PAUSE_SECONDS: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -53,7 +57,8 @@ class Listener:
         self._hello = hello
         self._sessions: dict[bytes, Session] = {}
         self._numbers = itertools.count(1)
-        self._strangers = asyncio.Semaphore(MAX_STRANGERS)
+        self._strangers: dict[socket.socket, float] = {}
+        """The oldest first, and when they came."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._keep(asyncio.create_task(self._accept()))
 
@@ -75,13 +80,20 @@ class Listener:
 
     async def _accept(self) -> None:
         while True:
-            await self._strangers.acquire()
-            try:
-                sock = await accept(self._listening)
-            except BaseException:
-                self._strangers.release()
-                raise
+            sock = await accept(self._listening)
+            self._strangers[sock] = asyncio.get_running_loop().time()
             self._keep(asyncio.create_task(self._meet(sock)))
+            while len(self._strangers) >= MAX_STRANGERS:
+                await self._make_room()
+
+    async def _make_room(self) -> None:
+        oldest, came = next(iter(self._strangers.items()))
+        if asyncio.get_running_loop().time() - came < FAIR_SECONDS:
+            await asyncio.sleep(FULL_PAUSE_SECONDS)
+            return
+        del self._strangers[oldest]
+        with contextlib.suppress(OSError):  # it left by itself
+            oldest.shutdown(socket.SHUT_RDWR)  # which ends its `_meet`
 
     async def _meet(self, sock: socket.socket) -> None:
         stream = RawStream(sock)
@@ -99,7 +111,7 @@ class Listener:
             stream.close()
             raise
         finally:
-            self._strangers.release()
+            self._strangers.pop(sock, None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         streams = await asyncio.open_connection(sock=sock)
         channel: Channel[peer.SourceMessage, peer.ReaderMessage] = Channel(

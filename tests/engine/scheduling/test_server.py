@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -24,11 +25,13 @@ from distserve.engine.hub import Hub
 from distserve.engine.loop import EngineLoop
 from distserve.engine.metrics import EngineMetrics
 from distserve.engine.migrator_link import MigratorLink
+from distserve.engine.process import _config
 from distserve.engine.scheduler import Limits, Scheduler
-from distserve.engine.server import Served, make_app
+from distserve.engine.server import Served
 from distserve.engine.strategies.colocated import compose
 from distserve.wire.auth import bearer
 from distserve.wire.dialect import InstanceInfo, KvEvent, Leg, LegEvent
+from distserve.wire.heads import MAX_HEAD_BYTES
 from distserve.wire.tracing import PassingTracing
 
 KEY = b"k" * 40
@@ -102,7 +105,7 @@ async def site(make_bench: Callable[..., Any], tmp_path: Path) -> AsyncIterator[
     )  # fmt: skip
     served = Served(info, tmp_path, KEY, loop, hub, None, metrics, PassingTracing())
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(served), log_config=None, lifespan="off", ws="none")
+    config = _config(served)
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
@@ -149,6 +152,15 @@ async def test_only_with_the_deployment_key(site: Site) -> None:
             for path in ("/docs", "/redoc", "/openapi.json"):
                 async with stranger.get(site.url + path) as answer:
                     assert answer.status == 404
+
+
+async def test_a_strangers_head_is_bounded(site: Site) -> None:
+    parts = urlsplit(site.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(b"POST /legs HTTP/1.1\r\nauthorization: ".ljust(MAX_HEAD_BYTES + 1, b"x"))
+    async with asyncio.timeout(30):
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+    writer.close()
 
 
 @pytest.mark.parametrize(
