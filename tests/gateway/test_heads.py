@@ -101,7 +101,8 @@ async def test_a_long_head_is_served(client: Client) -> None:
 @pytest.mark.parametrize("begun", [b"0\r\nx: ", b"1;"], ids=["trailer", "extension"])
 async def test_nor_may_what_is_around_chunks_be_endless(client: Client, begun: bytes) -> None:
     await client.send(CHUNKED % b"" + begun)
-    await client.send(b"x" * 2 * MAX_HEAD_BYTES)
+    with contextlib.suppress(ConnectionError):
+        await client.send(b"x" * (1 << 20))
     assert await client.rest() == b""
 
 
