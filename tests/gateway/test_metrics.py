@@ -281,3 +281,13 @@ async def test_the_runners_page(house: Any) -> None:
     assert stats["ttft_ms"]["p50"] > 0 and stats["tpot_ms"]["p90"] >= 0
     assert stats["kv_transfer_bytes"] == 4096
     assert stats["transports"] == {"TCP": 4096}
+
+
+async def test_stats_are_not_for_those_that_a_proxy_here_asks_for(house: Any) -> None:
+    """A proxy that says for whom; of another the gateway cannot tell."""
+    headers = {"x-forwarded-for": "10.0.0.1"}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"{house.url}/stats", headers=headers) as answer,
+    ):
+        assert answer.status == 401
