@@ -96,8 +96,9 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
         assert all(part == near for part in spread.parts)
     found = replace(
         found, prompt_ms=true.prompt_ms, prefill_step_longer=true.prefill_step_longer,
-        busy_request_ms=true.busy_request_ms, coming_ms=true.coming_ms, joining_ms=true.joining_ms, pace=true.pace,
-        way_spread=true.way_spread, prefill_spread=true.prefill_spread,
+        busy_request_ms=true.busy_request_ms, coming_ms=true.coming_ms,
+        joining_ms=true.joining_ms, pace=true.pace, way_spread=true.way_spread,
+        prefill_spread=true.prefill_spread,
     )  # fmt: skip
     assert found.as_entry() == pytest.approx(true.as_entry(), rel=0.15, abs=0.02)
     assert found.padding_ms == pytest.approx(true.padding_ms, rel=0.2)
