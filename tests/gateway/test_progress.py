@@ -74,6 +74,10 @@ def test_another_token_is_told_and_nothing_of_it_goes_out() -> None:
     with pytest.raises(Diverged, match="token 9 came for 2"):
         progress.accept(Token(0, 2, 9, ""))
     assert len(seen) == 3 and progress.choices[0].diverged
+    # The decode leg is still open: what it sends follows the other token.
+    progress.accept(Token(0, 4, 4, ""))
+    progress.accept(Finish(0, "length"))
+    assert len(seen) == 3 and progress.unfinished
     progress.begin_replay(0, repeats=False)
     progress.accept(Token(0, 3, 3, ""))
     assert [t.id for t in seen] == [0, 1, 2, 3]

@@ -21,7 +21,7 @@ class Generation:
     sampling: SamplingParams
     choices: int
     tokenizer: str
-    """Key of the tokenizer that made the ids: instances with another one cannot take them."""
+    """That made the ids: instances with another one cannot take them."""
     salt: str = ""
     slo: Slo = field(default_factory=Slo)
 
@@ -57,10 +57,17 @@ class ChoiceProgress:
     """The last of `tokens` is to come once more, before any other."""
     diverged: bool = False
     """It came, and was another one; none came since."""
+    closed: bool = False
+    """What comes now follows that other one, until the next replay begins."""
 
     @property
     def next_index(self) -> int:
         return len(self.tokens) - self.repeats
+
+    @property
+    def ended(self) -> bool:
+        """It takes nothing more, for now or for good."""
+        return self.finished or self.closed
 
 
 class Diverged(Exception):
@@ -99,12 +106,12 @@ class Progress:
                     self._emit(event)
             case Token():
                 choice = self.choices[event.choice]
-                if not choice.finished and event.index >= choice.next_index:
+                if not choice.ended and event.index >= choice.next_index:
                     choice.early[event.index] = event
                     self._advance(choice)
             case Finish():
                 choice = self.choices[event.choice]
-                if not choice.finished:
+                if not choice.ended:
                     choice.finish = event
                     self._advance(choice)
 
@@ -114,13 +121,14 @@ class Progress:
         choice.early.clear()
         choice.finish = None
         choice.repeats = repeats
+        choice.closed = False
 
     def _advance(self, choice: ChoiceProgress) -> None:
         while token := choice.early.pop(choice.next_index, None):
             if choice.repeats:
                 choice.repeats = False
                 if token.id != choice.tokens[-1]:
-                    choice.diverged = True
+                    choice.diverged = choice.closed = True
                     raise Diverged(f"token {token.id} came for {choice.tokens[-1]}")
             else:
                 choice.tokens.append(token.id)
