@@ -34,6 +34,8 @@ from distserve.wire.dialect import (
 )
 
 KEY = b"k" * 32
+OTHER_TOKENIZER = {"tokenizer.json": make_tokenizer() + b"\n"}
+"""Its ids are none of the first one's, as far as digests tell."""
 BLOCK_TOKENS = 4
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.gateway.fake_engine import Fault
+from tests.gateway.fake_engine import OTHER_TOKENIZER, Fault
 from tests.gateway.fake_text import alphabet
 
 from distserve.gateway import client
@@ -188,7 +188,7 @@ async def test_who_fails_is_not_left_alone_where_there_is_no_route_without_it(
     def of_a_rollout(engines: list[Any]) -> None:
         for engine in engines:
             if engine.name.endswith("-1"):
-                engine.files |= {"tokenizer_config.json": b"{}"}
+                engine.files |= OTHER_TOKENIZER
 
     counts = {role: 1 + (role in others) for role in ("prefill", "decode")}
     house = await houses(**counts, change=of_a_rollout)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.gateway.fake_engine import OTHER_TOKENIZER
 
 from distserve.gateway import models
 
@@ -72,21 +73,22 @@ def after(event: asyncio.Event, handler: Any) -> Any:
     return waits
 
 
-NEW_FILES = {"tokenizer_config.json": b"{}"}
-"""Beside the tokenizer of before: ids of the one are none of the other."""
-
-
 def changes_the_model(engines: list[Any]) -> None:
     """Of a rollout's two units the second one is the new one."""
     for engine in engines:
         if engine.name.endswith("-1"):
-            engine.files |= NEW_FILES
+            engine.files |= OTHER_TOKENIZER
 
 
-async def lose(house: Any, name: str) -> None:
+async def lose(house: Any, *names: str) -> None:
     ready = house.gateway.fleet.ready
-    house.publish(name)
-    await house.until(lambda: name not in {member.name for member in ready()})
+    house.publish(*names)
+    await house.until(lambda: not {member.name for member in ready()} & set(names))
+
+
+async def all_ready(house: Any) -> None:
+    house.publish()
+    await house.until(lambda: len(house.gateway.fleet.ready()) == len(house.engines))
 
 
 def took(house: Any) -> set[str]:
@@ -132,3 +134,65 @@ async def test_halves_of_two_models_are_no_route(houses: Any) -> None:
     house = await houses(prefill=2, decode=1, change=changes_the_model)
     await lose(house, "prefill-0")
     assert not house.gateway.ready
+
+
+NEW_UNITS = {
+    "most": ({"-1", "-2"}, 1),
+    "newer": ({"-1"}, 2),
+}
+
+
+@pytest.mark.parametrize("which", NEW_UNITS)
+async def test_load_goes_to_the_tokenizer_that_most_have_or_the_newer_one(
+    houses: Any, which: str
+) -> None:
+    """Else the last units of before would have all of it, up to the moment when they end."""
+    ends, epoch = NEW_UNITS[which]
+
+    def changes_some(engines: list[Any]) -> None:
+        for engine in engines:
+            if engine.name[-2:] in ends:
+                engine.files |= OTHER_TOKENIZER
+                engine.epoch = epoch
+
+    count = 1 + len(ends)
+    house = await houses(prefill=count, decode=count, change=changes_some)
+    await lose(house, *(e.name for e in house.engines if e.name[-2:] in ends))
+    assert (await house.complete())[0] == 200
+    assert took(house) == {"decode-0", "prefill-0"}
+    await all_ready(house)
+    for engine in house.engines:
+        engine.legs.clear()
+    for _ in range(4):
+        assert (await house.complete())[0] == 200
+    assert took(house) and not took(house) & {"decode-0", "prefill-0"}
+
+
+def changes_the_template(engines: list[Any]) -> None:
+    for engine in engines:
+        engine.chat_template = "{{ messages[0].content }}"
+        if engine.name.endswith("-1"):
+            engine.chat_template += "!"
+            engine.epoch = 2
+        engine.files |= {"chat_template.jinja": engine.chat_template.encode()}
+
+
+async def test_another_chat_template_leaves_all_units_in_use(houses: Any) -> None:
+    house = await houses(prefill=2, decode=2, change=changes_the_template)
+    answers = await asyncio.gather(*(house.complete() for _ in range(12)))
+    assert {status for status, _ in answers} == {200}
+    assert took(house) == {engine.name for engine in house.engines}
+    text = house.gateway.models.current().text
+    assert text.render([{"role": "user", "content": "hi"}]) == "hi!", "the newer one's"
+
+
+async def test_who_waits_when_the_last_former_unit_ends_goes_to_the_new_one(houses: Any) -> None:
+    house = await houses(prefill=2, decode=2, change=changes_the_template)
+    await lose(house, "prefill-1", "decode-1")
+    assert (await house.complete())[0] == 200
+    await lose(house, *(engine.name for engine in house.engines))
+    waits = asyncio.create_task(house.complete())
+    await house.until(lambda: house.gateway.admission.waiting == 1)
+    house.publish("prefill-0", "decode-0")
+    assert (await waits)[0] == 200
+    assert took(house) == {engine.name for engine in house.engines}

@@ -47,8 +47,8 @@ class Member:
     endpoint: Endpoint
     info: InstanceInfo | None = None
     """None until it has answered."""
-    tokenizer: str = ""
-    """Equal where the same text gives the same ids."""
+    files: str = ""
+    """Equal where the same text, and the same chat, gives the same ids."""
     state: InstanceState | None = None
     """None while its reports do not come in."""
     flights: dict[str, Flight] = field(default_factory=dict)
@@ -90,10 +90,14 @@ class Member:
     def fingerprint(self) -> str:
         return self.info.fingerprint if self.info else ""
 
+    @property
+    def tokenizer(self) -> str:
+        return self.info.tokenizer if self.info else ""
+
     def introduce(self, info: InstanceInfo) -> None:
         """It has answered."""
         self.info = info
-        self.tokenizer = "\n".join(f"{name} {sha}" for name, sha in sorted(info.files.items()))
+        self.files = "\n".join(f"{name} {sha}" for name, sha in sorted(info.files.items()))
         self._changed()
 
     # ---- load -------------------------------------------------------------------------------

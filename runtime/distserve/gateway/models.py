@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from distserve.gateway.client import EngineClient
@@ -21,8 +21,9 @@ FETCH_SECONDS = 30.0
 
 @dataclass(eq=False)
 class Models:
-    """Text models by tokenizer. There is one, except while a rollout changes it: then requests
-    keep the old one as long as there is a route for it."""
+    """Text models by the files that they are made from. There is one, except while a rollout
+    changes it: then new requests take the one that most instances have. Where only the chat
+    template changes, they still go to all of them."""
 
     name: str
     fleet: Fleet
@@ -37,7 +38,7 @@ class Models:
         """Fetch what a new instance's tokenizer needs. One instance after the other: most have
         what the first one had. Raises Mismatch or one of ENGINE_ERRORS."""
         assert member.info is not None
-        key = member.tokenizer
+        key = member.files
         if key in self._texts:
             return
         async with self._fetching:
@@ -49,7 +50,7 @@ class Models:
                 self._texts[key] = await load_text_model(member.info, files, key)
             except ServerFault as fault:
                 raise Mismatch(fault.message) from fault
-        in_use = {m.tokenizer for m in self.fleet.members.values()}
+        in_use = {m.files for m in self.fleet.members.values()}
         self._texts = {k: t for k, t in self._texts.items() if k in in_use}
 
     def current(self) -> Model:
@@ -59,7 +60,8 @@ class Models:
         # What is left of a former unit may be no route any more, nor a new one be whole.
         having = self._routed(self.fleet.ready()) or self._routed(self.fleet.able()) or able
         if having:
-            self._current = self._model_of({key: able[key] for key in having})
+            former = self._current.text.tokenizer if self._current else ""
+            self._current = self._model_of(able[_leading(having, former)])
         if self._current is None:
             raise NoRoute("no instance is ready", retry_after_seconds=5)
         return self._current
@@ -68,26 +70,41 @@ class Models:
     def ready(self) -> bool:
         """Some complete route exists, and the tokenizer for it is here."""
         try:
-            key = self.current().text.key
+            tokenizer = self.current().text.tokenizer
         except NoRoute:
             return False
-        return self.complete(fitting(self.fleet.able(), key))
+        return self.complete(fitting(self.fleet.able(), tokenizer))
 
     def _by_tokenizer(self, members: list[Member]) -> dict[str, list[Member]]:
-        found: dict[str, list[Member]] = {}
-        for member in members:
-            if member.tokenizer in self._texts:
-                found.setdefault(member.tokenizer, []).append(member)
-        return found
+        return _grouped((m for m in members if m.files in self._texts), lambda m: m.tokenizer)
 
     def _routed(self, members: list[Member]) -> dict[str, list[Member]]:
         having = self._by_tokenizer(members)
         return {key: found for key, found in having.items() if self.complete(found)}
 
-    def _model_of(self, having: dict[str, list[Member]]) -> Model:
-        """As before, where that is possible."""
-        key = self._current.text.key if self._current else ""
-        key = key if key in having else next(iter(having))
-        infos = [member.info for member in having[key] if member.info is not None]
+    def _model_of(self, members: list[Member]) -> Model:
+        """Of members with one tokenizer."""
+        by_files = _grouped(members, lambda m: m.files)
+        key = _leading(by_files, self._current.text.key if self._current else "")
+        infos = [member.info for member in members if member.info is not None]
         tightest = min(infos, key=lambda info: info.max_model_len)
         return Model(self.name, tightest, self._texts[key])
+
+
+def _grouped(members: Iterable[Member], key_of: Callable[[Member], str]) -> dict[str, list[Member]]:
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(key_of(member), []).append(member)
+    return found
+
+
+def _leading(having: dict[str, list[Member]], current: str) -> str:
+    """What most have: the others' load goes there. Among equals the newer one, since the older
+    ones are about to end; as before where nothing tells which that is."""
+
+    def rank(key: str) -> tuple[int, int, bool]:
+        # A container that starts anew makes its unit no newer.
+        since = min(member.info.epoch for member in having[key] if member.info is not None)
+        return len(having[key]), since, key == current
+
+    return max(having, key=rank)

@@ -207,7 +207,7 @@ def _generations(
                 prompt=prompt.ids,
                 sampling=msgspec.structs.replace(sampling, seed=seed, max_tokens=max_tokens),
                 choices=body.choices,
-                tokenizer=model.text.key,
+                tokenizer=model.text.tokenizer,
                 salt=body.cache_salt or "",
                 slo=slo,
             )

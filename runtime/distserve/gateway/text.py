@@ -50,6 +50,7 @@ class TextModel:
     def __init__(self, info: InstanceInfo, files: Mapping[str, bytes], key: str) -> None:
         """Takes up to seconds for a large vocabulary."""
         self.key = key
+        self.tokenizer = info.tokenizer
         self.vocab_size = info.vocab_size
         self.longest_token: int | None = None
         """Characters that a token stands for at most; None where that is not known."""

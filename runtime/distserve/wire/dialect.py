@@ -263,3 +263,8 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
     version: str = ""
     idle_seconds: float = 0.0
     """When it was asked: since its last leg or offer ended, or since it began to serve."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Equal where token ids mean the same. The other files say how a chat becomes a text."""
+        return self.files.get("tokenizer.json", "")
