@@ -80,6 +80,8 @@ class FakeEngine:
     files: dict[str, bytes] = field(default_factory=lambda: {"tokenizer.json": make_tokenizer()})
     files_sent: int = 0
     token_seconds: float = 0.0
+    queue_gate: asyncio.Event | None = None
+    """Legs wait for it before anything is said of them."""
     prefill_gate: asyncio.Event | None = None
     """Prefills wait for it where there is one."""
     fetch_gate: asyncio.Event | None = None
@@ -267,6 +269,8 @@ class FakeEngine:
         if fault is not None and fault.kind == "decline":
             yield Declined(msgspec.json.decode(self._state_line(), type=InstanceState))
             return
+        if self.queue_gate is not None:
+            await self.queue_gate.wait()
         if leg.phases is Phases.DECODE:
             assert leg.source is not None
             if self.fetch_gate is not None:

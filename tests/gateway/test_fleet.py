@@ -6,11 +6,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.gateway.conftest import WAIT_SECONDS
 from tests.gateway.fake_engine import OTHER_TOKENIZER, Fault
 from tests.gateway.fake_text import alphabet
+from tests.gateway.fleets import member
 
 from distserve.gateway import client
-from distserve.gateway.fleet import handover_succeeded
+from distserve.gateway.fleet import Flight, Member, handover_succeeded
+from distserve.gateway.legs import LegFailed, _breakable
+from distserve.wire.dialect import Phases
 
 
 async def test_a_killed_decode_instance_is_replaced(houses: Any) -> None:
@@ -47,6 +51,37 @@ async def test_a_node_that_is_lost_and_leaves_discovery_at_once_loses_no_stream(
     assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 40)
     assert len(house.decodes[1].legs) == 1
     await house.until(lambda: followers() == 2)
+
+
+async def test_a_decode_that_opens_at_a_node_that_was_lost_before_goes_on_elsewhere(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was chosen with its prefill, which had to queue."""
+    monkeypatch.setattr(client, "STALE_SECONDS", 1.5)
+    monkeypatch.setattr(client, "CALL_SECONDS", 0.2)
+    lost = []
+    lose = Member.lost
+    monkeypatch.setattr(Member, "lost", lambda member: (lost.append(member.name), lose(member)))
+    house = await houses(decode=2)
+    house.prefills[0].queue_gate = asyncio.Event()
+    asked = asyncio.create_task(house.stream(max_tokens=8))
+    await house.until(lambda: house.prefills[0].live)
+    house.decodes[0].silent = True
+    await house.until(lambda: "decode-0" in lost)
+    house.prefills[0].queue_gate.set()
+    *events, _ = await asyncio.wait_for(asked, 20)
+    assert "".join(e["choices"][0]["text"] for e in events) == alphabet("hello", 8)
+    assert len(house.prefills[0].legs) == 2, "the first one was to go on at the node"
+
+
+async def test_a_leg_is_broken_off_once() -> None:
+    """Its instance is given up again and again while it does not answer."""
+    flight = Flight("leg", member("decode-0"), Phases.DECODE, 1, 1)
+    with pytest.raises(LegFailed, match="does not answer any more"):
+        async with _breakable(flight):
+            flight.break_off()
+            flight.break_off()
+            await asyncio.sleep(WAIT_SECONDS)
 
 
 async def test_an_instance_that_left_discovery_ends_its_streams_itself(houses: Any) -> None:

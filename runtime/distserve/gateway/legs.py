@@ -166,8 +166,9 @@ async def _breakable(flight: Flight) -> AsyncIterator[None]:
 
     def break_off() -> None:
         nonlocal broken
-        broken = True
-        task.cancel()
+        if not broken:
+            broken = True
+            task.cancel()
 
     flight.break_off = break_off
     try:

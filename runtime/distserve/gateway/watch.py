@@ -109,7 +109,7 @@ class FleetWatcher:
                 log.log(level, "instance %s does not answer: %r", member.name, error)
             failures += 1
             member.forget()
-            if failures == LOST_AFTER:
+            if failures >= LOST_AFTER:  # again: legs dispatched before may have opened since
                 member.lost()
             self.fleet.notify()
             await asyncio.sleep(_pause_seconds(failures))
