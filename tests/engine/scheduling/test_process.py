@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from distserve.engine.address import bind
+
 KEY = "k" * 40
 READY_SECONDS = 90
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -185,6 +187,20 @@ def test_a_port_in_use_is_one_line(arguments: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert port in refused(arguments(port=port))
+
+
+def test_a_peer_whose_node_was_lost_does_not_hold_its_connection() -> None:
+    with bind("127.0.0.1", 0) as bound, socket.socket() as client:
+        bound.listen()
+        client.connect(bound.getsockname())
+        accepted, _ = bound.accept()
+        with accepted:
+            told = {
+                name: accepted.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_USER_TIMEOUT")
+            }
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert told == {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 90_000}
 
 
 def test_too_little_memory_is_one_line(arguments: Any) -> None:
