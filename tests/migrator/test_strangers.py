@@ -13,9 +13,12 @@ async def test_silent_connections_make_room_for_who_has_the_key(harness, monkeyp
     p, d = await harness.pair()
     host, port = p.address.rsplit(":", 1)
 
+    there = asyncio.Semaphore(0)
+
     async def stay_silent():
         while True:
             reader, writer = await asyncio.open_connection(host, int(port))
+            there.release()
             try:
                 with contextlib.suppress(ConnectionError):
                     await reader.read()
@@ -23,12 +26,13 @@ async def test_silent_connections_make_room_for_who_has_the_key(harness, monkeyp
                 writer.close()
 
     silent = [asyncio.create_task(stay_silent()) for _ in range(12)]
-    await asyncio.sleep(0.1)
-    there, here = harness.span(0, 20, 8, 7), harness.span(0, 20, 9, 3)
-    await p.offer("t", there)
+    for _ in silent:
+        await asyncio.wait_for(there.acquire(), 20)
+    source, here = harness.span(0, 20, 8, 7), harness.span(0, 20, 9, 3)
+    await p.offer("t", source)
     d.expect("t", p.address)
     d.fetch("t", here)
-    p.ready("t", there)
+    p.ready("t", source)
     p.commit("t")
     assert isinstance(await d.ending("t"), messages.Fetched)
     assert d.holds(here)

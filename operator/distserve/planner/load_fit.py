@@ -134,8 +134,7 @@ def _prefills(loads: Sequence[LoadRecord], times: TimeModel, beside: bool) -> _P
         [1.0] * len(seen),
         own=2,
     )
-    # Where all of it passes without tokens, or with them alone, the other share says nothing.
-    return _Prefills((step_share if times.prefill.a else share) - 1, share - 1, prompt_ms, slowed)
+    return _Prefills(step_share - 1, share - 1, prompt_ms, slowed)
 
 
 # ---- decode steps
