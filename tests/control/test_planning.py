@@ -91,6 +91,18 @@ async def test_no_more_processes_than_allowed(world: World) -> None:
     assert world.planner.most_at_once == 1
 
 
+async def test_namespaces_have_their_plans_made_in_turn(world: World) -> None:
+    for number in range(4):
+        world.ask(Key("many", str(number)), f"many {number}")
+    for name in "ab":
+        world.ask(Key("few", name), f"few {name}")
+    world.ask(Key("same", "a"), "many 3")
+    world.planner.gate.set()
+    await world.until_woken(7)
+    assert world.planner.asked == ["many 0", "many 1", "few a", "many 3", "many 2", "few b"]
+    assert world.planner.most_at_once == 1
+
+
 async def test_a_question_without_an_answer_keeps_its_error(world: World) -> None:
     world.planner.error = NoProfile("no step times")
     world.planner.gate.set()

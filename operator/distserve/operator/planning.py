@@ -1,7 +1,8 @@
 """Answers plan questions: in processes of their own, few at a time, each plan once.
 
 The reconciler asks and gets what is there; the deployments that asked are queued when it comes. A
-deployment wants one plan at a time, and what nobody wants any more is not made to its end.
+deployment wants one plan at a time, and what nobody wants any more is not made to its end. A plan
+may take minutes, so namespaces have theirs made in turn.
 """
 
 from __future__ import annotations
@@ -32,8 +33,14 @@ Make = Callable[[PlanRequest, float, threading.Event], Plan]
 class Search:
     """A plan that is being made, or is to be."""
 
+    request: PlanRequest
     wanted_by: set[Key] = field(default_factory=set)
+    begun: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def namespaces(self) -> set[str]:
+        return {key.namespace for key in self.wanted_by}
 
 
 class Planning:
@@ -48,10 +55,13 @@ class Planning:
         self._failures: OrderedDict[str, int] = OrderedDict()
         """How often in a row there was neither a plan nor a reason why there is none."""
         self._searches: dict[str, Search] = {}
+        """In the order in which they were asked for."""
         self._wants: dict[Key, str] = {}
         """What each deployment waits for."""
+        self._turns: dict[str, None] = {}
+        """Namespaces that ask, the next one first."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._free = asyncio.Semaphore(settings.processes)
+        """At work, one process each."""
 
     def ask(self, key: Key, request: PlanRequest) -> Answer | Pending:
         """What it asked before is not wanted any more."""
@@ -62,9 +72,11 @@ class Planning:
             self._answers.move_to_end(digest)
             return self._answers[digest]
         if digest not in self._searches:
-            self._begin(digest, request)
+            self._searches[digest] = Search(request)
         self._searches[digest].wanted_by.add(key)
         self._wants[key] = digest
+        self._turns.setdefault(key.namespace, None)
+        self._begin()
         return Pending()
 
     def release(self, key: Key) -> None:
@@ -78,29 +90,45 @@ class Planning:
             search.stop.set()
             del self._searches[digest]
 
-    def _begin(self, digest: str, request: PlanRequest) -> None:
-        search = self._searches[digest] = Search()
-        task = asyncio.create_task(self._make(digest, request, search))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self) -> None:
+        """What has its turn, as far as processes are free."""
+        while len(self._tasks) < self._settings.processes and (digest := self._next()):
+            self._searches[digest].begun = True
+            task = asyncio.create_task(self._make(digest, self._searches[digest]))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
 
-    async def _make(self, digest: str, request: PlanRequest, search: Search) -> None:
+    def _next(self) -> str:
+        """What the namespace whose turn it is has waited for longest; empty: nothing waits."""
+        for namespace in list(self._turns):
+            del self._turns[namespace]
+            for digest, search in self._searches.items():
+                if not search.begun and namespace in search.namespaces:
+                    self._turns[namespace] = None  # Again after all others.
+                    return digest
+        return ""
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():  # As when the process ends.
+            self._begin()
+
+    async def _make(self, digest: str, search: Search) -> None:
         answer: Answer
-        async with self._free:
-            if search.stop.is_set():
-                return
-            loop = asyncio.get_running_loop()
-            started = loop.time()
-            try:
-                answer = await _in_thread(
-                    lambda: self._plan(request, self._settings.deadline_seconds, search.stop)
-                )
-            except PlannerError as error:
-                answer = error
-            except Exception as error:
-                log.exception("planning failed", extra={"plan": digest})
-                answer = PlanningFailed(f"planning failed: {error}")
-            seconds = round(loop.time() - started, 1)
+        if search.stop.is_set():
+            return
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            answer = await _in_thread(
+                lambda: self._plan(search.request, self._settings.deadline_seconds, search.stop)
+            )
+        except PlannerError as error:
+            answer = error
+        except Exception as error:
+            log.exception("planning failed", extra={"plan": digest})
+            answer = PlanningFailed(f"planning failed: {error}")
+        seconds = round(loop.time() - started, 1)
         if search.stop.is_set():
             log.info("not planned to the end", extra={"plan": digest, "seconds": seconds})
             return
