@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 
@@ -11,6 +12,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 Trouble = Callable[[], str]
 """What is wrong, empty when nothing is."""
+
+IDLE_SECONDS = 10.0
+"""For a request's head to come, from the connection's begin or the last answer. Kubelets open a
+connection for each probe; Prometheus opens another one where this was too short."""
+UNTAKEN_SECONDS = 30.0
+"""In which a client takes nothing of its answer: it would be held for ever."""
 
 
 class PortTaken(Exception):
@@ -32,7 +39,7 @@ async def serve_probes(
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    async with serving(app, host, port) as bound:
+    async with serving(app, host, port, IDLE_SECONDS) as bound:
         yield bound
 
 
@@ -47,16 +54,24 @@ async def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> As
 
     app = web.Application()
     app.router.add_get("/metrics", metrics)
-    async with serving(app, host, port) as bound:
+    async with serving(app, host, port, IDLE_SECONDS) as bound:
         yield bound
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    idle_seconds: float,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
-    """Yields the port. Raises PortTaken."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    """Yields the port. Raises PortTaken. Whoever keeps silent for too long is cut off, wherever in
+    a request that is; for a body that nobody reads aiohttp waits 10 s."""
+    app.on_response_prepare.append(_bound_untaken)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=idle_seconds
+    )
     await runner.setup()
     try:
         try:
@@ -66,6 +81,14 @@ async def serving(
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+async def _bound_untaken(http: web.Request, _: web.StreamResponse) -> None:
+    """The kernel counts, since closing a connection waits for what is still to be sent."""
+    if http.transport is not None:
+        connection = http.transport.get_extra_info("socket")
+        milliseconds = int(UNTAKEN_SECONDS * 1000)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _said(trouble: str) -> web.Response:

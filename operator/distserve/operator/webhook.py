@@ -35,6 +35,9 @@ the memory of a process that may be the leader."""
 READ_SECONDS = 5.0
 """For a body to have its turn and to arrive; API servers are told to wait no longer for the whole
 answer."""
+IDLE_SECONDS = 120.0
+"""Longer than the 90 s for which API servers keep a connection for their next review: whoever ends
+one sooner may do so just as a review is sent."""
 PATH = "/validate"
 
 
@@ -53,7 +56,7 @@ class Webhook:
         """Yields the port. Raises PortTaken."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post(PATH, self._validate)
-        async with serving(app, host, port, tls) as bound:
+        async with serving(app, host, port, IDLE_SECONDS, tls) as bound:
             yield bound
 
     async def _validate(self, http: web.Request) -> web.Response:

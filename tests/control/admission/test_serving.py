@@ -126,6 +126,24 @@ async def test_a_body_is_bounded_in_size_and_time(
     assert judging.seen == []
 
 
+async def test_a_connection_without_a_review_is_ended(
+    names: Sequence[str], now: datetime, term: Term, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.1)
+    pair, authority = make_pair(names, now, term.life)
+    identity = Identity()
+    identity.use(pair.certificate, pair.key)
+    trust = ssl.create_default_context(cadata=authority)
+    webhook = Webhook(lambda _: "", lambda: "")
+    async with webhook.serve("127.0.0.1", 0, identity.context) as port:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trust, server_hostname="localhost"
+        )
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_only_so_many_large_bodies_are_read_at_a_time(
     ask: Ask, judging: Judging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
