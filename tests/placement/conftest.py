@@ -51,6 +51,8 @@ def _pod(
     if unit:
         namespace = unit.namespace
         labels = {"distserve.io/deployment": unit.deployment, "distserve.io/unit": unit.unit}
+        owner = {"kind": "StatefulSet", "name": name.rpartition("-")[0], "controller": True}
+        metadata.setdefault("ownerReferences", [owner])
     asked = {key: str(value) for key, value in (requests or {}).items()}
     return {
         "metadata": {

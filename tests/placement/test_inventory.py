@@ -64,7 +64,8 @@ def test_what_takes_long_to_read_is_refused_at_once(text: str) -> None:
 def test_a_strangers_claims_are_no_reason_to_stop(pod: Make, claims: str) -> None:
     """Anybody may write such a pod: neither does it make room, nor is it left out."""
     annotations = {CLAIMS_ANNOTATION: claims}
-    found = pod_from(pod("p", "a", {GPU: 2}, unit=UnitId("x", "y", "u0"), annotations=annotations))
+    unit = UnitId("x", "y", "u0")
+    found = pod_from(pod("opt-0", "a", {GPU: 2}, unit=unit, annotations=annotations))
     assert found is not None and found.amounts == {GPU: 2, "pods": 1}
     with pytest.raises(ValueError):
         claimed_amounts({"annotations": annotations})
@@ -87,9 +88,28 @@ def test_no_pod_takes_more_devices_than_its_claims_can_hold(
     """Anybody may write such a pod, and its node is everybody's."""
     annotations = {CLAIMS_ANNOTATION: json.dumps({"gpu.nvidia.com": told, "other": 0})}
     unit = UnitId("x", "y", "u0")
-    found = pod_from(pod("p", "a", unit=unit, claims=claims, annotations=annotations))
+    found = pod_from(pod("opt-0", "a", unit=unit, claims=claims, annotations=annotations))
     devices = {class_resource("gpu.nvidia.com"): counted} if counted else {}
     assert found is not None and found.amounts == {"pods": 1} | devices
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        [],
+        [{"kind": "ReplicaSet", "name": "opt", "controller": True}],
+        [{"kind": "StatefulSet", "name": "opt"}],
+        [{"kind": "StatefulSet", "name": "another", "controller": True}],
+    ],
+)
+def test_what_a_pod_claims_counts_where_a_stateful_set_runs_it(
+    pod: Make, owners: list[dict[str, Any]]
+) -> None:
+    """Anybody may write the annotation, and say on which node the pod is."""
+    told = {CLAIMS_ANNOTATION: json.dumps({"gpu.nvidia.com": 8})}
+    of_ours = {"unit": UnitId("x", "y", "u0"), "claims": ["distserve-devices"]}
+    found = pod_from(pod("opt-0", "a", annotations=told, ownerReferences=owners, **of_ours))
+    assert found is not None and found.amounts == {"pods": 1}
 
 
 def test_amounts_are_rounded_up_as_the_scheduler_does() -> None:

@@ -74,13 +74,24 @@ def claimed_amounts(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 def _told_claims(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, int]:
     """What else a pod takes counts also where somebody wrote over this. Anybody can write it on a
-    pod: more than its claims of ours can hold does not count."""
+    pod: it counts for those that a StatefulSet runs, as a unit's are, and no more of it than its
+    claims of ours can hold."""
     own = sum(one["name"].startswith(OWN_CLAIM) for one in spec.get("resourceClaims") or ())
     try:
-        found = claimed_amounts(metadata)
+        found = claimed_amounts(metadata) if _is_of_a_stateful_set(metadata) else {}
     except ValueError:
         return {}
     return found if sum(found.values()) <= own * _CLAIM_DEVICES else {}
+
+
+def _is_of_a_stateful_set(metadata: Mapping[str, Any]) -> bool:
+    """Who only says so does not last: Kubernetes deletes pods whose StatefulSet is not there, or
+    has not so many, and takes this off those that it does not select."""
+    made_by = metadata["name"].rpartition("-")[0]
+    return any(
+        one.get("controller") and one["kind"] == "StatefulSet" and one["name"] == made_by
+        for one in metadata.get("ownerReferences") or ()
+    )
 
 
 def pod_amounts(spec: Mapping[str, Any]) -> dict[str, int]:
