@@ -20,7 +20,7 @@ from distserve.placement.requests import (
 NVLINK, ZONE = Level("nvlink", CLIQUE), Level("zone", "topology.kubernetes.io/zone")
 
 
-def request(number: int, gpus: int = 16) -> UnitRequest:
+def request(number: int, revision: str = "new", gpus: int = 16) -> UnitRequest:
     name = f"opt-u{number}-hybrid"
     return UnitRequest(
         UnitId("llm", "opt", f"u{number}"),
@@ -37,7 +37,7 @@ def running(
     """Units of revision `old`, by number, whole in these domains."""
     found = {}
     for number, domain in domains.items():
-        asked = request(number, gpus)
+        asked = request(number, "old", gpus)
         pods = asked.pod_names
         half = len(pods) // NODES_PER_DOMAIN
         inventory.reserve(asked, {p: f"gpu-{domain}{i // half}" for i, p in enumerate(pods)})
@@ -107,6 +107,19 @@ def test_a_pause_holds_other_numbers_as_well() -> None:
         assert acts == [Act.KEEP] + [Act.REPLACE] * (not paused)
 
 
+def test_units_that_a_pause_has_come_are_as_the_others() -> None:
+    inventory = inventory_of(gpu_nodes(2))
+    standing = running(inventory, {0: 0}, gpus=8)
+    rules = Rules(2, "new", "old", paused=True)
+
+    def of_revision(number: int, revision: str) -> UnitRequest:
+        return request(number, revision, gpus={"old": 8, "new": 16}[revision])
+
+    course = course_ahead(inventory, rules, of_revision, 0.0, standing)
+    assert course.fits and told(course)[1:] == [(1, "create", "u1", "c0")]
+    assert len(course.moves[-1].nodes) == 2
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     domains=st.integers(1, 4),
@@ -126,7 +139,7 @@ def test_played_to_its_end(
     standing = running(inventory, {n: n for n in range(there)})
     unavailable = int(surge == 0)
     rules = Rules(wanted, target, "old", surge, unavailable, one_when_full)
-    course = course_ahead(inventory, rules, lambda n: request(n, gpus), 0.0, standing)
+    course = course_ahead(inventory, rules, lambda n, name: request(n, name, gpus), 0.0, standing)
     assert all(inventory.free(name)[GPU] >= 0 for name in inventory.nodes)
     for move in course.moves:
         assert move.fits == (not move.reason)
@@ -135,8 +148,8 @@ def test_played_to_its_end(
     whole = {unit.unit: len(record.seats) for unit, record in inventory.units.items()}
     if course.fits:
         assert whole == {f"u{n}": gpus // 4 for n in range(wanted)}
-        again = {n: Standing(request(n, gpus).id, target, None,
-                             frozenset(request(n, gpus).pod_names))
+        again = {n: Standing(request(n).id, target, None,
+                             frozenset(request(n, target, gpus).pod_names))
                  for n in range(wanted)}  # fmt: skip
-        rest = course_ahead(inventory, rules, lambda n: request(n, gpus), 0.0, again)
+        rest = course_ahead(inventory, rules, lambda n, name: request(n, name, gpus), 0.0, again)
         assert all(move.act is Act.KEEP for move in rest.moves), "nothing is left to do"

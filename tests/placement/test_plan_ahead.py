@@ -9,8 +9,17 @@ import pytest
 from tests.placement.gpu_cluster import CLIQUE, GPU, Object, busy, gpu_node, gpu_nodes
 from tools.cluster.cluster import CHECKOUT, Cluster
 
+from distserve.api.deployment import DistServeDeployment
+from distserve.api.loading import parse_deployment
 from distserve.cli.main import main
+from distserve.cli.plan_ahead import look_ahead
+from distserve.cli.surroundings import Around
+from distserve.operator.ahead import Act, Standing
+from distserve.operator.requests import unit_request
+from distserve.placement.inventory import inventory_of
 from distserve.planner.machine import Machine
+from distserve.resources.revisions import make_revision, to_object
+from distserve.resources.settings import RenderSettings, released_images
 
 
 def deployment(prefill: int = 2, decode: int = 2, tensor: int = 4, **spec: Any) -> Object:
@@ -218,6 +227,26 @@ def test_a_plan_leaves_out_nodes_that_its_pods_may_not_use(
         node["metadata"]["labels"]["gpu"] = "a100"
     code, _, said = plan("--is-high-affinity")
     assert code == 3 and "does not fit" in said
+
+
+def test_new_units_of_a_paused_deployment_are_as_the_others() -> None:
+    def parsed(**changes: Any) -> DistServeDeployment:
+        return parse_deployment(deployment(prefill=1, **changes), "test")
+
+    before = parsed(decode=1)
+    had = make_revision(before, RenderSettings(released_images()))
+    u0 = unit_request(before, "u0", had, 0.0)
+    for paused, decodes in ((True, 1), (False, 2)):
+        inventory = inventory_of(gpu_nodes(2))
+        inventory.reserve(u0, dict.fromkeys(u0.pod_names, "gpu-00"))
+        standing = {0: Standing(u0.id, had.name, None, frozenset(u0.pod_names))}
+        around = Around(inventory, standing, [to_object(before, had)], had.name)
+        after = parsed(decode=2, units=2, rollout={"paused": paused})
+        moves = look_ahead(after, around, 0.0).course.moves
+        (new,) = [move for move in moves if move.unit == "u1"]
+        pods = {"opt-u1-prefill-0-0"} | {f"opt-u1-decode-{index}-0" for index in range(decodes)}
+        assert new.act is Act.CREATE and new.nodes.keys() == pods
+        assert (Act.REPLACE in {move.act for move in moves}) is not paused
 
 
 def test_cpus_are_counted_by_no_node(plan: Plan, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class Course:
     """Whether every unit that the spec wants has its place and its revision at the end."""
 
 
-Ask = Callable[[int], UnitRequest]
-"""Unit number -> what a unit of the target revision asks for."""
+Ask = Callable[[int, str], UnitRequest]
+"""(unit number, revision) -> what it asks for."""
 
 
 @dataclass
@@ -112,8 +112,9 @@ class _Play:
         if len(self.moves) > before:
             self.refused.clear()  # Room may have come.
         new = [n for n in sorted(wanted.keys() - self.standing.keys()) if n not in self.refused]
-        for number, decision in zip(new, self._place([self.request(n) for n in new]), strict=True):
-            move = self._move(Act.CREATE, self.request(number), decision)
+        asked = [self.request(n, wanted[n]) for n in new]
+        for number, request, decision in zip(new, asked, self._place(asked), strict=True):
+            move = self._move(Act.CREATE, request, decision)
             if move.fits:
                 self._stand(number, wanted[number], move)
             else:
@@ -126,8 +127,9 @@ class _Play:
         unit = self.standing[number]
         if unit.revision != revision:
             return True
-        named = frozenset(self.request(number).pod_names)
-        return revision == self.rules.target and not self.rules.paused and unit.pods != named
+        if revision != self.rules.target or self.rules.paused:
+            return False
+        return unit.pods != frozenset(self.request(number, revision).pod_names)
 
     def _delete(self, number: int) -> None:
         unit = self.standing.pop(number)
@@ -139,7 +141,7 @@ class _Play:
         taken back after gangTimeout and placed anew."""
         old = self.standing.pop(number)
         self.inventory.vacate(old.id)
-        request = self.request(number)
+        request = self.request(number, revision)
         (decision,) = self._place([replace(request, within=old.domain)])
         if isinstance(decision, Placed) or old.domain is None:
             move = self._move(Act.REPLACE, request, decision)
@@ -153,7 +155,7 @@ class _Play:
         self._stand(number, revision, move)
 
     def _stand(self, number: int, revision: str, move: Move) -> None:
-        request = self.request(number)
+        request = self.request(number, revision)
         if move.fits:
             self.inventory.reserve(request, move.nodes)
         pods = frozenset(request.pod_names)

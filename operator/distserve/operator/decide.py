@@ -37,7 +37,13 @@ from distserve.operator.report import (
     report_without_numbers,
 )
 from distserve.operator.rollout import Rules, Step, UnitState, next_step, rules_of
-from distserve.operator.wanted import Wanted, autoscaled_gateways, named, stored_revisions
+from distserve.operator.wanted import (
+    Wanted,
+    autoscaled_gateways,
+    named,
+    standing_instances,
+    stored_revisions,
+)
 from distserve.operator.worlds import rejoined
 from distserve.operator.writes import is_made_anew, writes
 from distserve.resources.errors import RenderError
@@ -221,7 +227,8 @@ def _wanted(
     target = numbers.fixed or make_revision(deployment, render, known, numbers.plan)
     notes = {PLANNED_FOR: numbers.planned_for} if numbers.plan else {}
     gateways = autoscaled_gateways(deployment, observed)
-    by_name = named(deployment, [*known, target], live.values())
+    has = standing_instances(deployment, live.values())
+    by_name = named(deployment, [*known, target], has)
     return Wanted(deployment, render, target, by_name, notes, key_generation, gateways)
 
 

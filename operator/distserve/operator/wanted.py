@@ -160,17 +160,25 @@ def stored_revisions(observed: Observed) -> list[tuple[Object, Revision]]:
     return sorted(found, key=lambda pair: pair[1].number)
 
 
-def named(
-    deployment: DistServeDeployment, known: Sequence[Revision], live: Collection[LiveUnit]
-) -> dict[str, Revision]:
-    """By name, of the `known` ones, oldest first. Those that share a name have the same pods in
-    other numbers, or another gateway: of them the one with the fewest instances that has all that
-    units have, so that these stay as they are; the latest where there are none."""
+def standing_instances(
+    deployment: DistServeDeployment, live: Collection[LiveUnit]
+) -> dict[str, set[str]]:
+    """What units have of each revision: names without the unit's."""
     has: dict[str, set[str]] = defaultdict(set)
     for unit in live:
         for one in unit.instances.values():
             if "deletionTimestamp" not in one.statefulset["metadata"]:
                 has[one.revision].add(one.name.removeprefix(f"{deployment.name}-{unit.name}-"))
+    return has
+
+
+def named(
+    deployment: DistServeDeployment, known: Sequence[Revision], has: Mapping[str, set[str]]
+) -> dict[str, Revision]:
+    """By name, of the `known` ones, oldest first. Those that share a name have the same pods in
+    other numbers, or another gateway: of them the one with the fewest instances that has all that
+    units have, so that these stay as they are; the latest where there are none. `has` is of
+    `standing_instances`."""
 
     def shape(revision: Revision) -> set[str]:
         made = naming.instances(deployment, "u0", revision.unit)

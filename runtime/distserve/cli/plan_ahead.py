@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from distserve.api.deployment import DistServeDeployment
-    from distserve.operator.ahead import Course, Move
+    from distserve.operator.ahead import Course, Move, Standing
     from distserve.placement.inventory import Inventory
     from distserve.placement.requests import InstanceRequest, UnitRequest
     from distserve.resources.proposal import Proposal
@@ -58,17 +58,20 @@ def look_ahead(deployment: DistServeDeployment, around: Around, now: float) -> A
     from distserve.operator.ahead import course_ahead, larger_than_domain
     from distserve.operator.requests import unit_request
     from distserve.operator.rollout import rules_of
+    from distserve.operator.wanted import Wanted, named
     from distserve.resources.revisions import make_revision
     from distserve.resources.settings import RenderSettings, released_images
 
-    target = make_revision(
-        deployment, RenderSettings(released_images()), list(_stored(around.revisions))
-    )
-
-    def request(number: int) -> UnitRequest:
-        return unit_request(deployment, f"u{number}", target, now)
-
+    settings, known = RenderSettings(released_images()), _stored(around.revisions)
+    target = make_revision(deployment, settings, known)
     standing = around.standing
+    by_name = named(deployment, [*known, target], _instances(deployment, standing.values()))
+    wanted = Wanted(deployment, settings, target, by_name, notes={})
+
+    def request(number: int, revision: str) -> UnitRequest:
+        """As the operator: while the rollout is paused, what the other units have."""
+        return unit_request(deployment, f"u{number}", wanted.revision(revision) or target, now)
+
     revisions = [unit.revision for unit in standing.values()]
     rules = rules_of(deployment.spec, target.name, around.current, revisions)
     empty = around.inventory.emptied()
@@ -115,14 +118,29 @@ def domain_sizes(deployment: DistServeDeployment, inventory: Inventory) -> list[
     return sizes(inventory, level, counted_as(spec.accelerator), _role_instances(deployment))
 
 
-def _stored(documents: Sequence[Object]) -> Iterator[Revision]:
+def _stored(documents: Sequence[Object]) -> list[Revision]:
+    """Oldest first."""
     from distserve.resources.revisions import from_object
 
+    found = []
     for one in documents:
         try:
-            yield from_object(one)
+            found.append(from_object(one))
         except (KeyError, ValueError, TypeError):
             continue  # A StatefulSet's own.
+    return sorted(found, key=lambda revision: revision.number)
+
+
+def _instances(
+    deployment: DistServeDeployment, units: Iterable[Standing]
+) -> dict[str, set[str]]:
+    """As `standing_instances`, told from the units' pods."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for unit in units:
+        prefix = f"{deployment.name}-{unit.id.unit}-"
+        names = (pod.rpartition("-")[0] for pod in unit.pods)
+        found[unit.revision].update(name.removeprefix(prefix) for name in names)
+    return found
 
 
 # ---- what would fit -------------------------------------------------------------------------
