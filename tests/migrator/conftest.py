@@ -242,6 +242,18 @@ class Harness:
         await self.migrator("d", transport=transport)
         return await self.engine("p", **options), await self.engine("d", **options)
 
+    async def one(self, p, d, name="t"):
+        """A transfer's end at the reader."""
+        there, here = span(0, 20, 8, 7), span(0, 20, 9, 3)
+        await p.offer(name, there)
+        d.expect(name, p.address)
+        d.fetch(name, here)
+        p.ready(name, there)
+        p.commit(name)
+        ended = await d.ending(name)
+        assert isinstance(ended, messages.Failed) or d.holds(here)
+        return ended
+
     def process(self, name, transport="Auto", **environment):
         process = MigratorProcess(self.folder / name, name, transport, environment)
         self.stack.callback(process.kill)

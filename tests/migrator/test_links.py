@@ -13,39 +13,24 @@ import pytest
 
 from distserve.migrator import peer_messages as peer
 from distserve.migrator.http import HttpServer
-from distserve.migrator.http import Request as HttpRequest
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pools import NONCE_SIZE
-from distserve.migrator.probe import ProbeResult
 from distserve.migrator.process import handlers
 from distserve.wire import auth, messages
 from distserve.wire.frames import PREFIX
 from distserve.wire.sockets import RawStream, connect_unix
 
 
-async def one(harness, p, d, name="t"):
-    """A transfer's end at the reader."""
-    there, here = harness.span(0, 20, 8, 7), harness.span(0, 20, 9, 3)
-    await p.offer(name, there)
-    d.expect(name, p.address)
-    d.fetch(name, here)
-    p.ready(name, there)
-    p.commit(name)
-    ended = await d.ending(name)
-    assert isinstance(ended, messages.Failed) or d.holds(here)
-    return ended
-
-
 async def test_auto_shares_memory_where_it_can(harness):
     p, d = await harness.pair("Auto")
-    assert (await one(harness, p, d)).timings.transport == "SharedMemory"
+    assert (await harness.one(p, d)).timings.transport == "SharedMemory"
 
 
 async def test_auto_takes_tcp_where_the_peer_shares_nothing_and_says_why(harness):
     await harness.migrator("p", transport="TCP")
     reader = await harness.migrator("d", transport="Auto")
     p, d = await harness.engine("p"), await harness.engine("d")
-    assert (await one(harness, p, d)).timings.transport == "TCP"
+    assert (await harness.one(p, d)).timings.transport == "TCP"
     (link,) = reader.target.links
     assert link.status.not_used == {"SharedMemory": "the peer shares no memory"}
     metrics = reader.metrics.text().decode()
@@ -73,7 +58,7 @@ async def test_auto_takes_tcp_where_the_socket_cannot_be_reached(harness):
     await harness.migrator("d")
     p, d = await harness.engine("p"), await harness.engine("d")
     source._config.peer_socket.unlink()  # another mount namespace
-    assert (await one(harness, p, d)).timings.transport == "TCP"
+    assert (await harness.one(p, d)).timings.transport == "TCP"
 
 
 async def test_memory_that_is_not_the_peers_is_found_out_by_its_nonce(harness):
@@ -82,7 +67,7 @@ async def test_memory_that_is_not_the_peers_is_found_out_by_its_nonce(harness):
     with os.fdopen(os.dup(p.pools[0].fd), "r+b", buffering=0) as memory:
         memory.seek(0)
         memory.write(bytes(NONCE_SIZE))
-    failed = await one(harness, p, d)
+    failed = await harness.one(p, d)
     assert failed.reason.startswith("refused: no transport works (SharedMemory: ")
     assert "nonce differs" in failed.reason
 
@@ -91,7 +76,7 @@ async def test_a_forced_transport_that_cannot_work_fails_clearly(harness):
     await harness.migrator("p", transport="TCP")
     await harness.migrator("d", transport="SharedMemory")
     p, d = await harness.engine("p"), await harness.engine("d")
-    failed = await one(harness, p, d)
+    failed = await harness.one(p, d)
     assert failed.reason == (
         "refused: no transport works (SharedMemory: the peer shares no memory)"
     )
@@ -101,7 +86,7 @@ async def test_another_key_is_refused(harness, transport):
     await harness.migrator("p", transport=transport, key=b"x" * 32)
     await harness.migrator("d", transport=transport)
     p, d = await harness.engine("p"), await harness.engine("d")
-    failed = await one(harness, p, d)
+    failed = await harness.one(p, d)
     assert failed.reason.startswith("refused: ")
     assert "another deployment" in failed.reason
 
@@ -111,11 +96,11 @@ async def test_another_fingerprint_is_refused_with_its_reason(harness):
     await harness.migrator("d")
     p = await harness.engine("p", fingerprint="one")
     d = await harness.engine("d", fingerprint="two")
-    failed = await one(harness, p, d)
+    failed = await harness.one(p, d)
     assert "fingerprint" in failed.reason
     assert {"one", "two"} <= set(failed.reason.replace(",", "").split())
     fitting = await harness.engine("d", fingerprint="one")  # a new revision in the same pod
-    assert isinstance(await one(harness, p, fitting, "u"), messages.Fetched)
+    assert isinstance(await harness.one(p, fitting, "u"), messages.Fetched)
 
 
 async def test_other_elements_are_refused(harness):
@@ -124,7 +109,7 @@ async def test_other_elements_are_refused(harness):
     await harness.migrator("d")
     p = await harness.engine("p", harness.layout(head_dim=4, dtype="float32"))
     d = await harness.engine("d")
-    assert "dtype is float32 at the peer" in (await one(harness, p, d)).reason
+    assert "dtype is float32 at the peer" in (await harness.one(p, d)).reason
 
 
 async def stranger(address):
@@ -158,7 +143,7 @@ async def test_a_stranger_gets_nothing_not_even_a_size(harness):
             await stream.receive(1)
     assert stream.fds == []
     stream.close()
-    assert isinstance(await one(harness, p, d), messages.Fetched)
+    assert isinstance(await harness.one(p, d), messages.Fetched)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +160,14 @@ async def test_a_malformed_frame_closes_its_connection_only(harness, frame):
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await stream.receive(1)
     stream.close()
-    assert isinstance(await one(harness, p, d), messages.Fetched)
+    assert isinstance(await harness.one(p, d), messages.Fetched)
 
 
 async def test_shared_memory_is_handed_out_for_reading_only(harness):
     await harness.migrator("p")
     reader = harness.process("d")
     p, d = await harness.engine("p"), await harness.engine("d")
-    await one(harness, p, d)
+    await harness.one(p, d)
     maps = Path(f"/proc/{reader.popen.pid}/maps").read_text().splitlines()
     pools = sorted(line.split()[1] for line in maps if "/memfd:kv" in line)
     assert pools == ["r--s", "rw-s"]  # the peer's, its own engine's
@@ -192,7 +177,7 @@ async def test_metrics_port(harness):
     migrator = await harness.migrator("p")
     reader = await harness.migrator("d")
     p, d = await harness.engine("p"), await harness.engine("d")
-    await one(harness, p, d)
+    await harness.one(p, d)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     server = await HttpServer.start(listening, handlers(reader, harness.key))
@@ -247,58 +232,6 @@ async def test_metrics_port(harness):
         assert b"400 Bad Request" in await loop.sock_recv(rude, 100)
 
 
-async def test_a_peer_is_met_and_measured_before_any_transfer(harness, transport):
-    source = await harness.migrator("p", transport=transport)
-    reader = await harness.migrator("d", transport=transport)
-    p, d = await harness.engine("p"), await harness.engine("d")
-    link = await reader.target.meet(source.address)
-    assert (link.status.state, link.status.transport) == ("up", transport)
-    assert link.status.probe.transport == transport
-    assert link.status.probe.latency_ms > 0
-    assert link.status.probe.bandwidth_bytes_per_second > 0
-    assert isinstance(await one(harness, p, d), messages.Fetched)
-    assert reader.target.links == [link]
-
-
-async def test_a_link_without_its_engine_has_no_transport_and_no_figure(
-    harness, transport, monkeypatch
-):
-    """They were of a path that is gone: nobody would take them for today's."""
-    source = await harness.migrator("p", transport=transport)
-    reader = await harness.migrator("d", transport=transport)
-    p, _ = await harness.engine("p"), await harness.engine("d")
-    link = await reader.target.meet(source.address)
-    assert link.status.probe is not None
-    await p.die()
-    await harness.until(lambda: link.path is None, "the word that the engine is gone")
-    monkeypatch.setattr("distserve.migrator.target.MEET_SECONDS", 0.1)
-    assert await reader.target.meet(source.address) is link
-    assert (link.status.state, link.status.transport, link.status.probe) == ("up", "", None)
-    assert link.status.error == "there is no engine at the source"
-    counted = f'distserve_kv_links{{transport="{transport}"}} '
-    assert f"{counted}0.0" in reader.metrics.text().decode()
-    await harness.engine("p")
-    await harness.until(lambda: link.path is not None, "the word that another one is there")
-    assert (await reader.target.meet(source.address)).status.probe.transport == transport
-    assert link.status.error == ""
-    assert f"{counted}1.0" in reader.metrics.text().decode()
-
-
-async def test_a_probe_of_a_path_that_is_closed_meanwhile_is_nobodys_figure(harness, monkeypatch):
-    await harness.migrator("p", transport="TCP")
-    reader = await harness.migrator("d", transport="TCP")
-    p, _ = await harness.engine("p"), await harness.engine("d")
-    link = await reader.target.meet(p.address)
-
-    async def probe(path):
-        link.drop()
-        return ProbeResult(path.name, 1.0, 1.0)
-
-    monkeypatch.setattr("distserve.migrator.link.probe", probe)
-    assert await link.probe() is None
-    assert link.status.probe is None
-
-
 async def test_listeners_outlive_a_moment_without_descriptors(harness, monkeypatch):
     """Of engines, of readers, of readers that want to share memory."""
     loop, short = asyncio.get_running_loop(), set()
@@ -312,99 +245,5 @@ async def test_listeners_outlive_a_moment_without_descriptors(harness, monkeypat
 
     monkeypatch.setattr(loop, "sock_accept", short_once)
     p, d = await harness.pair("SharedMemory")
-    assert isinstance(await one(harness, p, d), messages.Fetched)
+    assert isinstance(await harness.one(p, d), messages.Fetched)
     assert len(short) == 6
-
-
-async def test_all_links_are_answered_for_in_time_and_the_rest_is_still_measured(
-    harness, monkeypatch
-):
-    """Each takes its time, and so would all of them together, or one that stands still."""
-    reader = await harness.migrator("d")
-    held, measured = asyncio.Event(), []
-    harness.stack.callback(held.set)
-
-    async def probe(link):
-        await held.wait()
-        measured.append(link.address)
-
-    monkeypatch.setattr(reader.target, "probe", probe)
-    monkeypatch.setattr("distserve.migrator.target.PROBE_SECONDS", 0.05)
-    for port in range(1, 41):
-        reader.target._link(f"127.0.0.1:{port}")
-    ask = handlers(reader, harness.key)["POST", "/links"]
-    headers = {"authorization": auth.bearer(harness.key)}
-    for _ in range(2):  # who asks again meanwhile does not begin again
-        async with asyncio.timeout(10):
-            answer = await ask(HttpRequest("POST", "/links", {}, headers))
-        assert len(json.loads(answer.body)["links"]) == 40
-        assert not measured
-    held.set()
-    await harness.until(lambda: len(measured) == 40, "the last probe")
-    assert measured == [f"127.0.0.1:{port}" for port in range(1, 41)]
-
-
-async def test_a_peer_that_cannot_be_met_says_why(harness):
-    await harness.migrator("p", key=b"x" * 32)
-    reader = await harness.migrator("d")
-    p, _ = await harness.engine("p"), await harness.engine("d")
-    link = await reader.target.meet(p.address)
-    assert "another deployment" in link.status.error
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-    link = await reader.target.meet(address)
-    assert link.status.error.startswith("unreachable: ")
-    assert link.status.probe is None
-
-
-async def test_no_probe_amid_a_transfer(harness):
-    """Its figure would be of what the transfer leaves, and the transfer would wait."""
-    p, d = await harness.pair("TCP")
-    there, here = harness.span(0, 20, 8, 7), harness.span(0, 20, 9, 3)
-    await p.offer("t", there)
-    d.expect("t", p.address)
-    reader = harness.migrators["d"]
-    link = await reader.target.meet(p.address)
-    assert (link.status.state, link.status.probe) == ("up", None)
-    d.fetch("t", here)
-    p.ready("t", there)
-    p.commit("t")
-    assert isinstance(await d.ending("t"), messages.Fetched)
-    await harness.until(lambda: link.status.probe is not None, "the probe after the transfer")
-
-
-async def test_probe_measures_tcp_too(harness):
-    await harness.migrator("p", transport="TCP")
-    reader = await harness.migrator("d", transport="TCP")
-    p, d = await harness.engine("p"), await harness.engine("d")
-    await one(harness, p, d)
-    (link,) = reader.target.links
-    await harness.until(lambda: link.status.probe is not None, "the probe after the first transfer")
-    assert link.status.probe.bandwidth_bytes_per_second > 0
-    assert link.status.probe.latency_ms > 0
-
-
-async def test_each_new_path_is_measured_after_its_first_transfer(harness):
-    """The figure of the former one went with it."""
-    p, d = await harness.pair("TCP")
-    await one(harness, p, d)
-    (link,) = harness.migrators["d"].target.links
-    await harness.until(lambda: link.status.probe is not None, "the probe after the first transfer")
-    await p.die()
-    await harness.until(lambda: link.status.probe is None, "the word that the engine is gone")
-    again = await harness.engine("p")
-    assert isinstance(await one(harness, again, d, "u"), messages.Fetched)
-    await harness.until(lambda: link.status.probe is not None, "the probe of the new path")
-
-
-async def test_a_source_of_a_former_version_is_asked_for_less(harness, monkeypatch):
-    """It says nothing of how much it sends for a probe, and to more than that it sends nothing:
-    whoever waits for it has the data connection stand still, and then lose its transfers."""
-    silent = peer.PeerHello(protocol=peer.PEER_PROTOCOL, instance="p", view=None)
-    monkeypatch.setattr("distserve.migrator.source.PROBE_BYTES", 4 << 20)
-    monkeypatch.setattr("distserve.migrator.migrator.PROBE_BYTES", silent.probe_bytes)
-    await harness.migrator("p", transport="TCP")
-    reader = await harness.migrator("d", transport="TCP")
-    p, _ = await harness.engine("p"), await harness.engine("d")
-    link = await reader.target.meet(p.address)
-    assert await link.path.probe(9 << 20) > 0
