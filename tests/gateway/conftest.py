@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ import aiohttp
 import openai
 import pytest
 import uvicorn
-from tests.gateway.api_stub import ApiStub, endpoint
+from tests.gateway.api_stub import INSTANCES, ApiStub, endpoint
 from tests.gateway.fake_engine import KEY, FakeEngine, Transfers
+from tests.gateway.follower import QUICK, Follower
 
 from distserve.api.gateway import RoutingPolicy
 from distserve.api.strategies import StrategyName
 from distserve.gateway.app import make_app
 from distserve.gateway.service import Gateway
 from distserve.gateway.settings import Settings
+from distserve.gateway.slice_discovery import Pace, SliceDiscovery
 from distserve.wire.heads import BoundedHeads
 from distserve.wire.tracing import PassingTracing, Tracing
 
@@ -209,3 +212,23 @@ async def stub(tmp_path: Path) -> AsyncIterator[ApiStub]:
     made.put("s1", endpoint("a", "10.0.0.1"), endpoint("b", "10.0.0.2"))
     yield made
     await made.stop()
+
+
+@pytest.fixture
+async def follow(stub: ApiStub) -> AsyncIterator[Callable[..., Any]]:
+    """follow(pace=QUICK) -> a Follower that has seen the list and watches."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def start(pace: Pace = QUICK, gateways: str = "") -> Follower:
+        draw = random.Random(1)
+        follower = Follower(SliceDiscovery(stub.api, "n", INSTANCES, gateways, pace, draw))
+        tasks.append(asyncio.create_task(follower.follow()))
+        await follower.until_ready("a", "b")
+        await follower.until(lambda: stub.watching == 1)
+        return follower
+
+    yield start
+    for task in tasks:
+        assert not task.done(), task.exception()
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
