@@ -131,9 +131,7 @@ def _stored(documents: Sequence[Object]) -> list[Revision]:
     return sorted(found, key=lambda revision: revision.number)
 
 
-def _instances(
-    deployment: DistServeDeployment, units: Iterable[Standing]
-) -> dict[str, set[str]]:
+def _instances(deployment: DistServeDeployment, units: Iterable[Standing]) -> dict[str, set[str]]:
     """As `standing_instances`, told from the units' pods."""
     found: dict[str, set[str]] = defaultdict(set)
     for unit in units:
