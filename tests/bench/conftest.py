@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.bench.reports import rows
 
 from distserve.bench import session
 from distserve.cli.main import main
@@ -263,3 +264,15 @@ def no_room() -> Callable[[], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return within
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two systems at two rates; one of them tells its stages."""
+    for system, told in (("apart", True), ("together", False)):
+        for rate, good in ((1, 10), (3, 8 if told else 4)):
+            path = tmp_path / f"{system}-10-{rate}.exp"
+            path.write_text(json.dumps(rows(good, 10 - good, told)))
+    about = {"parameters": {"gpus": 2, "dataset": "synthetic:sharegpt"}, "valid": False}
+    (tmp_path / "together-10-3.run.json").write_text(json.dumps(about))
+    return tmp_path
