@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from distserve.gateway.admission import Admission, Ticket, body_bound
 from distserve.gateway.client import EngineClient, make_session
 from distserve.gateway.discovery import make_discovery
-from distserve.gateway.dispatch import Dispatcher
+from distserve.gateway.dispatch import NO_ROUTE_SECONDS, Dispatcher
 from distserve.gateway.errors import NoRoute
 from distserve.gateway.fleet import Fleet
 from distserve.gateway.janitor import Janitor
@@ -66,6 +66,7 @@ class Gateway:
         self.body_bytes = 0
         """Of bodies that are being read."""
         self.ending = False
+        self._routed_at = -math.inf
 
         policy = settings.routing_policy
         indexed = policy in NEED_INDEX or settings.min_remote_prefill_tokens > 0
@@ -126,8 +127,17 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """A request would be answered."""
+        """A request would be sent on at once."""
         return not self.ending and self.models.ready
+
+    def stays(self) -> bool:
+        """Whether clients should be sent here: also for as long after the last route was lost as
+        requests are held for another one. Out of its Service nobody could wait for it. The probe
+        asks each second: that is how closely it is known when there was one."""
+        now = self.clock()
+        if self.models.ready:
+            self._routed_at = now
+        return not self.ending and now - self._routed_at < NO_ROUTE_SECONDS
 
     def seconds_left(self, arrival: Arrival) -> float:
         """Of a request's time. Below zero where it is over."""
