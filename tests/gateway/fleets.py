@@ -27,9 +27,9 @@ def member(name: str, role: str = "prefill", **fields: Any) -> Member:
     made = Member(Endpoint(name=name, url="http://x", role=role, **endpoint))
     made.info = InstanceInfo(
         instance=name, role=role, epoch=1, fingerprint=fields.pop("fingerprint", "f"),
-        model="m", strategy="s", block_tokens=SIZE, total_blocks=100, max_model_len=64,
-        max_num_seqs=8, max_num_batched_tokens=32, vocab_size=9, bos_token_id=None,
-        eos_token_ids=[], chat_template=None, files={},
+        model="m", strategy="s", block_tokens=SIZE, total_blocks=100,
+        max_model_len=fields.pop("context", 64), max_num_seqs=8, max_num_batched_tokens=32,
+        vocab_size=9, bos_token_id=None, eos_token_ids=[], chat_template=None, files={},
     )  # fmt: skip
     report(made, **fields)
     return made
@@ -77,13 +77,15 @@ def choose(
     min_remote: int = 0,
     avoid: frozenset[str] = frozenset(),
     prior: int = 0,
+    begun_on: str = "",
     **fields: Any,
 ) -> list[tuple[str, str]] | str:
     """[(instance, phases)], or why there is no route."""
     router = router_of(strategy)(
         POLICIES[policy](index, random.Random(1)), RoutingOptions(min_remote)
     )
-    answer = routing.choose(router, Waiting(generation(**fields), 0.0, avoid, prior), fleet)
+    waiting = Waiting(generation(**fields), 0.0, avoid, prior, fingerprint=begun_on)
+    answer = routing.choose(router, waiting, fleet)
     if isinstance(answer, Wait):
         return answer.reason
     assert isinstance(answer, Route)

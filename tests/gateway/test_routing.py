@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -221,6 +222,56 @@ def test_first_come_first_asked() -> None:
         router = router_of(name)(POLICIES["RoundRobin"](None, random.Random(1)), RoutingOptions())
         late, early = Waiting(generation(), 2.0), Waiting(generation(), 1.0)
         assert router.order([late, early], fleet_of()) == [early, late]
+
+
+# ---- units of two kinds, while a rollout runs ------------------------------------------------
+
+
+def rollout(**new: Any) -> Fleet:
+    """A unit of before with much to do, and a new one with nothing."""
+    waits = [("r", "waiting", 60, 1)]
+    return fleet_of(
+        member("p-old", requests=waits), member("d-old", "decode", free=20),
+        member("p-new", **new), member("d-new", "decode", **new),
+    )  # fmt: skip
+
+
+OLD, NEW = ([(f"p-{unit}", "prefill"), (f"d-{unit}", "decode")] for unit in ("old", "new"))
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "route"), [(24, NEW), (25, OLD), (56, OLD), (57, NEW)],
+    ids=["fits both", "old alone", "just fits", "fits none: one says so"],
+)  # fmt: skip
+def test_a_request_goes_where_its_end_is_within_the_context(
+    max_tokens: int, route: list[tuple[str, str]]
+) -> None:
+    """Also a replay, of which less is left."""
+    for prior in (0, 20):
+        assert choose(rollout(context=32), prior=prior, max_tokens=max_tokens) == route
+
+
+def test_one_that_is_left_alone_is_taken_before_one_that_is_too_short() -> None:
+    fleet = fleet_of(
+        member("h-old", "hybrid", fingerprint="g"), member("h-new", "hybrid", context=32)
+    )
+    left_alone(fleet, "h-old")
+    assert choose(fleet, max_tokens=40) == [("h-old", "both")]
+
+
+def test_a_text_goes_on_with_the_model_that_began_it() -> None:
+    fleet = rollout(fingerprint="g")
+    assert choose(fleet) == NEW
+    assert choose(fleet, begun_on="f", prior=2) == OLD
+    assert choose(fleet, begun_on="gone", prior=2) == NEW
+
+
+@pytest.mark.parametrize("failed", ["p-old", "d-old"])
+def test_it_goes_on_elsewhere_where_that_model_fails(failed: str) -> None:
+    fleet = rollout(fingerprint="g")
+    assert choose(fleet, begun_on="f", prior=2, avoid=frozenset({failed})) == NEW
+    left_alone(fleet, failed)
+    assert choose(fleet, begun_on="f", prior=2) == NEW
 
 
 # ---- two strategies at once -----------------------------------------------------------------

@@ -62,10 +62,17 @@ class Dispatcher:
         fleet.on_change(self.ask)
 
     async def dispatch(
-        self, generation: Generation, choices: int, avoid: frozenset[str], prior_tokens: int
+        self,
+        generation: Generation,
+        choices: int,
+        avoid: frozenset[str],
+        prior_tokens: int,
+        fingerprint: str,
     ) -> Dispatched:
         """Waits for a route, with a bound. Raises NoRoute."""
-        waiting = Waiting(generation, self._fleet.clock(), avoid, prior_tokens, choices)
+        waiting = Waiting(
+            generation, self._fleet.clock(), avoid, prior_tokens, choices, fingerprint
+        )
         entry = self._entries[waiting] = _Entry(waiting)
         try:
             self.ask()

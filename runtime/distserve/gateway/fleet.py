@@ -94,6 +94,10 @@ class Member:
     def tokenizer(self) -> str:
         return self.info.tokenizer if self.info else ""
 
+    @property
+    def max_model_len(self) -> int:
+        return self.info.max_model_len if self.info else 0
+
     def introduce(self, info: InstanceInfo) -> None:
         """It has answered."""
         self.info = info

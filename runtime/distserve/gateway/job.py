@@ -16,7 +16,7 @@ from distserve.wire.dialect import Leg, Phases, Source
 from distserve.wire.tracing import Span
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Job:
     generation: Generation
     progress: Progress
@@ -27,6 +27,8 @@ class Job:
     span: Span
     reports: list[LegReport] = field(default_factory=list)
     """Of the attempt that finished it, once its legs have said their last words."""
+    fingerprint: str = ""
+    """Of the instance that gave its first token: what follows should come of the same model."""
 
     def prior(self, choices: Sequence[int]) -> list[int]:
         """What a leg begins with. Of several choices none has begun."""
@@ -87,7 +89,13 @@ class Job:
         on_event: Callable[[Progressing], None],
     ) -> LegReport:
         """Raises LegFailed or LegDeclined."""
+
+        def heard(event: Progressing) -> None:
+            on_event(event)
+            if not self.fingerprint and self.progress.started:
+                self.fingerprint = stop.member.fingerprint
+
         with self.span.child(f"leg {stop.phases}", instance=stop.member.name) as span:
             headers = {"x-request-id": self.generation.request_id, **span.headers()}
             issued = time.monotonic()
-            return LegReport(issued, await legs.run(flight, leg, headers, on_event))
+            return LegReport(issued, await legs.run(flight, leg, headers, heard))

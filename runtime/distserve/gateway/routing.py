@@ -1,6 +1,6 @@
 """What a router is: `choose(waiting, members) -> Route | Wait`, and what the routers share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,11 +46,18 @@ class Waiting:
     """Output that a replay begins with."""
     choices: int = 1
     """Of the generation's, those that are to come here: replays go on apart."""
+    fingerprint: str = ""
+    """Of who gave its first token; empty before that."""
 
     @property
     def context_tokens(self) -> int:
         """Before the first new token."""
         return self.generation.prompt_tokens + self.prior_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        """Of a choice with its prompt, at its end."""
+        return self.generation.prompt_tokens + self.generation.sampling.max_tokens
 
     @property
     def output_tokens(self) -> int:
@@ -98,10 +105,37 @@ MakeRouter = Callable[[Policy, RoutingOptions], Router]
 
 
 def choose(router: Router, waiting: Waiting, fleet: Fleet) -> Route | Wait:
-    """Who failed again and again is left alone while the others make a route of any kind, be it of
-    another strategy or with another meaning of KV."""
-    answer = router.choose(waiting, fleet.ready())
-    return answer if isinstance(answer, Route) else router.choose(waiting, fleet.able())
+    """Over the first instances that make a route of any kind, be it of another strategy or with
+    another meaning of KV."""
+    answer: Route | Wait = Wait("no instance is ready")
+    for members in _preferred(waiting, fleet):
+        answer = router.choose(waiting, members)
+        if isinstance(answer, Route):
+            break
+    return answer
+
+
+def _preferred(waiting: Waiting, fleet: Fleet) -> Iterator[list[Member]]:
+    """Best first. Who failed again and again is left alone while the others make a route. One that
+    is too short is asked only where all are: it says so."""
+    ready = fleet.ready()
+    if waiting.fingerprint:
+        yield [m for m in _long_enough(ready, waiting) if _goes_on(m, waiting)]
+    yield _long_enough(ready, waiting)
+    able = fleet.able()
+    yield _long_enough(able, waiting)
+    yield ready
+    yield able
+
+
+def _long_enough(members: list[Member], waiting: Waiting) -> list[Member]:
+    needed = waiting.longest_tokens
+    return [member for member in members if member.max_model_len >= needed]
+
+
+def _goes_on(member: Member, waiting: Waiting) -> bool:
+    """The text goes on with the model that began it, and not where that failed just now."""
+    return member.fingerprint == waiting.fingerprint and member.name not in waiting.avoid
 
 
 def first_come(waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:

@@ -127,7 +127,7 @@ class Runner:
     async def _attempt(self, job: Job, choices: list[int], avoid: frozenset[str]) -> None:
         prior_tokens = len(job.prior(choices))
         dispatched = await self.dispatcher.dispatch(
-            job.generation, len(choices), avoid, prior_tokens
+            job.generation, len(choices), avoid, prior_tokens, job.fingerprint
         )
         with dispatched:
             if len(dispatched.stops) == 1:
