@@ -49,7 +49,7 @@ class Fault:
     """What a leg does instead of going well."""
 
     kind: str
-    """refuse | closed | error | fatal | disconnect | hang | decline | fork"""
+    """refuse | closed | error | fatal | moves | disconnect | hang | decline | fork"""
     after_tokens: int = 0
     phases: Phases | None = None
     """Only legs of these phases."""
@@ -298,6 +298,9 @@ class FakeEngine:
             elif fault is not None and made >= fault.after_tokens:
                 if fault.kind in {"error", "fatal"}:
                     yield LegError("told to fail", retryable=fault.kind == "error", status=500)
+                    return
+                if fault.kind == "moves":
+                    yield LegError("the instance shuts down", retryable=True, status=503)
                     return
                 if fault.kind == "disconnect":
                     yield None

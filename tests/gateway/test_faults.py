@@ -140,7 +140,7 @@ async def test_instances_that_are_about_to_end_cost_no_attempt(houses: Any) -> N
     await house.until_quiet()
 
 
-@pytest.mark.parametrize("kind", ["closed", "decline"])
+@pytest.mark.parametrize("kind", ["closed", "decline", "moves"])
 async def test_who_is_refused_by_all_is_told_when_to_come_back(
     house: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

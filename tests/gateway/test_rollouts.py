@@ -4,7 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.gateway.fake_engine import Fault
 from tests.gateway.fake_text import alphabet
+
+from distserve.gateway import runner
 
 TOKENS = 120
 NEW = {"other weights": {"fingerprint": "f1"}, "a shorter context": {"max_model_len": 64}}
@@ -46,3 +49,13 @@ async def test_a_stream_goes_on_at_units_like_the_former_one_while_there_are_any
 async def lose(house: Any, unit: int) -> None:
     for engine in (house.prefills[unit], house.decodes[unit]):
         await engine.stop()
+
+
+async def test_a_stream_is_moved_as_often_as_instances_end(house: Any) -> None:
+    """As long as each of them brings it on: nothing is wrong with any."""
+    (decode,) = house.decodes
+    decode.faults += [Fault("moves", 2) for _ in range(2 * runner.MAX_FAILURES)]
+    *events, done = await house.stream(max_tokens=40)
+    assert (text_of(events), done) == (alphabet("hello", 40), "[DONE]")
+    assert not decode.faults
+    await house.until_quiet()

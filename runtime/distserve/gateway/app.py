@@ -197,7 +197,7 @@ def _add_pages(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: {}})
     async def readyz() -> Response:
         """Some complete route exists, or did a moment ago: a request would be answered, or held."""
-        ready = gateway.stays()
+        ready = gateway.in_service()
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
     @app.get("/version")

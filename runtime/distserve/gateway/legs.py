@@ -41,8 +41,6 @@ class LegFailed(Exception):
         self.status = status
         self.answered = answered
         """The instance said so itself; otherwise the connection failed."""
-        self.begun = False
-        """There were events before."""
         self.suspects = frozenset({member.name})
         """Instances that another attempt should rather not use."""
 
@@ -59,8 +57,8 @@ class LegFailed(Exception):
 
     @property
     def is_refusal(self) -> bool:
-        """Nothing was done: the instance drains, shuts down, or is without its migrator."""
-        return self.answered and self.status == TAKES_NOTHING and not self.begun
+        """Not the leg's matter: the instance drains, shuts down, or is without its migrator."""
+        return self.answered and self.status == TAKES_NOTHING
 
 
 class LegDeclined(Exception):
@@ -88,7 +86,7 @@ class LegRunner:
         """Hands each event on as it comes. Raises LegFailed or LegDeclined. However this is left,
         an instance that has not ended the leg itself is told to abort it."""
         member = flight.member
-        begun = ended = False
+        ended = False
         try:
             async with (
                 _breakable(flight),
@@ -113,7 +111,6 @@ class LegRunner:
                             ended = True
                             raise LegDeclined(member, event.state)
                         case _:
-                            begun = True
                             on_event(event)
             raise _broken(member, "the stream broke off")
         except Diverged as fork:
@@ -125,7 +122,6 @@ class LegRunner:
             self._count(flight, failure)
             raise failure from error
         except LegFailed as failure:
-            failure.begun = begun
             self._count(flight, failure)
             raise
         finally:

@@ -50,14 +50,16 @@ class Patience:
     in_vain: int = MAX_IN_VAIN
     """Failures between which no token came."""
     refusals: int = MAX_REFUSALS
-    """Of legs that were not begun: declined, or sent to an instance that is about to end."""
+    """Legs that instances declined, or ended since they take nothing, between which no token came.
+    So a stream may be moved as often as its time allows: each move has to bring it on."""
 
-    def after_refusal(self) -> "Patience":
-        return replace(self, refusals=self.refusals - 1)
-
-    def after_failure(self, grew: bool) -> "Patience":
-        in_vain = MAX_IN_VAIN if grew else self.in_vain - 1
-        return replace(self, failures=self.failures - 1, in_vain=in_vain)
+    def after(self, *, refused: bool, grew: bool) -> "Patience":
+        failures = self.failures if refused else self.failures - 1
+        if grew:
+            return Patience(failures)
+        if refused:
+            return replace(self, refusals=self.refusals - 1)
+        return replace(self, failures=failures, in_vain=self.in_vain - 1)
 
     @property
     def attempts(self) -> int:
@@ -91,7 +93,7 @@ class Runner:
                 await self._attempt(job, choices, avoid)
                 return
             except LegDeclined as declined:
-                patience = patience.after_refusal()
+                patience = patience.after(refused=True, grew=False)
                 if patience.attempts == 0:
                     told = "every instance declined: try again later"
                     raise NoRoute(told, retry_after_seconds=RETRY_AFTER_SECONDS) from declined
@@ -99,9 +101,7 @@ class Runner:
                 avoid |= {declined.member.name}
             except LegFailed as failure:
                 grew = job.tokens_out(choices) > tokens
-                patience = (
-                    patience.after_refusal() if failure.is_refusal else patience.after_failure(grew)
-                )
+                patience = patience.after(refused=failure.is_refusal, grew=grew)
                 log.warning("leg failed, %d attempts left: %s", patience.attempts, failure)
                 if not failure.retryable or patience.attempts == 0:
                     raise as_error(failure) from failure

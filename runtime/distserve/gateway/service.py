@@ -130,10 +130,10 @@ class Gateway:
         """A request would be sent on at once."""
         return not self.ending and self.models.ready
 
-    def stays(self) -> bool:
-        """Whether clients should be sent here: also for as long after the last route was lost as
-        requests are held for another one. Out of its Service nobody could wait for it. The probe
-        asks each second: that is how closely it is known when there was one."""
+    def in_service(self) -> bool:
+        """Whether clients should be sent here. A request is held so long for a route: for that long
+        after the last one was lost it may come. When that was is known as closely as the readiness
+        probe asks, each second."""
         now = self.clock()
         if self.models.ready:
             self._routed_at = now
