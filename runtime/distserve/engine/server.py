@@ -74,7 +74,8 @@ class Served:
 def make_app(served: Served) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    def require_key(authorization: Annotated[str | None, Header()] = None) -> None:
+    # Were it no coroutine, a pool's thread would be asked, which waits for the one that steps.
+    async def require_key(authorization: Annotated[str | None, Header()] = None) -> None:
         if not has_key(authorization, served.key):
             raise HTTPException(401, "the deployment key is needed", {"WWW-Authenticate": "Bearer"})
 

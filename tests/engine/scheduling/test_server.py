@@ -154,6 +154,18 @@ async def test_only_with_the_deployment_key(site: Site) -> None:
                     assert answer.status == 404
 
 
+async def test_no_leg_is_passed_to_another_thread(
+    site: Site, make_leg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait there for the thread that steps, once to get on and once to come back."""
+
+    async def run_sync(*_: object, **__: object) -> None:
+        raise AssertionError("a leg went to a pool of threads")
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", run_sync)
+    assert await site.leg(make_leg(range(1, 10), 2))
+
+
 async def test_a_strangers_head_is_bounded(site: Site) -> None:
     parts = urlsplit(site.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
