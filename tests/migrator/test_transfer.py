@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from distserve.migrator import peer_messages as peer
-from distserve.migrator import transfer as tr
+from distserve.migrator.source_transfer import CutReader, SourceTransfer, ToReader
+from distserve.migrator.target_transfer import StartRead, TargetTransfer, ToSource
+from distserve.migrator.transfer import ToEngine
 from distserve.wire import messages
 from distserve.wire.pool import BlockSpan, TokenRange
 
@@ -25,7 +27,7 @@ class Transfer(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now = 0.0
-        self.source = tr.SourceTransfer("t", 1, SPANS, LEASE, 3 * LEASE)
+        self.source = SourceTransfer("t", 1, SPANS, LEASE, 3 * LEASE)
         self.to_source = []
         self.to_reader = []
         self.generation = 0
@@ -43,18 +45,18 @@ class Transfer(RuleBasedStateMachine):
     def act(self, actions, target=None):
         for action in actions:
             match action:
-                case tr.ToEngine(message=message) if target is None:
+                case ToEngine(message=message) if target is None:
                     self.released.append(message)
-                case tr.ToEngine(message=message):
+                case ToEngine(message=message):
                     assert not self.reads[target.generation], "a copy in motion after the end"
                     self.ends[target.generation].append(message)
-                case tr.ToReader(message=message):
+                case ToReader(message=message):
                     self.to_reader.append(message)
-                case tr.ToSource(message=message):
+                case ToSource(message=message):
                     self.to_source.append(message)
-                case tr.StartRead(tokens=tokens):
+                case StartRead(tokens=tokens):
                     self.reads[target.generation].append(tokens)
-                case tr.CutReader() if not self.moving:
+                case CutReader() if not self.moving:
                     while self.lane:
                         self.lane.pop()
                         self.act(self.source.read_ended(READER))
@@ -67,7 +69,7 @@ class Transfer(RuleBasedStateMachine):
     def new_attempt(self):
         """EXPECT and FETCH of a new attempt (another engine life, or the same one again)."""
         self.generation += 1
-        target = tr.TargetTransfer("t", 1, "peer", self.generation, self.now + 100)
+        target = TargetTransfer("t", 1, "peer", self.generation, self.now + 100)
         self.targets.append(target)
         self.reads[self.generation] = []
         self.ends[self.generation] = []
@@ -267,8 +269,8 @@ TestTransfer = Transfer.TestCase
 
 
 def test_done_after_the_lease_is_answered_expired_and_nothing_is_fetched():
-    source = tr.SourceTransfer("t", 1, SPANS, LEASE, 2 * LEASE)
-    target = tr.TargetTransfer("t", 1, "peer", 1, 100)
+    source = SourceTransfer("t", 1, SPANS, LEASE, 2 * LEASE)
+    target = TargetTransfer("t", 1, "peer", 1, 100)
     source.chunk_ready(TokenRange(0, 32))
     source.commit(RECORD, 0)
     target.fetch(SPANS, 0, 1)
@@ -276,18 +278,18 @@ def test_done_after_the_lease_is_answered_expired_and_nothing_is_fetched():
     target.pulling(1, SPANS)
     target.ready(1, [TokenRange(0, 32)], 0)
     target.committed(1, RECORD, 0)
-    assert target.read_ended(32, None, 0) == [tr.ToSource(peer.Done("t", 1))]
+    assert target.read_ended(32, None, 0) == [ToSource(peer.Done("t", 1))]
     late = source.done(READER, 1, LEASE)
     end = peer.LeaseEnd(transfer="t", generation=1, ok=False)
-    assert tr.ToReader(READER, end) in late
+    assert ToReader(READER, end) in late
     failed = messages.Failed(transfer="t", reason="expired", retryable=True)
-    assert target.lease_ended(1, end.ok, LEASE) == [tr.ToEngine(failed)]
+    assert target.lease_ended(1, end.ok, LEASE) == [ToEngine(failed)]
     assert source.expired
 
 
 def test_the_lease_runs_once_all_is_computed():
     """However long a step takes: until its end no reader hears of the offer."""
-    source = tr.SourceTransfer("t", 1, SPANS, LEASE, 20 * LEASE)
+    source = SourceTransfer("t", 1, SPANS, LEASE, 20 * LEASE)
     source.chunk_ready(TokenRange(0, 16))  # was cached
     source.renew(LEASE)
     source.pulled(READER, 1, 1, LEASE)
@@ -300,31 +302,31 @@ def test_the_lease_runs_once_all_is_computed():
 
 
 def test_an_offer_that_is_never_committed_ends_and_is_not_revived():
-    source = tr.SourceTransfer("t", 1, SPANS, LEASE, 2 * LEASE)
+    source = SourceTransfer("t", 1, SPANS, LEASE, 2 * LEASE)
     released = messages.Released(transfer="t", fetched=False)
-    assert source.commit(RECORD, 2 * LEASE) == [tr.ToEngine(released)]
+    assert source.commit(RECORD, 2 * LEASE) == [ToEngine(released)]
     assert source.expired
     assert source.over
 
 
 def test_ranges_that_overlap_are_read_once():
     """A reader that comes late hears of all chunks in one message."""
-    target = tr.TargetTransfer("t", 1, "peer", 1, 100)
+    target = TargetTransfer("t", 1, "peer", 1, 100)
     target.fetch(SPANS, 0, 1)
     target.pulling(1, SPANS)
     reads = target.ready(1, [TokenRange(0, 16), TokenRange(0, 32)], 0)
-    assert reads == [tr.StartRead(TokenRange(0, 16)), tr.StartRead(TokenRange(16, 32))]
+    assert reads == [StartRead(TokenRange(0, 16)), StartRead(TokenRange(16, 32))]
 
 
 def test_a_lane_that_moves_is_looked_at_again_until_the_reads_have_ended():
     """It may stand still later; the blocks wait for it, and not for ever."""
-    source = tr.SourceTransfer("t", 1, SPANS, LEASE, LEASE)
+    source = SourceTransfer("t", 1, SPANS, LEASE, LEASE)
     source.pulled(READER, 1, 1, 0)
     source.read_started(READER)
     source.abort(0)
     for now in (1.0, 2.0, 3.0):
         assert source.deadline == now
-        assert source.tick(now) == [tr.CutReader(READER)]
+        assert source.tick(now) == [CutReader(READER)]
     released = messages.Released(transfer="t", fetched=False)
-    assert source.read_ended(READER) == [tr.ToEngine(released)]
+    assert source.read_ended(READER) == [ToEngine(released)]
     assert source.tick(4.0) == []

@@ -12,7 +12,7 @@ from distserve.migrator.errors import PieceError
 from distserve.migrator.instance import LocalInstance
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pieces import check_spans, slot_runs
-from distserve.migrator.transfer import (
+from distserve.migrator.source_transfer import (
     ACK_SECONDS,
     CutReader,
     SourceAction,

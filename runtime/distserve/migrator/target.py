@@ -13,14 +13,14 @@ from distserve.migrator.instance import LocalInstance
 from distserve.migrator.link import Link, LinkSettings
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pieces import Read, check_spans, reads, slot_runs
-from distserve.migrator.transfer import (
+from distserve.migrator.target_transfer import (
     CancelReads,
     StartRead,
     TargetAction,
     TargetTransfer,
-    ToEngine,
     ToSource,
 )
+from distserve.migrator.transfer import ToEngine
 from distserve.migrator.transports.base import ReadJob, ReadPath
 from distserve.wire import messages
 from distserve.wire.pool import TokenRange
