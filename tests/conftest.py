@@ -1,5 +1,6 @@
 """What every room's tests may use."""
 
+import gc
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,18 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection() -> None:
+    """Nothing of what is imported and collected is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: with all rooms together, each full collection would
+    look through it for a second."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

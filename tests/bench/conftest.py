@@ -1,6 +1,7 @@
 """A server that answers as an OpenAI server would, well or badly, as the model's name asks."""
 
 import asyncio
+import gc
 import json
 import os
 import pty
@@ -162,6 +163,13 @@ def events(
 
 def refusal(status: int, message: str) -> web.Response:
     return web.json_response({"error": {"message": message, "type": "x"}}, status=status)
+
+
+@pytest.fixture(autouse=True)
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `pytest_collection_finish` put aside stays there: each run begins with a full collection,
+    and would have looked through the tests of all rooms."""
+    monkeypatch.setattr(gc, "unfreeze", lambda: None)
 
 
 @pytest.fixture
