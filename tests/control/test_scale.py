@@ -44,6 +44,7 @@ class Scale:
     """Bound of the wait, not an aim."""
 
 
+FEW = Scale(25, 50, changes=5, idle_seconds=5, settle_seconds=400)
 HUNDRED = Scale(100, 200, changes=20, idle_seconds=10, settle_seconds=400)
 FOUR_HUNDRED = Scale(400, 200, changes=100, idle_seconds=60, settle_seconds=900)
 """On as many GPUs as they need."""
@@ -82,12 +83,13 @@ def replicas(crd: Cluster, audit: Audit, start_distserve: Start) -> list[Any]:
 @pytest.mark.parametrize(
     "scale",
     [
-        pytest.param(HUNDRED, id="100", marks=pytest.mark.timeout(900)),
+        pytest.param(FEW, id="25", marks=pytest.mark.timeout(900)),
+        pytest.param(HUNDRED, id="100", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
         pytest.param(FOUR_HUNDRED, id="400", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
         pytest.param(THOUSAND, id="1000", marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
     ],
 )
-def test_deployments_by_the_hundred(
+def test_many_deployments_at_once(
     crd: Cluster,
     namespace: str,
     replicas: list[Any],
