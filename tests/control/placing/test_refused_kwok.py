@@ -39,6 +39,11 @@ def volume(namespace: str, clique: str) -> list[Object]:
     ]
 
 
+def bound(fabric: Any) -> bool:
+    claim = fabric.cluster.get("persistentvolumeclaim", NAME, fabric.namespace)
+    return bool(claim.get("status", {}).get("phase") == "Bound")
+
+
 def test_a_unit_finds_the_domain_of_its_volume(
     fabric: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,6 +52,8 @@ def test_a_unit_finds_the_domain_of_its_volume(
         fuller, other = sorted(cliques)
         fabric.apply(fabric.foreign_pod("busy", fuller, 2))
         fabric.apply(*volume(fabric.namespace, cliques[other]))
+        # Until then the scheduler refuses every node, not the other domain only.
+        fabric.cluster.wait_for("the claim to be bound", lambda: bound(fabric))
         claim = {"name": NAME, "persistentVolumeClaim": {"claimName": NAME}}
         fabric.apply(fabric.deployment("opt", shape, gangTimeout="3s", pod={"volumes": [claim]}))
         fabric.wait_until_whole(history, {"opt": shape.pods})
