@@ -1,5 +1,6 @@
 """The operator ends before its k-th write, for every k: what follows is as if it had not."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -30,18 +31,17 @@ def outcome(world: Any) -> tuple[set[tuple[str, str, str]], dict[str, set[str]],
 @pytest.mark.parametrize("name", EDITS)
 def test_every_crash_point(new_world: Callable[..., Any], name: str) -> None:
     spec = {"units": 2, "prefill": {"instancesPerUnit": 2}} if name != "create" else {"units": 2}
+    start = new_world(**spec)
+    if name != "create":
+        start.settle().edit(**EDITS[name])
 
-    def started() -> Any:
-        world = new_world(**spec)
-        return world if name == "create" else world.settle().edit(**EDITS[name])
-
-    calm = started()
+    calm = copy.deepcopy(start)
     before = len(calm.writes)
     calm.settle()
     count = len(calm.writes) - before
     assert count > 0
     for k in range(count + 2):
-        world = started()
+        world = copy.deepcopy(start)
         world.fail_after = k
         world.settle()
         assert outcome(world) == outcome(calm), f"crash before write {k}"
