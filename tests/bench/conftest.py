@@ -167,7 +167,7 @@ def refusal(status: int, message: str) -> web.Response:
 
 @pytest.fixture(autouse=True)
 def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `pytest_collection_finish` put aside stays there: each run begins with a full collection,
+    """What `pytest_collection_finish` put aside stays there: a run begins with a full collection,
     and would have looked through the tests of all rooms."""
     monkeypatch.setattr(gc, "unfreeze", lambda: None)
 

@@ -1,6 +1,6 @@
 """A fleet of real processes: engines with their migrators and a gateway, as a pod would start them.
 
-`distserve up` is tested on its own; here each process is started by its command line, so that a
+`distserve up` is tested on its own; here each process is started by its arguments, so that a
 test can choose the dtype, kill one of them or look inside.
 """
 
@@ -10,17 +10,17 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from tests.e2e.forked import fork
 
 KEY = "e2e-" + "k" * 40
 READY_SECONDS = 180.0
@@ -45,28 +45,31 @@ def free_port(host: str) -> int:
 @dataclass
 class Process:
     name: str
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     log: Path
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self.process.exitcode
 
     def alive(self) -> bool:
-        return self.process.poll() is None
+        return self.exit_code is None
 
     def tail(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def send(self, sent: signal.Signals) -> None:
+        if self.alive() and self.process.pid is not None:
+            os.kill(self.process.pid, sent)
+
     def stop(self, sent: signal.Signals = signal.SIGTERM) -> None:
+        self.send(sent)
+        self.process.join(15)
         if self.alive():
-            self.process.send_signal(sent)
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(5)
-            raise AssertionError(f"{self.name} did not end on {sent.name}\n{self.tail()}") from None
+            self.process.join(5)
+            raise AssertionError(f"{self.name} did not end on {sent.name}\n{self.tail()}")
 
 
 @dataclass
@@ -95,24 +98,9 @@ class Fleet:
     gateway: Process | None = None
     gateway_url: str = ""
 
-    def spawn(self, name: str, arguments: Sequence[str], cpu: int | None = None) -> Process:
+    def spawn(self, name: str, arguments: Sequence[str]) -> Process:
         log = self.folder / f"{name}.log"
-        env = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "DISTSERVE_PARENT_PID": str(os.getpid()),
-        }
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "distserve.cli.main", *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=env,
-            )
-        if cpu is not None:
-            os.sched_setaffinity(process.pid, {cpu})
-        return Process(name, process, log)
+        return Process(name, fork(arguments, log), log)
 
     def start_migrator(self, name: str, host: str, transport: str) -> Process:
         folder = self.folder / name
@@ -190,7 +178,7 @@ class Fleet:
 
     def check_alive(self) -> None:
         for process in self.processes:
-            code = process.process.poll()
+            code = process.exit_code
             assert code is None, f"{process.name} ended with {code}\n{process.tail()}"
 
     def tails(self) -> str:
@@ -250,17 +238,9 @@ class Fleet:
 
     def close(self) -> None:
         for process in self.processes:
-            if process.alive():
-                process.process.send_signal(signal.SIGTERM)
+            process.send(signal.SIGTERM)
         for process in self.processes:
             process.stop()
-
-
-@pytest.fixture
-def fleet_folder() -> Iterator[Path]:
-    """Short on purpose: the path of a Unix socket has at most 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="dsf") as folder:
-        yield Path(folder)
 
 
 @dataclass

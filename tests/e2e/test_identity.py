@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,7 @@ async def test_replay_after_the_decode_instance_dies(
             await asyncio.sleep(0.005)
 
     victim = await asyncio.wait_for(decoding(), 20)
-    victim.engine.process.kill()
-    victim.engine.process.wait(5)
+    victim.engine.stop(signal.SIGKILL)
     answer = await running
     assert answer["choices"][0]["token_ids"] == expected
 

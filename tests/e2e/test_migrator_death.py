@@ -3,6 +3,7 @@ what decodes already goes on, and nothing is held once the lease is over."""
 
 import asyncio
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,7 @@ async def test_requests_outlive_a_killed_migrator(
             return len((await fleet.state(prefill))["requests"]) >= 2
 
         await until("requests at the prefill instance", is_prefilling)
-        victim.migrator.process.kill()
-        victim.migrator.process.wait(5)
+        victim.migrator.stop(signal.SIGKILL)
 
         assert not all(task.done() for task in wave), "killed too late to be missed"
         victim.migrator = fleet.start_migrator(victim.name, victim.host, transport)
