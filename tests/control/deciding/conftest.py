@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 from tests.control.deciding.played_cluster import NODE, PlayedCluster, copied
 
@@ -36,6 +37,7 @@ from distserve.operator.model import (
     Plan,
     PlannerError,
     PlanQuestion,
+    Pod,
     Ref,
     TextsQuestion,
 )
@@ -269,11 +271,12 @@ class World(PlayedCluster):
                 found.setdefault(marks[labels.UNIT], set()).add(marks[labels.ROLE])
         return {unit for unit, roles in found.items() if len(roles) == 2}
 
-    def picture(self) -> tuple[str, str, str]:
+    def picture(self) -> tuple[bytes, list[tuple[str, Pod]], bytes]:
+        objects = [[*ref, found] for ref, found in sorted(self.objects.items())]
         return (
-            json.dumps([[*ref, found] for ref, found in sorted(self.objects.items())]),
-            repr(sorted(self.pods.items())),
-            json.dumps(self.status, sort_keys=True),
+            msgspec.json.encode(objects),
+            sorted(self.pods.items()),
+            msgspec.json.encode(self.status, order="sorted"),
         )
 
     # inside
