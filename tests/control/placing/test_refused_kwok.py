@@ -51,7 +51,9 @@ def test_a_unit_finds_the_domain_of_its_volume(
     with fabric.domains(2, 1, "volume-") as cliques, fabric.watched() as history:
         fuller, other = sorted(cliques)
         fabric.apply(fabric.foreign_pod("busy", fuller, 2))
-        fabric.apply(*volume(fabric.namespace, cliques[other]))
+        for document in volume(fabric.namespace, cliques[other]):
+            # One after the other: a claim that is seen before its volume waits for 15 s.
+            fabric.apply(document)
         # Until then the scheduler refuses every node, not the other domain only.
         fabric.cluster.wait_for("the claim to be bound", lambda: bound(fabric))
         claim = {"name": NAME, "persistentVolumeClaim": {"claimName": NAME}}
