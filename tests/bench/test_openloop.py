@@ -102,7 +102,8 @@ def test_a_share_of_beats_is_a_share_of_the_time(stall: float, every: float, goo
         client = Answering(40.0, stall, every)
         observed = runner.run(offer([Planned(0, 0.0, "x", 1, 1)], client, clock=loop.time))
     assert observed.lag.send_p99_ms < 1
-    assert observed.lag.loop_max_ms == pytest.approx(1000 * stall, abs=12)
+    between_beats_ms = 52
+    assert 1000 * stall - between_beats_ms < observed.lag.loop_max_ms < 1000 * stall + 2
     assert observed.lag.within(10.0) == good
 
 

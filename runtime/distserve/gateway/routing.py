@@ -108,7 +108,11 @@ def choose(router: Router, waiting: Waiting, fleet: Fleet) -> Route | Wait:
     """Over the first instances that make a route of any kind, be it of another strategy or with
     another meaning of KV."""
     answer: Route | Wait = Wait("no instance is ready")
+    asked: list[list[Member]] = []
     for members in _preferred(waiting, fleet):
+        if members in asked:
+            continue
+        asked.append(members)
         answer = router.choose(waiting, members)
         if isinstance(answer, Route):
             break
