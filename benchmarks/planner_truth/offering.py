@@ -29,6 +29,8 @@ from distserve.workload import ArrivalProcess
 LENGTHS = "lognormal,prompt=128/256,output=32/64,limit=640"
 MEAN_PROMPT_TOKENS, MEAN_OUTPUT_TOKENS = 128, 32
 POPULATION = 16_000
+RUNS_SEED, LOADS_SEED = 0, 1
+"""Loads are of the same distribution, and of other requests."""
 _OVERLOADS = 3
 """A machine's fast minute is not its capacity."""
 _LOAD_SECONDS = 10.0
@@ -45,7 +47,9 @@ _STEADY = 0.2, 0.8
 def plan_of(requests: int, rate: float, seed: int, lengths: str = LENGTHS) -> list[Planned]:
     """A seed's prompts are its own: what another run left in the prefix cache is of no use."""
     arrivals = ArrivalProcess("poisson", seed=seed)
-    return Recipe(synthetic(lengths, POPULATION, 0), arrivals, seed).plan(Pair(requests, rate))
+    return Recipe(synthetic(lengths, POPULATION, RUNS_SEED), arrivals, seed).plan(
+        Pair(requests, rate)
+    )
 
 
 def with_other_prompts(plan: Sequence[Planned]) -> list[Planned]:
@@ -68,12 +72,15 @@ def rate_meanwhile(ends: Sequence[float], lasting: float) -> float:
 
 
 def load_of(url: str, model: str, clients: Sequence[int], seed: int) -> list[LoadRecord]:
-    """As `distserve profile serving` measures them, one round."""
+    """As `distserve profile serving --dataset` measures them, one round."""
     rows: list[Loaded] = []
+    lengths = loads.as_in(synthetic(LENGTHS, POPULATION, LOADS_SEED))
 
     async def measured() -> None:
         async with asking(Target(url, model)) as asker:
-            if not await loads.measure(asker, rows.append, clients, 1, _LOAD_SECONDS, seed):
+            if not await loads.measure(
+                asker, rows.append, clients, 1, _LOAD_SECONDS, seed, lengths
+            ):
                 raise Failed("the gateway does not tell its requests' stages")
 
     try:

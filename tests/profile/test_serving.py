@@ -14,7 +14,8 @@ from aiohttp import web
 from distserve.bench.client import Client, Target
 from distserve.bench.outcome import Outcome
 from distserve.cli.main import main
-from distserve.planner.loads import LoadRecord, decoded
+from distserve.planner.loads import LoadRecord, decoded, read_loads
+from distserve.planner.records import read_records
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
 from distserve.planner.strategies import Fleet, strategy_class
@@ -253,7 +254,8 @@ async def test_requests_are_no_longer_than_the_server_takes(stub: Stub) -> None:
         await serving.measure(asker, idle.append, [(32,), (512, 32)], rounds=1, most=most)
         stub.tells = True
         busy: list[Loaded] = []
-        assert await loads.measure(asker, busy.append, (8,), rounds=1, seconds=0.2, most=most)
+        usual = loads.usual(most)
+        assert await loads.measure(asker, busy.append, (8,), 1, seconds=0.2, lengths=usual)
     assert [(r.input_len, r.longest_len, r.output_len) for r in idle] == [(30, 30, 30)] * 2
     lengths = {
         length
@@ -308,6 +310,26 @@ async def test_the_command_says_that_it_asks_for_less(
     stub.longest = max(loads.LONGEST, serving.LONGEST)
     assert await asyncio.to_thread(main, ask) == 0
     assert capsys.readouterr().out.startswith("round 1 of 1")
+
+
+async def test_requests_as_long_as_users_send_them(
+    stub: Stub, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.tells = True
+    for name, value in (("CLIENTS", (2,)), ("ROUNDS", 1), ("SECONDS", 0.1)):
+        monkeypatch.setattr(loads, name, value)
+    ask = ["profile", "serving", "--db", str(path), "--url", stub.url, "--model", "m", "--dataset"]
+    assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 0
+    (load,) = read_loads(path, [record.origin for record in read_records(path)])
+    assert {(r.input_tokens, len(r.token_ms)) for r in load.requests} == {(7, 3)}
+    capsys.readouterr()
+    stub.longest = 9
+    assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 2
+    assert await asyncio.to_thread(main, [*ask, "synthetic:poems"]) == 2
+    stub.longest, stub.tells = None, False
+    assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 2
+    too_long, unknown, silent = capsys.readouterr().err.splitlines()
+    assert "poems" in unknown and "leave out --dataset" in silent, too_long
 
 
 async def test_the_command_adds_to_the_model_s_records(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SHARED = ("model", "db", "dtype")
 """Flags of measuring that its verbs take as well; there the default is what stands before."""
+_DATASET_REQUESTS, _DATASET_SEED = 4096, 0
+"""Of a set that is drawn."""
 _SERVING_SHARE = 0.93
 """Of an accelerator's memory for weights and KV, as in the planner's data sheets."""
 
@@ -283,6 +285,11 @@ def _serving_arguments(parser: argparse.ArgumentParser) -> None:
     _shared(add, "--db", "profile database that has the model's steps", Path, "FILE")
     add("--url", required=True, help="base URL of an idle deployment, as http://127.0.0.1:8000")
     _shared(add, "--model", "the name that it serves, and of the database's records")
+    add(
+        "--dataset", metavar="FILE|synthetic:...",
+        help="send requests as long as these, which plans are for (docs/bench.md); by default "
+        "prompts of 32 to 512 tokens and answers of 16 to 96",
+    )  # fmt: skip
     _origin_arguments(parser)
 
 
@@ -291,9 +298,11 @@ def _serving(args: argparse.Namespace) -> int:
 
     import uvloop
 
+    from distserve.bench.errors import BenchError
     from distserve.planner.errors import PlannerError
     from distserve.profile.database import open_database
     from distserve.profile.errors import ProfileError
+    from distserve.workload import WorkloadError
 
     check_url(args.url)
     if args.model is None:
@@ -305,7 +314,7 @@ def _serving(args: argparse.Namespace) -> int:
         ):
             rows = runner.run(_measure_serving(args))
             database.replace_deployment(rows)
-    except (PlannerError, ProfileError) as error:
+    except (BenchError, PlannerError, ProfileError, WorkloadError) as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
         print(f"interrupted; {args.db} is as it was", file=sys.stderr)
@@ -316,9 +325,11 @@ def _serving(args: argparse.Namespace) -> int:
 
 async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
     from distserve.bench.client import Target
+    from distserve.bench.datasets import load
     from distserve.planner.loads import decoded
     from distserve.profile import loads, serving
     from distserve.profile.asking import TIMEOUT_SECONDS, asking
+    from distserve.profile.errors import ProfileError
 
     rows: list[Loaded | Served] = []
 
@@ -343,9 +354,18 @@ async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
     target = Target(args.url, args.model, timeout_seconds=TIMEOUT_SECONDS)
     async with asking(target) as asker:
         most = await asker.longest()
-        if most is not None and most < max(loads.LONGEST, serving.LONGEST):
+        lengths = loads.usual(most)
+        if args.dataset is not None:
+            named = load(args.dataset, _DATASET_REQUESTS, _DATASET_SEED, most)
+            lengths = loads.as_in(named)
+        elif most is not None and most < max(loads.LONGEST, serving.LONGEST):
             print(f"the server takes {most} tokens a request: longer ones are shortened to these")
-        if not await loads.measure(asker, loaded, most=most):
+        if not await loads.measure(asker, loaded, lengths=lengths):
+            if args.dataset is not None:
+                raise ProfileError(
+                    "the server does not tell its requests' stages, and is measured idle with "
+                    "requests of set lengths; leave out --dataset"
+                )
             print("the server does not tell its requests' stages: it is measured idle")
             await serving.measure(asker, served, most=most)
     return rows

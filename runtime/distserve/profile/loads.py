@@ -19,19 +19,24 @@ from distserve.planner.loads import LoadRequest, encoded
 from distserve.profile.asking import Asker, within
 from distserve.profile.database import Loaded
 from distserve.profile.errors import ProfileError
+from distserve.workload import RequestSet
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 ROUNDS, SECONDS = 3, 4.0
 """Over all of these, so that none has a machine's slow minute alone; and of each load. What was
 sent by then is answered to its end."""
 PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 96)
-"""Lengths are drawn between these, each order of magnitude as often as another."""
+"""Lengths are drawn between these, each order of magnitude as often as another, where nobody says
+which ones users send."""
 LONGEST = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
 PAUSE_SECONDS = 0.1
 """At most, before a client's next request: else all would come when a step has just begun."""
 UNTOLD = 0.05
 """Share of requests whose stages may be missing: who is not known to have been there spoils the
 others' times."""
+
+Lengths = Callable[[random.Random], tuple[int, int]]
+"""Draws a request's prompt and output, in tokens."""
 
 
 @dataclass
@@ -42,8 +47,7 @@ class _Load:
     begun: float
     draw: random.Random
     """Of lengths; the same requests each time."""
-    spans: Sequence[tuple[int, int]]
-    """Of prompts and of outputs: what lengths are drawn between."""
+    lengths: Lengths
     answered: int = 0
     told: list[LoadRequest] = field(default_factory=list)
 
@@ -55,13 +59,12 @@ async def measure(
     rounds: int | None = None,
     seconds: float | None = None,
     seed: int = 0,
-    most: int | None = None,
+    lengths: Lengths | None = None,
 ) -> bool:
     """Whether the server tells its requests' stages: else nothing can be measured so. `seed`: of
-    their lengths, which together are at most `most`. Raises ProfileError where it does not answer
-    as it should, or has several instances of a role."""
-    spans = _spans(most)
-    if told((await asker.ask([spans[0][0]], 2))[0], 0.0) is None:
+    their `lengths`. Raises ProfileError where it does not answer as it should, or has several
+    instances of a role."""
+    if told((await asker.ask([1], 2))[0], 0.0) is None:
         return False
     several = [role for role, count in (await asker.instances()).items() if count > 1]
     if several:
@@ -72,7 +75,7 @@ async def measure(
     for nth in range(rounds or ROUNDS):
         for count in clients or CLIENTS:
             draw = random.Random(f"{seed} {nth} {count}")
-            load = _Load(count, perf_counter(), draw, spans)
+            load = _Load(count, perf_counter(), draw, lengths or usual())
             await _pass(asker, load, seconds or SECONDS)
             told_by_then = sorted(load.told, key=lambda request: request.sent_ms)
             add(Loaded(count, nth, encoded(told_by_then)))
@@ -95,7 +98,7 @@ async def _pass(asker: Asker, load: _Load, seconds: float) -> None:
 
 async def _client(asker: Asker, load: _Load, seconds: float) -> None:
     while perf_counter() - load.begun < seconds:
-        prompt, output = (_between(load.draw, *span) for span in load.spans)
+        prompt, output = load.lengths(load.draw)
         (outcome,) = await asker.ask([prompt], output)
         load.answered += 1
         request = told(outcome, load.begun)
@@ -104,9 +107,26 @@ async def _client(asker: Asker, load: _Load, seconds: float) -> None:
         await asyncio.sleep(load.draw.uniform(0, PAUSE_SECONDS))
 
 
-def _spans(most: int | None) -> list[tuple[int, int]]:
+def usual(most: int | None = None) -> Lengths:
+    """Of requests that have at most `most` tokens together."""
     (prompt,), output = within(most, [PROMPT_TOKENS[1]], OUTPUT_TOKENS[1])
-    return [(min(PROMPT_TOKENS[0], prompt), prompt), (min(OUTPUT_TOKENS[0], output), output)]
+    spans = [(min(PROMPT_TOKENS[0], prompt), prompt), (min(OUTPUT_TOKENS[0], output), output)]
+
+    def draw(source: random.Random) -> tuple[int, int]:
+        (prompt, output) = (_between(source, *span) for span in spans)
+        return prompt, output
+
+    return draw
+
+
+def as_in(requests: RequestSet) -> Lengths:
+    """Those of requests of a set."""
+
+    def draw(source: random.Random) -> tuple[int, int]:
+        nth = source.randrange(len(requests.prompt_tokens))
+        return requests.prompt_tokens[nth], requests.output_tokens[nth]
+
+    return draw
 
 
 def _between(draw: random.Random, least: int, most: int) -> int:
