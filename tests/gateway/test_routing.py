@@ -1,7 +1,8 @@
 """Routers and policies as pure decisions."""
 
+import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -9,10 +10,10 @@ import pytest
 from tests.gateway.fleets import choose, fleet_of, generation, member, report
 
 from distserve.api.strategies import StrategyName
-from distserve.gateway.dispatch import _take
+from distserve.gateway.dispatch import Dispatcher, _take
 from distserve.gateway.fleet import Fleet, Flight, Member
 from distserve.gateway.policies import POLICIES
-from distserve.gateway.routing import Route, RoutingOptions, Stop, Waiting
+from distserve.gateway.routing import Route, RoutingOptions, Stop, Wait, Waiting
 from distserve.gateway.strategies import router_of
 from distserve.wire.dialect import (
     Phases,
@@ -252,11 +253,40 @@ def test_a_request_goes_where_its_end_is_within_the_context(
 
 
 def test_one_that_is_left_alone_is_taken_before_one_that_is_too_short() -> None:
-    fleet = fleet_of(
-        member("h-old", "hybrid", fingerprint="g"), member("h-new", "hybrid", context=32)
-    )
+    fleet = fleet_of(member("h-old", "hybrid"), member("h-new", "hybrid", context=32))
     left_alone(fleet, "h-old")
     assert choose(fleet, max_tokens=40) == [("h-old", "both")]
+
+
+async def test_those_who_wait_for_the_same_are_asked_for_once() -> None:
+    """Each instance that tells its state has all of them asked for."""
+
+    class Counting:
+        asked = 0
+
+        def choose(self, waiting: Waiting, members: list[Member]) -> Route | Wait:
+            self.asked += 1
+            return Wait("no prefill instance is ready")
+
+        def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
+            return waiting
+
+        def complete(self, ready: list[Member]) -> bool:
+            return False
+
+    router, fleet = Counting(), fleet_of(member("d", "decode"))
+    dispatcher = Dispatcher(router, fleet)
+    tasks = [
+        asyncio.create_task(dispatcher.dispatch(generation(), 1, frozenset(), 0, ""))
+        for _ in range(50)
+    ]
+    await asyncio.sleep(0)
+    router.asked = 0
+    fleet.notify()
+    assert router.asked == 1
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def test_a_text_goes_on_with_the_model_that_began_it() -> None:

@@ -51,7 +51,9 @@ def _pod(
     if unit:
         namespace = unit.namespace
         labels = {"distserve.io/deployment": unit.deployment, "distserve.io/unit": unit.unit}
-        owner = {"kind": "StatefulSet", "name": name.rpartition("-")[0], "controller": True}
+        made_by = name.rpartition("-")[0]
+        kind = {"apiVersion": "apps/v1", "kind": "StatefulSet"}
+        owner = {**kind, "name": made_by, "controller": True}
         metadata.setdefault("ownerReferences", [owner])
     asked = {key: str(value) for key, value in (requests or {}).items()}
     return {

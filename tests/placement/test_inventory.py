@@ -93,13 +93,19 @@ def test_no_pod_takes_more_devices_than_its_claims_can_hold(
     assert found is not None and found.amounts == {"pods": 1} | devices
 
 
+def _owner(**other: Any) -> dict[str, Any]:
+    of_ours = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "opt", "controller": True}
+    return of_ours | other
+
+
 @pytest.mark.parametrize(
     "owners",
     [
         [],
-        [{"kind": "ReplicaSet", "name": "opt", "controller": True}],
-        [{"kind": "StatefulSet", "name": "opt"}],
-        [{"kind": "StatefulSet", "name": "another", "controller": True}],
+        [_owner(kind="ReplicaSet")],
+        [_owner(controller=False)],
+        [_owner(name="another")],
+        [_owner(apiVersion="mine.example/v1")],
     ],
 )
 def test_what_a_pod_claims_counts_where_a_stateful_set_runs_it(

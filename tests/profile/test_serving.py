@@ -316,12 +316,13 @@ async def test_requests_as_long_as_users_send_them(
     stub: Stub, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub.tells = True
-    for name, value in (("CLIENTS", (2,)), ("ROUNDS", 1), ("SECONDS", 0.1)):
+    for name, value in (("CLIENTS", (2,)), ("ROUNDS", 1), ("SECONDS", 1e-9)):
         monkeypatch.setattr(loads, name, value)
     ask = ["profile", "serving", "--db", str(path), "--url", stub.url, "--model", "m", "--dataset"]
     assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 0
     (load,) = read_loads(path, [record.origin for record in read_records(path)])
     assert {(r.input_tokens, len(r.token_ms)) for r in load.requests} == {(7, 3)}
+    assert len(load.requests) == 2 * loads.LEAST_REQUESTS, "answers longer than a load meet, too"
     capsys.readouterr()
     stub.longest = 9
     assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 2

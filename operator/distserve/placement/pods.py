@@ -89,7 +89,8 @@ def _is_of_a_stateful_set(metadata: Mapping[str, Any]) -> bool:
     has not so many, and takes this off those that it does not select."""
     made_by = metadata["name"].rpartition("-")[0]
     return any(
-        one.get("controller") and one["kind"] == "StatefulSet" and one["name"] == made_by
+        one.get("controller")
+        and (one.get("apiVersion"), one["kind"], one["name"]) == ("apps/v1", "StatefulSet", made_by)
         for one in metadata.get("ownerReferences") or ()
     )
 

@@ -30,7 +30,8 @@ _TIMER_SECONDS = 0.0005
 @dataclass(frozen=True)
 class Lag:
     """How late the client was, in milliseconds: against its plan, and its event loop as such, in
-    which p99 is what it kept to in 99 % of the time.
+    which p99 is what it kept to in 99 % of the time. That is looked at twenty times a second: of a
+    run of a few seconds p99 is nearly the worst, and a stall may be a beat longer than is told.
 
     Of requests that are due at one instant the first to leave is judged: nobody sends several at
     once, and how many there are is the question's choice. What an instant's requests do to those

@@ -92,15 +92,19 @@ class Dispatcher:
         if not self._entries:
             return
         due: list[float] = []
+        waits: dict[str, Wait] = {}
         for waiting in self._router.order(list(self._entries), self._fleet):
             entry = self._entries[waiting]
             if entry.taken.done():
                 continue
-            answer = choose(self._router, waiting, self._fleet)
+            tokenizer = waiting.generation.tokenizer
+            answer = waits.get(tokenizer) or choose(self._router, waiting, self._fleet)
             if isinstance(answer, Wait):
                 entry.reason = answer.reason
                 if answer.again_seconds is not None:
                     due.append(answer.again_seconds)
+                else:
+                    waits[tokenizer] = answer
             else:
                 entry.taken.set_result(_take(answer, waiting))
                 self._on_route(answer)

@@ -264,11 +264,12 @@ class Fleet:
         now = self.clock()
         return [member for member in self._willing() if not member.is_evicted(now)]
 
-    def able(self) -> list[Member]:
+    def able(self, context_tokens: int = 0) -> list[Member]:
         """Also those that are left alone and that no other replaces, for when who is ready makes no
-        route: some requests may fail there, and without them all would."""
+        route: some requests may fail there, and without them all would. Who takes fewer
+        `context_tokens` neither counts nor replaces another one."""
         now = self.clock()
-        willing = self._willing()
+        willing = [m for m in self._willing() if m.max_model_len >= context_tokens]
         taken = {member.place for member in willing if not member.is_evicted(now)}
         return [m for m in willing if m.place not in taken or not m.is_evicted(now)]
 

@@ -84,7 +84,8 @@ class Router(Protocol):
     """A strategy's routing. Pure but for the policy's own turn and draw."""
 
     def choose(self, waiting: Waiting, members: list[Member]) -> Route | Wait:
-        """`members` take work and are sorted by name."""
+        """`members` take work and are sorted by name. A Wait without `again_seconds` says who is
+        missing, and so holds for all who wait with this tokenizer."""
         ...
 
     def order(self, waiting: Sequence[Waiting], fleet: Fleet) -> Sequence[Waiting]:
@@ -126,10 +127,9 @@ def _preferred(waiting: Waiting, fleet: Fleet) -> Iterator[list[Member]]:
     if waiting.fingerprint:
         yield [m for m in _long_enough(ready, waiting) if _goes_on(m, waiting)]
     yield _long_enough(ready, waiting)
-    able = fleet.able()
-    yield _long_enough(able, waiting)
+    yield fleet.able(waiting.longest_tokens)
     yield ready
-    yield able
+    yield fleet.able()
 
 
 def _long_enough(members: list[Member], waiting: Waiting) -> list[Member]:

@@ -29,6 +29,9 @@ PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 96)
 """Lengths are drawn between these, each order of magnitude as often as another, where nobody says
 which ones users send."""
 LONGEST = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
+LEAST_REQUESTS = 3
+"""Of each client: where an answer takes as long as a load, all would come at once, and no prefill
+pass beside the others' tokens."""
 PAUSE_SECONDS = 0.1
 """At most, before a client's next request: else all would come when a step has just begun."""
 UNTOLD = 0.05
@@ -97,7 +100,9 @@ async def _pass(asker: Asker, load: _Load, seconds: float) -> None:
 
 
 async def _client(asker: Asker, load: _Load, seconds: float) -> None:
-    while perf_counter() - load.begun < seconds:
+    sent = 0
+    while sent < LEAST_REQUESTS or perf_counter() - load.begun < seconds:
+        sent += 1
         prompt, output = load.lengths(load.draw)
         (outcome,) = await asker.ask([prompt], output)
         load.answered += 1
