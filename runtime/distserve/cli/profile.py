@@ -329,7 +329,6 @@ async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
     from distserve.planner.loads import decoded
     from distserve.profile import loads, serving
     from distserve.profile.asking import TIMEOUT_SECONDS, asking
-    from distserve.profile.errors import ProfileError
 
     rows: list[Loaded | Served] = []
 
@@ -362,7 +361,7 @@ async def _measure_serving(args: argparse.Namespace) -> list[Loaded | Served]:
             print(f"the server takes {most} tokens a request: longer ones are shortened to these")
         if not await loads.measure(asker, loaded, lengths=lengths):
             if args.dataset is not None:
-                raise ProfileError(
+                raise UsageError(
                     "the server does not tell its requests' stages, and is measured idle with "
                     "requests of set lengths; leave out --dataset"
                 )

@@ -259,22 +259,27 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self._listeners: list[Callable[[], None]] = []
 
-    def ready(self) -> list[Member]:
-        """Members that take work and are not left alone, by name."""
+    def ready(self, context_tokens: int = 0) -> list[Member]:
+        """Members that take work of so many tokens and are not left alone, by name."""
         now = self.clock()
-        return [member for member in self._willing() if not member.is_evicted(now)]
+        return [member for member in self._willing(context_tokens) if not member.is_evicted(now)]
 
     def able(self, context_tokens: int = 0) -> list[Member]:
         """Also those that are left alone and that no other replaces, for when who is ready makes no
-        route: some requests may fail there, and without them all would. Who takes fewer
-        `context_tokens` neither counts nor replaces another one."""
+        route: some requests may fail there, and without them all would. Who takes fewer tokens
+        neither counts nor replaces another one."""
         now = self.clock()
-        willing = [m for m in self._willing() if m.max_model_len >= context_tokens]
+        willing = self._willing(context_tokens)
         taken = {member.place for member in willing if not member.is_evicted(now)}
         return [m for m in willing if m.place not in taken or not m.is_evicted(now)]
 
-    def _willing(self) -> list[Member]:
-        return sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.name)
+    def _willing(self, context_tokens: int) -> list[Member]:
+        willing = (
+            member
+            for member in self.members.values()
+            if member.takes_work and member.max_model_len >= context_tokens
+        )
+        return sorted(willing, key=lambda member: member.name)
 
     def handover_failed(self, source: Member, target: Member, begun: float) -> None:
         """The target could not fetch, though both answer: the migrator of one of them is not

@@ -123,18 +123,13 @@ def choose(router: Router, waiting: Waiting, fleet: Fleet) -> Route | Wait:
 def _preferred(waiting: Waiting, fleet: Fleet) -> Iterator[list[Member]]:
     """Best first. Who failed again and again is left alone while the others make a route. One that
     is too short is asked only where all are: it says so."""
-    ready = fleet.ready()
+    ready = fleet.ready(waiting.longest_tokens)
     if waiting.fingerprint:
-        yield [m for m in _long_enough(ready, waiting) if _goes_on(m, waiting)]
-    yield _long_enough(ready, waiting)
-    yield fleet.able(waiting.longest_tokens)
+        yield [member for member in ready if _goes_on(member, waiting)]
     yield ready
+    yield fleet.able(waiting.longest_tokens)
+    yield fleet.ready()
     yield fleet.able()
-
-
-def _long_enough(members: list[Member], waiting: Waiting) -> list[Member]:
-    needed = waiting.longest_tokens
-    return [member for member in members if member.max_model_len >= needed]
 
 
 def _goes_on(member: Member, waiting: Waiting) -> bool:
