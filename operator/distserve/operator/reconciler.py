@@ -315,10 +315,12 @@ class Reconciler:
                 raise  # It went meanwhile.
         if not _is_ours(found, observed):
             return ref
-        # Ours: made by a reconcile that was cut short, or hidden by a changed label.
         if not action.create_only:
-            live = await self._cluster.apply(document, found["metadata"]["uid"])
-            self._keep(live, "applied")
+            # A late watch, or a changed label, hid it: its revision may be another, and then it is
+            # changed in its turn, or not at all.
+            namespace = observed.document["metadata"]["namespace"]
+            await self._see_again(namespace, ref, found["metadata"]["uid"])
+            raise Conflict(f"{ref.kind} {ref.name} is there already, and was not seen")
         return None
 
     async def _named(self, observed: Observed, ref: Ref) -> Object | None:

@@ -49,6 +49,19 @@ def test_every_crash_point(new_world: Callable[..., Any], name: str) -> None:
         assert world.decide().actions == ()
 
 
+def test_what_a_late_watch_hides_is_changed_in_its_turn(new_world: Callable[..., Any]) -> None:
+    """It shows a deployment without units, whose image changed meanwhile: both are there."""
+    world = new_world(units=2, rollout={"maxSurgeUnits": 0, "maxUnavailableUnits": 1})
+    nothing = world.observe()
+    world.settle()
+    world.edit(images={"engine": "mine:2"})
+    world.late = nothing
+    world.reconcile()
+    world.late = None
+    world.reconcile()
+    assert len(world.serving()) == 1
+
+
 class Life(RuleBasedStateMachine):
     """Edits, crashes, dying pods and missing room in any order."""
 
