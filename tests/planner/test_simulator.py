@@ -96,7 +96,7 @@ def test_laws_of_every_run(name, fleet, trace):
         assert passed == sorted(passed), "time runs backwards"
         assert not math.isnan(life.finish_ms[request]), "a request did not end"
     for instance in strategy.instances:
-        assert instance.reserved_blocks == instance.decoding == instance.prefilling == 0
+        assert instance.memory.reserved == instance.decoding == instance.prefilling == 0
         assert not instance.waiting and not instance.ready.size
     one_by_one, _, stepped = simulate(name, built, trace, step_by_step=True)
     assert result.first_token_ms == pytest.approx(stepped.first_token_ms, rel=1e-9)
@@ -109,16 +109,16 @@ def test_laws_of_every_run(name, fleet, trace):
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_memory_is_never_exceeded(name, monkeypatch):
-    from distserve.planner.simulator import Instance
+    from distserve.planner.simulator import KvBlocks
 
     held = []
-    reserve = Instance.reserve
+    reserve = KvBlocks.reserve
 
     def watched(self, request, tokens):
         reserve(self, request, tokens)
-        held.append(self.reserved_blocks / self.total_blocks)
+        held.append(self.reserved / self.total)
 
-    monkeypatch.setattr(Instance, "reserve", watched)
+    monkeypatch.setattr(KvBlocks, "reserve", watched)
     trace = ArrivalProcess().trace(RequestSet([500] * 200, [100] * 200), 20.0)
     simulate(name, fleet_for(name, tokens=6400), trace)
     assert 0.8 < max(held) <= 1

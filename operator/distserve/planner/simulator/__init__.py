@@ -5,7 +5,8 @@ and batches, and a strategy (`distserve.planner.strategies`) decides what runs n
 What differs from `compat`, and why, is listed in docs/planner.md.
 """
 
-from distserve.planner.simulator.instance import Instance, blocks_for
+from distserve.planner.simulator.instance import Instance
+from distserve.planner.simulator.kv_blocks import KvBlocks, blocks_for
 from distserve.planner.simulator.simulation import Lifecycle, Simulation, StepRecord
 from distserve.planner.simulator.steps import Chunk, InstanceSpec, Step
 
@@ -13,6 +14,7 @@ __all__ = [
     "Chunk",
     "Instance",
     "InstanceSpec",
+    "KvBlocks",
     "Lifecycle",
     "Simulation",
     "Step",

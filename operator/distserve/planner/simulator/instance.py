@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from distserve.planner.batch import DecodeBatch
-from distserve.planner.errors import OversizedRequest
-from distserve.planner.memory import BLOCK_TOKENS
 from distserve.planner.series import series_ms, steps_until
+from distserve.planner.simulator.kv_blocks import KvBlocks, blocks_for
 from distserve.planner.simulator.simulation import Simulation, StepRecord
 from distserve.planner.simulator.steps import Chunk, InstanceSpec, Step
 from distserve.planner.spread import PREFILLS
@@ -40,6 +39,7 @@ class Instance:
         self.name = f"{role}-{number}"
         self.number = number
         self.spec = spec
+        self.memory = KvBlocks(spec)
         self.waiting: deque[int] = deque()
         self.ready = DecodeBatch(simulation.due, simulation.base)
         self.coming = 0
@@ -50,7 +50,6 @@ class Instance:
         """Requests that decode here, in flight or ready."""
         self.expected = 0
         """Requests that decode here or are on their way."""
-        self.reserved_blocks = 0
         self.link_free_ms = 0.0
         self.busy_ms = 0.0
         self.neighbours: Sequence[Instance] = ()
@@ -68,38 +67,14 @@ class Instance:
         self._prefills = 0
         self._told_busy = False
         self._ending = False
-        self._reserved: dict[int, int] = {}
         self._prefilled_tokens: dict[int, int] = {}
-
-    # -- memory
-
-    @property
-    def total_blocks(self) -> int:
-        return self.spec.kv_tokens // BLOCK_TOKENS
-
-    @property
-    def free_blocks(self) -> int:
-        return self.total_blocks - self.reserved_blocks
-
-    def reserve(self, request: int, tokens: int) -> None:
-        blocks = blocks_for(tokens)
-        self._reserved[request] = blocks
-        self.reserved_blocks += blocks
 
     def release(self, request: int) -> None:
         """Free a request's memory and look for work that waited for it."""
-        self.reserved_blocks -= self._reserved.pop(request)
+        self.memory.release(request)
         if self._released:
             self._released(self)
         self.wake()
-
-    def must_hold(self, tokens: int) -> None:
-        if blocks_for(tokens) > self.total_blocks:
-            raise OversizedRequest(
-                f"a request of {tokens} tokens exceeds the {self.spec.kv_tokens} tokens of KV "
-                f"cache of TP {self.spec.tp} x PP {self.spec.pp}; leave it out or give the role "
-                "more accelerators"
-            )
 
     # -- requests
 
@@ -171,12 +146,12 @@ class Instance:
             start = self._prefilled_tokens.get(request, 0)
             missing = prompts[request] - start
             blocks = 0 if start else blocks_for(tokens_to_hold(request))
-            room = Room(tokens, seats, self.free_blocks, untouched=not chunks)
+            room = Room(tokens, seats, self.memory.free, untouched=not chunks)
             granted = grant(Prompt(missing, 0 if start else 1, blocks), room)
             if granted == 0:
                 break
             if start == 0:
-                self.reserve(request, tokens_to_hold(request))
+                self.memory.reserve(request, tokens_to_hold(request))
                 seats -= 1
             chunks.append(Chunk(request, start, granted))
             tokens -= granted
@@ -403,7 +378,3 @@ class Instance:
             self.release(request)
         else:
             self._prefilled(request, self)
-
-
-def blocks_for(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS)

@@ -79,7 +79,7 @@ class Disaggregated(SimulatedStrategy):
 
     def _least_reserved(self) -> Instance:
         return min(
-            self.decode, key=lambda other: other.reserved_blocks + self._pending_blocks[other]
+            self.decode, key=lambda other: other.memory.reserved + self._pending_blocks[other]
         )
 
     def _freed(self, instance: Instance) -> None:
@@ -99,7 +99,7 @@ class Disaggregated(SimulatedStrategy):
             pending.popleft()
             self._pending_blocks[instance] -= blocks
             self._ahead_blocks[instance] += blocks
-            instance.reserve(request, tokens)
+            instance.memory.reserve(request, tokens)
             instance.expected += 1
             heard = instance.hears_ms
             start = max(heard, source.link_free_ms, instance.link_free_ms)
@@ -131,11 +131,11 @@ class Disaggregated(SimulatedStrategy):
             Pull(
                 blocks=blocks,
                 sequences=1,
-                free_blocks=instance.free_blocks,
+                free_blocks=instance.memory.free,
                 free_sequences=instance.spec.max_requests - instance.expected,
                 running=0,
                 waiting_blocks=self._ahead_blocks[instance],
-                total_blocks=instance.total_blocks,
+                total_blocks=instance.memory.total,
             )
         )
 

@@ -58,7 +58,7 @@ class SimulatedStrategy(ABC):
             map(sum, zip(self.trace.prompt_tokens, self.trace.output_tokens, strict=True))
         )
         for instance in self.instances:
-            instance.must_hold(longest)
+            instance.memory.must_hold(longest)
 
     @abstractmethod
     def build(self) -> list[Instance]: ...
