@@ -316,10 +316,8 @@ class Reconciler:
         if not _is_ours(found, observed):
             return ref
         if not action.create_only:
-            # A late watch, or a changed label, hid it: its revision may be another, and then it is
-            # changed in its turn, or not at all.
-            namespace = observed.document["metadata"]["namespace"]
-            await self._see_again(namespace, ref, found["metadata"]["uid"])
+            # A late watch, or a changed label, hid it. It is looked at again: its revision may be
+            # another, and then it is changed in its turn, or not at all.
             raise Conflict(f"{ref.kind} {ref.name} is there already, and was not seen")
         return None
 
