@@ -122,9 +122,7 @@ def order_of(repeats: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def measure(options: argparse.Namespace, model: str, url: str, measured: Measured) -> None:
-    measured.overloads = offering.overloads_of(url, model, options.seconds)
-    capacities = [offering.capacity_of(url, model, some) for some in measured.overloads]
-    measured.capacity = fmean(capacities)
+    measured.overloads, measured.capacity = offering.overloaded(url, model, options.seconds)
     measured.loads.append(offering.load_of(url, model, LOADS[0], 0))
     for index, repeat in order_of(options.repeats):
         share = options.shares[index]

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 
 import uvloop
-from benchmarks.planner_truth.deployment import Failed
+from benchmarks.planner_truth.deployment import MAX_NUM_SEQS, Failed
 from benchmarks.planner_truth.figures import STAGES, Request
 
 from distserve.bench.client import Client, Target
@@ -34,14 +35,16 @@ RUNS_SEED, LOADS_SEED = 0, 1
 _OVERLOADS = 3
 """A machine's fast minute is not its capacity."""
 _LOAD_SECONDS = 10.0
-_BURST = 192
-_OVERLOAD, _LONGER, _LEAST = 1.5, 1.5, 288
-"""Times what a burst passes at, for times the seconds of a run, and so many requests at least: an
-instance that does both goes round, from a full batch's prefills to its last tokens."""
+_OVERLOAD, _LONGER, _LEAST = 1.2, 1.5, 288
+"""Times what clients get who ask for as many requests at once as are decoded, for times the seconds
+of a run, and so many requests at least: an instance that does both goes round, from a full batch's
+prefills to its last tokens. Not more: requests that come cost the core of those who decode."""
+_KEEPS_UP, _TRIES = 0.95, 4
+"""What serves such a share of all that comes is not overloaded: then more is sent, so often."""
 _FILLED = 0.4
-"""Share of the overload's time by which the deployment is full."""
+"""Share of the overload's time after which the deployment serves evenly."""
 _STEADY = 0.2, 0.8
-"""Shares of the requests of a burst that have ended when its steady part begins and ends."""
+"""Shares of the requests of a load that have ended when its steady part begins and ends."""
 
 
 def plan_of(requests: int, rate: float, seed: int, lengths: str = LENGTHS) -> list[Planned]:
@@ -58,7 +61,7 @@ def with_other_prompts(plan: Sequence[Planned]) -> list[Planned]:
 
 
 def steady_rate(ends: Sequence[float]) -> float:
-    """Ends in a unit of their time, without a burst's beginning and end."""
+    """Ends in a unit of their time, without a load's beginning and end."""
     ordered = sorted(ends)
     first, last = (round(share * (len(ordered) - 1)) for share in _STEADY)
     return (last - first) / (ordered[last] - ordered[first])
@@ -98,17 +101,27 @@ def load_like(observed: Observed) -> LoadRecord:
     return LoadRecord(1, 0, [request for request in told if request is not None])
 
 
-def overloads_of(url: str, model: str, seconds: float) -> list[list[Planned]]:
-    """More than the deployment serves, several times. A burst says how much that is, roughly: its
-    requests come before they are served, which costs nothing meanwhile."""
-    burst = plan_of(_BURST, float("inf"), 901)
-    rate = _OVERLOAD * steady_rate([o.ended for o in offered(url, model, burst).outcomes])
-    requests = max(_LEAST, round(_LONGER * seconds * rate))
-    return [plan_of(requests, rate, 902 + nth) for nth in range(_OVERLOADS)]
+def overloaded(url: str, model: str, seconds: float) -> tuple[list[list[Planned]], float]:
+    """Plans of a little more than the deployment serves, and the requests a second that it does, in
+    the mean of them. It is full from the first moment."""
+    (load,) = load_of(url, model, (MAX_NUM_SEQS,), 901)
+    rate = steady_rate([request.last_ms / 1000 for request in load.requests])
+    for _ in range(_TRIES):
+        rate *= _OVERLOAD
+        requests = max(_LEAST, round(_LONGER * seconds * rate))
+        plans = [plan_of(requests, rate, 902 + nth) for nth in range(_OVERLOADS)]
+        plans = [[*_at_once(plan[:MAX_NUM_SEQS]), *plan[MAX_NUM_SEQS:]] for plan in plans]
+        served = [_served(url, model, plan) for plan in plans]
+        if max(served) < _KEEPS_UP * rate:
+            return plans, fmean(served)
+    raise Failed(f"it keeps up with {rate:.1f} requests/s; its capacity is not known")
 
 
-def capacity_of(url: str, model: str, overload: Sequence[Planned]) -> float:
-    """Requests a second that the deployment serves while more of them come."""
+def _at_once(plan: Sequence[Planned]) -> list[Planned]:
+    return [replace(one, at_seconds=0.0) for one in plan]
+
+
+def _served(url: str, model: str, overload: Sequence[Planned]) -> float:
     outcomes = offered(url, model, overload).outcomes
     begun = min(outcome.sent for outcome in outcomes)
     return rate_meanwhile([o.ended - begun for o in outcomes], overload[-1].at_seconds)

@@ -9,7 +9,7 @@ from benchmarks.planner_truth.__main__ import order_of
 from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Request, Seen
 
 from distserve.bench.openloop import Lag, Observed
-from distserve.bench.outcome import Outcome
+from distserve.bench.outcome import Outcome, Planned
 from distserve.planner.loads import LoadRecord, LoadRequest
 from distserve.planner.pace import Pace
 from distserve.planner.result import Slo
@@ -156,7 +156,7 @@ def test_what_chance_leaves_is_taken_off_the_squares() -> None:
     assert "| 2 | **0.0** | | **49.0 %** | **0.0 %** |" in without
 
 
-def test_a_burst_s_rate_is_that_of_its_middle() -> None:
+def test_a_load_s_rate_is_that_of_its_middle() -> None:
     """Ten seconds of nothing at either end, and ten a second between."""
     middle = [10 + n / 10 for n in range(81)]
     assert offering.steady_rate([*range(10), *middle, *range(30, 40)]) == pytest.approx(10, rel=0.1)
@@ -166,6 +166,32 @@ def test_a_capacity_is_counted_while_requests_come() -> None:
     """Nothing ends for four seconds, then five a second; half of them after the last arrival."""
     ends = [4 + n / 5 for n in range(1, 61)]
     assert offering.rate_meanwhile(ends, 10.0) == pytest.approx(5)
+
+
+def played(monkeypatch: pytest.MonkeyPatch, capacity: float) -> None:
+    """A deployment that serves so much, and showed two thirds of it in its slow seconds."""
+    load = [LoadRequest(9, 0.0, 0.0, 0.0, None, (1500 * n / capacity,)) for n in range(1, 101)]
+    monkeypatch.setattr(offering, "load_of", lambda *_: [LoadRecord(1, 32, load)])
+
+    def served(url: str, model: str, plan: list[Planned]) -> float:
+        assert [one.at_seconds for one in plan[:32]] == [0.0] * 32 < [plan[32].at_seconds]
+        return min(capacity, len(plan) / plan[-1].at_seconds)
+
+    monkeypatch.setattr(offering, "_served", served)
+
+
+def test_what_keeps_up_with_all_that_comes_is_sent_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    played(monkeypatch, 30.0)
+    plans, capacity = offering.overloaded("url", "m", 20.0)
+    assert capacity == pytest.approx(30.0)
+    assert all(30 < len(plan) / plan[-1].at_seconds < 45 for plan in plans)
+
+
+def test_a_capacity_that_no_overload_shows_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    played(monkeypatch, 30.0)
+    monkeypatch.setattr(offering, "_OVERLOAD", 1.0)
+    with pytest.raises(deployment.Failed, match=r"it keeps up with 20\.0 requests/s"):
+        offering.overloaded("url", "m", 20.0)
 
 
 def test_no_two_runs_have_a_prompt_in_common() -> None:
