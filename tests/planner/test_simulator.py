@@ -68,6 +68,7 @@ SERVINGS = st.builds(
     padding_ms=st.sampled_from([0.0, 0.01]),
     joining_ms=st.sampled_from([0.0, 3.5]),
     coming_ms=st.sampled_from([0.0, 2.0]),
+    crowding=st.sampled_from([0.0, 0.25]),
     decode_slowed=st.sampled_from([0.0, 0.25, 1.0]),
     prefill_slowed=st.sampled_from([0.0, 0.4]),
     pace=st.sampled_from([Pace(), Pace((1.0, 1.3, 0.7), (0.8, 1.0, 1.5))]),
@@ -247,6 +248,19 @@ def test_one_that_comes_costs_one_of_those_who_decode():
     (_, _, without), (_, _, beside) = ends
     later = [b - a for a, b in zip(without.finish_ms, beside.finish_ms[:2], strict=True)]
     assert sorted(later) == pytest.approx([0, 7])
+
+
+def test_one_that_comes_costs_less_among_many():
+    """Two streams on one instance: of what it would cost one, half."""
+    spec = InstanceSpec(TIMES, serving=Serving(coming_ms=7, crowding=1.0))
+    fleet = Fleet(spec, spec, prefill_instances=3)
+    ends = [
+        simulate("Disaggregated", fleet, Trace([10] * n, [31, 31, 1][:n], [0.0, 0.0, 200.0][:n]))
+        for n in (2, 3)
+    ]
+    (_, _, without), (_, _, beside) = ends
+    later = [b - a for a, b in zip(without.finish_ms, beside.finish_ms[:2], strict=True)]
+    assert later == pytest.approx([3.5, 3.5])
 
 
 def test_a_burst_waits_in_prefill_memory_when_decode_is_full():

@@ -104,6 +104,14 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
     assert found.padding_ms == pytest.approx(true.padding_ms, rel=0.2)
 
 
+@pytest.mark.parametrize(("strategy", "base"), [("Colocated", TOGETHER), ("Disaggregated", APART)])
+def test_what_a_request_costs_among_many_is_told_apart(strategy: str, base: Serving) -> None:
+    true = replace(base, coming_ms=8.0, joining_ms=8.0, crowding=0.125)
+    found = fit_loads(loads_of(strategy, true), TIMES)
+    assert found.coming_ms + found.joining_ms == pytest.approx(16.0, rel=0.1)
+    assert 0.125 <= found.crowding <= 0.25, "it, or the next of those that are tried"
+
+
 @pytest.mark.parametrize("strategy", ["Colocated", "Disaggregated"])
 def test_steps_that_were_measured_on_a_slower_machine_are_taken_back(strategy: str) -> None:
     """Which of its terms a step is longer by is not told apart well; what it takes is."""

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
+from typing import NamedTuple
 
 from distserve.planner import least_squares
 from distserve.planner.load_pace import prefill_spread, spread_pace
@@ -23,6 +24,9 @@ _ROUNDS = 4
 """What is slowed is all of a step, which the round before tells."""
 _MOST_STEPS, _MOST_MS = 2.5, 40.0
 """Who decodes later than by both waited for room, and not for the news alone."""
+_CROWDINGS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4)
+"""That with the smallest errors is taken. All measurements of docs/decisions/078 gave a 32nd or
+a 16th."""
 _BELIEF = 200
 """One row of this many says that the engine's own times hold: where step, tokens and all that is
 added grow alike, it is they that are believed."""
@@ -34,10 +38,7 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
     mixed = not migrated and _mixed(loads, times)
     prefills = _Prefills() if mixed else _prefills(loads, times, migrated)
     decodes = _decodes(loads, times, migrated, mixed)
-    request_ms, busy_request_ms, way_spread = _ways(loads, migrated, decodes.coming_ms)
     added = Serving(
-        request_ms=request_ms,
-        busy_request_ms=busy_request_ms,
         prompt_ms=prefills.prompt_ms,
         prefill_step_longer=decodes.prefill_longer if mixed else prefills.step_longer,
         prefill_longer=decodes.prefill_longer if mixed else prefills.longer,
@@ -47,9 +48,13 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
         padding_ms=decodes.padding_ms,
         coming_ms=decodes.coming_ms,
         joining_ms=decodes.joining_ms,
+        crowding=decodes.crowding,
         decode_slowed=decodes.slowed,
         prefill_slowed=prefills.slowed,
-        way_spread=way_spread,
+    )
+    request_ms, busy_request_ms, way_spread = _ways(loads, migrated, added)
+    added = replace(
+        added, request_ms=request_ms, busy_request_ms=busy_request_ms, way_spread=way_spread
     )
     if migrated:
         served = added.applied(times)
@@ -74,14 +79,22 @@ def _mixed(loads: Sequence[LoadRecord], times: TimeModel) -> bool:
     return bool(gaps_ms) and median(gaps_ms) < times.decode_ms(1, 1) / 2
 
 
+class _Explained(NamedTuple):
+    found: Sequence[float]
+    """Coefficients of each column."""
+    slowed: float
+    error: float
+    """Sum of the squared relative ones."""
+
+
 def _beside(
     rows: Sequence[tuple[float, ...]],
     shares: Sequence[float],
     measured: Sequence[float],
     weights: Sequence[float],
     own: int = 1,
-) -> tuple[Sequence[float], float]:
-    """Coefficients of each column, and by which share all of them grow while others compute, which
+) -> _Explained:
+    """What the columns tell, and by which share all of it grows while others compute, which
     they do for `shares` of the time. The first `own` columns, the engine's times, have 1 as far as
     what was measured leaves it open."""
     columns = range(len(rows[0]) + 1)
@@ -96,7 +109,13 @@ def _beside(
             [*weights, *[1.0] * len(beliefs)],
         )
         alone_ms = [sum(c * x for c, x in zip(found, row, strict=True)) for row in rows]
-    return found, slowed
+    told_ms = [(1 + slowed * share) * ms for share, ms in zip(shares, alone_ms, strict=True)]
+    error = sum(
+        weight * (ms / told - 1) ** 2
+        for weight, ms, told in zip(weights, measured, told_ms, strict=True)
+        if told
+    )
+    return _Explained(found, slowed, error)
 
 
 # ---- prefills
@@ -120,7 +139,7 @@ def _prefills(loads: Sequence[LoadRecord], times: TimeModel, beside: bool) -> _P
     ]
     if not seen:
         return _Prefills()
-    (step_share, share, prompt_ms), slowed = _beside(
+    (step_share, share, prompt_ms), slowed, _ = _beside(
         [
             (
                 times.prefill.a,
@@ -148,6 +167,7 @@ class _Decodes:
     padding_ms: float = 0.0
     coming_ms: float = 0.0
     joining_ms: float = 0.0
+    crowding: float = 0.0
     slowed: float = 0.0
     prefill_longer: float = 0.0
 
@@ -161,28 +181,31 @@ def _decodes(loads: Sequence[LoadRecord], times: TimeModel, beside: bool, mixed:
     if not windows:
         return _Decodes()
     measured = [w.ms if beside or mixed else w.between_ms for w in windows]
-    rows = [
-        (
-            w.steps_ms,
-            w.steps,
-            w.tokens,
-            w.padding_tokens,
-            _pieces_ms(w, times) * mixed,
-            w.came,
-            w.prefilled,
-            w.joined,
-            w.ended,
-        )
-        for w in windows
-    ]
     shares = [w.prefilling_ms / w.ms if beside else 0.0 for w in windows]
-    own, slowed = _beside(rows, shares, measured, [w.once for w in windows])
+    weights = [w.once for w in windows]
+
+    def explained(crowding: float) -> tuple[_Explained, float]:
+        among = Serving(crowding=crowding).among
+        rows = [
+            (
+                w.steps_ms,
+                w.steps,
+                w.tokens,
+                w.padding_tokens,
+                _pieces_ms(w, times) * mixed,
+                *(among(w.streams) * n for n in (w.came, w.prefilled, w.joined, w.ended)),
+            )
+            for w in windows
+        ]
+        return _beside(rows, shares, measured, weights), crowding
+
+    (own, slowed, _), crowding = min(map(explained, _CROWDINGS), key=lambda tried: tried[0].error)
     share, step_ms, stream_ms, padding_ms, prefill_share, *moments = own
     came_ms, prefilled_ms, joined_ms, ended_ms = moments
     # When one comes another has ended, more often than not; and it joins after its prefill.
     coming_ms, joining_ms = came_ms + ended_ms, prefilled_ms + joined_ms
     return _Decodes(
-        share - 1, step_ms, stream_ms, padding_ms, coming_ms, joining_ms, slowed,
+        share - 1, step_ms, stream_ms, padding_ms, coming_ms, joining_ms, crowding, slowed,
         prefill_share - 1 if prefill_share else 0.0,
     )  # fmt: skip
 
@@ -198,7 +221,7 @@ def _pieces_ms(window: Window, times: TimeModel) -> float:
 
 
 def _ways(
-    loads: Sequence[LoadRecord], migrated: bool, coming_ms: float
+    loads: Sequence[LoadRecord], migrated: bool, added: Serving
 ) -> tuple[float, float, Spread]:
     """Means of requests that did not wait for another's prefill: while nobody decoded, and how much
     longer while somebody did, or shorter, since who waits for a step is on its way meanwhile; and
@@ -216,6 +239,7 @@ def _ways(
             elif migrated:
                 busy.append(way_ms)
             else:  # it waited for the step under way, half of it in the mean, and made it longer
+                coming_ms = added.among(load.streams(sent)) * added.coming_ms
                 busy.append(way_ms - load.step_ms(sent, begun) / 2 - coming_ms)
     idle_ms = max(0.0, fmean(idle or busy or [0.0]))
     busy_ms = max(0.0, fmean(busy)) if busy else idle_ms
@@ -268,15 +292,21 @@ def _late_ms(
 ) -> Iterator[float]:
     """Beside each of those who decoded from its first token to its second."""
     first, second = request.token_ms[:2]
-    for other in others:
-        ends = other.token_ms[1:]
-        if other is request or not ends or ends[0] > first or ends[-1] < second:
-            continue
+    beside = [
+        other.token_ms[1:]
+        for other in others
+        if other is not request
+        and len(other.token_ms) > 1
+        and other.token_ms[1] <= first
+        and other.token_ms[-1] >= second
+    ]
+    joining_ms = added.among(len(beside) + 1) * added.joining_ms
+    for ends in beside:
         heard = bisect_right(ends, first)
         begun = bisect_right(ends, ends[heard] + added.handover_ms)
         if begun + 1 < len(ends):
             step_ms, late_ms = ends[begun + 1] - ends[begun], second - ends[begun + 1]
             if late_ms > step_ms / 2:  # it would have been in this one, and made it longer
-                late_ms -= added.joining_ms + added.stream_ms
+                late_ms -= joining_ms + added.stream_ms
             if late_ms < max(_MOST_STEPS * step_ms, _MOST_MS):
                 yield late_ms

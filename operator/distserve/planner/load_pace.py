@@ -71,8 +71,9 @@ def _prefills(load: LoadRecord, served: TimeModel, added: Serving) -> Iterator[E
 def _decodes(load: LoadRecord, served: TimeModel, added: Serving) -> Iterator[Explained]:
     for window in load.windows(served):
         alone_ms = window.steps_ms + added.padding_ms * window.padding_tokens
-        alone_ms += added.coming_ms * (window.came + window.ended) / 2
-        alone_ms += added.joining_ms * (window.prefilled + window.joined) / 2
+        requests_ms = added.coming_ms * (window.came + window.ended) / 2
+        requests_ms += added.joining_ms * (window.prefilled + window.joined) / 2
+        alone_ms += added.among(window.streams) * requests_ms
         if load.migrated:
             slowed = added.decode_slowed * window.prefilling_ms / window.ms
             ms, alone_ms = window.ms, (1 + slowed) * alone_ms

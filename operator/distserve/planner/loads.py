@@ -129,6 +129,11 @@ class Window(NamedTuple):
     """That ended in it."""
 
     @property
+    def streams(self) -> float:
+        """That decode, in the mean."""
+        return self.tokens / self.steps
+
+    @property
     def between_ms(self) -> float:
         """Without prefills, where these pass between the steps."""
         return self.ms - self.prefilling_ms
@@ -207,6 +212,10 @@ class LoadRecord:
     def own_ms(self, begin: float, end: float) -> float:
         """Of a few steps, without prefills that passed between them on the same instance."""
         return end - begin - (0.0 if self.migrated else self.prefilling.within(begin, end))
+
+    def streams(self, at: float) -> int:
+        """That decode at a moment."""
+        return sum(len(r.token_ms) > 1 and r.token_ms[0] <= at < r.last_ms for r in self.requests)
 
     def nearest_ms(self, at: float) -> float:
         """From the nearest end of a decode step, as a stream has it."""

@@ -61,6 +61,9 @@ class Serving:
     length: they share a core with what receives it."""
     joining_ms: float = 0.0
     """That it costs them besides when it joins them."""
+    crowding: float = 0.0
+    """That both are less the more streams decode: of `n`, `1 / (1 + crowding * (n - 1))` of what
+    they are beside one. Whoever tells many streams their tokens is awake anyway."""
     decode_slowed: float = 0.0
     """Share by which a decode step takes longer while a neighbour prefills."""
     prefill_slowed: float = 0.0
@@ -79,6 +82,10 @@ class Serving:
         """Of a request, to its queue and back; `busy`: while others decode."""
         mean_ms = self.request_ms + (self.busy_request_ms if busy else 0.0)
         return mean_ms * self.way_spread.at(request, WAYS)
+
+    def among(self, streams: float) -> float:
+        """Share of what a request's coming and joining cost that is left among so many streams."""
+        return 1 / (1 + self.crowding * max(0.0, streams - 1))
 
     def as_entry(self) -> dict[str, Any]:
         entry: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

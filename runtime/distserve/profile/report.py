@@ -64,7 +64,7 @@ def _serving(added: Serving) -> Iterator[str]:
         f"  beside others that decode {added.busy_request_ms:.2f} ms more a request and "
         f"{added.busy_handover_ms:.2f} ms a hand-over; to "
         f"all of them {added.coming_ms:.2f} ms for each that comes, {added.joining_ms:.2f} ms for "
-        "each that joins"
+        f"each that joins, among 16 streams {added.among(16):.0%} of both"
     )
     yield (
         f"  while the other computes, decode takes {added.decode_slowed:.1%} and prefill "

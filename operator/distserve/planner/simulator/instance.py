@@ -225,7 +225,7 @@ class Instance:
         if step.decode is not None:
             joined, self._joined = self._joined, 0
             added_ms += serving.joining_ms * joined
-        return added_ms / self.spec.pp
+        return serving.among(self.decoding) * added_ms / self.spec.pp
 
     def _measure(self, step: Step, begun: float) -> float:
         """Time of one stage; marks the requests' first steps."""
