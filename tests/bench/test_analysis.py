@@ -27,7 +27,7 @@ from distserve.bench.errors import BenchError
 from distserve.bench.page import warnings
 from distserve.bench.quantiles import quantile
 from distserve.bench.reading import equal_gaps, interrupted, read_folder, read_run
-from distserve.bench.slos import NONE, Multiple, Slo, named_slo, normalised_slo
+from distserve.bench.slos import NONE, Multiple, Slo, named_slo
 from distserve.bench.tables import Question
 
 SLO = Slo(0.25, 0.1)
@@ -347,8 +347,6 @@ def test_the_papers_objectives() -> None:
     assert named_slo("tropical").ttft == Multiple(5)
     with pytest.raises(BenchError, match="choose one of sharegpt-opt-13b"):
         named_slo("sharegpt")
-    with pytest.raises(BenchError, match="choose one of sharegpt, l-eval"):
-        normalised_slo("x")
 
 
 def test_quantiles_are_numpy_s() -> None:

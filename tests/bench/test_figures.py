@@ -1,9 +1,18 @@
 """What the report's figures show where requests failed or runs are alike."""
 
+from dataclasses import replace
+
+import pytest
 from matplotlib.figure import Figure
 
 from distserve.bench.analysis import Run, Sample
-from distserve.bench.figures import distribution, draw_all, stages_of_runs
+from distserve.bench.figures import (
+    Panel,
+    attainment_over_rate,
+    distribution,
+    draw_all,
+    stages_of_runs,
+)
 from distserve.bench.lifecycle import STAGES
 from distserve.bench.slos import Slo
 from distserve.bench.tables import Question
@@ -45,3 +54,19 @@ def test_the_same_data_draw_the_same_files() -> None:
     assert len(once) > 3
     for picture, same in zip(once, again, strict=True):
         assert (picture.svg, picture.png) == (same.svg, same.png), picture.name
+
+
+@pytest.mark.parametrize(
+    "panel", [Panel(attainment_over_rate), distribution("TTFT", lambda sample: sample.ttft)]
+)
+def test_no_two_systems_look_alike(panel: Panel) -> None:
+    """There are seven colours, which all eyes tell apart."""
+    runs = [replace(run(10, 10), system=f"s{place:02}") for place in range(20)]
+    axis = Figure().subplots()
+    panel.draw(axis, Question(runs, Slo(1, 1), (1.0,)))
+    looks = [
+        (line.get_color(), line.get_marker(), line.get_linestyle())
+        for line in axis.lines
+        if str(line.get_label()).startswith("s")
+    ]
+    assert len(looks) == len(set(looks)) >= len(runs)

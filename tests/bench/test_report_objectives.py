@@ -57,6 +57,33 @@ def test_a_multiple_is_of_the_least_median_of_all_systems(
     assert "no valid run has a TPOT" in capsys.readouterr().err
 
 
+def test_limits_per_token_are_numbers_or_multiples_of_the_least_mean(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def limits(text: str) -> dict[str, float]:
+        rows = report(results, "--slo-ttft", "1s", "--normalised-slo", text)["normalised"]
+        told = {(row["latency"], row["limit_ms"]) for row in rows}
+        assert len(told) == 3, "one base for all systems"
+        return dict(told)
+
+    def approx(total: float, input: float, output: float) -> object:
+        return pytest.approx({"total": total, "input": input, "output": output})
+
+    assert limits("92ms,0.02s,320ms") == approx(92, 20, 320)
+    # At 1/s 100 ms for 10 tokens of input, and 50 ms for the second one of output.
+    assert limits("25x") == approx(25 * 150 / 12, 25 * 10, 25 * 50)
+    assert limits("25x,20ms,2x") == approx(25 * 150 / 12, 20, 2 * 50)
+    about = {"parameters": {"gpus": 1}, "complete": True, "valid": False}
+    for name in ("apart-10-1", "together-10-1"):
+        (results / f"{name}.run.json").write_text(json.dumps(about))
+    # At 3/s two of ten take 500 ms: an INVALID run is no base.
+    assert limits("1s,25x,1s") == approx(1000, 25 * 18, 1000)
+    (results / "apart-10-3.run.json").write_text(json.dumps(about))
+    words = ["--slo-ttft", "1s", "--no-figures", "--normalised-slo", "25x"]
+    assert main(["bench", "report", str(results), *words]) == 2
+    assert "no valid run has a latency per token (total)" in capsys.readouterr().err
+
+
 def test_the_rate_at_which_objectives_are_scaled(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

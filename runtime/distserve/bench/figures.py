@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX*"  # one more than colours: no two of 56 systems have the same of both
 _PARTS = (("both", "both", "-"), ("ttft", "TTFT", "--"), ("tpot", "TPOT", ":"))
 _DECADE = 10
 _CDF_RUNS = 4  # per system: lowest and highest rate and what lies evenly between
@@ -167,7 +167,8 @@ def distribution(words: str, value: Callable[[Any], float | None]) -> Panel:
                 shares = [100 * (place + 1) / run.requests for place in range(len(values))]
                 axis.step(
                     values, shares, where="post", color=COLOURS[index % len(COLOURS)],
-                    alpha=1 - 0.2 * step, linestyle=_DASHES[step % 4],
+                    marker=_MARKERS[index % len(_MARKERS)] if index >= len(COLOURS) else None,
+                    markevery=0.1, markersize=4, alpha=1 - 0.2 * step, linestyle=_DASHES[step % 4],
                     linewidth=1.3, label=_at_rate(run, question),
                 )  # fmt: skip
         axis.set(xlabel=f"{words}, ms", ylabel="of all asked requests, %", ylim=(-3, 103))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from distserve.bench.analysis import NOT_ITS_OWN, Run
+from distserve.bench.analysis import NOT_ITS_OWN, Normalised, Run, normalised
 from distserve.bench.errors import BenchError
 from distserve.bench.quantiles import quantile
-from distserve.bench.slos import DEFAULT_SCALES, NONE, Multiple, Objective, Slo, named_slo
+from distserve.bench.slos import (
+    DEFAULT_SCALES,
+    NONE,
+    Multiple,
+    NormalisedSlo,
+    Objective,
+    Slo,
+    named_slo,
+)
 
 
 @dataclass(frozen=True)
@@ -117,3 +126,30 @@ def _seconds(objective: Objective, runs: Sequence[Run], part: str) -> float:
     if isinstance(objective, Multiple):
         return objective.times * _base(runs, part).seconds
     return objective
+
+
+def limits_per_token(runs: Sequence[Run], limits: Sequence[Objective]) -> NormalisedSlo:
+    """`limits` of all tokens, of input and of output; multiples are of the least mean of all valid
+    runs, one for all systems.
+
+    Raises BenchError where nothing of the kind was measured.
+    """
+
+    def seconds(part: str, limit: Objective) -> float:
+        if not isinstance(limit, Multiple):
+            return limit
+        means = [getattr(normalised(run), part) for run in runs if run.valid]
+        measured = [mean for mean in means if not math.isnan(mean)]
+        if not measured:
+            raise BenchError(
+                f"no valid run has a latency per token ({part}) to take a multiple of; "
+                "give --normalised-slo as 92ms,20ms,320ms"
+            )
+        return limit.times * min(measured)
+
+    return NormalisedSlo(
+        *(
+            1000 * seconds(part.name, limit)
+            for part, limit in zip(fields(Normalised), limits, strict=True)
+        )
+    )

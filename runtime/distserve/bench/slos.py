@@ -108,14 +108,6 @@ LOONGSERVE_SLOS = {
 """LoongServe, SOSP 2024, figures 10 and 11: 25 times the unloaded latency."""
 
 
-def normalised_slo(name: str) -> NormalisedSlo:
-    if name not in LOONGSERVE_SLOS:
-        raise BenchError(
-            f"unknown normalised SLO {name!r}; choose one of {', '.join(LOONGSERVE_SLOS)}"
-        )
-    return LOONGSERVE_SLOS[name]
-
-
 def named_slo(name: str) -> NamedSlo:
     if name not in NAMED_SLOS:
         raise BenchError(f"unknown SLO {name!r}; choose one of {', '.join(NAMED_SLOS)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from distserve.cli.stderr import reader_may_leave
 from distserve.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from distserve.bench.slos import Objective
+    from distserve.bench.analysis import Run
+    from distserve.bench.slos import Multiple, NormalisedSlo, Objective
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"objective, as {example}, as 5x of what was measured almost idle, or none; "
             "default: that of the runs",
         )  # fmt: skip
-    add("--normalised-slo", metavar="NAME", help="LoongServe's limits per token, as sharegpt")
+    add(
+        "--normalised-slo", metavar="NAME|LIMITS",
+        help="limits per token: LoongServe's by name, as sharegpt, or of all tokens, input "
+        "and output, as 92ms,20ms,320ms, or as 25x of what was measured almost idle",
+    )  # fmt: skip
     add("--slo-scales", metavar="LIST", help="factors of both objectives, as 1.6,1.4,1.2,1,0.8")
     add(
         "--scale-rate", type=float, metavar="RATE",
@@ -46,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from distserve.bench.objectives import Asked
     from distserve.bench.report import question_of, write_report
-    from distserve.bench.slos import normalised_slo
     from distserve.bench.summary import crossings_table
     from distserve.bench.tables import json_text
 
@@ -58,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     question = question_of(args.folder, asked, _gpus(args.gpus))
     output = args.output_dir or args.folder / "report"
-    limits = normalised_slo(args.normalised_slo) if args.normalised_slo else None
+    text = args.normalised_slo
+    limits = None if text is None else _per_token(text, question.runs)
     tables = write_report(
         question, output, not args.no_figures, lambda line: print(line, file=sys.stderr), limits
     )
@@ -71,14 +77,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _objective(args: argparse.Namespace, name: str) -> Objective | None:
-    from distserve.bench.slos import NONE, Multiple
+    from distserve.bench.slos import NONE
 
     text = getattr(args, name)
-    if text == "none":
-        return NONE
-    if text is not None and (times := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)x", text)):
-        return Multiple(float(times[1]))
-    return seconds_of(args, name)
+    if text is None:
+        return None
+    return NONE if text == "none" else _multiple(text) or seconds_of(args, name)
+
+
+def _multiple(text: str) -> Multiple | None:
+    from distserve.bench.slos import Multiple
+
+    times = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)x", text)
+    return Multiple(float(times[1])) if times else None
+
+
+def _per_token(text: str, runs: Sequence[Run]) -> NormalisedSlo:
+    """Of all tokens, of input and of output; one alone is that of each."""
+    from distserve.api.durations import parse_duration
+    from distserve.bench.objectives import limits_per_token
+    from distserve.bench.slos import LOONGSERVE_SLOS
+
+    if text in LOONGSERVE_SLOS:
+        return LOONGSERVE_SLOS[text]
+    try:
+        limits = [_multiple(limit) or parse_duration(limit) for limit in text.split(",")]
+    except ValueError:
+        limits = []
+    if len(limits) not in (1, 3):
+        raise UsageError(
+            f"--normalised-slo {text!r}: choose one of {', '.join(LOONGSERVE_SLOS)}, or give the "
+            "limits of all tokens, input and output, as 92ms,20ms,320ms or as 25x"
+        )
+    return limits_per_token(runs, limits * (3 // len(limits)))
 
 
 def _scales(args: argparse.Namespace) -> tuple[float, ...] | None:
