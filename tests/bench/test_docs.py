@@ -1,8 +1,10 @@
 """What docs/bench.md shows is what the command takes."""
 
 import argparse
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,37 @@ def test_servers_can_be_started(command: str) -> None:
     parser = argparse.ArgumentParser()
     up.add_arguments(parser)
     assert (DOCS_PATH.parents[1] / parser.parse_args(shlex.split(command)).file).exists()
+
+
+SCRIPTS = [
+    found
+    for page in ("bench.md", "performance.md")
+    for found in re.findall(
+        r"(?:python|-m) benchmarks[./](\w+)(?:\.py)?([^`]*)`", DOCS_PATH.with_name(page).read_text()
+    )
+]
+
+
+class Understood(Exception):
+    """In place of what a script does with its words."""
+
+
+@pytest.mark.parametrize(("script", "words"), SCRIPTS)
+def test_commands_of_scripts_are_understood(
+    script: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_alone(parser: argparse.ArgumentParser) -> None:
+        parse(parser)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    monkeypatch.setattr(sys, "argv", [script, *shlex.split(words)])
+    package = (DOCS_PATH.parents[1] / "benchmarks" / script).is_dir()
+    module = importlib.import_module(f"benchmarks.{script}{'.__main__' * package}")
+    with pytest.raises(Understood):
+        module.main()
 
 
 @pytest.mark.parametrize("words", re.findall(r"^\| `synthetic:(.+?)`", DOCS, re.MULTILINE))
