@@ -199,6 +199,38 @@ def test_models_that_only_a_tag_tells_apart_are_not_mixed(tmp_path: Path) -> Non
     assert fit_database(alone, "opt-66b")["opt-66b", 1].prefill.seen.worst < 1e-5
 
 
+def test_rows_of_other_parallelism_are_counted_where_they_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoongServe's profiler measures sequence parallelism, too."""
+    path = foreign(tmp_path / "p.sqlite", x=TIMES)
+    words = ["profile", "fit", "--db", str(path), "--model", "opt-13b", "--format", "json"]
+
+    def fitted(*statements: str) -> tuple[int, str, str]:
+        with closing(sqlite3.connect(path)) as database:
+            for statement in statements:
+                database.execute(statement)
+            database.commit()
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    code, alone, said = fitted()
+    assert (code, said) == (0, "")
+    code, told, said = fitted(
+        "ALTER TABLE records ADD COLUMN sp_world_size DEFAULT 1",
+        "INSERT INTO records SELECT tp_world_size, batch_size, input_len, 1, 1, tag, 4 FROM records "
+        "WHERE batch_size < 4",
+    )
+    assert (code, told) == (0, alone)
+    assert said == (
+        f"{path}: 10 of 50 rows are left out: their sp_world_size or pp_world_size is not 1, and "
+        "times are fitted by tensor parallelism alone\n"
+    )
+    code, _, said = fitted("UPDATE records SET sp_world_size = 2")
+    assert code == 2
+    assert "50 of 50 rows are left out" in said and "holds no usable records" in said
+
+
 def test_a_profile_of_another_profiler_says_what_memory_there_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,7 +94,8 @@ class ServingRecord:
 
 
 def read_records(path: Path | str) -> list[Record]:
-    """All rows with a time; raises InvalidProfile when the file is no profile database."""
+    """All rows with a time, of tensor parallelism alone; raises InvalidProfile when the file is no
+    profile database."""
     records = [
         Record(
             int(row.required("tp_world_size", least=1)),
@@ -106,9 +107,20 @@ def read_records(path: Path | str) -> list[Record]:
             origin_of(row.columns),
         )
         for row in _rows(path, "records")
-        if row.columns.get("sp_world_size", 1) == 1 and row.columns.get("pp_world_size", 1) == 1
+        if row.of_tp_alone
     ]
     return [record for record in records if record.prefill_ms or record.decode_ms]
+
+
+def left_out(path: Path | str) -> str:
+    """Which rows `read_records` passes over, in words; empty where it takes all."""
+    taken = [row.of_tp_alone for row in _rows(path, "records")]
+    if all(taken):
+        return ""
+    return (
+        f"{taken.count(False)} of {len(taken)} rows are left out: their sp_world_size or "
+        "pp_world_size is not 1, and times are fitted by tensor parallelism alone"
+    )
 
 
 def read_serving(path: Path | str) -> list[ServingRecord]:
@@ -136,6 +148,10 @@ class _Row:
 
     place: str
     columns: Mapping[str, Any]
+
+    @property
+    def of_tp_alone(self) -> bool:
+        return all(self.columns.get(name, 1) == 1 for name in ("sp_world_size", "pp_world_size"))
 
     def number(self, column: str) -> float | None:
         """None where there is none. Raises InvalidProfile where something else is."""

@@ -219,11 +219,14 @@ def _fit(args: argparse.Namespace) -> int:
     from distserve.bench.writing import write_whole
     from distserve.planner.errors import PlannerError
     from distserve.planner.fitting import fit_database, profile_text
+    from distserve.planner.records import left_out
     from distserve.profile.errors import ProfileError
     from distserve.profile.report import document, draw, table
 
     try:
         memory_bytes = _memory_bytes(args)
+        if unread := left_out(args.db):
+            print(f"{args.db}: {unread}", file=sys.stderr)
         fits = fit_database(args.db, args.model, _wanted(args), args.large_batch)
         if args.output is not None:
             text = profile_text(fits, _accelerator(fits, memory_bytes))
