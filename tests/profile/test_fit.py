@@ -218,8 +218,8 @@ def test_rows_of_other_parallelism_are_counted_where_they_are_left_out(
     assert (code, said) == (0, "")
     code, told, said = fitted(
         "ALTER TABLE records ADD COLUMN sp_world_size DEFAULT 1",
-        "INSERT INTO records SELECT tp_world_size, batch_size, input_len, 1, 1, tag, 4 FROM records "
-        "WHERE batch_size < 4",
+        "INSERT INTO records SELECT tp_world_size, batch_size, input_len, 1, 1, tag, 4 "
+        "FROM records WHERE batch_size < 4",
     )
     assert (code, told) == (0, alone)
     assert said == (
