@@ -70,6 +70,8 @@ def test_other_meanings_are_told() -> None:
     ids = {"prompt_format": "tokens", "dataset": "x.csv"}
     other = [run("a", **ids, token_ids=None), run("b", **ids, token_ids="5:9")]
     assert differences(other) == "token-ids (10:1000: a; 5:9: b)"
+    earlier = [run("a", **ids), run("b", **ids, shared_prefixes=True)]
+    assert differences(earlier) == "shared-prefixes (none: a; True: b)"
     strange = [run("a", request_distribution="pareto"), run("b", request_distribution="window")]
     assert differences(strange) == "request-distribution (pareto: a; window: b)"
 

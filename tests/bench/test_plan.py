@@ -120,3 +120,39 @@ def test_another_attempt_has_other_prompts_alone(prompt_format: str) -> None:
         assert lengths(plan) == lengths(plans[0])
         assert [r.at_seconds for r in plan] == [r.at_seconds for r in plans[0]]
     assert len({str(r.prompt) for plan in plans for r in plan}) == 150
+
+
+@pytest.mark.parametrize("prompt_format", ["tokens", "text"])
+def test_prompts_share_what_the_set_says_and_no_more(prompt_format: str) -> None:
+    tokens = [700, 600, 513, 300, 300]
+    shared = RequestSet(tokens, [1] * 5, [0.0] * 5, prefix_blocks=[[0, 1], [0, 1], [0, 2], [], [3]])
+    asked = replace(recipe("recorded", shared), prompt_format=prompt_format)
+
+    def made(plan: Sequence[Planned]) -> list[list[int] | list[str]]:
+        return [r.prompt.split() if isinstance(r.prompt, str) else r.prompt for r in plan]
+
+    pair = Pair(5, None)
+    prompts = made(asked.plan(pair))
+    assert prompts == made(asked.plan(pair)), "every system sees the same"
+    assert [len(prompt) for prompt in prompts] == tokens
+    assert prompts[1] == prompts[0][:600], "a shorter block is the beginning of the whole"
+    assert prompts[2][:512] == prompts[0][:512]
+    others = [made(asked.plan(pair, attempt=2)), made(asked.plan(Pair(4, None))[:1])]
+    others += [made(replace(asked, seed=1).plan(pair)), made(asked.warm_up(40, pair))]
+    begins = {tuple(prompt[:16]) for prompt in itertools.chain(prompts, *others)}
+    assert len(begins) == 3 + 3 + 1 + 3 + 40, "another run's blocks are others, a warm-up has none"
+
+
+def test_a_request_without_ids_is_what_it_was() -> None:
+    bare = RequestSet([20] * 9, [1] * 9)
+    none = replace(bare, prefix_blocks=[[]] * 9)
+    assert recipe(requests=none).plan(Pair(9, 1.0)) == recipe(requests=bare).plan(Pair(9, 1.0))
+
+
+@pytest.mark.parametrize("ids", [[0], [0, 1, 2]])
+def test_ids_of_blocks_of_another_length_are_refused(ids: list[int]) -> None:
+    asked = recipe("fixed", RequestSet([513], [1], name="x.jsonl", prefix_blocks=[ids]))
+    said = rf"x.jsonl: a prompt of 513 tokens has {len(ids)} hash_ids, not 2, one for each 512"
+    for ask in (asked.check, asked.plan):
+        with pytest.raises(BenchError, match=said):
+            ask(Pair(1, 1.0))

@@ -303,3 +303,18 @@ def test_runs_of_shared_prompts_are_spoken_of(bench: Run, tmp_path: Path) -> Non
     for file in tmp_path.glob("sys-5-100.*"):
         file.unlink()
     assert said() == []
+
+
+def test_runs_that_shared_no_prefixes_are_no_part_of_a_curve_that_does(
+    bench: Run, stub: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    line = '{"timestamp": 0, "input_length": 600, "output_length": 4, "hash_ids": [0, 1]}\n'
+    path.write_text(line + line.replace("[0, 1]", "[0, 2]"))
+    words = ("--dataset", str(path), "--request-distribution", "recorded", *pairs("[(2,None)]"))
+    assert bench(*words)[0] == 0
+    first, second = (body["prompt"] for body in stub.bodies[-2:])
+    assert first[:512] == second[:512] and first[512:] != second[512:]
+    assert "kept" in bench(*words)[2]
+    retold(tmp_path / "sys-2-recorded.run.json", shared_prefixes=None)
+    assert "made with another shared_prefixes: " in refused(bench(*words))

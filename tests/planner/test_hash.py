@@ -39,7 +39,7 @@ def test_the_hash_of_a_question_is_that_of_its_values_alone():
         asked,
         slo=Slo(250, 100),
         rate=2,
-        requests=replace(requests, name="tuesday"),
+        requests=replace(requests, name="tuesday", prefix_blocks=[[0], [0]]),
         machine=replace(asked.machine, nodes=(4, 2)),
         options={"b": {"d": [3], "c": 2}, "a": 1},
         profile=replace(profile, entries=of_others),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distserve.workload import WorkloadError, parse_requests, read_requests, readers
+from distserve.workload import RequestSet, WorkloadError, parse_requests, read_requests, readers
 
 ROW, TIME = '{"prompt_len": 5, "output_len": 4}', '"start_time"'
 LINE = '{"input_length": 5, "output_length": 4}'
@@ -28,6 +28,14 @@ LINE = '{"input_length": 5, "output_length": 4}'
         ("x.jsonl", LINE + '\n{"input_length": 5}\n', "line 2: lacks output_length; correct"),
         ("x.jsonl", f'{LINE[:-1]}, "timestamp": 3}}\n{LINE}', "line 2: lacks timestamp"),
         ("x.jsonl", f'{LINE}\n{LINE[:-1]}, "timestamp": 3}}', "line 1: lacks timestamp"),
+        *(
+            (
+                "x.jsonl",
+                f'{LINE}\n{LINE[:-1]}, "hash_ids": {ids}}}',
+                "line 2: hash_ids must be a list",
+            )
+            for ids in ("7", '"ab"', "{}", "[1, -1]", "[1.0]", "[true]", "[null]", f"[{2**64}]")
+        ),
         ("x.csv", "prompt_len,output_len,arrival_ms\n5,4,0\n5,4\n", "line 3: list index"),
         ("x.csv", "prompt_len,output_len\n5,4\x00\n", "line 2"),
         (
@@ -78,3 +86,24 @@ def test_what_unpacks_without_end_is_refused(
     with pytest.raises(WorkloadError, match="unpacks to more than 2 MiB; unpack it with gunzip"):
         read_requests(tmp_path / "x.json.gz")
     assert len(read_requests(tmp_path / "parts.csv.gz")) == 2
+
+
+def test_ids_of_blocks_stay_with_their_lengths() -> None:
+    asked = [(600 + n, [0, n]) for n in range(20)]
+    lines = [f'{LINE[:-1]}, "input_length": {n}, "hash_ids": {ids}}}' for n, ids in asked]
+    lines[3:5] = [LINE, f'{LINE[:-1]}, "hash_ids": null}}']
+    asked[3:5] = [(5, []), (5, [])]
+    found = parse_requests("\n".join(lines), "x.jsonl")
+
+    def rows(some: RequestSet) -> list[tuple[int, list[int]]]:
+        assert some.prefix_blocks is not None
+        return [
+            (n, list(ids)) for n, ids in zip(some.prompt_tokens, some.prefix_blocks, strict=True)
+        ]
+
+    assert rows(found) == asked
+    assert rows(found.first(6)) == asked[:6]
+    assert rows(found.within(610)) == asked[:7]
+    for drawn in (found.sample(20, 1), found.resample(50, 1)):
+        assert rows(drawn) != asked and all(row in asked for row in rows(drawn))
+    assert parse_requests(f"{LINE}\n{LINE}", "x.jsonl").prefix_blocks is None

@@ -49,6 +49,7 @@ class PlanRequest:
         explicit = _canonical(self)
         explicit["profile"] = _canonical(self._profile())
         explicit["requests"].pop("name", None)
+        explicit["requests"].pop("prefix_blocks", None)  # no prefix cache is simulated
         explicit["machine"].pop("network", None)
         levels = (True, False) if self.machine.high_affinity else (True,)
         explicit["links"] = [

@@ -8,6 +8,7 @@ from distserve.workload.arrivals import ARRIVALS, ArrivalProcess
 from distserve.workload.readers import parse_requests, read_requests
 from distserve.workload.requests import (
     NO_OBJECTIVES,
+    PREFIX_BLOCK_TOKENS,
     Objectives,
     RequestSet,
     Trace,
@@ -17,6 +18,7 @@ from distserve.workload.requests import (
 __all__ = [
     "ARRIVALS",
     "NO_OBJECTIVES",
+    "PREFIX_BLOCK_TOKENS",
     "ArrivalProcess",
     "Objectives",
     "RequestSet",

@@ -11,7 +11,8 @@
 
 Any of them may be gzipped. Mooncake's traces are such .jsonl files; `arrived_at` is in
 seconds, `TIMESTAMP` a date. Requests may have objectives of their own: columns `slo_ttft_ms` and
-`slo_tpot_ms` (empty: none), in a `.ds` pairs under the key `slos`.
+`slo_tpot_ms` (empty: none), in a `.ds` pairs under the key `slos`. In JSON `hash_ids` are those of
+a prompt's blocks, for whoever makes prompts of them; one without shares nothing with the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import gzip
 import io
 import json
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -39,6 +41,7 @@ _COLUMNS = (
     ("ContextTokens", "GeneratedTokens", "TIMESTAMP", 1000.0),
 )
 _OBJECTIVES = ("slo_ttft_ms", "slo_tpot_ms")
+_BLOCKS, _HIGHEST_BLOCK = "hash_ids", 2**64 - 1
 MAX_UNPACKED_BYTES = 1 << 30
 """A gzipped file may be a thousand times as long once it is unpacked: more than this is refused."""
 _PIECE_BYTES = 1 << 20
@@ -186,8 +189,22 @@ def _ms(value: Any) -> float | None:
     return None if value in (None, "") else float(value)
 
 
+def _blocks(found: Any) -> array[int]:
+    """The ids of a prompt's blocks, 8 bytes each: a trace has hundreds of thousands."""
+    if found is None:
+        return array("Q")
+    if not isinstance(found, list) or not all(map(_is_id, found)):
+        raise ValueError(f"{_BLOCKS} must be a list of whole numbers from 0 to {_HIGHEST_BLOCK}")
+    return array("Q", found)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _HIGHEST_BLOCK
+
+
 def _from_mappings(rows: Mapping[str, Any], origin: str) -> RequestSet:
-    """`rows`: by what a message calls each. Fields that one has all must have, but objectives."""
+    """`rows`: by what a message calls each. Fields that one has all must have but
+    objectives and ids."""
     if not rows:
         raise WorkloadError(f"{origin} holds no requests; give a file with at least one row")
     for name, row in rows.items():
@@ -195,7 +212,7 @@ def _from_mappings(rows: Mapping[str, Any], origin: str) -> RequestSet:
             raise WorkloadError(f"{origin}, {name}: no object with a request; correct or drop it")
     present = {field for row in rows.values() for field in row}
     prompt, output, arrival, factor = _columns(present, origin)
-    prompts, outputs, times, objectives = [], [], [], []
+    prompts, outputs, times, objectives, blocks = [], [], [], [], []
     for name, row in rows.items():
         with _told_at(f"{origin}, {name}"):
             prompts.append(int(row[prompt]))
@@ -203,9 +220,11 @@ def _from_mappings(rows: Mapping[str, Any], origin: str) -> RequestSet:
             if arrival in present:
                 times.append(float(row[arrival]) * factor)
             objectives.append(Objectives(*(_ms(row.get(own)) for own in _OBJECTIVES)))
+            blocks.append(_blocks(row.get(_BLOCKS)))
     return RequestSet(
         prompts, outputs, times if arrival in present else None, Path(origin).name,
         objectives=objectives if present & {*_OBJECTIVES} else None,
+        prefix_blocks=blocks if any(blocks) else None,
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 LONGEST_TOKENS = 10_000_000
 """Beyond every model's context: a length above it is a mistake, and would fill the memory."""
+PREFIX_BLOCK_TOKENS = 512
+"""Of a prompt, which have one id, as in Mooncake's traces; the last block may be shorter."""
 
 
 class WorkloadError(ValueError):
@@ -46,6 +48,9 @@ class RequestSet:
     objectives: Sequence[Objectives] | None = None
     """Of each request, where the source has them: classes of users that are promised different
     things."""
+    prefix_blocks: Sequence[Sequence[int]] | None = None
+    """The ids of each prompt's blocks, where the source has them: prompts are alike as far as these
+    are. Empty where a prompt is like no other."""
 
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
@@ -112,6 +117,7 @@ class RequestSet:
             self.name,
             None if self.prompts is None else [self.prompts[row] for row in rows],
             None if self.objectives is None else [self.objectives[row] for row in rows],
+            None if self.prefix_blocks is None else [self.prefix_blocks[row] for row in rows],
         )
 
     def recorded(self) -> Trace:

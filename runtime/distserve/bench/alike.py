@@ -11,7 +11,7 @@ from distserve.bench.parameters import as_they_act
 
 _DETERMINING = (
     "model", "dataset", "request_distribution", "cv", "burst_size", "max_model_len",
-    "endpoint", "prompt_format", "token_ids", "no_ignore_eos",
+    "endpoint", "prompt_format", "token_ids", "shared_prefixes", "no_ignore_eos",
 )  # fmt: skip
 
 _Told = tuple[Run, Mapping[str, Any]]

@@ -52,4 +52,5 @@ def _prompts(parameters: Mapping[str, Any]) -> dict[str, Any]:
         dataset = str(parameters.get("dataset")).removesuffix(".gz")
         kind = "text" if Path(dataset).suffix == ".ds" else "tokens"
     ids = None if kind == "text" else parameters.get("token_ids") or TOKEN_IDS
-    return {"prompt_format": kind, "token_ids": ids}
+    shared = parameters.get("shared_prefixes")  # earlier runs had none, whatever the set says
+    return {"prompt_format": kind, "token_ids": ids, "shared_prefixes": shared}

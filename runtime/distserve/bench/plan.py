@@ -1,8 +1,9 @@
 """Turns a request set, a pair and a seed into the requests of a run: the same for every system.
 
 Drawn anew from the seed for each pair, as the papers' clients do, so systems and reruns see the
-same requests at the same instants. What is made up is another prompt at each rate: a server that
-keeps prefixes would else have been told all of it at the first.
+same requests at the same instants. What is made up is another prompt at each rate, also where the
+set says what the prompts of one have in common: a server that keeps prefixes would else have been
+told all of it at the first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from distserve.bench.errors import BenchError
 from distserve.bench.outcome import Planned
-from distserve.bench.prompts import check_room, has_own_texts, prompts_of
+from distserve.bench.prompts import check_made_up, has_own_texts, prompts_of
 from distserve.bench.question import Pair
 from distserve.workload import NO_OBJECTIVES, ArrivalProcess, RequestSet, WorkloadError
 
@@ -48,10 +49,15 @@ class Recipe:
         """What the format comes to with this set: `text` or `tokens`."""
         return "text" if self.own_texts or self.prompt_format == "text" else "tokens"
 
+    @property
+    def shared_prefixes(self) -> bool:
+        """Whether prompts are made up that begin alike, as the set says."""
+        return not self.own_texts and self.requests.prefix_blocks is not None
+
     def check(self, pair: Pair) -> None:
         """Raises BenchError with the cure where `plan` would; makes no prompts."""
         chosen, _ = self._arrive(pair)
-        check_room(chosen, self.prompt_format)
+        check_made_up(chosen, self.prompt_format)
 
     def plan(self, pair: Pair, attempt: int = 1) -> list[Planned]:
         """The pair's requests in order of arrival. Another attempt has the same but for what is
@@ -63,7 +69,7 @@ class Recipe:
     def warm_up(self, count: int, pair: Pair) -> list[Planned]:
         """So many requests of the pair's lengths, but no prompt that is measured: what they leave
         in a prefix cache helps nobody. Nor are they longer than what is. Raises as `plan`."""
-        chosen = self._arrive(pair)[0].resample(count, self.seed)
+        chosen = replace(self._arrive(pair)[0].resample(count, self.seed), prefix_blocks=None)
         prompts = self._prompts(chosen, "warm-up")
         if self.own_texts:
             prompts = [f"{_WARM_UP}{text[_WARM_UP_INSTEAD_OF:]}" for text in prompts]

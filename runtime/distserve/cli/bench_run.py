@@ -206,6 +206,7 @@ def _parameters(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
             **typed,
             "prompt_format": recipe.sends,
             "prompts": None if recipe.own_texts else OF_EACH_RATE,
+            "shared_prefixes": recipe.shared_prefixes or None,
             "dataset_content": _content(args.dataset),
         }
     )
