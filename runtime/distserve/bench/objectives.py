@@ -138,7 +138,7 @@ def limits_per_token(runs: Sequence[Run], limits: Sequence[Objective]) -> Normal
     def seconds(part: str, limit: Objective) -> float:
         if not isinstance(limit, Multiple):
             return limit
-        means = [getattr(normalised(run), part) for run in runs if run.valid]
+        means: list[float] = [getattr(normalised(run), part) for run in runs if run.valid]
         measured = [mean for mean in means if not math.isnan(mean)]
         if not measured:
             raise BenchError(
