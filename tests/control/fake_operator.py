@@ -50,7 +50,7 @@ def decide(observed: Observed, answers: Answers) -> Decision:
         live = observed.children.get(ref)
         if live is None and ref not in answers.foreign:
             actions.append(Apply(one))
-        elif live is not None and _units(live) != _units(one):
+        elif live is not None and _kept(live) != _kept(one):
             actions.append(Apply(one, uid=live["metadata"]["uid"]))
     for ref, live in observed.children.items():
         if ref not in wanted and ref.kind == "ServiceAccount":
@@ -69,9 +69,9 @@ def decide(observed: Observed, answers: Answers) -> Decision:
     )
 
 
-def _units(account: dict[str, Any]) -> str | None:
-    found: str | None = account["metadata"].get("annotations", {}).get(UNITS)
-    return found
+def _kept(account: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
+    metadata = account["metadata"]
+    return metadata.get("annotations", {}).get(UNITS), metadata.get("labels", {})
 
 
 def settings_of(said: dict[str, Any]) -> Settings:
