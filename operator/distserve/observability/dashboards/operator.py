@@ -100,18 +100,21 @@ _WORK: Final = Row(
             "Deployments that fail",
             "Five tries in a row or more; the leader's log names them.",
             (Query(f"max({_own('deployments_failing')})", "deployments"),),
+            width=6,
         ),
         Panel(
             "Reconciles that are tried again",
             "By how they ended.",
             (Query(total(_own("reconcile_errors_total"), "result"), legend("result")),),
             Unit.PER_SECOND,
+            width=6,
         ),
         Panel(
             "Calls to the API server",
             "Watches left out.",
             (Query(total(_own("api_calls_total"), "verb, outcome"), legend("verb", "outcome")),),
             Unit.PER_SECOND,
+            width=6,
         ),
         Panel(
             "Admission reviews",
@@ -119,6 +122,7 @@ _WORK: Final = Row(
             (Query(total(_own("admission_reviews_total"), "outcome"), legend("outcome")),),
             Unit.PER_SECOND,
             Form.STACKED,
+            width=6,
         ),
     ),
 )
