@@ -19,7 +19,7 @@ from distserve.operator.errors import (
     Unavailable,
     WebhookDown,
 )
-from distserve.operator.kinds import DEPLOYMENTS, NODES, PODS, Kind, kind_of
+from distserve.operator.kinds import DEPLOYMENTS, NODES, PODS, Kind
 from distserve.operator.model import Features, Key, Object, Ref
 from distserve.operator.placing import Placing
 from distserve.operator.reconciler import Reconciler
@@ -188,22 +188,6 @@ class World:
 @pytest.fixture
 async def world() -> World:
     return World()
-
-
-async def test_what_is_ours_and_was_not_seen_is_seen_before_it_is_changed(world: World) -> None:
-    """A watch is late: what runs may be of another revision, and keeps it until its turn."""
-    await world.settle()
-    ref = next(ref for ref in world.api.live if ref.kind == "StatefulSet")
-    before = world.api.live[ref]
-    world.store.drop(kind_of(*ref[:2]), (KEY.namespace, ref.name), before["metadata"]["uid"])
-    world.write(2, units=1, images={"engine": "mine:2"})
-    with pytest.raises(Conflict, match=f"{ref.name} is there already"):
-        await world.reconciler.reconcile(KEY)
-    assert world.api.live[ref] is before
-    seen = world.store.observe(KEY, world.now)
-    assert seen is not None and seen.children[ref] == before
-    await world.settle()
-    assert world.api.live[ref] != before
 
 
 @pytest.mark.parametrize("error", [REFUSED, DOWN], ids=["refused", "webhook-down"])
