@@ -58,6 +58,7 @@ def test_panels_lie_beside_one_another(dashboard: Dashboard) -> None:
         taken |= cells
     numbers = [panel["id"] for panel in panels]
     assert len(set(numbers)) == len(numbers) and 0 not in numbers
+    assert len(taken) == 24 * len({y for _, y in taken}), "no panel stands alone in its line"
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda d: d.uid)

@@ -62,6 +62,14 @@ def test_what_is_no_time_is_one_line_with_the_formula_s_name(
         ({"decoding_largebs": [-5.0, 6e-4, 0.01]}, False),
         ({"decoding_largebs": [-5.0, 0, 0.16], "decoding_large_small_bs_threshold": 9}, False),
         ({"decoding_largebs": [9.0, 6e-4, -0.01]}, False),  # of any number of requests
+        ({"decoding_largerbs": {"128": [1.0, 6e-4, 0.1]}}, True),
+        ({"decoding_largerbs": {"128": [9.0, 6e-4, -0.01]}}, False),
+        ({"decoding_largerbs": {"128": [-20.0, 6e-4, 0.15]}}, False),  # at 128 requests
+        # At 127 requests 6.2 ms: it need not hold beyond them.
+        (
+            {"decoding_largebs": [19.0, 0, -0.1], "decoding_largerbs": {"128": [9, 0, 0.1]}},
+            True,
+        ),
     ],
 )
 def test_a_coefficient_below_zero_is_judged_by_the_steps(
@@ -90,6 +98,15 @@ def test_memory_is_a_number_above_zero(accelerator: dict[str, float]) -> None:
         parse_profile(json.dumps({"accelerator": accelerator}), "mine.json")
 
 
+def test_further_formulas_hold_from_their_borders_on() -> None:
+    larger = {"256": [2.0, 0, 0.3], "128": [1.0, 0, 0.2]}
+    times = profile(decoding_largerbs=larger).times(MODEL, 1)
+    expected = {94: 19.0, 95: 7.0, 127: 7.0, 128: 1.0, 255: 1.0, 256: 2.0, 1000: 2.0}
+    assert {size: times.decode(size).a for size in expected} == expected
+    with pytest.raises(InvalidProfile, match="decoding_largerbs begins at 95, not above 95"):
+        profile(decoding_largerbs={"95": [1.0, 0, 0.2]})
+
+
 def test_a_border_without_end_is_none() -> None:
     with pytest.raises(InvalidProfile, match="not a hardware profile"):
         profile(decoding_large_small_bs_threshold=math.inf)
@@ -104,17 +121,22 @@ coefficients = st.builds(
 prompts = st.lists(st.tuples(st.integers(0, 2047), st.integers(1, 2048)), max_size=8)
 
 
-@given(coefficients, coefficients, coefficients, st.integers(0, 200), prompts, st.data())
+further = st.none() | st.tuples(st.integers(1, 200), coefficients)
+
+
+@given(coefficients, coefficients, coefficients, st.integers(0, 200), further, prompts, st.data())
 def test_by_what_is_taken_every_step_takes_time(
     prefill: Coefficients,
     small: Coefficients,
     large: Coefficients,
     border: int,
+    further: tuple[int, Coefficients] | None,
     prompts: list[tuple[int, int]],
     data: st.DataObject,
 ) -> None:
     """Pieces of prompts, from a token to their end, beside any batch."""
-    model = TimeModel(prefill, small, large, border)
+    larger = () if further is None else ((max(1, border) + further[0], further[1]),)
+    model = TimeModel(prefill, small, large, border, larger)
     try:
         times = HardwareProfile("mine", {(MODEL.name, 1): model}).times(MODEL, 1)
     except InvalidProfile:

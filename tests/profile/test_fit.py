@@ -58,6 +58,29 @@ def test_known_coefficients_and_their_border_are_found() -> None:
         assert quality.held_out is not None and quality.held_out.worst < 1e-4
 
 
+def test_kernels_that_change_their_way_twice_have_three_formulas(tmp_path: Path) -> None:
+    """From 16 requests on a step is shorter than that of 12, as of one library's products."""
+    true = TimeModel(
+        TIMES.prefill, Coefficients(12, 0.004, 0.4), Coefficients(11, 0.003, 1.3), 4,
+        ((16, Coefficients(18, 0.004, 0.5)),),
+    )  # fmt: skip
+    found = fit(records(true)).times
+    assert (found.large_batch, [border for border, _ in found.decode_larger]) == (4, [16])
+    for size in BATCHES:
+        assert found.decode_ms(size, 100 * size) == pytest.approx(true.decode_ms(size, 100 * size))
+    assert found.decode_ms(15, 1500) > found.decode_ms(16, 1600)
+    told = tmp_path / "three.json"
+    told.write_text(profile_text({("facebook/opt-13b", 1): fit(records(true))}))
+    assert load_profile(str(told)).times(find_model("13b"), 1) == found
+    assert fit(records(true), large_batch=8).times.decode_larger == (), "one border, as was asked"
+
+
+def test_noise_makes_no_further_formulas() -> None:
+    draw = random.Random(1)
+    for _ in range(20):
+        assert fit(records(noise=lambda: draw.gauss(1.0, 0.05))).times.decode_larger == ()
+
+
 def test_without_a_border_there_is_one_decode_formula() -> None:
     found = fit(records(replace(TIMES, decode_large=TIMES.decode_small)))
     assert found.times.large_batch == LARGE_BATCH

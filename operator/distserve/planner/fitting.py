@@ -9,8 +9,11 @@ predicted from the rest.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,6 +36,9 @@ from distserve.strategies.time_model import Coefficients, TimeModel
 
 LARGE_BATCH = 95
 """DistServe's border between its two decode fits, where no better one is found."""
+_HELPS = 0.95, 0.5, 0.5
+"""What each further border has to leave less than, of the squared errors without it: what helps no
+more than noise is none, and kernels that change their way change times by more."""
 FEWEST = 3
 """Records of each formula: it has three coefficients."""
 _FOLDS = 5
@@ -93,8 +99,8 @@ class Fit:
 def fit(records: Sequence[Record], large_batch: int | None = None) -> Fit:
     """Fit one model at one TP degree.
 
-    Decode is fitted apart from `large_batch` requests on; None looks for the border with the least
-    error. A side of it without enough records takes the fit of all.
+    Decode is fitted apart from `large_batch` requests on; None looks for the borders with the least
+    error. What lies between two without enough records takes the fit of all.
     """
     prefills = [r for r in records if r.prefill_ms is not None]
     decodes = [r for r in records if r.decode_ms is not None]
@@ -110,14 +116,16 @@ def fit(records: Sequence[Record], large_batch: int | None = None) -> Fit:
         return lambda record: _product(coefficients, _prefill_row(record))
 
     def predict_decode(part: Sequence[Record]) -> Callable[[Record], float]:
-        small, large = _decode(part, border)
-        return lambda record: _product(
-            small if record.batch_size < border else large, _decode_row(record)
-        )
+        return _predicted(_decode(part, borders), borders)
 
-    border = _border(decodes) if large_batch is None else large_batch
+    borders = _borders(decodes) if large_batch is None else (large_batch,)
+    small, large, *larger = _decode(decodes, borders)
     times = TimeModel(
-        _least_squares(prefills, _prefill_row, _prefill_ms), *_decode(decodes, border), border
+        _least_squares(prefills, _prefill_row, _prefill_ms),
+        small,
+        large,
+        borders[0],
+        tuple(zip(borders[1:], larger, strict=True)),
     )
     return Fit(
         times,
@@ -166,33 +174,46 @@ def _decode_ms(record: Record) -> float:
     return record.decode_ms
 
 
-def _border(records: Sequence[Record]) -> int:
-    """The batch size from which on a second fit helps most; LARGE_BATCH where none does."""
+def _borders(records: Sequence[Record]) -> tuple[int, ...]:
+    """The batch sizes from which on another fit helps; LARGE_BATCH where none does."""
     sizes = sorted({record.batch_size for record in records})
-    best, least = LARGE_BATCH, _border_error(records, LARGE_BATCH)
-    for border in sizes[2:-1]:  # a side needs two sizes to tell a slope from a constant
-        error = _border_error(records, border)
-        if error < least * 0.95 - 1e-9:  # a split that helps no more than noise is none
-            best, least = border, error
-    return best
+    found: tuple[int, ...] = (LARGE_BATCH,)
+    least = _decode_error(records, found)
+    for count, helps in enumerate(_HELPS, 1):
+        tried = [(_decode_error(records, more), more) for more in _apart(sizes, count)]
+        error, more = min(tried, default=(least, found))
+        if error >= least * helps - 1e-9:
+            break
+        found, least = more, error
+    return found
 
 
-def _border_error(records: Sequence[Record], border: int) -> float:
-    small, large = _decode(records, border)
-    return fmean(
-        (_product(small if r.batch_size < border else large, _decode_row(r)) / _decode_ms(r) - 1)
-        ** 2
-        for r in records
-    )
+def _apart(sizes: Sequence[int], count: int) -> Iterator[tuple[int, ...]]:
+    """So many borders among these sizes. Each part has two, to tell a slope from a constant."""
+    for borders in combinations(sizes, count):
+        parts = Counter(bisect_right(borders, size) for size in sizes)
+        if all(parts[nth] >= 2 for nth in range(count + 1)):
+            yield borders
 
 
-def _decode(records: Sequence[Record], border: int) -> tuple[Coefficients, Coefficients]:
-    def of(part: Sequence[Record]) -> Coefficients:
-        return _least_squares(part if len(part) >= FEWEST else records, _decode_row, _decode_ms)
+def _decode_error(records: Sequence[Record], borders: tuple[int, ...]) -> float:
+    predict = _predicted(_decode(records, borders), borders)
+    return fmean((predict(record) / _decode_ms(record) - 1) ** 2 for record in records)
 
-    return (
-        of([r for r in records if r.batch_size < border]),
-        of([r for r in records if r.batch_size >= border]),
+
+def _decode(records: Sequence[Record], borders: tuple[int, ...]) -> list[Coefficients]:
+    parts: list[list[Record]] = [[] for _ in (*borders, None)]
+    for record in records:
+        parts[bisect_right(borders, record.batch_size)].append(record)
+    return [
+        _least_squares(part if len(part) >= FEWEST else records, _decode_row, _decode_ms)
+        for part in parts
+    ]
+
+
+def _predicted(fits: Sequence[Coefficients], borders: tuple[int, ...]) -> Callable[[Record], float]:
+    return lambda record: _product(
+        fits[bisect_right(borders, record.batch_size)], _decode_row(record)
     )
 
 
@@ -256,6 +277,10 @@ def profile_text(
             "decoding_smallbs": list(times.decode_small),
             "decoding_largebs": list(times.decode_large),
         }
+        if times.decode_larger:
+            entry["decoding_largerbs"] = {
+                str(border): list(larger) for border, larger in times.decode_larger
+            }
         if fitted.serving:
             entry["serving"] = fitted.serving.as_entry()
         content.setdefault(model, {})[str(tp)] = entry

@@ -5,9 +5,11 @@ A profile is a JSON file. Its entries are the ones simdistserve publishes; `acce
     {"accelerator": {"memory_bytes": 85899345920, "kv_budget_bytes": 79891180749},
      "MODEL": {"TP": {"prefill": [a, b, c], "decoding_smallbs": [a, b, c],
                       "decoding_largebs": [a, b, c], "decoding_large_small_bs_threshold": 95,
+                      "decoding_largerbs": {"128": [a, b, c]},
                       "serving": {"request_ms": 7.1, "handover_ms": 5.2, ...}}}}
 
-`serving`, which is ours too and may be absent, is what a deployment adds to the engine's steps.
+Ours too, and may be absent: `decoding_largerbs`, further fits from so many requests on, and
+`serving`, what a deployment adds to the engine's steps.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import pairwise
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -173,11 +176,20 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
 
 
 def _time_model(entry: Mapping[str, Any]) -> TimeModel:
+    def formula(values: Sequence[Any]) -> Coefficients:
+        return Coefficients(*map(float, values))
+
+    border = int(entry.get("decoding_large_small_bs_threshold", 95))
+    further = entry.get("decoding_largerbs", {})
+    larger = sorted((int(least), formula(values)) for least, values in further.items())
+    if larger and larger[0][0] <= border:
+        raise ValueError(f"decoding_largerbs begins at {larger[0][0]}, not above {border}")
     return TimeModel(
-        prefill=Coefficients(*map(float, entry["prefill"])),
-        decode_small=Coefficients(*map(float, entry["decoding_smallbs"])),
-        decode_large=Coefficients(*map(float, entry["decoding_largebs"])),
-        large_batch=int(entry.get("decoding_large_small_bs_threshold", 95)),
+        prefill=formula(entry["prefill"]),
+        decode_small=formula(entry["decoding_smallbs"]),
+        decode_large=formula(entry["decoding_largebs"]),
+        large_batch=border,
+        decode_larger=tuple(larger),
     )
 
 
@@ -187,27 +199,28 @@ def _refuse_impossible(
     """Raises InvalidProfile where a step takes no time, or more tokens make it shorter: nothing can
     be simulated so. A coefficient may be below 0, as in fits without bounds, while no step comes to
     that. `longest`: tokens of a prompt."""
-    prefill, small, large = times.prefill, times.decode_small, times.decode_large
+    prefill = times.prefill
     squares = 1, 2 * longest - 1  # what a prompt's first token and its last add to sum(l^2)
-    border = max(1, times.large_batch)
     # The shortest step, or the batches at either end of a formula; what each further token adds.
-    for name, formula, steps_ms, slopes in (
+    formulas = [
         (
             "prefill", prefill,
             [times.prefill_ms(1, square) for square in squares],
             [prefill.b + prefill.c * square for square in squares],
-        ),
-        (
-            "decoding_smallbs", small,
-            [times.decode_ms(batch, batch) for batch in (1, border - 1) if 0 < batch < border],
-            [small.b],
-        ),
-        (
-            "decoding_largebs", large,
-            [times.decode_ms(border, border)],
-            [large.b, large.b + large.c],
-        ),
-    ):  # fmt: skip
+        )
+    ]  # fmt: skip
+    decodes = [
+        ("decoding_smallbs", 1, times.decode_small),
+        ("decoding_largebs", max(1, times.large_batch), times.decode_large),
+        *(("decoding_largerbs", border, larger) for border, larger in times.decode_larger),
+    ]
+    for (name, least, formula), (_, border, _) in pairwise(decodes):
+        ends = (least, border - 1) if least < border else ()
+        formulas.append((name, formula, [times.decode_ms(n, n) for n in ends], [formula.b]))
+    name, least, formula = decodes[-1]
+    slopes = [formula.b, formula.b + formula.c]
+    formulas.append((name, formula, [times.decode_ms(least, least)], slopes))
+    for name, formula, steps_ms, slopes in formulas:
         possible = all(ms > 0 for ms in steps_ms) and all(slope >= 0 for slope in slopes)
         if not (possible and all(map(isfinite, formula))):
             raise InvalidProfile(

@@ -137,4 +137,5 @@ class Serving:
             served(times.decode_small),
             served(times.decode_large),
             times.large_batch,
+            tuple((border, served(decode)) for border, decode in times.decode_larger),
         )

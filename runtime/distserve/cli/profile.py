@@ -182,7 +182,7 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tag", help="of the model, where another profiler's database has several")
     add(
         "--large-batch", type=_positive, metavar="N",
-        help="decode is fitted apart from so many requests on (default: where it helps most)",
+        help="decode is fitted apart from so many requests on, once (default: where it helps)",
     )  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="the profile, for --hardware-profile FILE")
     add(

@@ -28,6 +28,9 @@ def document(fits: Fits) -> dict[str, Any]:
             "decode_small": list(fit.times.decode_small),
             "decode_large": list(fit.times.decode_large),
             "large_batch": fit.times.large_batch,
+            "decode_larger": {
+                str(border): list(larger) for border, larger in fit.times.decode_larger
+            },
             "errors": {"prefill": asdict(fit.prefill), "decode": asdict(fit.decode)},
             "serving": fit.serving.as_entry() if fit.serving else None,
         }
@@ -42,9 +45,10 @@ def table(fits: Fits) -> Iterator[str]:
         yield f"{model} TP {tp}" + (f" ({where})" if where else "")
         yield f"  prefill {_formula(times.prefill, 'sum(l)', 'sum(l^2)')}"
         yield f"  decode  {_formula(times.decode_small, 'sum(context)', 'n')}"
-        if times.decode_large != times.decode_small:
-            formula = _formula(times.decode_large, "sum(context)", "n")
-            yield f"          {formula} from {times.large_batch} requests on"
+        for border, decode in ((times.large_batch, times.decode_large), *times.decode_larger):
+            if decode != times.decode_small:
+                formula = _formula(decode, "sum(context)", "n")
+                yield f"          {formula} from {border} requests on"
         yield "  relative error     records    mean  median     p90   worst"
         for phase, quality in (("prefill", fit.prefill), ("decode", fit.decode)):
             yield from _errors(phase, quality)

@@ -28,13 +28,16 @@ class Coefficients(NamedTuple):
 class TimeModel:
     """Step times of one model at one tensor parallel degree.
 
-    Decode has two fits: below `large_batch` requests (memory bound) and from there on.
+    Decode has two fits: below `large_batch` requests (memory bound) and from there on. Where
+    kernels change their way more often, `decode_larger` has further ones: from how many requests
+    on, in ascending order above `large_batch`.
     """
 
     prefill: Coefficients
     decode_small: Coefficients
     decode_large: Coefficients
     large_batch: int = 95
+    decode_larger: tuple[tuple[int, Coefficients], ...] = ()
 
     def prefill_ms(self, tokens: int, squared_tokens: int, pp: int = 1) -> float:
         """One stage of prefilling prompts of `tokens` in sum and `squared_tokens` in squares."""
@@ -43,7 +46,14 @@ class TimeModel:
 
     def decode(self, batch_size: int) -> Coefficients:
         """The fit that holds for this batch size."""
-        return self.decode_small if batch_size < self.large_batch else self.decode_large
+        if batch_size < self.large_batch:
+            return self.decode_small
+        found = self.decode_large
+        for border, larger in self.decode_larger:
+            if batch_size < border:
+                break
+            found = larger
+        return found
 
     def decode_ms(self, batch_size: int, context_tokens: int, pp: int = 1) -> float:
         """One stage of one decode step over `context_tokens` in sum."""

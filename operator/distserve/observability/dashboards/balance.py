@@ -122,6 +122,7 @@ _BATCHES: Final = Row(
             0.9,
             f"{_ENGINE}request_prefill_time_seconds",
             ROLE,
+            width=12,
         ),
         by_label(
             "p90 of the decoding time",
@@ -129,6 +130,7 @@ _BATCHES: Final = Row(
             0.9,
             f"{_ENGINE}request_decode_time_seconds",
             ROLE,
+            width=12,
         ),
     ),
 )

@@ -34,12 +34,11 @@ def by_label(
     label: str,
     *matchers: str,
     unit: Unit = Unit.SECONDS,
+    width: int = Panel.width,
 ) -> Panel:
     """One percentile for each value of a label."""
-    expression = quantile(share, histogram, (*SHOWN, *matchers), label)
-    return Panel(
-        title, f"{description} 0 while there was none.", (Query(expression, legend(label)),), unit
-    )
+    query = Query(quantile(share, histogram, (*SHOWN, *matchers), label), legend(label))
+    return Panel(title, f"{description} 0 while there was none.", (query,), unit, width=width)
 
 
 def legend(*labels: str) -> str:

@@ -70,7 +70,7 @@ _OBJECTIVE: Final = Row(
             Unit.SHARE,
             Form.NUMBER,
             most=1,
-            width=6,
+            width=4,
             without=NO_SLO,
         ),
         Panel(
@@ -83,14 +83,14 @@ _OBJECTIVE: Final = Row(
             ),
             Unit.SHARE,
             most=1,
-            width=9,
+            width=7,
             without=NO_SLO,
         ),
         Panel(
             "Error budget's burn rate",
             "1 uses up the allowed misses exactly; the alerts compare with multiples of it.",
             (_burn("5m"), _burn("1h"), _burn("6h")),
-            width=9,
+            width=7,
             without=NO_SLO,
         ),
         Panel(
@@ -100,6 +100,7 @@ _OBJECTIVE: Final = Row(
             (Query(attained(_OWN_MET, shown(JUDGED, OWN_OBJECTIVE)), "both"),),
             Unit.SHARE,
             most=1,
+            width=6,
         ),
         percentiles(
             "Time to first token",
@@ -129,6 +130,7 @@ _LOAD: Final = Row(
             (Query(total(shown(REQUESTS), "code"), legend("code")),),
             Unit.REQUESTS,
             Form.STACKED,
+            width=6,
         ),
         Panel(
             "Requests now",
@@ -137,6 +139,7 @@ _LOAD: Final = Row(
                 Query(f"sum({shown(IN_FLIGHT)})", "in flight"),
                 Query(f"sum({shown('distserve_requests_waiting')})", "waiting"),
             ),
+            width=6,
         ),
         Panel(
             "Room to wait, taken",
@@ -149,6 +152,7 @@ _LOAD: Final = Row(
                 ),
             ),
             Unit.SHARE,
+            width=6,
         ),
         Panel(
             "Tokens per second",
@@ -158,6 +162,7 @@ _LOAD: Final = Row(
                 Query(total(shown("distserve_generation_tokens_total")), "generated"),
             ),
             Unit.PER_SECOND,
+            width=6,
         ),
         Panel(
             "Failures of the service",
