@@ -105,7 +105,8 @@ def overloaded(url: str, model: str, seconds: float) -> tuple[list[list[Planned]
     """Plans of a little more than the deployment serves, and the requests a second that it does, in
     the mean of them. It is full from the first moment."""
     (load,) = load_of(url, model, (MAX_NUM_SEQS,), 901)
-    rate = steady_rate([request.last_ms / 1000 for request in load.requests])
+    one_after_another = load.requests[: len(load.requests) // 2]
+    rate = steady_rate([request.last_ms / 1000 for request in one_after_another])
     for _ in range(_TRIES):
         rate *= _OVERLOAD
         requests = max(_LEAST, round(_LONGER * seconds * rate))

@@ -5,14 +5,17 @@ import json
 import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from distserve.bench.client import Client, Target
-from distserve.bench.outcome import Outcome
+from distserve.bench.openloop import Observed, offer
+from distserve.bench.outcome import Outcome, Planned
 from distserve.cli.main import main
 from distserve.planner.loads import LoadRecord, decoded, read_loads
 from distserve.planner.records import read_records
@@ -206,11 +209,54 @@ async def test_clients_of_a_load_send_one_request_after_another(stub: Stub, move
             assert 0 <= request.sent_ms < request.prefill_ms < request.prefilled_ms
             assert request.prefilled_ms - request.prefill_ms == pytest.approx(1.5, abs=0.01)
             assert list(request.token_ms) == sorted(request.token_ms)
+        one_after_another = load.requests[: len(load.requests) // 2]
         at_once = max(
-            sum(r.sent_ms <= one.sent_ms < r.last_ms for r in load.requests)
-            for one in load.requests
+            sum(r.sent_ms <= one.sent_ms < r.last_ms for r in one_after_another)
+            for one in one_after_another
         )
         assert at_once == row.clients
+
+
+async def test_half_of_a_load_comes_whenever_it_comes(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as were answered, as often in the mean; of one client all wait for it."""
+    stub.tells = True
+    offered: list[list[Planned]] = []
+
+    async def seen(plan: list[Planned], client: Client) -> Observed:
+        offered.append(plan)
+        return await offer(plan, client)
+
+    monkeypatch.setattr(asking_module, "offer", seen)
+    rows: list[Loaded] = []
+    async with asking(Target(stub.url, "m")) as asker:
+        await loads.measure(asker, rows.append, clients=(1, 16), rounds=1, seconds=0.4)
+    (plan,) = offered
+    requests = decoded(rows[1].requests)
+    assert len(requests) == 2 * len(plan)
+    first, rest = requests[: len(plan)], requests[len(plan) :]
+    assert max(one.last_ms for one in first) < min(one.sent_ms for one in rest)
+    gaps = [after.at_seconds - before.at_seconds for before, after in pairwise(plan)]
+    assert min(gaps) > 0 and pstdev(gaps) == pytest.approx(fmean(gaps), rel=0.3), "Poisson's"
+    lasted = (max(one.last_ms for one in first) - first[0].sent_ms) / 1000
+    assert plan[-1].at_seconds == pytest.approx(lasted, rel=0.6)
+    assert {one.prompt_tokens for one in plan} != {one.input_tokens for one in first}
+
+
+async def test_a_refusal_among_those_that_come_is_told(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.tells = True
+
+    async def refused(plan: list[Planned], client: Client) -> Observed:
+        stub.status = 503
+        return await offer(plan, client)
+
+    monkeypatch.setattr(asking_module, "offer", refused)
+    async with asking(Target(stub.url, "m")) as asker:
+        with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
+            await loads.measure(asker, lambda _: None, clients=(2,), rounds=1, seconds=0.1)
 
 
 async def test_a_server_that_tells_too_few_stages_is_refused(stub: Stub) -> None:
@@ -322,7 +368,8 @@ async def test_requests_as_long_as_users_send_them(
     assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 0
     (load,) = read_loads(path, [record.origin for record in read_records(path)])
     assert {(r.input_tokens, len(r.token_ms)) for r in load.requests} == {(7, 3)}
-    assert len(load.requests) == 2 * loads.LEAST_REQUESTS, "answers longer than a load meet, too"
+    least = 2 * loads.LEAST_REQUESTS
+    assert len(load.requests) == least + least, "answers longer than a load meet, too"
     capsys.readouterr()
     stub.longest = 9
     assert await asyncio.to_thread(main, [*ask, "synthetic:fixed,prompt=7,output=3"]) == 2

@@ -1,7 +1,8 @@
 """What clients saw of a deployment under load, and what passed there at each of its moments.
 
-A load is requests that several clients send, each one after another. Their instants tell who
-decoded and what was prefilled at any moment; all times are milliseconds since the load's begin.
+A load is requests that several clients send, each one after another, and as many that come whenever
+they come. Their instants tell who decoded and what was prefilled at any moment; all times are
+milliseconds since the load's begin.
 """
 
 from __future__ import annotations

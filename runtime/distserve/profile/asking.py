@@ -15,6 +15,7 @@ import aiohttp
 
 from distserve.bench.client import Client, Target, refused_as_it_was_asked
 from distserve.bench.connections import Spare, open_session
+from distserve.bench.openloop import offer
 from distserve.bench.outcome import Outcome, Planned
 from distserve.profile.errors import ProfileError
 
@@ -44,24 +45,46 @@ class Asker:
         times can do without, it is asked for less from then on. Raises ProfileError where one
         fails."""
         outcomes = await self._send(prompt_tokens, output_tokens)
-        while failure := next((o.failure for o in outcomes if o.failure is not None), None):
-            target = self._client.target
-            less = less_than(target, failure)
+        while failure := _failure(outcomes):
+            less = less_than(self._client.target, failure)
             if less is None:
-                hint = next((hint for word, hint in _HINTS.items() if word in failure), "")
-                raise ProfileError(f"{target.shown}: {failure}{hint}")
+                raise self._failed(failure)
             self._client = Client(self._http, less)
             outcomes = await self._send(prompt_tokens, output_tokens)
         return outcomes
 
+    async def offer(
+        self, instants: Sequence[float], lengths: Sequence[tuple[int, int]]
+    ) -> Sequence[Outcome]:
+        """Requests of these lengths, prompt and output, at these instants in seconds, whatever the
+        server does, as `distserve bench run` sends them; to their ends. Raises ProfileError where
+        one fails."""
+        observed = await offer(
+            [
+                self._planned(nth, at, *tokens)
+                for nth, (at, tokens) in enumerate(zip(instants, lengths, strict=True))
+            ],
+            self._client,
+        )
+        if observed.interrupted:
+            raise asyncio.CancelledError
+        if failure := _failure(observed.outcomes):
+            raise self._failed(failure)
+        return observed.outcomes
+
+    def _planned(self, index: int, at: float, prompt_tokens: int, output_tokens: int) -> Planned:
+        prompt = [self._draw.randrange(*_TOKEN_IDS) for _ in range(prompt_tokens)]
+        return Planned(index, at, prompt, prompt_tokens, output_tokens)
+
+    def _failed(self, failure: str) -> ProfileError:
+        hint = next((hint for word, hint in _HINTS.items() if word in failure), "")
+        return ProfileError(f"{self._client.target.shown}: {failure}{hint}")
+
     async def _send(self, prompt_tokens: Sequence[int], output_tokens: int) -> list[Outcome]:
         planned = [
-            Planned(
-                index, 0.0, [self._draw.randrange(*_TOKEN_IDS) for _ in range(tokens)], tokens,
-                output_tokens,
-            )
+            self._planned(index, 0.0, tokens, output_tokens)
             for index, tokens in enumerate(prompt_tokens)
-        ]  # fmt: skip
+        ]
         target = self._client.target
         bodies = [target.body(one.prompt, one.output_tokens) for one in planned]
         async with _connections(self._client, len(planned)) as spares:
@@ -102,6 +125,10 @@ class Asker:
                 return found if isinstance(found, dict) else {}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return {}
+
+
+def _failure(outcomes: Sequence[Outcome]) -> str | None:
+    return next((one.failure for one in outcomes if one.failure is not None), None)
 
 
 def within(

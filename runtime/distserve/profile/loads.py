@@ -1,8 +1,11 @@
-"""Measures a deployment under load: clients that each send one request after another.
+"""Measures a deployment under load: clients that each send one request after another, and then
+requests that come whenever they come.
 
 With one client nothing meets; with more of them prefills, hand-overs and decode steps pass beside
-each other, in all proportions. What is kept is each request's instants: the planner explains them
-(`distserve.planner.load_fit`). A plan is tested with other requests, which come when they do.
+each other, in all proportions. But who waits for an answer sends when another has just ended, and a
+request costs those who decode less then than in between, as users' come: so half of a load is of
+such. What is kept is each request's instants: the planner explains them
+(`distserve.planner.load_fit`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from time import perf_counter
 
 from distserve.bench.outcome import Outcome
@@ -29,7 +33,7 @@ PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 96)
 """Lengths are drawn between these, each order of magnitude as often as another, where nobody says
 which ones users send."""
 LONGEST = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
-LEAST_REQUESTS = 3
+LEAST_REQUESTS = 2
 """Of each client: where an answer takes as long as a load, all would come at once, and no prefill
 pass beside the others' tokens."""
 PAUSE_SECONDS = 0.1
@@ -44,7 +48,7 @@ Lengths = Callable[[random.Random], tuple[int, int]]
 
 @dataclass
 class _Load:
-    """What its clients have been answered so far."""
+    """What has been answered so far."""
 
     clients: int
     begun: float
@@ -53,6 +57,12 @@ class _Load:
     lengths: Lengths
     answered: int = 0
     told: list[LoadRequest] = field(default_factory=list)
+
+    def hear(self, outcome: Outcome) -> None:
+        self.answered += 1
+        request = told(outcome, self.begun)
+        if request is not None:
+            self.told.append(request)
 
 
 async def measure(
@@ -86,17 +96,34 @@ async def measure(
 
 
 async def _pass(asker: Asker, load: _Load, seconds: float) -> None:
+    if load.clients == 1:
+        await _one_after_another(asker, load, seconds)
+    else:
+        await _one_after_another(asker, load, seconds / 2)
+        await _whenever_they_come(asker, load)
+    if len(load.told) < (1 - UNTOLD) * load.answered:
+        raise ProfileError(
+            f"of {load.answered} requests the server told the stages of {len(load.told)} in "
+            f"time; is it too busy with {load.clients} clients?"
+        )
+
+
+async def _one_after_another(asker: Asker, load: _Load, seconds: float) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(load.clients):
                 group.create_task(_client(asker, load, seconds))
     except ExceptionGroup as errors:  # the others were cancelled
         raise errors.exceptions[0] from errors
-    if len(load.told) < (1 - UNTOLD) * load.answered:
-        raise ProfileError(
-            f"of {load.answered} requests the server told the stages of {len(load.told)} in "
-            f"time; is it too busy with {load.clients} clients?"
-        )
+
+
+async def _whenever_they_come(asker: Asker, load: _Load) -> None:
+    """As many again as were answered, and in the mean as often: so they are served, too."""
+    rate = load.answered / (perf_counter() - load.begun)
+    count = range(load.answered)
+    instants = list(accumulate(load.draw.expovariate(rate) for _ in count))
+    for outcome in await asker.offer(instants, [load.lengths(load.draw) for _ in count]):
+        load.hear(outcome)
 
 
 async def _client(asker: Asker, load: _Load, seconds: float) -> None:
@@ -105,10 +132,7 @@ async def _client(asker: Asker, load: _Load, seconds: float) -> None:
         sent += 1
         prompt, output = load.lengths(load.draw)
         (outcome,) = await asker.ask([prompt], output)
-        load.answered += 1
-        request = told(outcome, load.begun)
-        if request is not None:
-            load.told.append(request)
+        load.hear(outcome)
         await asyncio.sleep(load.draw.uniform(0, PAUSE_SECONDS))
 
 
