@@ -2,9 +2,9 @@
 requests that come whenever they come.
 
 With one client nothing meets; with more of them prefills, hand-overs and decode steps pass beside
-each other, in all proportions. But who waits for an answer sends when another has just ended, and a
-request costs those who decode less then than in between, as users' come: so half of a load is of
-such. What is kept is each request's instants: the planner explains them
+each other, in all proportions. But who waits for an answer sends soon after another has ended, and
+a request costs those who decode less so than where users' come, at any moment: so half of a load is
+of such. What is kept is each request's instants: the planner explains them
 (`distserve.planner.load_fit`).
 """
 
