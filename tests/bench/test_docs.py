@@ -73,16 +73,19 @@ def test_synthetic_sets_can_be_made(words: str) -> None:
 def test_names_are_all_there() -> None:
     for name in (*BUILDERS, *MIXES, *NAMED_SLOS):
         assert f"`{name}`" in DOCS, name
-    rows = re.findall(
-        r"^\| `(.+?)` \| (\S+(?: s)?) / (\S+(?: s)?) \| (\S+) to (\S+) \| ([0-9.]*) ?\|", DOCS, re.M
-    )
+    objectives = r"^\| `(.+?)` \| (\S+(?: s)?) / (\S+(?: s)?)"
+    sweeps = r" \| (\S+) to (\S+) \| ([0-9.]*) ?\| ([^|]*?) ?\|"
+    rows = re.findall(objectives + sweeps, DOCS, re.MULTILINE)
     assert {
-        name: (ttft, tpot, float(most), float(least), float(rate) if rate else None)
-        for name, ttft, tpot, most, least, rate in rows
+        name: (ttft, tpot, float(most), float(least), float(rate) if rate else None, measured)
+        for name, ttft, tpot, most, least, rate, measured in rows
     } == {
-        name: (words(slo.ttft), words(slo.tpot), slo.scales[0], slo.scales[-1], slo.scale_rate)
+        name: (
+            words(slo.ttft), words(slo.tpot), slo.scales[0], slo.scales[-1], slo.scale_rate,
+            f"{slo.requests} at {slo.rates[0]:g} to {slo.rates[-1]:g}" if slo.rates else "",
+        )
         for name, slo in NAMED_SLOS.items()
-    }
+    }  # fmt: skip
 
 
 def test_limits_per_token_are_all_there() -> None:

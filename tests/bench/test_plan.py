@@ -75,6 +75,20 @@ def test_all_at_once() -> None:
     assert pair.label == "7-inf"
 
 
+def test_a_papers_counts_and_rates_are_per_gpu() -> None:
+    """DistServe's artifact asks this of its three GPUs for OPT-13B, and of eight for HumanEval."""
+    chat = parse_pairs("sharegpt-opt-13b", gpus=3)
+    assert [pair.label for pair in chat] == [
+        f"300-{rate}" for rate in ("0.75", "1.5", "3", "4.5", "6", "6.75", "7.5", "9")
+    ]
+    code = parse_pairs("humaneval-opt-66b", gpus=8)
+    assert [pair.label for pair in code] == [f"400-{rate}" for rate in range(1, 18, 2)]
+    with pytest.raises(BenchError, match="tropical has no published rates; choose one of sharegpt"):
+        parse_pairs("tropical")
+    with pytest.raises(BenchError, match=r"'sharegpt' is no list .* name: sharegpt-opt-13b"):
+        parse_pairs("sharegpt")
+
+
 def test_a_drawn_set_gives_its_first_requests() -> None:
     drawn = replace(recipe(), drawn=True)
     short, long = drawn.plan(Pair(50, 4.0)), drawn.plan(Pair(400, 4.0))

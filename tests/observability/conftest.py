@@ -118,10 +118,13 @@ def start_prometheus(tmp_path: Path) -> Iterator[Start]:
 
 
 class Shown:
-    """Dashboards with their variables chosen."""
+    """Dashboards with their variables chosen. Panels that say `without` may show nothing else."""
 
-    def __init__(self, prometheus: Prometheus, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, prometheus: Prometheus, variables: Mapping[str, str], without: str = ""
+    ) -> None:
         self._prometheus = prometheus
+        self._without = without
         self._variables = {**variables, "__rate_interval": "10s", "__range": "60s"}
 
     def values(self, query: Query) -> list[float]:
@@ -136,6 +139,7 @@ class Shown:
             f"{dashboard.title} / {panel.title}: {query.expression} -> {found}"
             for dashboard in dashboards
             for panel in dashboard.panels
+            if not (self._without and panel.without == self._without)
             for query in panel.queries
             if not (found := self.values(query)) or not all(map(math.isfinite, found))
         ]

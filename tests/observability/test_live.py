@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from tools.cluster.waiting import wait_for
 from tools.dashboard_pictures import main
 
 from distserve.observability.dashboards.balance import BALANCE
+from distserve.observability.dashboards.common import NO_MIGRATORS
 from distserve.observability.dashboards.service import SERVICE
 from distserve.observability.dashboards.topology import TOPOLOGY
 from distserve.observability.dashboards.transfer import TRANSFER
+from distserve.observability.panels import Dashboard
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 DISTSERVE = [sys.executable, "-m", "distserve.cli.main"]
-SAMPLE = CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml"
+SAMPLES = CHECKOUT / "manifests" / "samples"
 OF_DEPLOYMENT = (SERVICE, BALANCE, TRANSFER, TOPOLOGY)
 
 # What a healthy service has no reason to do: fail, preempt, run out, and probe without being asked.
@@ -38,11 +41,48 @@ QUIET = {
 }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A sample, how many processes of it are scraped, and what stays still under load. Panels that
+    say `without` may have nothing to show."""
+
+    sample: str
+    deployment: str
+    processes: int
+    quiet: Mapping[Dashboard, set[str]]
+    without: str = ""
+
+
+DISAGGREGATED = Case("tiny-cpu", "tiny", 5, QUIET)
+"""A gateway, two engines and their migrators."""
+COLOCATED = Case(
+    "tiny-colocated",
+    "tiny-colocated",
+    2,
+    QUIET
+    | {
+        one: QUIET[one]
+        | {panel.title for panel in one.panels if panel.without == NO_MIGRATORS}
+        | {"Pairs by what they share"}
+        for one in (TRANSFER, TOPOLOGY)
+    },
+    NO_MIGRATORS,
+)
+"""A gateway and an engine, which is no pair."""
+
+
+@pytest.fixture(params=[DISAGGREGATED, COLOCATED], ids=lambda case: case.sample)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
 @pytest.fixture
-def pack(tmp_path: Path) -> Path:
+def pack(case: Case, tmp_path: Path) -> Path:
     folder = tmp_path / "pack"
+    sample = SAMPLES / f"{case.sample}.yaml"
     subprocess.run(
-        [*DISTSERVE, "observability", f"--output-dir={folder}", f"--file={SAMPLE}"],
+        [*DISTSERVE, "observability", f"--output-dir={folder}", f"--file={sample}"],
         check=True,
         capture_output=True,
         timeout=60,
@@ -51,10 +91,11 @@ def pack(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def up(tmp_path: Path, unused_port: int) -> Iterator[tuple[str, Path]]:
+def up(case: Case, tmp_path: Path, unused_port: int) -> Iterator[tuple[str, Path]]:
     """The address of the gateway, and the file with what is to be scraped."""
     targets = tmp_path / "up.json"
-    flags = [f"--file={SAMPLE}", f"--port={unused_port}", f"--prometheus-targets={targets}"]
+    sample = f"--file={SAMPLES / case.sample}.yaml"
+    flags = [sample, f"--port={unused_port}", f"--prometheus-targets={targets}"]
     with (
         (tmp_path / "up.log").open("w") as log,
         subprocess.Popen(
@@ -108,14 +149,19 @@ def load(url: str) -> Iterator[None]:
 
 
 def test_every_panel_shows_a_running_deployment(
-    up: tuple[str, Path], pack: Path, start_prometheus: Any, shown: Any, tmp_path: Path
+    case: Case,
+    up: tuple[str, Path],
+    pack: Path,
+    start_prometheus: Any,
+    shown: Any,
+    tmp_path: Path,
 ) -> None:
     url, targets = up
     rules = sorted((pack / "rules").glob("*.yaml"))
     prometheus = start_prometheus(rules)
     shutil.copy(targets, prometheus.targets)
     expected = sum(len(one["targets"]) for one in json.loads(targets.read_text()))
-    assert expected == 5, "a gateway, two engines and their migrators"
+    assert expected == case.processes
     wait_for(
         "every target",
         lambda: prometheus.values("up") == [1.0] * expected,
@@ -123,7 +169,8 @@ def test_every_panel_shows_a_running_deployment(
         explain=lambda: str(prometheus.get("/api/v1/targets")),
         poll_seconds=0.5,
     )
-    dashboards = shown(prometheus, {"namespace": "default", "deployment": "tiny"})
+    variables = {"namespace": "default", "deployment": case.deployment}
+    dashboards = shown(prometheus, variables, case.without)
     dashboards.wait_complete("at rest", *OF_DEPLOYMENT)
     at_rest = dashboards.moving(SERVICE)
     assert at_rest == {
@@ -132,16 +179,22 @@ def test_every_panel_shows_a_running_deployment(
     }  # fmt: skip
 
     with load(url):
-        still: dict[str, set[str]] = {}
+        still = {
+            one: {panel.title for panel in one.panels} - case.quiet[one] for one in OF_DEPLOYMENT
+        }
 
-        def all_move() -> bool:
-            still.clear()
-            for dashboard in OF_DEPLOYMENT:
-                titles = {panel.title for panel in dashboard.panels}
-                still[dashboard.title] = titles - QUIET[dashboard] - dashboards.moving(dashboard)
+        def all_have_moved() -> bool:
+            for dashboard, titles in still.items():
+                titles -= dashboards.moving(dashboard)
             return not any(still.values())
 
-        wait_for("all panels to move", all_move, 60, explain=lambda: str(still), poll_seconds=1)
+        wait_for(
+            "all panels to move",
+            all_have_moved,
+            60,
+            explain=lambda: str({one.title: titles for one, titles in still.items() if titles}),
+            poll_seconds=1,
+        )
         dashboards.wait_complete("under load", *OF_DEPLOYMENT)
         met = 'deployment:distserve_slo_attained:ratio_rate5m{namespace="default"}'
         wait_for(
@@ -152,7 +205,7 @@ def test_every_panel_shows_a_running_deployment(
             30,
         )
     pictures = tmp_path / "pictures"
-    draw = ["--deployment=tiny", "--seconds=90", "--scrape-seconds=2.5"]
+    draw = [f"--deployment={case.deployment}", "--seconds=90", "--scrape-seconds=2.5"]
     assert main([f"--prometheus={prometheus.url}", f"--output-dir={pictures}", *draw]) == 0
     assert {f"{one.uid}.png" for one in OF_DEPLOYMENT} == {one.name for one in pictures.iterdir()}
     for group in prometheus.get("/api/v1/rules")["groups"]:

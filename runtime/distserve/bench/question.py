@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distserve.bench.errors import BenchError
+from distserve.bench.slos import NAMED_SLOS
 
 _PAIRS = 'give a list of (count, rate) such as "[(300,1.5),(300,3)]"'
+_NAMED = tuple(name for name, slo in NAMED_SLOS.items() if slo.rates)
 _NO_LIST = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError)
 _SHOWN = 80  # characters of a text that is wrong
 TOKEN_IDS = "10:1000"
@@ -36,13 +38,20 @@ class Pair:
         return {"requests": self.requests, "rate": "inf" if self.rate == math.inf else self.rate}
 
 
-def parse_pairs(text: str) -> list[Pair]:
-    """Raises BenchError. `inf` is a rate: all at once."""
+def parse_pairs(text: str, gpus: int = 1) -> list[Pair]:
+    """A list of them, or the name of a paper's experiment, whose counts and rates are per GPU.
+    Raises BenchError. `inf` is a rate: all at once."""
+    if text in NAMED_SLOS:
+        named = NAMED_SLOS[text]
+        if not named.rates:
+            raise BenchError(f"{text} has no published rates; choose one of {', '.join(_NAMED)}")
+        return [Pair(named.requests * gpus, rate * gpus) for rate in named.rates]
     try:
         listed = ast.literal_eval(text.replace("inf", "1e999"))
         pairs = [Pair(count, rate if rate is None else float(rate)) for count, rate in listed]
     except _NO_LIST as error:
-        raise BenchError(f"{_shortened(text)} is no list of pairs; {_PAIRS}") from error
+        cure = f"{_PAIRS} or a paper's name: {', '.join(_NAMED)}"
+        raise BenchError(f"{_shortened(text)} is no list of pairs; {cure}") from error
     for pair in pairs:
         if not isinstance(pair.requests, int) or pair.requests < 1:
             raise BenchError(f"{pair.requests!r} is no count of requests; {_PAIRS}")

@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--num-prompts-req-rates", required=True, metavar="PAIRS",
-        help='(count, requests per second) of each run: "[(300,1.5),(300,3)]"',
+        help='(count, requests per second) of each run: "[(300,1.5),(300,3)]"; or a paper\'s by '
+        "name, times --gpus: sharegpt-opt-13b (docs/bench.md)",
     )  # fmt: skip
     add(
         "--request-distribution", default="poisson", metavar="NAME",
@@ -125,7 +126,7 @@ def _session(args: argparse.Namespace) -> Session:
             raise UsageError(
                 f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} to {most}"
             )
-    pairs = parse_pairs(args.num_prompts_req_rates)
+    pairs = parse_pairs(args.num_prompts_req_rates, args.gpus)
     recipe = _recipe(args, longest=max(pair.requests for pair in pairs))
     slo = {name: seconds_of(args, name) for name in ("slo_ttft", "slo_tpot")}
     headers = [

@@ -21,6 +21,7 @@ from tools.images.build import archives
 SYSTEM = "distserve-system"
 SAMPLE = CHECKOUT / "manifests" / "samples" / "tiny-cpu.yaml"
 READY_SECONDS = 180.0
+TOLD_SECONDS = 30.0
 
 ASK = """
 import json, sys
@@ -133,6 +134,16 @@ class Deployment:
 
         self.cluster.wait_for(f"{kind}={status} of {self.name}", holds, seconds)
         return self.condition(kind)
+
+    def told(self, reason: str) -> list[Any]:
+        """The events of its namespace for this reason."""
+        events = self.cluster.get("events.events.k8s.io", namespace=self.namespace)["items"]
+        return [event for event in events if event["reason"] == reason]
+
+    def wait_until_told(self, reason: str, seconds: float = TOLD_SECONDS) -> list[Any]:
+        """What is seen in the status is told in the moment after."""
+        self.cluster.wait_for(f"an event {reason}", lambda: bool(self.told(reason)), seconds)
+        return self.told(reason)
 
     def pods(self, **labels: str) -> list[Any]:
         wanted = {"distserve.io/deployment": self.name}

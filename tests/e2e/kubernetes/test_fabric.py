@@ -73,8 +73,8 @@ def test_a_slow_link_holds_its_unit_and_is_told_with_both_numbers(deployment: An
     assert serving(deployment) == {False}
     ready = deployment.condition("Ready")
     assert (ready["status"], ready["reason"]) == ("False", "FabricNotVerified")
-    events = deployment.cluster.get("events.events.k8s.io", namespace=deployment.namespace)["items"]
-    assert [e["type"] for e in events if e["reason"] == "SlowFabric"] == ["Warning"]
+    (event,) = deployment.wait_until_told("SlowFabric")
+    assert event["type"] == "Warning"
 
 
 def test_why_names_the_slow_link(deployment: Any, capsys: pytest.CaptureFixture[str]) -> None:

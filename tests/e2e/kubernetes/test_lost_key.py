@@ -48,8 +48,8 @@ def test_a_lost_key_is_made_anew_under_another_name(deployment: Any) -> None:
     delete(deployment, "secret", "tiny-key")
     delete(deployment, "pod", deployment.pod(role="decode")["metadata"]["name"])
     wait_until_whole(deployment, "tiny-key-2")
-    events = cluster.kubectl("get", "events", where, "--field-selector=reason=KeyLost")
-    assert "Secret tiny-key was deleted" in events
+    (event,) = deployment.wait_until_told("KeyLost")
+    assert "Secret tiny-key was deleted" in event["note"]
     assert deployment.ask(PROMPT) == before
 
     # On node1 the gateway has it: the kubelet starts the engine with its copy.

@@ -85,13 +85,8 @@ def test_a_unit_is_whole_again_after_a_kubelets_death(
         assert {pod["spec"]["nodeName"] for pod in pods} == {survivor}
         deployment.wait_for("Ready", seconds=WHOLE_SECONDS)
         assert deployment.ask("The river") == [answer]
-        said = cluster.kubectl(
-            "get",
-            "events",
-            f"--namespace={deployment.namespace}",
-            "--field-selector=reason=NodeLost",
-        )
-        assert f"node {lost} has been unreachable for {NODE_LOST_AFTER} s" in said
+        notes = [event["note"] for event in deployment.wait_until_told("NodeLost")]
+        assert any(f"node {lost} has been unreachable for {NODE_LOST_AFTER} s" in n for n in notes)
     finally:
         kubelet.start()
         cluster.wait_until_ready(f"node {lost}")

@@ -73,11 +73,6 @@ def homes(deployment: Any) -> dict[str, str]:
     }
 
 
-def told(deployment: Any) -> list[Any]:
-    events = deployment.cluster.get("events.events.k8s.io", namespace=deployment.namespace)
-    return [event for event in events["items"] if event["reason"] == "Repacking"]
-
-
 def test_an_idle_unit_goes_to_the_fuller_zone_and_requests_are_answered_meanwhile(
     deployment: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,11 +87,10 @@ def test_an_idle_unit_goes_to_the_fuller_zone_and_requests_are_answered_meanwhil
         answers.extend(deployment.ask("The river", tokens=48, times=10))
         longest, last = max(longest, time.monotonic() - last), time.monotonic()
     if longest < IDLE_SECONDS:  # Else the machine was too slow to keep it busy.
-        assert not told(deployment)
-    cluster.wait_for("the unit to be found idle", lambda: bool(told(deployment)), 120)
+        assert not deployment.told("Repacking")
 
     # Whoever comes now neither stops the move nor notices it.
-    (event,) = told(deployment)
+    (event,) = deployment.wait_until_told("Repacking", 120)
     assert "is moved from zone b to zone a, to node1" in event["note"]
     assert event["type"] == "Normal"
     rounds = 0
@@ -114,7 +108,7 @@ def test_an_idle_unit_goes_to_the_fuller_zone_and_requests_are_answered_meanwhil
     (left,) = deployment.live()["status"]["repacking"]
     assert left == {"unit": "u0", "leaving": False, "left": ["zone b"]}
     assert deployment.condition("Ready")["status"] == "True"
-    assert len(told(deployment)) == 1
+    assert len(deployment.told("Repacking")) == 1
     begun = datetime.fromisoformat(event["eventTime"]).timestamp()
     ready = max(ready_at(pod) for pod in deployment.pods(unit="u0"))
     with capsys.disabled():
