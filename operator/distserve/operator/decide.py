@@ -147,8 +147,12 @@ def _tripped(observed: Observed, live: Mapping[str, LiveUnit], fault: Exception)
         f"the operator trips over this deployment: {words}. That is its fault: please report it "
         "with the traceback from its log. What runs goes on, and it is tried again",
     )
+    try:
+        told = report_refusal(observed, live, refusal)
+    except Exception as second:  # It has the first one as its context.
+        return Decision(fault=second)
     # Asking makes no sense, and its answers would go back and forth with those of the next try.
-    return replace(report_refusal(observed, live, refusal), questions=(), fault=fault)
+    return replace(told, questions=(), fault=fault)
 
 
 class Ahead(NamedTuple):

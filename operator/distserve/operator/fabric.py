@@ -9,6 +9,7 @@ nobody out of service who serves.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -157,7 +158,7 @@ def are_apart(live: Mapping[str, LiveUnit], units: Mapping[str, UnitLinks]) -> b
     """Gateways pair ready instances of equal fingerprints, across units where they must. One whose
     fingerprint is not known may serve."""
     known = {life: one for links in units.values() for life, one in links.engines.items()}
-    ready: dict[str, set[str]] = {role.value: set() for role in Role}
+    ready: dict[str, set[str]] = defaultdict(set)
     for unit in live.values():
         for name, instance in unit.instances.items():
             if instance.ready:

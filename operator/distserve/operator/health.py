@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from distserve.api import labels
+from distserve.api.strategies import Role
 from distserve.operator.model import Object, Observed, Placement, Pod
 
 PLACE: Final = f"{labels.GROUP}/place"
@@ -20,7 +21,9 @@ HELD_PODS: Final = f"{labels.GROUP}/held-pods"
 have."""
 CRASHING: Final = "CrashLoopBackOff"
 _UNIT: Final = re.compile(r"u[0-9]{1,9}")
-_NAMED: Final = re.compile(rf".*-({_UNIT.pattern})-[a-z]+-[0-9]+")
+_OF_UNIT: Final = re.compile(rf".*-({_UNIT.pattern})-(?:[a-z]+-[0-9]+|[0-9a-f]{{8}})")
+"""Names of StatefulSets, and of what stands for units in queues."""
+_OF_ROLE: Final = re.compile(rf".*-({'|'.join(Role)})-[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,16 @@ class LiveInstance:
     def name(self) -> str:
         return str(self.statefulset["metadata"]["name"])
 
-    @property
+    @cached_property
     def role(self) -> str:
-        return _label(self.statefulset, labels.ROLE)
+        """By its name, which nobody can write over. Empty for one that is not of our making."""
+        named = _OF_ROLE.fullmatch(self.name)
+        return named[1] if named else ""
 
     @property
     def revision(self) -> str:
-        return _label(self.statefulset, labels.REVISION)
+        """That its pods are made of, whatever somebody wrote over its own label."""
+        return _label(self.statefulset["spec"]["template"], labels.REVISION)
 
     @property
     def replicas(self) -> int:
@@ -144,7 +150,7 @@ def live_units(observed: Observed) -> dict[str, LiveUnit]:
         pods[pod.instance].append(pod)
     sets: dict[str, dict[str, LiveInstance]] = defaultdict(dict)
     for ref, found in observed.children.items():
-        if ref.kind == "StatefulSet" and (unit := unit_of_set(ref.name, found)):
+        if ref.kind == "StatefulSet" and (unit := unit_by_name(ref.name, found)):
             sets[unit][ref.name] = LiveInstance(found, tuple(pods[ref.name]))
     return {
         unit: LiveUnit(unit, found, tuple(p for p in observed.pods if p.unit == unit))
@@ -152,9 +158,9 @@ def live_units(observed: Observed) -> dict[str, LiveUnit]:
     }
 
 
-def unit_of_set(name: str, found: Object) -> str:
-    """By the StatefulSet's name, which nobody can write over; else by its label. Empty for none."""
-    if named := _NAMED.fullmatch(name):
+def unit_by_name(name: str, found: Object) -> str:
+    """By the object's name, which nobody can write over; else by its label. Empty for none."""
+    if named := _OF_UNIT.fullmatch(name):
         return named[1]
     unit = _label(found, labels.UNIT)
     return unit if _UNIT.fullmatch(unit) else ""

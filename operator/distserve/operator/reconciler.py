@@ -29,7 +29,7 @@ from distserve.operator.errors import (
     Tripped,
 )
 from distserve.operator.events import Events
-from distserve.operator.health import unit_of_set
+from distserve.operator.health import unit_by_name
 from distserve.operator.idle import IdleQuestion
 from distserve.operator.idleness import Idleness
 from distserve.operator.kinds import CONFIG_MAPS, DEPLOYMENTS, NODES, SECRETS, kind_of
@@ -390,6 +390,6 @@ def placed_sets(observed: Observed) -> dict[str, list[Object]]:
     found: dict[str, list[Object]] = {}
     for ref, child in observed.children.items():
         stays = ref.kind == "StatefulSet" and "deletionTimestamp" not in child["metadata"]
-        if stays and (unit := unit_of_set(ref.name, child)):
+        if stays and (unit := unit_by_name(ref.name, child)):
             found.setdefault(unit, []).append(child)
     return found

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from distserve.api.conditions import AcceptedReason, Condition, PlacedReason, ReadyReason
+from distserve.api.strategies import Role
 from distserve.diagnosis.facts import refused_pods
 from distserve.operator.acceptance import Refusal
 from distserve.operator.conditions import Fact, Facts, find, merged, transitions
@@ -181,13 +182,14 @@ def _view_as_before(observed: Observed, live: Mapping[str, LiveUnit]) -> Overvie
     """What is there of what an earlier spec asked: its objects tell, and what was told of it."""
     there = Counter(i.role for unit in live.values() for i in unit.instances.values())
     told = {one["name"]: one["desired"] for one in _status(observed).get("roles") or ()}
+    roles = [role.value for role in Role if role.value in told or role.value in there]
     gateways = sum(
         found["spec"].get("replicas", 1)
         for ref, found in observed.children.items()
         if ref.kind == "Deployment"
     )
     return Overview(
-        Asked({role: told.get(role, there[role]) for role in told | there}, len(live), gateways),
+        Asked({role: told.get(role, there[role]) for role in roles}, len(live), gateways),
         live,
         _gateways(observed),
         "",

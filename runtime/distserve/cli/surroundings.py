@@ -103,7 +103,7 @@ def _in_files(args: argparse.Namespace, deployment: DistServeDeployment) -> Arou
 
 def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Around:
     from distserve.api import labels
-    from distserve.operator.health import unit_of_set
+    from distserve.operator.health import unit_by_name
     from distserve.operator.kinds import DEPLOYMENTS, kind_of
     from distserve.operator.restoring import stated
     from distserve.placement.inventory import Inventory
@@ -127,7 +127,7 @@ def _in_cluster(args: argparse.Namespace, deployment: DistServeDeployment) -> Ar
     units: dict[UnitId, list[Object]] = {}
     for one in sets:
         name, namespace = one["metadata"]["name"], one["metadata"]["namespace"]
-        if of := unit_of_set(name, one):
+        if of := unit_by_name(name, one):
             deployed = one["metadata"]["labels"].get(labels.DEPLOYMENT, "")
             units.setdefault(UnitId(namespace, deployed, of), []).append(one)
     standing = {}

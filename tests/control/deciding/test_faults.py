@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from distserve.api import labels
 from distserve.operator.model import NoPlace
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -80,6 +81,36 @@ def test_a_fault_is_told_and_what_runs_is_healed(
     running.trips = False
     running.settle()
     assert running.condition("Accepted")["status"] == "True"
+
+
+@pytest.mark.parametrize("label", [labels.ROLE, labels.REVISION])
+def test_what_runs_is_healed_beside_a_label_that_was_overwritten(running: Any, label: str) -> None:
+    """Which nothing puts back while the spec is refused."""
+    running.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["labels"][label] = "x"
+    running.edit(decode={"podTemplate": {"spec": "x"}}).settle()
+    assert running.condition("Accepted")["reason"] == "InvalidPodTemplate"
+    assert healed(running) and running.condition("Ready")["status"] == "True"
+
+
+def test_a_role_that_somebody_wrote_into_the_status_is_not_told(world: Any) -> None:
+    world.settle().status["roles"].append({"name": "x", "desired": 1, "ready": 0, "updated": 0})
+    world.edit(decode={"podTemplate": {"spec": "x"}}).settle()
+    assert [one["name"] for one in world.status["roles"]] == ["prefill", "decode"]
+
+
+def test_what_runs_is_healed_though_its_fault_cannot_be_told(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trip(*_: Any) -> Any:
+        raise KeyError("x")
+
+    monkeypatch.setattr("distserve.operator.decide._steer", trip)
+    monkeypatch.setattr("distserve.operator.report.health_facts", trip)
+    running.trips = True
+    running.settle()
+    assert healed(running)
+    fault = running.decide().fault
+    assert isinstance(fault.__context__, KeyError), "the first one is told, too"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distserve.api import labels
 from distserve.operator.health import live_units, read_place, write_place
 from distserve.operator.model import Placement
 from distserve.operator.reconciler import placed_sets
@@ -37,16 +38,17 @@ def test_a_place_that_was_overwritten_is_asked_for_again(world: Any) -> None:
     assert world.settle().condition("Placed")["status"] == "True"
 
 
-@pytest.mark.parametrize("label", ["x", "u7", ""])
-def test_a_unit_label_that_was_overwritten_is_put_back(world: Any, label: str) -> None:
+@pytest.mark.parametrize("text", ["x", "u7", ""])
+@pytest.mark.parametrize("label", [labels.UNIT, labels.ROLE, labels.REVISION])
+def test_a_label_that_was_overwritten_is_put_back(world: Any, label: str, text: str) -> None:
     uids = {pod.uid for pod in world.settle().pods.values()}
-    found = world.named("StatefulSet")["tiny-u0-prefill-0"]
-    found["metadata"]["labels"]["distserve.io/unit"] = label
+    marks = world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["labels"]
+    before, marks[label] = marks[label], text
     assert live_units(world.observe()).keys() == {"u0"}
     assert {name: len(sets) for name, sets in placed_sets(world.observe()).items()} == {"u0": 2}
     world.settle()
-    found = world.named("StatefulSet")["tiny-u0-prefill-0"]
-    assert found["metadata"]["labels"]["distserve.io/unit"] == "u0"
+    marks = world.named("StatefulSet")["tiny-u0-prefill-0"]["metadata"]["labels"]
+    assert marks[label] == before
     assert {pod.uid for pod in world.pods.values()} == uids, "it runs on"
 
 
