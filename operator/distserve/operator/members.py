@@ -7,10 +7,9 @@ so they are members of one group from their making to their end, whatever the sp
 
 from __future__ import annotations
 
-from distserve.api import labels
 from distserve.api.deployment import DistServeDeployment
 from distserve.api.topology import POD_SCHEDULERS, Scheduler
-from distserve.operator.health import LiveUnit
+from distserve.operator.health import LiveUnit, unit_by_name
 from distserve.operator.model import Object, Observed
 from distserve.resources.revisions import Revision
 
@@ -53,10 +52,9 @@ def of_units(observed: Observed, api_version: str, kind: str) -> dict[str, list[
     """What stands for units, by unit, oldest first; without what is going."""
     found: dict[str, list[Object]] = {}
     for ref, live in observed.children.items():
-        marks = live["metadata"].get("labels") or {}
-        going = "deletionTimestamp" in live["metadata"]
-        if ref[:2] == (api_version, kind) and labels.UNIT in marks and not going:
-            found.setdefault(marks[labels.UNIT], []).append(live)
+        stays = ref[:2] == (api_version, kind) and "deletionTimestamp" not in live["metadata"]
+        if stays and (unit := unit_by_name(ref.name, live)):
+            found.setdefault(unit, []).append(live)
     for some in found.values():
         some.sort(
             key=lambda one: (one["metadata"].get("creationTimestamp", ""), one["metadata"]["name"])

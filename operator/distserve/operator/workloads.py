@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from distserve.api import labels
 from distserve.operator.conditions import seconds
 from distserve.operator.flavors import Flavor
+from distserve.operator.health import unit_by_name
 from distserve.operator.model import Object, Observed, Ref
 from distserve.resources.kueue import API_VERSION, ASKED, BEFORE, KIND, Priority
 from distserve.resources.queued import Admission, Admitted
@@ -31,10 +31,6 @@ class Entry:
     @property
     def uid(self) -> str:
         return str(self.live["metadata"]["uid"])
-
-    @property
-    def unit(self) -> str:
-        return str(self.live["metadata"]["labels"][labels.UNIT])
 
     @property
     def asked(self) -> str:
@@ -128,10 +124,9 @@ def entries(observed: Observed) -> dict[str, list[Entry]]:
     """By unit, oldest first."""
     found: dict[str, list[Entry]] = {}
     for ref, live in observed.children.items():
-        marks = live["metadata"].get("labels") or {}
-        going = "deletionTimestamp" in live["metadata"]
-        if ref.kind == KIND and labels.UNIT in marks and not going:
-            found.setdefault(marks[labels.UNIT], []).append(Entry(live))
+        stays = ref.kind == KIND and "deletionTimestamp" not in live["metadata"]
+        if stays and (unit := unit_by_name(ref.name, live)):
+            found.setdefault(unit, []).append(Entry(live))
     for some in found.values():
         some.sort(key=lambda one: (one.live["metadata"].get("creationTimestamp", ""), one.name))
     return found
