@@ -36,9 +36,10 @@ class Gathering:
         """Until those that came may be decided."""
         if self.opened is None or self._last is None:
             return 0.0
+        if now < self.opened:
+            return 0.0  # The clock was put back: nobody can tell how long they have waited.
         end = min(self._last + self.quiet_seconds, self.opened + self.longest_seconds)
-        # A clock that was put back must not make anybody wait longer.
-        return min(max(0.0, end - now), self.quiet_seconds)
+        return max(0.0, end - now)
 
     def done(self) -> None:
         """They were decided."""

@@ -101,8 +101,8 @@ class Placing:
         if new:
             self._add(new)
         now = self._clock()
-        settled = now - self._passed > PAUSE_SECONDS and not self._gathering.left_seconds(now)
-        if self._changed.is_set() and settled:
+        pauses = 0 <= now - self._passed <= PAUSE_SECONDS  # A clock may be put back.
+        if self._changed.is_set() and not pauses and not self._gathering.left_seconds(now):
             self._pass()  # Most units find their place at once.
         return {unit.unit: self._answers.get(unit, Pending()) for unit in asked}
 

@@ -88,6 +88,13 @@ async def test_units_that_come_together_are_decided_together(world: World) -> No
     assert isinstance(come("large", 8), Placement)
 
 
+async def test_a_clock_that_is_put_back_holds_nobody_up(world: World) -> None:
+    for name in ("a", "b"):
+        world.placing.ask(Key("ns", name), [unit(name, 1)])
+    world.now -= 3600.0
+    assert isinstance(world.ask("b", unit("b", 1)), Placement)
+
+
 async def test_how_long_it_waits_is_known_from_its_first_question(world: World) -> None:
     """The condition that says so later has whole seconds."""
     found = world.ask("a", unit("a"))
