@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from distserve.operator.asking import Instance, NotAnswered, PeerLink, Probe, WrongKey
-from distserve.operator.engines import KEPT_CHARACTERS, Engines, EngineSettings
+from distserve.operator.engines import (
+    FINGERPRINT_CHARACTERS,
+    KEPT_CHARACTERS,
+    Engines,
+    EngineSettings,
+)
 from distserve.operator.errors import Unavailable
 from distserve.operator.fabric_metrics import FabricCollector
 from distserve.operator.model import Key
@@ -283,5 +288,5 @@ async def test_what_a_tenants_engines_say_is_kept_short() -> None:
     measured, failed = found["u0"].links
     assert measured.transport == "other" and not failed.measured
     assert len(measured.trouble) == len(failed.trouble) == KEPT_CHARACTERS
-    assert found["u0"].fingerprints == ("x" * KEPT_CHARACTERS,)
+    assert found["u0"].fingerprints == ("x" * FINGERPRINT_CHARACTERS,)
     room.engines.release(KEY)

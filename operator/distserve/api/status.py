@@ -71,7 +71,7 @@ class UnitStatus(Model):
         default="",
         max_length=256,
         description="What its engines computed from model, types and KV layout: instances exchange "
-        "KV only where it is equal. Several are joined by a comma.",
+        "KV only where it is equal. Several are joined by a comma, three at most.",
     )
     fabric: FabricStatus | None = Field(
         default=None, description="Its slowest link; absent until measured."

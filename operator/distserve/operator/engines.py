@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 KEPT_CHARACTERS: Final = 256
 """Of what an engine or a migrator says: a tenant may have thousands of pairs."""
+FINGERPRINT_CHARACTERS: Final = 64
+"""Of a fingerprint. Ours have 32."""
 KNOWN_TRANSPORTS: Final = frozenset(Transport) - {Transport.AUTO}
 """Each name is a label of metrics."""
 
@@ -191,7 +193,7 @@ class Engines:
             if found.measured or before is None or not before.measured:
                 unit.known[pair.lives] = found
         unit.engines = {
-            member.life: one.fingerprint[:KEPT_CHARACTERS]
+            member.life: one.fingerprint[:FINGERPRINT_CHARACTERS]
             for member, one in instances.items()
             if isinstance(one, Instance)
         }

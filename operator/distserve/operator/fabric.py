@@ -26,7 +26,9 @@ from distserve.operator.pairs import Link, LinksQuestion, Member, Pair, UnitLink
 from distserve.placement.nodes import Node
 
 FINGERPRINT_DIGITS: Final = 8
-"""Enough to tell two of them apart; all of them stand in `status.units`."""
+"""Enough to tell two of them apart; whole ones stand in `status.units`."""
+TOLD_FINGERPRINTS: Final = 3
+"""Of a unit. Its status has room for as many of the longest that are kept."""
 SUFFIXES: Final = ("", "k", "M", "G", "T", "P")
 
 
@@ -69,7 +71,7 @@ class Fabric:
             return {}
         found: Object = {}
         if known.fingerprints:
-            found["fingerprint"] = ",".join(known.fingerprints)
+            found["fingerprint"] = ",".join(known.fingerprints[:TOLD_FINGERPRINTS])
         if (link := known.slowest) is not None:
             found["fabric"] = {
                 "reader": link.pair.reader.pod,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from distserve.api import labels
+from distserve.operator.engines import FINGERPRINT_CHARACTERS
 from distserve.operator.fabric import quantity, rate
 from distserve.operator.model import Apply
 from distserve.operator.pairs import Link, LinksQuestion, Pair
@@ -319,6 +320,17 @@ def test_a_gate_that_nobody_asks_for_any_more_is_opened(new_world: Any) -> None:
     }  # fmt: skip
     world.settle()
     assert world.condition("Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize("digits", [32, FINGERPRINT_CHARACTERS])
+def test_a_unit_whose_engines_all_differ_has_a_status(new_world: Any, digits: int) -> None:
+    """`reconcile` has the model validate it, with the API server's bounds."""
+    world = new_world(topology=EXPECTED, decode={"instancesPerUnit": 8})
+    world.fingerprint = lambda pod: f"{pod:x<{digits}}"
+    world.settle()
+    (unit,) = world.status["units"]
+    said = unit["fingerprint"].split(",")
+    assert len(said) > 1 and all(len(one) == digits for one in said)
 
 
 def test_requiring_it_is_a_new_revision_and_expecting_other_numbers_is_not(new_world: Any) -> None:
