@@ -185,6 +185,27 @@ def test_what_is_predicted_is_of_the_units_that_there_are(tmp_path, run, quick):
     assert plan["predicted"]["ttftMilliseconds"]["p50"] < 250
 
 
+def test_a_rate_beyond_the_machine_is_no_miss_of_units_that_the_spec_counts(tmp_path, run, quick):
+    path = deployment(tmp_path, rate="160")
+    done = run("plan", "-f", path, "--output", "json")
+    assert done.returncode == 3 and not json.loads(done.stdout)["feasible"]
+    assert "give more accelerators or a looser SLO" in done.stderr
+    path.write_text(
+        path.read_text().replace("maxAccelerators: 4,", "maxAccelerators: 4, units: Spec,")
+    )
+    done = run("plan", "-f", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["feasible"] and plan["units"] == 1
+    assert plan["reason"].endswith(" requests/s per unit")
+    assert plan["shortfall"].startswith("1 units serve ")
+    assert " of 160 requests/s within the SLO; give " in plan["shortfall"]
+    assert " units and planning.maxAccelerators " in plan["shortfall"]
+    path.write_text(path.read_text().replace("250ms", "5ms"))
+    done = run("plan", "-f", path)
+    assert done.returncode == 3 and "nothing meets the SLO" in done.stderr
+
+
 def test_a_plan_is_told_before_it_is_drawn(tmp_path, run, quick, monkeypatch):
     def full(*_):
         raise InvalidRequest("cannot write plan.png: No space left on device")

@@ -57,7 +57,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """`feasible` False makes it the nearest miss: nothing to deploy, `reason` says what lacks."""
+    """`feasible` False makes it the nearest miss: nothing to deploy, `reason` says what lacks.
+
+    A miss that has a `unit` meets the SLO, and lacks room for the asked rate alone.
+    """
 
     feasible: bool
     reason: str
@@ -83,6 +86,15 @@ class Plan:
 def attainment_at(request: PlanRequest, unit: Unit, rate: float, count: int) -> float:
     """Percent of requests within the SLO at `rate` requests per second for one unit."""
     return _evaluator(request).forecast(unit.fleet, rate, count).attainment_percent
+
+
+def unit_alone(plan: Plan) -> Plan:
+    """The plan where others decide how many units there are: that the machine has room for fewer
+    than the asked rate needs is no miss then."""
+    if plan.feasible or plan.unit is None:
+        return plan
+    rate = plan.goodput * plan.unit.accelerators
+    return replace(plan, feasible=True, reason=_in_words(plan.unit, rate))
 
 
 def in_units(request: PlanRequest, plan: Plan, units: int) -> Plan:

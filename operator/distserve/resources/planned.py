@@ -5,13 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 from distserve.api.conditions import PlannedReason
-from distserve.api.deployment import DistServeDeployment
+from distserve.api.deployment import DistServeDeployment, Spec
 from distserve.api.planning import Planning
 from distserve.api.quantities import parse_quantity
 from distserve.api.roles import Parallelism, RoleSpec
 from distserve.api.status import PlanStatus, UnitPlan
 from distserve.planner.errors import NoProfile
-from distserve.planner.plan import Plan, RolePlan
+from distserve.planner.plan import Plan, RolePlan, unit_alone
 from distserve.planner.worker import PlanningFailed, PlanningOverdue
 from distserve.resources.errors import NoPlan
 
@@ -24,9 +24,9 @@ def with_plan(deployment: DistServeDeployment, plan: Plan) -> DistServeDeploymen
 
     Raises NoPlan for a plan that is only a nearest miss.
     """
+    spec, plan = deployment.spec, _counted(deployment, plan)
     if not plan.feasible:
         raise NoPlan(plan.reason)
-    spec = deployment.spec
     units = _units(deployment, plan)
     wanted, limit = units * _per_unit(plan), spec.planning.max_accelerators
     if limit is not None and wanted > limit:
@@ -110,7 +110,7 @@ def planned_reason(error: Exception) -> PlannedReason:
 
 def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]:
     """What `distserve plan` prints: `status.plan`, and what led to it."""
-    status = plan_status(deployment, plan)
+    status, plan = plan_status(deployment, plan), _counted(deployment, plan)
     document: dict[str, Any] = {
         "feasible": plan.feasible,
         "reason": plan.reason,
@@ -139,7 +139,7 @@ def plan_document(deployment: DistServeDeployment, plan: Plan) -> dict[str, Any]
 
 def plan_line(deployment: DistServeDeployment, plan: Plan) -> str:
     """The plan in one line, which is also the message of `Planned=True`."""
-    status = plan_status(deployment, plan)
+    status, plan = plan_status(deployment, plan), _counted(deployment, plan)
     profile = status.hardware_profile.removesuffix(" (estimate)")
     basis = f"{profile}, estimated" if status.estimated else profile
     line = f"{plan.reason}; units {status.units}, accelerators {status.accelerators} ({basis})"
@@ -153,9 +153,17 @@ def _with_numbers(section: RoleSpec, part: RolePlan) -> RoleSpec:
     return section.model_copy(update=numbers)
 
 
+def _counts(spec: Spec) -> bool:
+    """Whether `spec.units` stands beside a plan."""
+    return spec.planning.automatic and not spec.planning.plans_units
+
+
+def _counted(deployment: DistServeDeployment, plan: Plan) -> Plan:
+    return unit_alone(plan) if _counts(deployment.spec) else plan
+
+
 def _units(deployment: DistServeDeployment, plan: Plan) -> int:
-    spec = deployment.spec
-    return spec.units if spec.planning.automatic and not spec.planning.plans_units else plan.units
+    return deployment.spec.units if _counts(deployment.spec) else plan.units
 
 
 def _per_unit(plan: Plan) -> int:
