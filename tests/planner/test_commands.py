@@ -157,6 +157,21 @@ def test_few_requests_pass_no_rate_that_the_accelerators_cannot_sustain(readme_f
     assert "--esp 100 tells no rates apart below; give a smaller one" in done.stderr
 
 
+@pytest.mark.parametrize("layout", [("--is-high-affinity",), ("--backend", "vllm")])
+def test_tensor_parallelism_stays_in_a_node_of_the_default_mode(layout, readme_file):
+    def degrees(mode):
+        done = simulate(
+            *("search", mode, *layout, "--ngpu-per-node", 2, "--num-node", 3, "--N", 20, *LOOSE),
+            *("--requests", readme_file, "--output", "json"),
+        )
+        assert done.returncode == 0, done.stderr
+        configurations = json.loads(done.stdout)["configs"]
+        return {c["tp_prefill"] for c in configurations} | {c["tp_decode"] for c in configurations}
+
+    assert max(degrees("--no-compat")) == 2
+    assert max(degrees("--compat")) > 2, "the reference's, as they are"
+
+
 def test_float_rates_and_targets(readme_file):
     done = simulate(
         *("search", "--max-per-gpu-rate", 2.5, "--prefill-target", 250.5, "--N", 50),

@@ -128,6 +128,22 @@ VLLM = ("run", "--backend", "vllm")
             ("search", "--no-compat", "--backend", "vllm", "--is-high-affinity"),
             "--is-high-affinity has no effect with backend vllm",
         ),
+        (
+            ("search", "--backend", "vllm", "--is-high-affinity"),
+            "--is-high-affinity has no effect with backend vllm",
+        ),
+        (
+            ("sweep", "--backend", "vllm", "--tp-decode", "[1,2]"),
+            "--tp-decode has no effect with backend vllm",
+        ),
+        (
+            ("sweep", "--backend", "vllm", "--pp-decode", 2),
+            "--pp-decode has no effect with backend vllm",
+        ),
+        (
+            ("sweep", "--figure", "f.png", "--backend", "distserve"),
+            "--backend has no effect with --figure, which draws both",
+        ),
     ],
 )
 def test_a_flag_without_effect_is_refused(arguments, message, tmp_path, run):

@@ -179,7 +179,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("distserve", "vllm"),
         default="distserve",
-        help="prefill and decode apart, or both on the same accelerators (%(default)s)",
+        help="prefill and decode apart, or both on the same accelerators (distserve)",
     )
 
 

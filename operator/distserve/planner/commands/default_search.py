@@ -39,7 +39,7 @@ def judge(args: argparse.Namespace) -> tuple[list[Verdict], HardwareProfile]:
             "--decode-percentage the same value"
         )
     if args.backend == "vllm":
-        refuse(args, "with backend vllm", "network", "is_high_affinity")
+        refuse(args, "with backend vllm", "network")
     model = noted(find_model(args.model_type))
     profile = load_hardware(args, model, args.backend)
     population = load_requests(args)
@@ -58,6 +58,8 @@ def judge(args: argparse.Namespace) -> tuple[list[Verdict], HardwareProfile]:
                 model, args.num_node, args.ngpu_per_node, args.is_high_affinity
             )
         )
+    # Step times are those of ranks in one node, which tensor parallelism does not leave.
+    tried = [c for c in tried if max(c.tp_prefill, c.tp_decode) <= args.ngpu_per_node]
     fleets, verdicts = {}, {}
     for configuration in tried:
         try:

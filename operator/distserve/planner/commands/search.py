@@ -17,6 +17,7 @@ from distserve.planner.commands.arguments import (
     load_requests,
     noted,
     number_in,
+    refuse,
     refuse_in_compat,
 )
 from distserve.planner.commands.progress import Progress
@@ -88,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.backend == "vllm":
+        refuse(args, "with backend vllm", "is_high_affinity")
     if not args.compat:
         from distserve.planner.commands.default_search import judge
 

@@ -40,6 +40,7 @@ from distserve.planner.models import ModelShape, find_model
 from distserve.planner.result import Slo
 
 GRID: dict[str, Any] = {
+    "backend": "distserve",
     "model": "facebook/opt-13b",
     "per_gpu_rate": [1, 2, 3, 4, 5],
     **{key: [1] for key in ("tp_prefill", "pp_prefill", "tp_decode", "pp_decode")},
@@ -50,6 +51,7 @@ GRID: dict[str, Any] = {
 """What is swept unless asked otherwise: the reference's defaults."""
 
 ABLATION_GRID: dict[str, Any] = {
+    "backend": None,
     "model": "facebook/opt-66b",
     "per_gpu_rate": [0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75],
     **{key: [1, 2, 4, 8] for key in ("tp_prefill", "pp_prefill", "tp_decode", "pp_decode")},
@@ -57,7 +59,7 @@ ABLATION_GRID: dict[str, Any] = {
     "decode_target": 100.0,
     "slo_scales": [1.0, 0.4, 0.6, 0.8, 1.2, 1.4, 1.6],
 }
-"""The same with --figure: the grid of the paper's Figure 11."""
+"""The same with --figure, which draws both backends: the grid of the paper's Figure 11."""
 
 FIGURE: dict[str, Any] = {"figure_rate": 0.375, "ngpu_per_node": 8, "num_node": 4}
 """How it is drawn unless asked otherwise."""
@@ -104,8 +106,12 @@ def run(args: argparse.Namespace) -> int:
             "sweep reproduces the reference's grids and knows only --compat; "
             "use run or search for the default mode"
         )
-    if not args.figure:
+    if args.figure:
+        refuse(args, "with --figure, which draws both", "backend")
+    else:
         refuse(args, "without --figure", *FIGURE, "output_points")
+    if args.backend == "vllm":
+        refuse(args, "with backend vllm", "tp_decode", "pp_decode")
     if arrivals_of(args).kind == "recorded":
         raise InvalidRequest(
             "recorded arrivals have their own rate, and a sweep is over rates; use run, or "
