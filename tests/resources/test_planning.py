@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.resources.planned_specs import deployment
 
+from distserve.api.deployment import Spec
 from distserve.placement import InstanceRequest
 from distserve.placement.inventory import Offer
 from distserve.placement.nodes import Node
@@ -137,6 +138,24 @@ def test_texts_of_config_maps_are_the_load_and_the_step_times() -> None:
     assert other.inputs_hash != asked.inputs_hash
 
 
+def test_of_names_of_config_maps_only_the_profile_s_changes_the_hash() -> None:
+    def asked(load: str, times: str) -> str:
+        spec = deployment(
+            model={"id": "tiny", "source": {"builtin": "tiny"}},
+            workload={"trace": {"configMapName": load, "key": "a.csv"}},
+            planning={
+                "mode": "Auto",
+                "maxAccelerators": 4,
+                "hardwareProfileFrom": {"configMapName": times, "key": "b.json"},
+            },
+        ).spec
+        texts = ("prompt_len,output_len\n100,20\n", TINY_TIMES)
+        return plan_request(spec, texts=dict(zip(references(spec), texts, strict=True))).inputs_hash
+
+    assert asked("monday", "times") == asked("tuesday", "times")
+    assert asked("monday", "times") != asked("monday", "other"), "status.plan tells its name"
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -200,6 +219,24 @@ def test_a_folder_is_read_for_the_commands_alone(tmp_path: Path) -> None:
         opened.truncate(8 << 20)
     with pytest.raises(InvalidRequest, match="it has more than 4 MiB"):
         model_of(spec, files_at_hand=True)
+
+
+def test_a_short_word_for_a_known_model_may_be_another_s_name(tmp_path: Path) -> None:
+    def spec(name: str) -> Spec:
+        planning = {"mode": "Auto", "maxAccelerators": 4} | OWN
+        model = {"id": name, "source": {"hostPath": str(tmp_path)}}
+        return deployment(model=model, planning=planning).spec
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    for name in ("13b", "opt_13b"):
+        with pytest.raises(InvalidRequest, match=f"unknown model {name}: known by name are"):
+            model_of(spec(name))
+        own = model_of(spec(name), files_at_hand=True)
+        assert (own.name, own.layers) == (name, 2)
+        texts = {key: TINY_TIMES.replace("tiny", name) for key in references(spec(name))}
+        assert profile_of(spec(name), own, texts=texts).times(own, 1)
+    for name in ("facebook/opt-13b", "OPT-13B", "opt-13b"):
+        assert model_of(spec(name), files_at_hand=True).name == "facebook/opt-13b"
 
 
 CONFIG = {

@@ -110,11 +110,16 @@ KNOWN_MODELS = {
     )
 }
 
-_ALIASES = {
+_SIZES = ("13b", "66b", "175b")
+_NAMES = {
     alias: f"facebook/opt-{size}"
-    for size in ("13b", "66b", "175b")
-    for alias in (size, f"opt_{size}", f"opt-{size}", f"OPT-{size.upper()}")
+    for size in _SIZES
+    for alias in (f"opt-{size}", f"OPT-{size.upper()}")
 }
+_ALIASES = _NAMES | {
+    alias: f"facebook/opt-{size}" for size in _SIZES for alias in (size, f"opt_{size}")
+}
+"""Also the reference's short words, which another model may have for its name."""
 
 
 def canonical_name(name: str) -> str:
@@ -123,8 +128,9 @@ def canonical_name(name: str) -> str:
 
 
 def known_model(name: str) -> ModelShape | None:
-    """By its name or an alias. Opens nothing: whoever writes a spec chooses its names."""
-    return KNOWN_MODELS.get(canonical_name(name))
+    """By a name that no other model has: `facebook/opt-13b` or OPT-13B, not `13b`. Opens nothing:
+    whoever writes a spec chooses its names."""
+    return KNOWN_MODELS.get(_NAMES.get(name, name))
 
 
 def find_model(name: str) -> ModelShape:
@@ -133,7 +139,7 @@ def find_model(name: str) -> ModelShape:
     For the words of a command line, since a file of that name is opened. Raises InvalidRequest
     when it is neither.
     """
-    known = known_model(name)
+    known = KNOWN_MODELS.get(canonical_name(name))
     if known:
         return known
     if not os.path.exists(name):

@@ -148,13 +148,15 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
         if not (0 < budget < inf and 0 < memory < inf):
             raise ValueError("memory_bytes and kv_budget_bytes are numbers above 0")
         entries = {
-            (canonical_name(model), int(tp)): _time_model(entry)
+            (known, int(tp)): _time_model(entry)
             for model, by_tp in content.items()
+            for known in _names(model)
             for tp, entry in by_tp.items()
         }
         serving = {
-            (canonical_name(model), int(tp)): Serving.from_entry(entry["serving"])
+            (known, int(tp)): Serving.from_entry(entry["serving"])
             for model, by_tp in content.items()
+            for known in _names(model)
             for tp, entry in by_tp.items()
             if "serving" in entry
         }
@@ -173,6 +175,11 @@ def _read(name: str, text: str, max_tokens: Mapping[tuple[str, int, int], int]) 
         max_tokens=max_tokens,
         serving_by_model=serving,
     )
+
+
+def _names(model: str) -> set[str]:
+    """The file's own, and the full one that it may be short for: a plan may ask for either."""
+    return {model, canonical_name(model)}
 
 
 def _time_model(entry: Mapping[str, Any]) -> TimeModel:
