@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import marshal
+import random
 import statistics
 
 import pytest
@@ -149,3 +150,18 @@ def test_a_summary_that_no_distribution_has():
         lognormal(100, 500)
     with pytest.raises(WorkloadError, match="hardly any request"):
         from_summary((755, 1608), (200, 447), limit_tokens=3, count=10)
+
+
+def test_lengths_that_no_model_holds_are_given_up_soon(monkeypatch):
+    draw, draws = random.Random.lognormvariate, itertools.count()
+
+    def counted(self, mu, sigma):
+        next(draws)
+        return draw(self, mu, sigma)
+
+    monkeypatch.setattr(random.Random, "lognormvariate", counted)
+    with pytest.raises(WorkloadError, match="lower the lengths or raise maxModelLen"):
+        from_summary((755, 1608), (200, 447), limit_tokens=3, count=5000)
+    assert next(draws) < 10_000
+    few = from_summary((755, 1608), (200, 447), limit_tokens=150, count=200)
+    assert len(few) == 200 and next(draws) > 10_000, "two in a hundred fit: it takes its time"

@@ -256,9 +256,21 @@ def _requests(spec: Spec, model: ModelShape, given: RequestSet | None, texts: Te
 
     lengths = spec.workload.lengths
     assert lengths is not None, "the api has one of lengths and trace"
-    return from_summary(
-        summary(lengths.prompt_tokens), summary(lengths.output_tokens), limit, SUMMARY_REQUESTS
-    )
+    drawn = _of_summary(summary(lengths.prompt_tokens), summary(lengths.output_tokens), limit)
+    if isinstance(drawn, str):
+        raise WorkloadError(drawn)
+    return drawn
+
+
+@lru_cache(maxsize=16)
+def _of_summary(
+    prompt: tuple[float, float], output: tuple[float, float], limit: int
+) -> RequestSet | str:
+    """As `_of_trace`: where few pairs fit, hundreds of thousands are drawn."""
+    try:
+        return from_summary(prompt, output, limit, SUMMARY_REQUESTS)
+    except WorkloadError as error:
+        return str(error)
 
 
 @lru_cache(maxsize=4)

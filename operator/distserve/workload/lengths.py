@@ -7,6 +7,8 @@ import random
 
 from distserve.workload.requests import LONGEST_TOKENS, RequestSet, WorkloadError
 
+_HOPELESS_TRIES = 2000
+"""Draws in vain that end it. Of more draws one in a hundred has to fit."""
 _Z90 = 1.2815515655446004  # 90th percentile of the standard normal distribution
 
 
@@ -49,7 +51,7 @@ def from_summary(
     tries = 0
     while len(prompts) < count:
         tries += 1
-        if tries > 100 * count:
+        if tries > 100 * len(prompts) + _HOPELESS_TRIES:
             raise WorkloadError(
                 f"hardly any request of this workload fits {limit_tokens} tokens; "
                 "lower the lengths or raise maxModelLen"

@@ -308,6 +308,17 @@ def test_a_trace_is_parsed_once(new_world: Make, monkeypatch: Any, row: str) -> 
     assert parsed.call_count == 1
 
 
+@pytest.mark.parametrize("limit", [901, 64], ids=["right", "hopeless"])
+def test_lengths_are_drawn_once(new_world: Make, monkeypatch: Any, limit: int) -> None:
+    drawn = Mock(wraps=planning.from_summary)
+    monkeypatch.setattr(planning, "from_summary", drawn)
+    world = auto(new_world)
+    world.edit(model=AUTO["model"] | {"maxModelLen": limit}).settle()
+    world.edit(units=2).settle()
+    assert world.condition("Planned")["status"] == ("False" if limit == 64 else "Unknown")
+    assert drawn.call_count == 1
+
+
 def test_a_plan_that_took_too_long(new_world: Make) -> None:
     world = auto(new_world)
     world.plans["*"] = PlanningOverdue("no plan within 600 s: narrow the search")
