@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from msgspec.structs import replace
@@ -53,12 +54,27 @@ class Instance:
         )
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """What the folder says about text."""
+
+    detokenizer: Detokenizer
+    chat_template: str | None
+    files: dict[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Texts":
+        """Raises ModelError."""
+        tokenizer = folder / "tokenizer.json"
+        if not tokenizer.is_file():
+            raise ModelError(f"{folder} has no tokenizer.json: give a folder with a tokenizer")
+        return cls(Detokenizer.from_file(tokenizer), chat_template(folder), digests(folder))
+
+
 def assemble(settings: Settings) -> Instance:
     """Raises EngineError."""
+    texts = _Texts.of(settings.model)  # weights may take minutes, and are of no use without
     model = load_model(settings.model, settings.dtype)
-    tokenizer = settings.model / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise ModelError(f"{settings.model} has no tokenizer.json: give a folder with a tokenizer")
     layout = layout_for(
         model.kv,
         Rank(),
@@ -81,7 +97,7 @@ def assemble(settings: Settings) -> Instance:
         copy_blocks=lambda copies: _copy_blocks(pool, copies),
         blocks=blocks,
         scheduler=Scheduler(blocks, limits, load_strategy(settings.strategy)),
-        choices=Choices(Detokenizer.from_file(tokenizer), model.eos_token_ids, max_model_len),
+        choices=Choices(texts.detokenizer, model.eos_token_ids, max_model_len),
         metrics=EngineMetrics(
             model=settings.served_name, role=str(settings.role), revision=settings.revision
         ),
@@ -89,7 +105,7 @@ def assemble(settings: Settings) -> Instance:
         lease_seconds=settings.lease_seconds,
         warm_up_token_ms=token_ms,
     )
-    return Instance(parts, pool, _info(settings, model, layout.blocks, max_model_len, epoch))
+    return Instance(parts, pool, _info(settings, model, texts, layout.blocks, max_model_len, epoch))
 
 
 def _max_model_len(settings: Settings, model: LoadedModel, layout: PoolLayout) -> int:
@@ -130,7 +146,12 @@ def _pool_mebibytes(tokens: int, layout: PoolLayout) -> int:
 
 
 def _info(
-    settings: Settings, model: LoadedModel, blocks: int, max_model_len: int, epoch: int
+    settings: Settings,
+    model: LoadedModel,
+    texts: _Texts,
+    blocks: int,
+    max_model_len: int,
+    epoch: int,
 ) -> InstanceInfo:
     return InstanceInfo(
         instance=settings.instance,
@@ -157,8 +178,8 @@ def _info(
         vocab_size=model.vocab_size,
         bos_token_id=model.bos_token_id,
         eos_token_ids=list(model.eos_token_ids),
-        chat_template=chat_template(settings.model),
-        files=digests(settings.model),
+        chat_template=texts.chat_template,
+        files=texts.files,
         sampling_defaults=dict(model.sampling_defaults),
         version=importlib.metadata.version("distserve"),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from distserve.engine.errors import ModelError
 from distserve.wire.dialect import SamplingParams
 
 _CONTEXT_TOKENS = 6
@@ -39,8 +40,13 @@ class Detokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "Detokenizer":
-        """Of a `tokenizer.json`."""
-        return cls(Tokenizer.from_file(str(path)))
+        """Of a `tokenizer.json`. Raises ModelError."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises nothing more special
+            raise ModelError(
+                f"{path} is no tokenizer.json ({error}): copy the model anew"
+            ) from error
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)

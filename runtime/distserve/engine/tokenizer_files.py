@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distserve.engine.errors import ModelError
+
 NAMES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,14 +26,22 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The template: a file of its own in newer checkpoints, else the tokenizer config's."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text()
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
+    """The template: a file of its own in newer checkpoints, else the tokenizer config's. Raises
+    ModelError."""
+    own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    file = own if own.is_file() else config
+    if not file.is_file():
         return None
-    found: Any = json.loads(config.read_bytes()).get("chat_template")
+    try:
+        return own.read_text() if file == own else _of_config(config)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{file} has no chat template that can be read ({error}): copy the model anew"
+        ) from error
+
+
+def _of_config(file: Path) -> str | None:
+    found: Any = json.loads(file.read_bytes()).get("chat_template")
     if isinstance(found, list):  # several by name
         found = next((t["template"] for t in found if t.get("name") == "default"), None)
     return found if isinstance(found, str) else None

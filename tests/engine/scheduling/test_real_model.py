@@ -1,5 +1,6 @@
 """The whole engine with a real (small, random) model: its tokens are transformers' own."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,33 @@ def test_an_instance_says_where_it_belongs(make_driven: Any) -> None:
     info = make_driven(unit="u3", domain="leaf-7").instance.info
     assert (info.instance, info.role) == ("i", "hybrid")
     assert (info.unit, info.revision, info.domain) == ("u3", "r", "leaf-7")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b'{"version": "1.0", "model'),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"[]"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}'),
+        ("chat_template.jinja", b"\xff"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_told_before_weights_are_loaded(
+    make_driven: Any,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: bytes,
+) -> None:
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    (broken / "chat_template.jinja").unlink()
+    (broken / name).write_bytes(content)
+    monkeypatch.setattr("distserve.engine.assemble.load_model", lambda *_: pytest.fail("loads"))
+    with pytest.raises(ModelError, match=rf"/{name} .*: copy the model anew$") as error:
+        make_driven(model=broken)
+    assert "\n" not in str(error.value)
 
 
 def test_memory_is_asked_for_all_rows_that_a_step_computes(
