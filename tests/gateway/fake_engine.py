@@ -210,6 +210,8 @@ class FakeEngine:
         sent = 0
         while True:
             changed = self._changed
+            if self.silent:
+                await asyncio.Event().wait()
             for line in self.kv_lines[sent:]:
                 await response.write(msgspec.json.encode(line) + b"\n")
             sent = len(self.kv_lines)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.fleets import SIZE, choose, fleet_of, member, report
 
+from distserve.gateway import client
 from distserve.gateway.prefix import EventGap, PrefixIndex
 from distserve.wire.dialect import (
     KvEvent,
@@ -110,4 +111,24 @@ async def test_the_index_is_fed_by_the_engines(houses: Any) -> None:
     second.kv_lines[:] = [second.kv_lines[0], stored(*hashes, sequence=9, reset=False)]
     second.kv_lines += [stored(*hashes[:1], sequence=10)] * 2
     second.changed()
+    await house.until(lambda: index.cached_blocks("prefill-1", hashes) == 1)
+
+
+async def test_what_a_cut_network_kept_from_the_index_is_asked_for_again(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream of events has not ended: nobody was there to say so."""
+    monkeypatch.setattr(client, "STALE_SECONDS", 1.5)
+    monkeypatch.setattr(client, "CALL_SECONDS", 0.2)
+    hashes = list(chain([5, 6, 7, 8] * 4, SIZE))
+    house = await houses(prefill=2, policy="PrefixAware")
+    second, index = house.prefills[1], house.gateway._index
+    second.kv_lines.append(stored(*hashes))
+    second.changed()
+    await house.until(lambda: index.cached_blocks("prefill-1", hashes) == 4)
+    second.silent = True
+    second.changed()
+    await house.until(lambda: house.gateway.fleet.members["prefill-1"].state is None)
+    second.kv_lines[:] = [stored(*hashes[:1])]
+    second.silent = False
     await house.until(lambda: index.cached_blocks("prefill-1", hashes) == 1)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from tests.gateway.api_stub import ApiStub, endpoint
 
-from distserve.gateway.api_server import KEEPALIVE
+from distserve.gateway.keepalive import KEEPALIVE
 from distserve.gateway.slice_discovery import Pace, SliceDiscovery
 from distserve.gateway.slices import EndpointSlice, instances
 

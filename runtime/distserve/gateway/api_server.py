@@ -1,7 +1,6 @@
 """The cluster's API server as a pod reaches it: address from the environment, credentials from the
 service account's folder. Used by discovery alone, with one right: to read EndpointSlices."""
 
-import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import aiohttp
 
+from distserve.gateway.keepalive import kept_alive
+
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 CONNECT_SECONDS = 5.0
-KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
-"""Seconds and times: a machine that is gone is noticed after half a minute of a quiet watch."""
 MAX_ERROR_BYTES = 1 << 16
 
 
@@ -31,7 +30,7 @@ class ApiServer:
         context: ssl.SSLContext | bool = True
         if self.url.startswith("https:"):
             context = ssl.create_default_context(cafile=self.credentials / "ca.crt")
-        connector = aiohttp.TCPConnector(ssl=context, socket_factory=_kept_alive)
+        connector = aiohttp.TCPConnector(ssl=context, socket_factory=kept_alive)
         return aiohttp.ClientSession(connector=connector)
 
     def headers(self) -> dict[str, str]:
@@ -57,13 +56,3 @@ def api_server_of_pod(
                 "automountServiceAccountToken: true"
             )
     return ApiServer(f"https://{f'[{host}]' if ':' in host else host}:{port}", credentials)
-
-
-def _kept_alive(address: aiohttp.AddrInfoType) -> socket.socket:
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEPALIVE.items():
-        made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made

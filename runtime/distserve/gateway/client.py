@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
+from distserve.gateway.keepalive import kept_alive
 from distserve.wire.dialect import (
     AbortLeg,
     InstanceInfo,
@@ -167,7 +168,7 @@ def _check_length(size: int) -> None:
 
 def make_session(headers: Mapping[str, str], **options: Any) -> aiohttp.ClientSession:
     """No bound on connections: each running leg holds one, and admission bounds the legs."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30, socket_factory=kept_alive)
     return aiohttp.ClientSession(
         connector=connector,
         headers=headers,

@@ -40,8 +40,10 @@ class FleetWatcher:
     index: PrefixIndex | None = None
     on_instance: Callable[[Member], Awaitable[None]] | None = None
     """Called before a member takes work: whoever needs something of it gets it here."""
-    _tasks: dict[str, list[asyncio.Task[None]]] = field(default_factory=dict)
-    """By instance: who follows its state, and its cache."""
+    _states: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Who follows an instance's state, by its name."""
+    _caches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Who follows its cache, once it has answered."""
     _leaving: set[asyncio.Task[None]] = field(default_factory=set)
     """Follow the states of instances that left discovery."""
 
@@ -51,7 +53,7 @@ class FleetWatcher:
             async for endpoints in self.discovery.watch():
                 self._reconcile(endpoints)
         finally:
-            for task in [*chain(*self._tasks.values()), *self._leaving]:
+            for task in chain(self._states.values(), self._caches.values(), self._leaving):
                 task.cancel()
 
     def _reconcile(self, endpoints: list[Endpoint]) -> None:
@@ -74,18 +76,19 @@ class FleetWatcher:
     def _add(self, endpoint: Endpoint) -> None:
         log.info("instance %s at %s", endpoint.name, endpoint.url)
         member = self.fleet.members[endpoint.name] = Member(endpoint)
-        tasks = [asyncio.create_task(self._follow_state(member))]
-        if self.index is not None:
-            tasks.append(asyncio.create_task(self._follow_cache(member, self.index)))
-        self._tasks[endpoint.name] = tasks
+        self._states[endpoint.name] = asyncio.create_task(self._follow_state(member))
 
     def _drop(self, name: str) -> None:
-        state, *others = self._tasks.pop(name)
-        member = self.fleet.members.pop(name)
-        for task in others if member.flights else [state, *others]:
-            task.cancel()
+        state, member = self._states.pop(name), self.fleet.members.pop(name)
+        if not member.flights:
+            state.cancel()
         self._leaving.add(state)
         state.add_done_callback(self._leaving.discard)
+        self._forget_cache(name)
+
+    def _forget_cache(self, name: str) -> None:
+        if cache := self._caches.pop(name, None):
+            cache.cancel()
         if self.index is not None:
             self.index.forget(name)
 
@@ -94,6 +97,7 @@ class FleetWatcher:
         while self._is_of_use(member):
             try:
                 await self._introduce(member)
+                self._follow_cache_anew(member)
                 async with contextlib.aclosing(self.client.states(member.url)) as states:
                     async for state in states:
                         failures = 0
@@ -127,6 +131,13 @@ class FleetWatcher:
         member.introduce(info)
         if self.on_instance is not None:
             await self.on_instance(member)
+
+    def _follow_cache_anew(self, member: Member) -> None:
+        """With each connection: events are seldom, and a cut network ends no stream of them."""
+        if self.index is not None and self.fleet.members.get(member.name) is member:
+            self._forget_cache(member.name)
+            following = self._follow_cache(member, self.index)
+            self._caches[member.name] = asyncio.create_task(following)
 
     async def _follow_cache(self, member: Member, index: PrefixIndex) -> None:
         failures = 0
