@@ -24,13 +24,14 @@ beyond it figures are only reported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -79,26 +80,48 @@ class Found:
     rows: list[Compared] = field(default_factory=list)
     failed: bool = False
 
+    @contextlib.contextmanager
+    def attempt(self, *of: str) -> Iterator[None]:
+        """What fails is told, and leaves what follows alone."""
+        try:
+            yield
+        except (Failed, subprocess.CalledProcessError) as error:
+            self.failed = True
+            print(f"{' '.join(of)}: {error}", file=sys.stderr, flush=True)
+
 
 def compare(options: argparse.Namespace, scratch: Path, found: Found) -> None:
-    """Every model with every strategy; one that fails is told and leaves the others alone."""
+    """Every model with every strategy."""
     for model in options.models:
-        folder = model_folder(model, scratch)
-        profile_engine(model, folder, steps_of(model, scratch), options.short)
-        for strategy in options.strategies:
-            measured, began = Measured(), time.perf_counter()
-            try:
-                with running(manifest(model, folder, strategy), scratch) as url:
-                    measure(options, model, url, measured)
-            except (Failed, subprocess.CalledProcessError) as error:
-                found.failed = True
-                print(f"{model} {strategy}: {error}", file=sys.stderr, flush=True)
-            finally:  # interrupted or failed, it judges the runs before
-                print(f"  (runs: {time.perf_counter() - began:.0f} s)", flush=True)
-                if measured.runs:
-                    keep(measured, scratch, model, strategy)
-                    judge(model, strategy, scratch, measured, found)
-                    telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
+        with found.attempt(model):
+            folder = model_folder(model, scratch)
+            profile_engine(model, folder, steps_of(model, scratch), options.short)
+            for strategy in options.strategies:
+                compare_one(options, model, folder, strategy, scratch, found)
+
+
+def compare_one(
+    options: argparse.Namespace,
+    model: str,
+    folder: Path,
+    strategy: str,
+    scratch: Path,
+    found: Found,
+) -> None:
+    measured, began = Measured(), time.perf_counter()
+    try:
+        with (
+            found.attempt(model, strategy),
+            running(manifest(model, folder, strategy), scratch) as url,
+        ):
+            measure(options, model, url, measured)
+    finally:  # interrupted or failed, it judges the runs before
+        print(f"  (runs: {time.perf_counter() - began:.0f} s)", flush=True)
+        if measured.runs:
+            keep(measured, scratch, model, strategy)
+            with found.attempt(model, strategy):
+                judge(model, strategy, scratch, measured, found)
+            telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
 
 
 def compare_again(options: argparse.Namespace, found: Found) -> None:
@@ -106,12 +129,9 @@ def compare_again(options: argparse.Namespace, found: Found) -> None:
     profile of its own day."""
     for model, strategy in product(options.models, options.strategies):
         scratches = [some for some in options.scratch if held(some, model, strategy)]
-        try:
-            for scratch in scratches or options.scratch[:1]:
+        for scratch in scratches or options.scratch[:1]:
+            with found.attempt(model, strategy):
                 judge(model, strategy, scratch, kept(scratch, model, strategy), found)
-        except Failed as error:
-            found.failed = True
-            print(f"{model} {strategy}: {error}", file=sys.stderr, flush=True)
     telling.write(options.output, offering.LENGTHS, found.setups, found.rows)
 
 

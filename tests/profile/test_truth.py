@@ -1,9 +1,16 @@
 """The truth run's own arithmetic, on figures made by hand, and its simulated side."""
 
+import argparse
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from benchmarks.planner_truth import __main__ as truth
 from benchmarks.planner_truth import deployment, measured, offering, simulating, telling
 from benchmarks.planner_truth.__main__ import order_of
 from benchmarks.planner_truth.figures import STAGES, Compared, Errors, Request, Seen
@@ -242,6 +249,45 @@ def test_what_was_measured_can_be_judged_again(tmp_path: Path) -> None:
     assert simulating.simulate("Colocated", Fleet(InstanceSpec(TIMES)), again.runs[0].plan)
     with pytest.raises(deployment.Failed, match="measure without --again"):
         measured.kept(tmp_path, "small", "Colocated")
+
+
+def test_what_fails_leaves_what_follows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One model has no profile; of the other the first strategy's runs all had work beside them."""
+    output, judged = tmp_path / "truth.json", []
+
+    def profiled(model: str, *_: Any) -> None:
+        if model == "tiny":
+            raise subprocess.CalledProcessError(2, "distserve profile")
+
+    @contextlib.contextmanager
+    def running(*_: Any) -> Iterator[str]:
+        yield "url"
+
+    def measure(options: Any, model: str, url: str, found: measured.Measured) -> None:
+        found.runs.append(measured.Run(0.3, 1.0, 1, [], Observed([], Lag(0, 0, 0, 0), 0.0), 0.0))
+
+    def judge(model: str, strategy: str, _: Path, __: Any, found: truth.Found) -> None:
+        judged.append((model, strategy))
+        if strategy == "Disaggregated":
+            raise deployment.Failed("other work beside every run")
+        found.rows.append(compared(requests((50, 5)), requests((50, 5))))
+
+    for made in (running, measure, judge):
+        monkeypatch.setattr(truth, made.__name__, made)
+    monkeypatch.setattr(truth, "profile_engine", profiled)
+    monkeypatch.setattr(truth, "model_folder", lambda *_: tmp_path)
+    options = argparse.Namespace(
+        models=["tiny", "small"], strategies=["Disaggregated", "Colocated"], short=True,
+        output=output,
+    )  # fmt: skip
+    found = truth.Found()
+    truth.compare(options, tmp_path, found)
+    assert found.failed and judged == [("small", "Disaggregated"), ("small", "Colocated")]
+    assert len(json.loads(output.read_text())["runs"]) == 1
+    no_profile, no_rest = capsys.readouterr().err.splitlines()
+    assert no_profile.startswith("tiny: ") and no_rest.startswith("small Disaggregated: other work")
 
 
 def test_what_met_other_work_is_left_out(tmp_path: Path) -> None:
