@@ -16,6 +16,7 @@ from distserve.migrator.http import HttpServer
 from distserve.migrator.metrics import Metrics
 from distserve.migrator.pools import NONCE_SIZE
 from distserve.migrator.process import handlers
+from distserve.migrator.transports import tcp
 from distserve.wire import auth, messages
 from distserve.wire.frames import PREFIX
 from distserve.wire.sockets import RawStream, connect_unix
@@ -24,6 +25,24 @@ from distserve.wire.sockets import RawStream, connect_unix
 async def test_auto_shares_memory_where_it_can(harness):
     p, d = await harness.pair("Auto")
     assert (await harness.one(p, d)).timings.transport == "SharedMemory"
+
+
+async def test_a_quiet_lane_gives_signs_of_life_at_both_ends(harness, monkeypatch):
+    """What filters between nodes forget, a transfer would wait for in vain."""
+    lanes = []
+
+    class Seen(tcp._Lane):
+        def __init__(self, sock):
+            super().__init__(sock)
+            lanes.append(sock)
+
+    monkeypatch.setattr(tcp, "_Lane", Seen)
+    p, d = await harness.pair("TCP")
+    assert (await harness.one(p, d)).timings.transport == "TCP"
+    assert len(lanes) == 2
+    for sock in lanes:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
 async def test_auto_takes_tcp_where_the_peer_shares_nothing_and_says_why(harness):

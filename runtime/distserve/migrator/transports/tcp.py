@@ -34,6 +34,9 @@ HEADER: Final = struct.Struct(">QQ")
 IDLE_TIMEOUT_SECONDS: Final = 10.0
 """How long a started read may stand still."""
 OPEN_TIMEOUT_SECONDS: Final = 3.0
+QUIET_SECONDS: Final = 60
+"""After so long without a byte the kernel sends a sign of life: filters between nodes forget what
+is quiet, some within minutes, and the first transfer of the morning would wait in vain."""
 PROBE_BYTES: Final = 64 << 20
 """Most that a source sends for one request of a probe."""
 _PROBE_BUFFER_BYTES: Final = 4 << 20
@@ -102,6 +105,8 @@ class _Lane:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_SECONDS)
         sock.settimeout(IDLE_TIMEOUT_SECONDS)
         self.sock = sock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-data")
