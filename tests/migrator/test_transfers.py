@@ -121,3 +121,12 @@ async def test_other_parallelism_on_the_other_side(harness, transport, source, t
     p.commit("t")
     assert isinstance(await d.ending("t"), messages.Fetched)
     assert d.holds(here)
+
+
+async def test_before_all_ranks_are_here_a_transfer_is_to_go_elsewhere(harness):
+    p, _ = await harness.pair()
+    await harness.migrator("half")
+    half = await harness.engine("half", harness.layout(kv_heads=2), tensor=2)
+    half.expect("t", p.address)
+    failed = await half.ending("t")
+    assert (failed.reason, failed.retryable) == ("refused: a rank is missing", True)

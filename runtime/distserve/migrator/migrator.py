@@ -188,8 +188,13 @@ class Migrator:
                 if self._welcome(name):
                     self.target.expect(message)
                 else:
-                    reason = "refused: draining" if self._draining else "aborted"
-                    failed = messages.Failed(transfer=name, reason=reason, retryable=self._draining)
+                    reason = (
+                        "refused: a rank is missing" if not instance.complete
+                        else "refused: draining" if self._draining
+                        else "aborted"
+                    )  # fmt: skip
+                    retryable = reason != "aborted"
+                    failed = messages.Failed(transfer=name, reason=reason, retryable=retryable)
                     instance.send(failed)
             case messages.Fetch():
                 self.target.fetch(message)
