@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,9 +125,10 @@ def test_whoever_waits_is_told_when_it_is_asked_to_end(arguments: Any, start: An
     assert process.wait(15) == 0
 
 
-def test_it_ends_while_it_loads(arguments: Any, tmp_path: Path) -> None:
+def test_it_ends_while_it_loads(arguments: Any, folder: Path, tmp_path: Path) -> None:
     """By a handler of its own, not by the kernel: as a container's first process it would get no
     signal that it does not ask for."""
+    shutil.copy(folder / "tokenizer.json", tmp_path)
     config = tmp_path / "config.json"
     os.mkfifo(config)
     flags = arguments(model=str(tmp_path))
