@@ -101,10 +101,13 @@ def test_a_life(operated: Cluster, namespace: str, until: Callable[..., dict[str
         and s["Progressing"]["reason"] == "UpToDate" and s["replicas"] == 2,
     )["revision"]["target"]  # fmt: skip
     selector = f"--selector=distserve.io/revision={new}"
-    assert (
-        len(operated.kubectl("get", "pods", "-o", "name", selector, "-n", namespace).split()) == 4
-    )
-    assert len(operated.kubectl("get", "statefulsets", "-o", "name", "-n", namespace).split()) == 4
+
+    def there(*what: str) -> int:
+        return len(operated.kubectl("get", *what, "-o", "name", "-n", namespace).split())
+
+    # What was surged may be ending yet.
+    wait_for("four new pods", lambda: there("pods", selector) == 4, SECONDS)
+    wait_for("four StatefulSets", lambda: there("statefulsets") == 4, SECONDS)
 
     operated.kubectl("delete", "service", "tiny-gateway", "-n", namespace)
     operated.kubectl(
