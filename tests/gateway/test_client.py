@@ -1,6 +1,5 @@
 """How the gateway reads what engines write: lines, however the network cut them."""
 
-import socket
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -11,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.fake_engine import KEY
+from tests.gateway.sockets import assert_kept_alive
 
 from distserve.gateway import client
 from distserve.gateway.client import LineTooLong, json_lines, make_session
-from distserve.gateway.keepalive import KEEPALIVE
 from distserve.wire.auth import bearer
 
 NUMBERS = msgspec.json.Decoder(list[int])
@@ -47,12 +46,7 @@ async def test_an_engine_s_lost_machine_is_noticed_by_the_kernel(house: Any) -> 
         make_session({"Authorization": bearer(KEY)}) as http,
         http.get(f"{house.prefills[0].url}/state") as answer,
     ):
-        assert answer.status == 200 and answer.connection is not None
-        assert answer.connection.transport is not None
-        used = answer.connection.transport.get_extra_info("socket")
-        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        for option, value in KEEPALIVE.items():
-            assert used.getsockopt(socket.IPPROTO_TCP, option) == value
+        assert_kept_alive(answer)
 
 
 async def test_a_line_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,14 @@ import asyncio
 import itertools
 import logging
 import random
-import socket
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from tests.gateway.api_stub import ApiStub, endpoint
+from tests.gateway.sockets import assert_kept_alive
 
-from distserve.gateway.keepalive import KEEPALIVE
 from distserve.gateway.slice_discovery import Pace, SliceDiscovery
 from distserve.gateway.slices import EndpointSlice, instances
 
@@ -48,12 +47,7 @@ async def test_a_machine_that_is_gone_is_noticed_by_the_kernel(stub: ApiStub) ->
             stub.api.url + path, params=query | {"resourceVersion": "100"}, headers=headers
         ) as answer,
     ):
-        assert answer.status == 200 and answer.connection is not None
-        assert answer.connection.transport is not None
-        used = answer.connection.transport.get_extra_info("socket")
-        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        for option, value in KEEPALIVE.items():
-            assert used.getsockopt(socket.IPPROTO_TCP, option) == value
+        assert_kept_alive(answer)
 
 
 @pytest.mark.parametrize(

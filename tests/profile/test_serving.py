@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-import math
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from tests.profile.stub import Stub
 
 from distserve.bench.client import Client, Target
-from distserve.bench.openloop import Observed, offer
-from distserve.bench.outcome import Outcome, Planned
+from distserve.bench.outcome import Outcome
 from distserve.cli.main import main
-from distserve.planner.loads import LoadRecord, decoded, read_loads
+from distserve.planner.loads import decoded, read_loads
 from distserve.planner.records import read_records
 from distserve.planner.serving import Serving
 from distserve.planner.simulator import InstanceSpec, Simulation
@@ -50,86 +47,6 @@ def test_steps_count_while_all_streams_decode() -> None:
     assert found.ttft == pytest.approx(150) and found.handover == pytest.approx(300)
     with pytest.raises(ProfileError, match="never decoded at once"):
         round_of([first, outcome(0.0, 0.9, 1.0, 1.1)])
-
-
-class Stub:
-    """A server that answers as many tokens as are asked for."""
-
-    url = ""
-    moved = 0
-    moves = False
-    tells = False
-    """Its requests' stages."""
-    decoders = 1
-    status = 200
-    takes = math.inf
-    """Requests, until it refuses them."""
-    unknown = ""
-    """A parameter that it refuses."""
-    most = 10_000
-    """Tokens of an answer, whatever is asked."""
-    longest: int | None = None
-    """Tokens of a request that it takes, as it says; None: any, and it says nothing."""
-    silence: asyncio.Event | None = None
-    """Until then it does not answer."""
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        self.takes -= 1
-        if self.takes < 0:
-            self.status = 503
-        if self.status != 200:
-            return web.json_response({"error": {"message": "not today"}}, status=self.status)
-        body = await request.json()
-        if self.unknown and self.unknown in json.dumps(body):
-            error = {"message": f"unknown parameter {self.unknown}"}
-            return web.json_response({"error": error}, status=400)
-        if self.longest and len(body["prompt"]) + body["max_tokens"] > self.longest:
-            return web.json_response({"error": {"message": "too long"}}, status=400)
-        if self.silence:
-            await self.silence.wait()
-        self.moved += 100 * self.moves
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        for _ in range(min(self.most, body["max_tokens"])):
-            event = {"choices": [{"text": "x", "token_ids": [1]}]}
-            await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-            await asyncio.sleep(0.002)
-        if self.tells:
-            stages = {"issued_ms": 0, "context_begin_ms": 0.5, "context_end_ms": 2.0}
-            if self.moves:
-                stages |= {"migration_begin_ms": 2.5, "migration_end_ms": 3.0}
-            event = {"choices": [], "lifecycle": [stages]}
-            await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        await answer.write(b"data: [DONE]\n\n")
-        return answer
-
-    async def models(self, _: web.Request) -> web.Response:
-        """As vLLM tells it; a server whose models have no such field is another one."""
-        said = {"max_model_len": self.longest} if self.longest else {}
-        return web.json_response({"data": [{"id": "other"}, {"id": "m", **said}]})
-
-    async def stats(self, _: web.Request) -> web.Response:
-        roles = ["prefill", *["decode"] * self.decoders]
-        return web.json_response(
-            {"transports": {"TCP": self.moved}, "instances": [{"role": role} for role in roles]}
-        )
-
-
-@pytest.fixture
-async def stub() -> AsyncIterator[Stub]:
-    stub = Stub()
-    app = web.Application()
-    app.router.add_post("/v1/completions", stub.completions)
-    app.router.add_get("/stats", stub.stats)
-    app.router.add_get("/v1/models", stub.models)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert runner.addresses
-    stub.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield stub
-    await runner.cleanup()
 
 
 @pytest.mark.parametrize("moves", [True, False])
@@ -191,99 +108,6 @@ async def test_no_request_s_time_has_the_making_of_its_connection_in_it(
     async with asking(Target(stub.url, "m")) as asker:
         await asker.ask([8, 8], 2)
     assert ready == [True, True]
-
-
-@pytest.mark.parametrize("moves", [True, False])
-async def test_clients_of_a_load_send_one_request_after_another(stub: Stub, moves: bool) -> None:
-    stub.tells, stub.moves = True, moves
-    rows: list[Loaded] = []
-    async with asking(Target(stub.url, "m")) as asker:
-        assert await loads.measure(asker, rows.append, clients=(1, 3), rounds=1, seconds=0.2)
-    assert [row.clients for row in rows] == [1, 3]
-    for row in rows:
-        load = LoadRecord(1, row.clients, decoded(row.requests))
-        assert len(load.requests) >= row.clients and load.migrated == moves
-        for request in load.requests:
-            assert 0 <= request.sent_ms < request.prefill_ms < request.prefilled_ms
-            assert request.prefilled_ms - request.prefill_ms == pytest.approx(1.5, abs=0.01)
-            assert list(request.token_ms) == sorted(request.token_ms)
-        one_after_another = load.requests[: len(load.requests) // 2]
-        at_once = max(
-            sum(r.sent_ms <= one.sent_ms < r.last_ms for r in one_after_another)
-            for one in one_after_another
-        )
-        assert at_once == row.clients
-
-
-async def test_half_of_a_load_comes_whenever_it_comes(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many as were answered; of one client all wait for it."""
-    stub.tells = True
-    offered: list[list[Planned]] = []
-
-    async def seen(plan: list[Planned], client: Client) -> Observed:
-        offered.append(plan)
-        return await offer(plan, client)
-
-    monkeypatch.setattr(asking_module, "offer", seen)
-    rows: list[Loaded] = []
-    async with asking(Target(stub.url, "m")) as asker:
-        await loads.measure(asker, rows.append, clients=(1, 16), rounds=1, seconds=0.4)
-    (plan,) = offered
-    requests = decoded(rows[1].requests)
-    assert len(requests) == 2 * len(plan)
-    first, rest = requests[: len(plan)], requests[len(plan) :]
-    assert max(one.last_ms for one in first) < min(one.sent_ms for one in rest)
-    lasted = (max(one.last_ms for one in first) - first[0].sent_ms) / 1000
-    assert lasted / 5 < plan[-1].at_seconds < 5 * lasted, "32 gaps or more: no chance leads beyond"
-    assert {one.prompt_tokens for one in plan} != {one.input_tokens for one in first}
-
-
-async def test_a_refusal_among_those_that_come_is_told(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stub.tells = True
-
-    async def refused(plan: list[Planned], client: Client) -> Observed:
-        stub.status = 503
-        return await offer(plan, client)
-
-    monkeypatch.setattr(asking_module, "offer", refused)
-    async with asking(Target(stub.url, "m")) as asker:
-        with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
-            await loads.measure(asker, lambda _: None, clients=(2,), rounds=1, seconds=0.1)
-
-
-async def test_a_server_that_tells_too_few_stages_is_refused(stub: Stub) -> None:
-    stub.tells = True
-
-    def fall_silent(_: Loaded) -> None:
-        stub.tells = False
-
-    async with asking(Target(stub.url, "m")) as asker:
-        with pytest.raises(ProfileError, match="told the stages of 0 in time"):
-            await loads.measure(asker, fall_silent, clients=(1, 2), seconds=0.05)
-
-
-async def test_where_a_role_has_several_instances_no_load_is_measured(stub: Stub) -> None:
-    stub.tells, stub.decoders = True, 2
-    async with asking(Target(stub.url, "m")) as asker:
-        with pytest.raises(
-            ProfileError, match=r"several decode instances: .* one instance of each"
-        ):
-            await loads.measure(asker, lambda _: None, clients=(1,), seconds=0.1)
-
-
-async def test_a_load_ends_with_the_first_refusal(stub: Stub) -> None:
-    stub.tells = True
-
-    def refuse(_: Loaded) -> None:
-        stub.status = 503
-
-    async with asking(Target(stub.url, "m")) as asker:
-        with pytest.raises(ProfileError, match=r"completions: HTTP 503: not today$"):
-            await loads.measure(asker, refuse, clients=(1, 4), seconds=0.05)
 
 
 async def test_requests_are_no_longer_than_the_server_takes(stub: Stub) -> None:
