@@ -161,7 +161,7 @@ class Replica:
         """Where each of its threads was: one that hangs as it starts has logged nothing."""
         self.process.send_signal(signal.SIGABRT)
         self.process.wait(SECONDS)
-        return self.tail()
+        return self.log.read_text()
 
     def tail(self) -> str:
         return "\n".join(self.log.read_text().splitlines()[-30:])

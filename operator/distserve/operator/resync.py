@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 2.0
+AGAIN_SECONDS = 1.0
+"""Until the first further listing, each one later than the last: a process that starts amid
+deletions is ready soon, and where a watch is slow to show thousands they are not listed often."""
 
 
 class WatchDead(Exception):
@@ -105,6 +108,7 @@ class Resync:
 
     async def _compare(self, kind: Kind) -> None:
         end = time.monotonic() + self.settings.proof_seconds
+        wait = AGAIN_SECONDS
         while True:
             known = dict(self.store.seen(kind))
             listed = await self._list(kind)
@@ -114,7 +118,8 @@ class Resync:
                     for key in self.store.drop(kind, name, seen.uid):
                         self.wake(key)
             # A listing once more: what is missing may be gone meanwhile.
-            again = min(end, time.monotonic() + self.settings.proof_seconds / 3)
+            again = min(end, time.monotonic() + wait)
+            wait = min(2 * wait, self.settings.proof_seconds / 3)
             while missing := self._missing(kind, listed):
                 if time.monotonic() > end:
                     raise WatchDead(
