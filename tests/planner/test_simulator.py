@@ -59,6 +59,7 @@ SERVINGS = st.builds(
     Serving,
     prompt_ms=st.sampled_from([0.0, 2.5]),
     busy_request_ms=st.sampled_from([0.0, 4.0]),
+    stream_request_ms=st.sampled_from([0.0, 0.5]),
     handover_ms=st.sampled_from([0.0, 6.0]),
     busy_handover_ms=st.sampled_from([0.0, 5.0]),
     request_ms=st.sampled_from([0.0, 3.0]),
@@ -261,6 +262,35 @@ def test_one_that_comes_costs_less_among_many():
     (_, _, without), (_, _, beside) = ends
     later = [b - a for a, b in zip(without.finish_ms, beside.finish_ms[:2], strict=True)]
     assert later == pytest.approx([3.5, 3.5])
+
+
+def test_none_overtakes_another_on_its_way():
+    """The second's way alone would be shorter: they come together, and are prefilled together."""
+    serving = Serving(request_ms=100, way_spread=Spread((0.5, 1.5)))
+    ways = [serving.way_ms(request, streams=0) for request in range(2)]
+    spec = InstanceSpec(TIMES, serving=serving)
+    trace = Trace([10, 10], [1, 1], [0.0, 1.0])
+    simulation, _, _ = simulate("Colocated", Fleet(spec, None, 1, 0), trace)
+    assert ways == [150, 50]
+    assert simulation.life.prefill_ms == pytest.approx([150, 150])
+
+
+def test_who_comes_makes_the_step_under_way_longer_and_waits_for_its_end():
+    """The first one's steps begin each 10 ms from 83 on; the second comes at 104 + 3."""
+    spec = InstanceSpec(TIMES, serving=Serving(request_ms=3, coming_ms=7))
+    trace = Trace([10, 10], [31, 2], [0.0, 104.0])
+    simulation, _, _ = simulate("Colocated", Fleet(spec, None, 1, 0), trace)
+    assert simulation.life.prefill_ms[1] == pytest.approx(113 + 7)
+
+
+def test_who_comes_while_another_is_heard_is_prefilled_with_it():
+    """The third comes while the second is prefilled, from 117 to 197. What it costs the first one
+    passes before the next step is formed, until 204: so the fourth is in it."""
+    spec = InstanceSpec(TIMES, serving=Serving(coming_ms=7))
+    trace = Trace([10] * 4, [31, 1, 1, 1], [0.0, 105.0, 150.0, 200.0])
+    simulation, _, _ = simulate("Colocated", Fleet(spec, None, 1, 0), trace)
+    begun = simulation.life.prefill_ms
+    assert begun[2] == begun[3] > 200
 
 
 def test_a_burst_waits_in_prefill_memory_when_decode_is_full():

@@ -38,9 +38,11 @@ def test_ways_and_prefills_have_nothing_to_do_with_each_other(later: int) -> Non
 
 
 def test_requests_ways_are_as_long_as_it_says() -> None:
-    serving = Serving(request_ms=10.0, busy_request_ms=2.0, way_spread=UNEVEN)
-    assert {serving.way_ms(nth, busy=False) for nth in range(9)} == {5.0, 10.0, 15.0}
-    assert {serving.way_ms(nth, busy=True) for nth in range(9)} == {6.0, 12.0, 18.0}
+    serving = Serving(
+        request_ms=10.0, busy_request_ms=2.0, stream_request_ms=0.5, way_spread=UNEVEN
+    )
+    assert {serving.way_ms(nth, streams=0) for nth in range(9)} == {5.0, 10.0, 15.0}
+    assert {serving.way_ms(nth, streams=4) for nth in range(9)} == {7.0, 14.0, 21.0}
 
 
 def test_profiles_keep_it() -> None:

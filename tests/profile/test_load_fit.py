@@ -89,19 +89,50 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
     )
     assert each_ms == pytest.approx(true_ms, rel=0.1)
     # A way is known but for the part of a step for which it waits.
-    assert found.busy_request_ms == pytest.approx(true.busy_request_ms, abs=0.2)
+    if strategy == "Disaggregated":
+        assert found.busy_request_ms == pytest.approx(true.busy_request_ms, abs=0.2)
+        assert found.stream_request_ms == pytest.approx(0.0, abs=0.02)
     near = pytest.approx(1.0, abs=0.12)
     assert all(value == near for value in (*found.pace.prefill, *found.pace.decode))
     for spread in (found.way_spread, found.prefill_spread):
         assert all(part == near for part in spread.parts)
     found = replace(
         found, prompt_ms=true.prompt_ms, prefill_step_longer=true.prefill_step_longer,
-        busy_request_ms=true.busy_request_ms, coming_ms=true.coming_ms,
-        joining_ms=true.joining_ms, pace=true.pace, way_spread=true.way_spread,
-        prefill_spread=true.prefill_spread,
+        busy_request_ms=true.busy_request_ms, stream_request_ms=true.stream_request_ms,
+        coming_ms=true.coming_ms, joining_ms=true.joining_ms, pace=true.pace,
+        way_spread=true.way_spread, prefill_spread=true.prefill_spread,
     )  # fmt: skip
     assert found.as_entry() == pytest.approx(true.as_entry(), rel=0.15, abs=0.02)
     assert found.padding_ms == pytest.approx(true.padding_ms, rel=0.2)
+
+
+@pytest.mark.parametrize(("strategy", "base"), [("Colocated", TOGETHER), ("Disaggregated", APART)])
+def test_first_tokens_come_when_they_came_with_ways_that_grow(strategy: str, base: Serving) -> None:
+    """Together the wait for a step is in the same time as the way: what both take is found."""
+    true = replace(base, busy_request_ms=1.0, stream_request_ms=0.5)
+    loads = loads_of(strategy, true)
+    found = fit_loads(loads, TIMES)
+    again = loads_of(strategy, found)
+    assert list(map(ttft_ms, again)) == pytest.approx(list(map(ttft_ms, loads)), rel=0.05)
+    if strategy == "Disaggregated":
+        mean = found.busy_request_ms + 4 * found.stream_request_ms
+        assert mean == pytest.approx(3.0, abs=0.3) and found.stream_request_ms > 0.25
+
+
+def ttft_ms(load: LoadRecord) -> float:
+    return fmean(request.token_ms[0] - request.sent_ms for request in load.requests)
+
+
+def test_ways_of_a_burst_are_not_those_of_single_requests() -> None:
+    """All at once, and each the later for those before it."""
+    burst = [
+        LoadRequest(9, 0.0, 8.0 + 30 * n, 20.0 + 30 * n, None, (20.0 + 30 * n,)) for n in range(5)
+    ]
+    alone = [LoadRequest(9, 500.0 * n, 500 * n + 8.0, 500 * n + 20.0, None, (500 * n + 20.0,))
+             for n in range(1, 5)]  # fmt: skip
+    found = fit_loads([LoadRecord(1, 5, [*burst, *alone])], TIMES)
+    assert found.request_ms == pytest.approx(8.0)
+    assert all(part == pytest.approx(1.0) for part in found.way_spread.parts)
 
 
 @pytest.mark.parametrize(("strategy", "base"), [("Colocated", TOGETHER), ("Disaggregated", APART)])
@@ -238,6 +269,15 @@ def test_a_cover_counts_each_moment_once() -> None:
     cover = Cover([(10, 20), (0, 5), (15, 30)])
     assert cover.within(0, 100) == 25 and cover.within(3, 12) == 4
     assert cover.share(6, 9) == 0 and cover.share(16, 18) == 1 and cover.share(5, 5) == 0
+
+
+def test_steps_that_seem_to_overlap_are_one_after_another() -> None:
+    """News of the first was late by 2 ms: it takes its time all the same, and ends earlier."""
+    first = LoadRequest(9, 0.0, 0.0, 10.0, None, (13.0,))
+    second = LoadRequest(9, 1.0, 10.0, 30.0, None, (31.0,))
+    load = LoadRecord(1, 1, [first, second])
+    assert load.prefilling.within(0, 100) == 30
+    assert load.prefilling.share(1, 31) == 1 and load.prefilling.within(31, 99) == 0
 
 
 def test_a_load_is_kept_as_it_was_seen() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import fmean, linear_regression, median
 from typing import NamedTuple
 
 from distserve.planner import least_squares
@@ -52,10 +52,11 @@ def fit_loads(loads: Sequence[LoadRecord], times: TimeModel) -> Serving:
         decode_slowed=decodes.slowed,
         prefill_slowed=prefills.slowed,
     )
-    request_ms, busy_request_ms, way_spread = _ways(loads, migrated, added)
+    ways = _ways(loads, migrated, added)
     added = replace(
-        added, request_ms=request_ms, busy_request_ms=busy_request_ms, way_spread=way_spread
-    )
+        added, request_ms=ways.idle_ms, busy_request_ms=ways.busy_ms - ways.idle_ms,
+        stream_request_ms=ways.stream_ms, way_spread=ways.spread,
+    )  # fmt: skip
     if migrated:
         served = added.applied(times)
         added = replace(added, handover_ms=_handover_ms(loads, served, added.joining_ms))
@@ -220,33 +221,63 @@ def _pieces_ms(window: Window, times: TimeModel) -> float:
 # ---- ways
 
 
-def _ways(
-    loads: Sequence[LoadRecord], migrated: bool, added: Serving
-) -> tuple[float, float, Spread]:
-    """Means of requests that did not wait for another's prefill: while nobody decoded, and how much
-    longer while somebody did, or shorter, since who waits for a step is on its way meanwhile; and
-    how single ones lie about theirs."""
+class _Ways(NamedTuple):
+    """Means: while nobody decoded; and while `n` did, `busy_ms + stream_ms * n`."""
+
+    idle_ms: float
+    busy_ms: float
+    stream_ms: float
+    spread: Spread
+    """Of single ones about theirs."""
+
+
+def _ways(loads: Sequence[LoadRecord], migrated: bool, added: Serving) -> _Ways:
+    """Of requests that waited for no other one. A busy way may be shorter than an idle one, since
+    who waits for a step is on its way meanwhile."""
     idle: list[float] = []
-    busy: list[float] = []
+    busy: list[tuple[int, float]] = []
     for load in loads:
-        for request in load.requests:
-            if _queued(request, load.prefills):
-                continue
+        for request in _alone_on_their_way(load):
             sent, begun = request.sent_ms, request.prefill_ms
             way_ms = begun - sent + request.token_ms[0] - request.prefilled_ms
             if not load.decoding.within(sent, begun):
                 idle.append(way_ms)
-            elif migrated:
-                busy.append(way_ms)
-            else:  # it waited for the step under way, half of it in the mean, and made it longer
-                coming_ms = added.among(load.streams(sent)) * added.coming_ms
-                busy.append(way_ms - load.step_ms(sent, begun) / 2 - coming_ms)
-    idle_ms = max(0.0, fmean(idle or busy or [0.0]))
-    busy_ms = max(0.0, fmean(busy)) if busy else idle_ms
+                continue
+            streams = load.streams(sent)
+            if not migrated:  # it waited for the step under way, half of it in the mean,
+                # and made it longer
+                way_ms -= load.step_ms(sent, begun) / 2 + added.among(streams) * added.coming_ms
+            busy.append((streams, way_ms))
+    idle_ms = max(0.0, fmean(idle or [way_ms for _, way_ms in busy] or [0.0]))
+    busy_ms, stream_ms = _line(busy) if busy else (idle_ms, 0.0)
     # Of a wait for half a step in the mean it is not known which of both was long.
-    single = [(idle, idle_ms), (busy if migrated else [], busy_ms)]
-    ratios = [way_ms / mean_ms for ways, mean_ms in single if mean_ms for way_ms in ways]
-    return idle_ms, busy_ms - idle_ms, Spread.of(ratios)
+    single = [(way_ms, idle_ms) for way_ms in idle]
+    single += [(way_ms, busy_ms + stream_ms * n) for n, way_ms in busy if migrated]
+    ratios = [way_ms / mean_ms for way_ms, mean_ms in single if mean_ms]
+    return _Ways(idle_ms, busy_ms, stream_ms, Spread.of(ratios))
+
+
+def _alone_on_their_way(load: LoadRecord) -> Iterator[LoadRequest]:
+    """Sent when those before them had come, and nobody's prefill was under way."""
+    come_ms = 0.0
+    for request in sorted(load.requests, key=lambda r: r.sent_ms):
+        if request.sent_ms >= come_ms and not _queued(request, load.prefills):
+            yield request
+        come_ms = max(come_ms, request.prefill_ms)
+
+
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """What all have and what each one more adds: least squares, none of both below 0."""
+    mean = max(0.0, fmean(y for _, y in points))
+    if len({x for x, _ in points}) < 2:
+        return mean, 0.0
+    columns = tuple(zip(*points, strict=True))
+    slope, begin = linear_regression(*columns)
+    if slope < 0:
+        return mean, 0.0
+    if begin < 0:
+        return 0.0, max(0.0, linear_regression(*columns, proportional=True).slope)
+    return begin, slope
 
 
 def _queued(request: LoadRequest, prefills: Sequence[Prefill]) -> bool:

@@ -33,6 +33,8 @@ class Serving:
     busy_request_ms: float = 0.0
     """That these take longer while others decode; below 0 where they pass while a step does, for
     which a request waits anyway."""
+    stream_request_ms: float = 0.0
+    """Besides, for each of these others."""
     prompt_ms: float = 0.0
     """That a prefill step takes longer for each prompt in it."""
     prefill_step_longer: float = 0.0
@@ -78,10 +80,10 @@ class Serving:
     def __bool__(self) -> bool:
         return self != Serving()
 
-    def way_ms(self, request: int, busy: bool) -> float:
-        """Of a request, to its queue and back; `busy`: while others decode."""
-        mean_ms = self.request_ms + (self.busy_request_ms if busy else 0.0)
-        return mean_ms * self.way_spread.at(request, WAYS)
+    def way_ms(self, request: int, streams: float) -> float:
+        """Of a request, to its queue and back, while so many decode."""
+        busy_ms = self.busy_request_ms + self.stream_request_ms * streams if streams else 0.0
+        return (self.request_ms + busy_ms) * self.way_spread.at(request, WAYS)
 
     def among(self, streams: float) -> float:
         """Share of what a request's coming and joining cost that is left among so many streams."""

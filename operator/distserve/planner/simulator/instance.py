@@ -62,6 +62,7 @@ class Instance:
         self._stage_free_ms = [0.0] * spec.pp
         self._alone: Step | None = None  # a decode step that may be cut short
         self._under_way: Step | None = None  # any other, where the pipeline has one stage
+        self._comes_ms = 0.0  # the last of those who are on their way
         self._joined = 0
         self._came = 0
         self._prefills = 0
@@ -78,20 +79,21 @@ class Instance:
 
     # -- requests
 
-    def submit(self, request: int, busy: bool = False) -> None:
-        """Queue a request for prefill; others of this instant queue before a step begins. `busy`:
-        others decode where it comes."""
-        way_ms = self.spec.serving.way_ms(request, busy)
-        if way_ms:
-            self.coming += 1
-            self.simulation.at(self.simulation.now + way_ms, self._queue, request)
+    def submit(self, request: int, streams: float = 0) -> None:
+        """Queue a request for prefill, behind those who are on their way; others of this instant
+        queue before a step begins. `streams`: that decode where it comes."""
+        now = self.simulation.now
+        self.coming += 1
+        self._comes_ms = max(self._comes_ms, now + self.spec.serving.way_ms(request, streams))
+        if self._comes_ms > now:
+            self.simulation.at(self._comes_ms, self._queue, request)
         else:
-            self.waiting.append(request)
-            self.simulation.at(self.simulation.now, self.wake)
+            self._queue(request)
 
     def _queue(self, request: int) -> None:
         self.coming -= 1
         self.waiting.append(request)
+        self.disturb()
         self.simulation.at(self.simulation.now, self.wake)
 
     def join(self, request: int) -> None:
@@ -105,10 +107,15 @@ class Instance:
         self.wake()
 
     def disturb(self) -> None:
-        """A request came to the deployment: who decodes here is the later for it."""
-        if self.decoding and self.spec.serving.coming_ms:
-            self._came += 1
-            self.wake()
+        """A request comes: a decode step under way is the longer for it, else the next step, of
+        whatever kind, begins later."""
+        if not (self.decoding and self.spec.serving.coming_ms):
+            return
+        self._came += 1
+        self.wake()
+        step = self._under_way
+        if step is not None and step.decode is not None:
+            self._put_off(step, step.pace * self._coming_ms())
 
     @property
     def hears_ms(self) -> float:
@@ -184,27 +191,33 @@ class Instance:
     def _begin(self) -> None:
         if self._stage_free_ms[0] > self.simulation.now or self._alone is not None:
             return
-        step = self._choose(self)
-        if step is not None:
+        if self._came:
+            self._hear()
+        elif (step := self._choose(self)) is not None:
             self._start(step)
         self._tell_neighbours()
 
+    def _hear(self) -> None:
+        """Who comes meanwhile may be in the step that follows, too."""
+        now, pace = self.simulation.now, self.spec.serving.pace
+        heard = now + pace.at(now, False, self.number) * self._coming_ms()
+        self._stage_free_ms[0] = heard
+        self.simulation.at(heard, self._begin)
+
     def _start(self, step: Step) -> None:
         now, pp = self.simulation.now, self.spec.pp
-        requests_ms = self._requests_ms(step)
+        joining_ms = self._joining_ms(step)
         serving = self.spec.serving
         step.machine_pace = serving.pace.at(now, bool(step.chunks), self.number)
         if step.chunks and not step.decode:
             step.machine_pace *= serving.prefill_spread.at(self._prefills, PREFILLS, self.number)
             self._prefills += 1
         step.pace = self._pace(step)
-        # Of those who come it is the queue that waits, not their prefill that takes longer.
-        begun = now if step.decode is not None else now + step.pace * requests_ms
-        stage_ms = step.pace * (self._measure(step, begun) + requests_ms)
+        stage_ms = step.pace * (self._measure(step) + joining_ms)
         step.start_ms = now
         step.first_ms = stage_ms
         free = self._stage_free_ms
-        alone = not step.chunks and not requests_ms and not self.simulation.step_by_step
+        alone = not step.chunks and not joining_ms and not self.simulation.step_by_step
         if free[-1] <= now and alone:
             self._advance_alone(step)
             return
@@ -216,24 +229,27 @@ class Instance:
         if pp > 1:
             self.simulation.at(free[0], self._begin)
 
-    def _requests_ms(self, step: Step) -> float:
-        """Of one stage: for those that came since the last step, and of a decode step for those
-        whose first one it is."""
+    def _joining_ms(self, step: Step) -> float:
+        """Of one stage, for those whose first decode step it is."""
+        if step.decode is None:
+            return 0.0
+        serving = self.spec.serving
+        joined, self._joined = self._joined, 0
+        return serving.among(self.decoding) * serving.joining_ms * joined / self.spec.pp
+
+    def _coming_ms(self) -> float:
+        """Of one stage, for those who have come."""
         serving = self.spec.serving
         came, self._came = self._came, 0
-        added_ms = serving.coming_ms * came
-        if step.decode is not None:
-            joined, self._joined = self._joined, 0
-            added_ms += serving.joining_ms * joined
-        return serving.among(self.decoding) * added_ms / self.spec.pp
+        return serving.among(self.decoding) * serving.coming_ms * came / self.spec.pp
 
-    def _measure(self, step: Step, begun: float) -> float:
+    def _measure(self, step: Step) -> float:
         """Time of one stage; marks the requests' first steps."""
         life = self.simulation.life
         tokens = squared = prompts = 0
         for chunk in step.chunks:
             if chunk.start == 0:
-                life.prefill_ms[chunk.request] = begun
+                life.prefill_ms[chunk.request] = self.simulation.now
                 self.prefilling += 1
                 prompts += 1
             tokens += chunk.tokens
@@ -364,9 +380,13 @@ class Instance:
         if step.pace == pace:
             return
         left_ms = step.end_ms - self.simulation.now
-        step.late_ms += left_ms * (pace / step.pace - 1)
-        step.end_ms = self.simulation.now + left_ms * pace / step.pace
+        self._put_off(step, left_ms * (pace / step.pace - 1))
         step.pace = pace
+
+    def _put_off(self, step: Step, late_ms: float) -> None:
+        """The end of the step under way; or bring it forward."""
+        step.late_ms += late_ms
+        step.end_ms += late_ms
         self._stage_free_ms[0] = step.end_ms
         self._tell_end(step)
 

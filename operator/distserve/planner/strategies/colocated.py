@@ -23,8 +23,7 @@ class Colocated(SimulatedStrategy):
 
     def arrive(self, request: int) -> None:
         chosen = min(self.instances, key=lambda instance: (instance.load, instance.decoding))
-        chosen.submit(request, busy=chosen.decoding > 0)
-        chosen.disturb()
+        chosen.submit(request, streams=chosen.decoding)
 
     def choose(self, instance: Instance) -> Step | None:
         spec = instance.spec

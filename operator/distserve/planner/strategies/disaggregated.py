@@ -9,6 +9,7 @@ then the prefill instance holds it, so that bursts wait in prefill memory and pu
 from __future__ import annotations
 
 from collections import deque
+from statistics import fmean
 
 from distserve.planner.simulator import Instance, Step, blocks_for
 from distserve.planner.strategies.fleet import SimulatedStrategy
@@ -48,8 +49,8 @@ class Disaggregated(SimulatedStrategy):
         return [*self.prefill, *self.decode]
 
     def arrive(self, request: int) -> None:
-        busy = any(instance.decoding for instance in self.decode)
-        min(self.prefill, key=lambda instance: instance.load).submit(request, busy)
+        streams = fmean(instance.decoding for instance in self.decode)
+        min(self.prefill, key=lambda instance: instance.load).submit(request, streams)
         # One of them alone, as in the deployment that was measured, which has one.
         self._least_reserved().disturb()
 
