@@ -65,7 +65,8 @@ def _serving(added: Serving) -> Iterator[str]:
         f"decode step, and {1000 * added.padding_ms:.3f} ms to it for 1000 tokens of padding"
     )
     yield (
-        f"  beside others that decode {added.busy_request_ms:.2f} ms more a request and "
+        f"  beside n others that decode {added.busy_request_ms:.2f} ms + "
+        f"{added.stream_request_ms:.3f} ms x n more a request and "
         f"{added.busy_handover_ms:.2f} ms a hand-over; to "
         f"all of them {added.coming_ms:.2f} ms for each that comes, {added.joining_ms:.2f} ms for "
         f"each that joins, among 16 streams {added.among(16):.0%} of both"
