@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -238,12 +239,13 @@ def test_prefills_and_ways_are_as_uneven_as_they_were_measured():
         assert {round(ms) for ms in result.ttft_ms} == {5 + 60, 5 + 100, 15 + 60, 15 + 100}
 
 
-def test_one_that_comes_costs_one_of_those_who_decode():
+@pytest.mark.parametrize("pp", [1, 2])
+def test_one_that_comes_costs_one_of_those_who_decode(pp: int):
     """Two streams on an instance each; a third request, of one token, comes while both decode."""
     spec = InstanceSpec(TIMES, serving=Serving(coming_ms=7))
-    fleet = Fleet(spec, spec, prefill_instances=3, decode_instances=2)
+    fleet = Fleet(spec, replace(spec, pp=pp), prefill_instances=3, decode_instances=2)
     ends = [
-        simulate("Disaggregated", fleet, Trace([10] * n, [31, 31, 1][:n], [0.0, 0.0, 200.0][:n]))
+        simulate("Disaggregated", fleet, Trace([10] * n, [31, 31, 1][:n], [0.0, 0.0, 203.0][:n]))
         for n in (2, 3)
     ]
     (_, _, without), (_, _, beside) = ends
@@ -264,23 +266,33 @@ def test_one_that_comes_costs_less_among_many():
     assert later == pytest.approx([3.5, 3.5])
 
 
-def test_none_overtakes_another_on_its_way():
-    """The second's way alone would be shorter: they come together, and are prefilled together."""
-    serving = Serving(request_ms=100, way_spread=Spread((0.5, 1.5)))
-    ways = [serving.way_ms(request, streams=0) for request in range(2)]
+@pytest.mark.parametrize("sent_ms", [1.0, 150.0])
+def test_none_overtakes_another_on_its_way(sent_ms: float):
+    """The second's way alone would be shorter: they come together, and are prefilled together;
+    even if it were sent when the first one comes, and had no way at all."""
+    serving = Serving(request_ms=100, way_spread=Spread((0.0, 1.5, 1.5)))
     spec = InstanceSpec(TIMES, serving=serving)
-    trace = Trace([10, 10], [1, 1], [0.0, 1.0])
+    ways = [serving.way_ms(request, streams=0) for request in range(2)]
+    trace = Trace([10, 10], [1, 1], [0.0, sent_ms])
     simulation, _, _ = simulate("Colocated", Fleet(spec, None, 1, 0), trace)
-    assert ways == [150, 50]
+    assert ways == [150, 0]
     assert simulation.life.prefill_ms == pytest.approx([150, 150])
 
 
-def test_who_comes_makes_the_step_under_way_longer_and_waits_for_its_end():
-    """The first one's steps begin each 10 ms from 83 on; the second comes at 104 + 3."""
-    spec = InstanceSpec(TIMES, serving=Serving(request_ms=3, coming_ms=7))
-    trace = Trace([10, 10], [31, 2], [0.0, 104.0])
-    simulation, _, _ = simulate("Colocated", Fleet(spec, None, 1, 0), trace)
-    assert simulation.life.prefill_ms[1] == pytest.approx(113 + 7)
+@pytest.mark.parametrize("step_by_step", [False, True])
+@pytest.mark.parametrize(
+    ("way_ms", "sent_ms", "ended_ms"), [(3, 104, 113 + 7), (0, 105, 110 + 7), (0, 100, 100 + 7)]
+)
+def test_who_comes_makes_the_step_under_way_longer(
+    step_by_step: bool, way_ms: float, sent_ms: float, ended_ms: float
+):
+    """The first one's steps begin each 10 ms from its way and 80 on; also just when one ends."""
+    spec = InstanceSpec(TIMES, serving=Serving(request_ms=way_ms, coming_ms=7))
+    trace = Trace([10, 10], [31, 2], [0.0, sent_ms])
+    simulation = Simulation(trace, step_by_step=step_by_step, log=[])
+    simulation.run(REGISTRY["Colocated"](simulation, Fleet(spec, None, 1, 0)))
+    assert simulation.life.prefill_ms[1] == pytest.approx(ended_ms)
+    assert ended_ms in [pytest.approx(step.end_ms) for step in simulation.log or ()]
 
 
 def test_who_comes_while_another_is_heard_is_prefilled_with_it():

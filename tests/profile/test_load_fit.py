@@ -74,13 +74,18 @@ def simulated(strategy: str, serving: Serving, rate: float) -> LoadRecord:
     )  # fmt: skip
 
 
+def ttft_ms(load: LoadRecord) -> float:
+    return fmean(request.token_ms[0] - request.sent_ms for request in load.requests)
+
+
 def loads_of(strategy: str, serving: Serving) -> list[LoadRecord]:
     return [simulated(strategy, serving, rate) for rate in (0.3, 2.0, 4.0, 6.0)]
 
 
 @pytest.mark.parametrize(("strategy", "true"), [("Colocated", TOGETHER), ("Disaggregated", APART)])
 def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -> None:
-    found = fit_loads(loads_of(strategy, true), TIMES)
+    loads = loads_of(strategy, true)
+    found = fit_loads(loads, TIMES)
     # One comes about when another joins: of what both cost together most is told, which is it less.
     assert found.coming_ms + found.joining_ms == pytest.approx(6.0, rel=0.2)
     # Most prefills have one prompt: what they take more is its own, or that of each.
@@ -88,10 +93,12 @@ def test_what_a_load_was_simulated_with_is_found(strategy: str, true: Serving) -
         s.prompt_ms + s.prefill_step_longer * TIMES.prefill.a for s in (found, true)
     )
     assert each_ms == pytest.approx(true_ms, rel=0.1)
-    # A way is known but for the part of a step for which it waits.
+    # A way is known but for the part of a step for which it waits: together they are.
     if strategy == "Disaggregated":
         assert found.busy_request_ms == pytest.approx(true.busy_request_ms, abs=0.2)
-        assert found.stream_request_ms == pytest.approx(0.0, abs=0.02)
+        assert found.stream_request_ms == pytest.approx(true.stream_request_ms, abs=0.02)
+    again = loads_of(strategy, found)
+    assert list(map(ttft_ms, again)) == pytest.approx(list(map(ttft_ms, loads)), rel=0.05)
     near = pytest.approx(1.0, abs=0.12)
     assert all(value == near for value in (*found.pace.prefill, *found.pace.decode))
     for spread in (found.way_spread, found.prefill_spread):
@@ -119,20 +126,16 @@ def test_first_tokens_come_when_they_came_with_ways_that_grow(strategy: str, bas
         assert mean == pytest.approx(3.0, abs=0.3) and found.stream_request_ms > 0.25
 
 
-def ttft_ms(load: LoadRecord) -> float:
-    return fmean(request.token_ms[0] - request.sent_ms for request in load.requests)
-
-
 def test_ways_of_a_burst_are_not_those_of_single_requests() -> None:
-    """All at once, and each the later for those before it."""
-    burst = [
-        LoadRequest(9, 0.0, 8.0 + 30 * n, 20.0 + 30 * n, None, (20.0 + 30 * n,)) for n in range(5)
+    """All at once, and prefilled together when the last of them has come."""
+    burst = [LoadRequest(9, 0.1 * n, 30.0, 40.0, None, (40.0,)) for n in range(20)]
+    alone = [
+        LoadRequest(9, begin, begin + 8.0, begin + 20.0, None, (begin + 20.0,))
+        for begin in (500.0 * n for n in range(1, 30))
     ]
-    alone = [LoadRequest(9, 500.0 * n, 500 * n + 8.0, 500 * n + 20.0, None, (500 * n + 20.0,))
-             for n in range(1, 5)]  # fmt: skip
     found = fit_loads([LoadRecord(1, 5, [*burst, *alone])], TIMES)
-    assert found.request_ms == pytest.approx(8.0)
-    assert all(part == pytest.approx(1.0) for part in found.way_spread.parts)
+    assert found.request_ms == pytest.approx((29 * 8.0 + 30.0) / 30), "but for the first of it"
+    assert len(found.way_spread.parts) == 20 and found.way_spread.parts[9] < 1
 
 
 @pytest.mark.parametrize(("strategy", "base"), [("Colocated", TOGETHER), ("Disaggregated", APART)])
@@ -278,6 +281,13 @@ def test_steps_that_seem_to_overlap_are_one_after_another() -> None:
     load = LoadRecord(1, 1, [first, second])
     assert load.prefilling.within(0, 100) == 30
     assert load.prefilling.share(1, 31) == 1 and load.prefilling.within(31, 99) == 0
+
+
+def test_pieces_of_one_step_do_overlap() -> None:
+    """A prompt of several steps, and one that shares the last of them."""
+    long = LoadRequest(900, 0.0, 0.0, 30.0, None, (30.0,))
+    short = LoadRequest(9, 1.0, 20.0, 30.0, None, (30.1,))
+    assert LoadRecord(1, 1, [long, short]).prefilling.within(-99, 99) == pytest.approx(30.1)
 
 
 def test_a_load_is_kept_as_it_was_seen() -> None:

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -234,20 +235,15 @@ class _Ways(NamedTuple):
 def _ways(loads: Sequence[LoadRecord], migrated: bool, added: Serving) -> _Ways:
     """Of requests that waited for no other one. A busy way may be shorter than an idle one, since
     who waits for a step is on its way meanwhile."""
-    idle: list[float] = []
+    idle = [way_ms for _, _, way_ms in _seen_ways(loads, math.inf, while_busy=False)]
     busy: list[tuple[int, float]] = []
-    for load in loads:
-        for request in _alone_on_their_way(load):
-            sent, begun = request.sent_ms, request.prefill_ms
-            way_ms = begun - sent + request.token_ms[0] - request.prefilled_ms
-            if not load.decoding.within(sent, begun):
-                idle.append(way_ms)
-                continue
-            streams = load.streams(sent)
-            if not migrated:  # it waited for the step under way, half of it in the mean,
-                # and made it longer
-                way_ms -= load.step_ms(sent, begun) / 2 + added.among(streams) * added.coming_ms
-            busy.append((streams, way_ms))
+    for load, request, way_ms in _seen_ways(loads, fmean(idle) if idle else math.inf, True):
+        sent, streams = request.sent_ms, load.streams(request.sent_ms)
+        if not migrated:  # it waited for the step under way, half of it in the mean,
+            # and made it longer
+            way_ms -= load.step_ms(sent, request.prefill_ms) / 2
+            way_ms -= added.among(streams) * added.coming_ms
+        busy.append((streams, way_ms))
     idle_ms = max(0.0, fmean(idle or [way_ms for _, way_ms in busy] or [0.0]))
     busy_ms, stream_ms = _line(busy) if busy else (idle_ms, 0.0)
     # Of a wait for half a step in the mean it is not known which of both was long.
@@ -257,13 +253,19 @@ def _ways(loads: Sequence[LoadRecord], migrated: bool, added: Serving) -> _Ways:
     return _Ways(idle_ms, busy_ms, stream_ms, Spread.of(ratios))
 
 
-def _alone_on_their_way(load: LoadRecord) -> Iterator[LoadRequest]:
-    """Sent when those before them had come, and nobody's prefill was under way."""
-    come_ms = 0.0
-    for request in sorted(load.requests, key=lambda r: r.sent_ms):
-        if request.sent_ms >= come_ms and not _queued(request, load.prefills):
-            yield request
-        come_ms = max(come_ms, request.prefill_ms)
+def _seen_ways(
+    loads: Sequence[LoadRecord], come_ms: float, while_busy: bool
+) -> Iterator[tuple[LoadRecord, LoadRequest, float]]:
+    """Each from sending to prefill and back, of those that were sent while nobody's prefill was
+    under way and when the ones before them had come, after `come_ms` at most."""
+    for load in loads:
+        free_ms = 0.0
+        for request in sorted(load.requests, key=lambda r: r.sent_ms):
+            sent, begun = request.sent_ms, request.prefill_ms
+            beside = load.decoding.within(sent, begun) > 0
+            if beside == while_busy and sent >= free_ms and not _queued(request, load.prefills):
+                yield load, request, begun - sent + request.token_ms[0] - request.prefilled_ms
+            free_ms = max(free_ms, min(begun, sent + come_ms))
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

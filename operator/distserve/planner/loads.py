@@ -23,6 +23,8 @@ from distserve.strategies.time_model import TimeModel
 
 _SAME_MS = 0.2
 """A step ends for its requests one after another."""
+_JITTER_MS = 5.0
+"""Of ways. What overlaps by more are pieces of steps, or of a prompt that took several."""
 WINDOW_STEPS = 8
 """Of a stream at a time: tokens reach a client a little sooner or later than their step ends."""
 
@@ -176,14 +178,17 @@ class LoadRecord:
 
     @cached_property
     def prefilling(self) -> Cover:
-        """On the clock of the tokens: a prefill ends when its first token comes to the client. News
-        is late by more or less, and steps of an engine do not overlap: by what they seem to, the
-        earlier one was earlier. (Pieces of decode steps do: of these up to half.)"""
-        intervals = sorted(map(_on_clock_of_tokens, self.prefills), key=lambda both: -both[1])
+        """On the clock of the tokens: a prefill ends when its first token comes to the client.
+        Where two followed each other and seem to overlap, news of the first was late: then it was
+        as much earlier."""
         found: list[tuple[float, float]] = []
-        for begin, end in intervals:
-            early = max(0.0, min(end - found[-1][0], (end - begin) / 2)) if found else 0.0
-            found.append((begin - early, end - early))
+        later: Prefill | None = None
+        for prefill in sorted(self.prefills, key=_told_ms, reverse=True):
+            end = _told_ms(prefill)
+            if later is not None and prefill.ended_ms - later.begun_ms < _JITTER_MS:
+                end = min(end, found[-1][0])
+            found.append((end - (prefill.ended_ms - prefill.begun_ms), end))
+            later = prefill
         return Cover(found)
 
     @cached_property
@@ -310,9 +315,9 @@ def read_loads(path: Path | str, origins: Collection[Origin]) -> list[LoadRecord
     ]
 
 
-def _on_clock_of_tokens(prefill: Prefill) -> tuple[float, float]:
-    late_ms = min(request.token_ms[0] - request.prefilled_ms for request in prefill.requests)
-    return prefill.begun_ms + late_ms, prefill.ended_ms + late_ms
+def _told_ms(prefill: Prefill) -> float:
+    """When its end was told to a client, at the earliest."""
+    return prefill.ended_ms + min(r.token_ms[0] - r.prefilled_ms for r in prefill.requests)
 
 
 def _same_step(one: LoadRequest, other: LoadRequest) -> bool:

@@ -34,7 +34,7 @@ class Serving:
     """That these take longer while others decode; below 0 where they pass while a step does, for
     which a request waits anyway."""
     stream_request_ms: float = 0.0
-    """Besides, for each of these others."""
+    """Besides, for each of these others; in the mean over the instances that decode."""
     prompt_ms: float = 0.0
     """That a prefill step takes longer for each prompt in it."""
     prefill_step_longer: float = 0.0

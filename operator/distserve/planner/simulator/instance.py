@@ -82,10 +82,10 @@ class Instance:
     def submit(self, request: int, streams: float = 0) -> None:
         """Queue a request for prefill, behind those who are on their way; others of this instant
         queue before a step begins. `streams`: that decode where it comes."""
-        now = self.simulation.now
+        now, others = self.simulation.now, self.coming
         self.coming += 1
         self._comes_ms = max(self._comes_ms, now + self.spec.serving.way_ms(request, streams))
-        if self._comes_ms > now:
+        if others or self._comes_ms > now:
             self.simulation.at(self._comes_ms, self._queue, request)
         else:
             self._queue(request)
@@ -107,15 +107,18 @@ class Instance:
         self.wake()
 
     def disturb(self) -> None:
-        """A request comes: a decode step under way is the longer for it, else the next step, of
-        whatever kind, begins later."""
+        """A request comes: a decode step under way is the longer for it, else the next step begins
+        later. Where batches follow each other through a pipeline, their next one is longer."""
         if not (self.decoding and self.spec.serving.coming_ms):
             return
         self._came += 1
-        self.wake()
+        if self._alone is not None:
+            self._cut_short(self._alone)
         step = self._under_way
         if step is not None and step.decode is not None:
             self._put_off(step, step.pace * self._coming_ms())
+        else:
+            self.wake()
 
     @property
     def hears_ms(self) -> float:
@@ -123,10 +126,8 @@ class Instance:
         measured of a deployment, at once."""
         if not self.spec.serving or self._ending:
             return self.simulation.now
-        if self._alone is not None:
-            return self._alone.start_ms + self._rounds_ms(
-                self._alone, self._rounds_begun(self._alone)
-            )
+        if (step := self._alone) is not None:
+            return step.start_ms + self._rounds_ms(step, self._rounds_begun(step))
         return max(self.simulation.now, self._stage_free_ms[-1])
 
     @property
@@ -191,7 +192,7 @@ class Instance:
     def _begin(self) -> None:
         if self._stage_free_ms[0] > self.simulation.now or self._alone is not None:
             return
-        if self._came:
+        if self._came and self.spec.pp == 1:
             self._hear()
         elif (step := self._choose(self)) is not None:
             self._start(step)
@@ -200,24 +201,25 @@ class Instance:
     def _hear(self) -> None:
         """Who comes meanwhile may be in the step that follows, too."""
         now, pace = self.simulation.now, self.spec.serving.pace
-        heard = now + pace.at(now, False, self.number) * self._coming_ms()
-        self._stage_free_ms[0] = heard
-        self.simulation.at(heard, self._begin)
+        coming_ms = pace.at(now, False, self.number) * self._coming_ms()
+        self.busy_ms += coming_ms
+        self._stage_free_ms[0] = now + coming_ms
+        self.simulation.at(now + coming_ms, self._begin)
 
     def _start(self, step: Step) -> None:
         now, pp = self.simulation.now, self.spec.pp
-        joining_ms = self._joining_ms(step)
+        requests_ms = self._requests_ms(step)
         serving = self.spec.serving
         step.machine_pace = serving.pace.at(now, bool(step.chunks), self.number)
         if step.chunks and not step.decode:
             step.machine_pace *= serving.prefill_spread.at(self._prefills, PREFILLS, self.number)
             self._prefills += 1
         step.pace = self._pace(step)
-        stage_ms = step.pace * (self._measure(step) + joining_ms)
+        stage_ms = step.pace * (self._measure(step) + requests_ms)
         step.start_ms = now
         step.first_ms = stage_ms
         free = self._stage_free_ms
-        alone = not step.chunks and not joining_ms and not self.simulation.step_by_step
+        alone = not step.chunks and not requests_ms and not self.simulation.step_by_step
         if free[-1] <= now and alone:
             self._advance_alone(step)
             return
@@ -229,16 +231,16 @@ class Instance:
         if pp > 1:
             self.simulation.at(free[0], self._begin)
 
-    def _joining_ms(self, step: Step) -> float:
-        """Of one stage, for those whose first decode step it is."""
+    def _requests_ms(self, step: Step) -> float:
+        """Of one stage of a decode step, for those whose first one it is, and who have come."""
         if step.decode is None:
             return 0.0
         serving = self.spec.serving
         joined, self._joined = self._joined, 0
-        return serving.among(self.decoding) * serving.joining_ms * joined / self.spec.pp
+        joining_ms = serving.among(self.decoding) * serving.joining_ms * joined / self.spec.pp
+        return joining_ms + self._coming_ms()
 
     def _coming_ms(self) -> float:
-        """Of one stage, for those who have come."""
         serving = self.spec.serving
         came, self._came = self._came, 0
         return serving.among(self.decoding) * serving.coming_ms * came / self.spec.pp
@@ -316,7 +318,7 @@ class Instance:
 
     def _end(self, step: Step, told: int) -> None:
         if told != step.ends_told:
-            return  # the neighbours have put it off, or brought it forward
+            return  # it was put off, or brought forward
         simulation = self.simulation
         self._under_way = None
         duration = series_ms(step.rounds, step.first_ms, step.growth_ms) + step.late_ms
@@ -374,10 +376,7 @@ class Instance:
         if self._alone is not None and self._alone.pace != self._pace(self._alone):
             self._cut_short(self._alone)
         step = self._under_way
-        if step is None:
-            return
-        pace = self._pace(step)
-        if step.pace == pace:
+        if step is None or step.pace == (pace := self._pace(step)):
             return
         left_ms = step.end_ms - self.simulation.now
         self._put_off(step, left_ms * (pace / step.pace - 1))

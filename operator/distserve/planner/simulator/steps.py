@@ -60,7 +60,7 @@ class Step:
     pace: float = 1.0
     """The same beside the neighbours, who may change it under way."""
     late_ms: float = 0.0
-    """By changes of pace under way."""
+    """By changes of pace under way, and for those who came."""
     end_ms: float = 0.0
     ends_told: int = 0
     """Events that were made of its end; the last one holds."""

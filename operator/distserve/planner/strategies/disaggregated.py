@@ -49,6 +49,7 @@ class Disaggregated(SimulatedStrategy):
         return [*self.prefill, *self.decode]
 
     def arrive(self, request: int) -> None:
+        # It was measured beside one of them: others have cores of their own.
         streams = fmean(instance.decoding for instance in self.decode)
         min(self.prefill, key=lambda instance: instance.load).submit(request, streams)
         # One of them alone, as in the deployment that was measured, which has one.
